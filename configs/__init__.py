@@ -1,0 +1,96 @@
+"""Profiles: one TOML file each, checked when it is read. A setting is explained here and nowhere else.
+
+`load("laptop")` reads configs/laptop.toml; `load("mine.toml")` reads any file. The ALL_CAPS constants of train.py are
+in the `[train]` table; `configs.knobs` writes them into the file.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+FOLDER = Path(__file__).resolve().parent
+Positive = Annotated[int, pydantic.Field(gt=0)]
+
+
+class Table(pydantic.BaseModel):
+    """A TOML table: immutable, and a key it does not know is an error."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Table):
+    source: str  # folder of the shards: a path (relative to configs/) or an https:// address
+    train: tuple[str, ...] = pydantic.Field(min_length=1)  # parquet files with a column `text`
+    validation: str  # parquet file; never reaches a box
+    checksums: str | None = None  # a SHA256SUMS file in the source; without it the first download is trusted
+    license: str  # shown at every preparation
+    validation_documents: Positive  # the first N documents of the validation file are the scored list
+    vocab_sizes: tuple[Annotated[int, pydantic.Field(ge=256, le=65536)], ...] = pydantic.Field(min_length=1)
+    sequence_length: Positive  # training rows are packed for this length; other lengths are packed in the box
+    tokenizer_characters: Positive = 1_000_000_000  # the tokenizer is trained on at most this much text
+
+
+class Budget(Table):
+    kind: Literal["flops", "seconds"]  # CPU: flops, so that a busy machine does not move the score; GPU: seconds
+    amount: pydantic.PositiveFloat  # FLOPs of one training, or seconds from go to the checkpoint's last byte
+    slack_seconds: pydantic.NonNegativeFloat = 5.0  # grace after a `seconds` budget, the same for every candidate
+
+
+class Limits(Table):
+    startup_seconds: pydantic.PositiveFloat = 180.0  # process start to ready: imports, model, compile
+    train_seconds: pydantic.PositiveFloat = 900.0  # go to checkpoint while no baseline has set a tighter cap
+    eval_seconds: pydantic.PositiveFloat = 120.0  # the claims box, from ready to the last claim
+    memory_gib: pydantic.PositiveFloat = 8.0  # resident memory of the whole box
+    tmp_mib: Positive = 512  # size of each tmpfs in the box: /tmp, /scratch, /dev/shm
+    tasks: Positive = 256  # processes and threads in the box
+    checkpoint_mib: Positive = 4096
+
+
+class Night(Table):
+    trials: Positive | None = None  # None: until the hours are over
+    hours: pydantic.PositiveFloat | None = None
+    proposer: Literal["tpe", "llm", "mixed", "command", "replay"] = "tpe"
+    patches: str | None = None  # replay: the folder of patches (relative to configs/)
+
+
+class Profile(Table):
+    name: str
+    description: str
+    device: Literal["cpu", "cuda", "mps"]
+    threads: Positive = 1  # CPU threads of a box; more is slower on a shared machine
+    data: Data
+    budget: Budget
+    limits: Limits = Limits()
+    night: Night = Night()
+    train: dict[str, bool | int | float | str | list[float]] = {}  # knobs written into train.py by the night's first commit
+
+
+class ProfileError(ValueError):
+    """A profile that cannot be used; the text names the file, the key and what is allowed."""
+
+
+def names() -> list[str]:
+    """The profiles that ship with the project."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml") if path.stem != "search_space")
+
+
+def load(name: str) -> Profile:
+    """Reads a profile by name, or by path if it ends in .toml.
+
+    Raises ProfileError for an unknown name, a file that is no TOML, or a key or value the model does not allow.
+    """
+    path = Path(name).expanduser() if name.endswith(".toml") else FOLDER / f"{name}.toml"
+    if not path.is_file() or path.stem == "search_space":
+        raise ProfileError(f"unknown profile {name!r}: choose one of {', '.join(names())}, or give the path of a .toml file")
+    try:
+        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        return Profile(name=path.stem, **table)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ProfileError(f"profile {path}: not valid TOML: {error}") from error
+    except pydantic.ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in error.errors())
+        raise ProfileError(f"profile {path}: {problems}") from error

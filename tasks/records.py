@@ -1,0 +1,202 @@
+"""The records that cross a task's border, and the errors that end a command.
+
+Every record is frozen and complete when it is built: a field that can be unknown is ``None`` and says why.
+A candidate that crashes, hangs or cheats is a value (`RunResult.status`); an exception means that we failed.
+
+    NightlyError            base; its text names the value, the limit and the remedy
+      UsageError            the person at the keyboard must act: flag, profile, tag, checkout       exit 2
+      DataError             the data must be mended: missing, corrupt or overlapping shards         exit 1
+      BoxError              this machine cannot run the sandbox or it broke                         exit 1
+      BaselineStopped       the unpatched train.py itself does not get through                      exit 3
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from typing import Any, Literal
+
+Status = Literal[
+    "ok",
+    "rejected_patch",
+    "startup_timeout",
+    "startup_crashed",
+    "train_timeout",
+    "train_crashed",
+    "bad_checkpoint",
+    "protocol_error",
+    "out_of_memory",
+    "too_many_tasks",
+    "eval_startup_timeout",
+    "eval_startup_crashed",
+    "eval_timeout",
+    "eval_crashed",
+    "bad_claims",
+    "audit_startup_timeout",
+    "audit_startup_crashed",
+    "audit_timeout",
+    "audit_crashed",
+    "audit_failed",
+    "sandbox_error",
+]
+Decision = Literal["keep", "discard", "confirm"]
+
+
+class NightlyError(Exception):
+    """Base of every error that the command line prints as one plain message."""
+
+    exit_code = 1
+
+
+class UsageError(NightlyError):
+    exit_code = 2
+
+
+class DataError(NightlyError):
+    pass
+
+
+class BoxError(NightlyError):
+    pass
+
+
+class BaselineStopped(NightlyError):
+    exit_code = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class FileRef:
+    """A file by content: what cached tasks return instead of data. `sha256` is lower-case hex."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A prepared dataset. `public` may be read by a candidate at any time, `train` only after go, `validation` never."""
+
+    fingerprint: str  # sha256 over the shards, the tokenizer and the preparation's version
+    public: str  # folder: meta.json, tokenizer_<V>.json, token_bytes_<V>.npy
+    train: str  # folder: tokens_<V>.bin, lengths_<V>.npy, rows_<V>_<T>.npy
+    validation: str  # folder: stream_<V>.npy, manifest.json
+    validation_bytes: int  # UTF-8 bytes of the scored documents, the denominator of bits per byte
+    cached: tuple[str, ...] = ()  # the steps that were served from the cache this time
+
+
+@dataclasses.dataclass(frozen=True)
+class Caps:
+    """What a run may use, from the baseline's own figures: 1.5x its CPU-seconds and 3x its wall (design, Budgets)."""
+
+    cpu_seconds: float | None
+    wall_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """One training of one candidate with one seed, as the judge saw it. Scores are in bits per byte, `None` unless ok."""
+
+    status: Status
+    reason: str
+    val_bpb: float | None
+    claimed_bpb: float | None
+    audit_gap: float | None  # nats per target; None until the run is audited
+    seconds: float | None  # go to the checkpoint's last byte, the judge's clock
+    cpu_seconds: float | None  # the same span, whole process tree
+    tokens: int | None  # self-reported
+    startup_seconds: float | None
+    isolation: str
+    metric_version: int
+    profile: str
+    seed: int
+    peak_memory_bytes: int | None = None
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)  # self-reported, shown, never trusted
+    curve: tuple[tuple[int, int, float], ...] = ()  # (step, tokens, training loss in nats), self-reported
+    log: str = ""  # the box's stdout and stderr, first and last 32 KiB
+
+    def summary(self) -> dict[str, Any]:
+        """The fields for the ledger and for `trial --json`: everything but the curve, the log and the shown metrics."""
+        whole = dataclasses.asdict(self)
+        for bulky in ("curve", "log", "metrics"):
+            del whole[bulky]
+        return whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Baseline:
+    """The unpatched train.py on this dataset, budget and hardware: runs with seeds 1, 2, 3."""
+
+    runs: tuple[RunResult, ...]
+    hardware: str  # fingerprint; scores of different fingerprints are never compared
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        return tuple(run.val_bpb for run in self.runs if run.val_bpb is not None)
+
+    @property
+    def val_bpb(self) -> float:
+        return statistics.fmean(self.scores)
+
+    @property
+    def caps(self) -> Caps:
+        return Caps(
+            cpu_seconds=1.5 * statistics.median(run.cpu_seconds or 0.0 for run in self.runs),
+            wall_seconds=3.0 * statistics.median(run.seconds or 0.0 for run in self.runs),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Proposal:
+    """A candidate train.py and where it came from. `problem` is set when the proposer's patch could not be used."""
+
+    source: str  # the whole candidate file
+    summary: str  # one line, a git subject: "DEPTH 3 -> 2"
+    proposer: str  # tpe, llm, command, replay
+    problem: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What the rule says of a trial. `z` is in standard errors, positive when the candidate is better, None when unscored."""
+
+    decision: Decision
+    reason: str
+    z: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One finished trial: what the ledger holds of it, and all that a proposer may learn from."""
+
+    number: int  # 1, 2, ...; the baseline is 0
+    proposer: str
+    summary: str
+    status: Status
+    verdict: Decision
+    reason: str
+    z: float | None
+    val_bpb: float | None  # mean over its runs
+    scores: tuple[float, ...]
+    seeds: tuple[int, ...]
+    knobs: dict[str, Any]  # the candidate's ALL_CAPS constants
+    ast_sha256: str | None  # None when it does not parse
+    parent: str  # commit it was proposed against
+    commit: str  # its own commit under refs/trials/<tag>/<number>
+    seconds: float | None = None  # mean training seconds of its runs
+    peak_memory_bytes: int | None = None
+    isolation: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class NightSoFar:
+    """Everything a proposer is given: it keeps no state of its own, so a resumed night proposes as the old one would."""
+
+    tag: str
+    seed: int
+    next_trial: int
+    champion: str  # source of the champion's train.py
+    champion_bpb: float
+    baseline_bpb: float
+    baseline_knobs: dict[str, Any]
+    trials: tuple[Trial, ...]
