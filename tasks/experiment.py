@@ -7,6 +7,8 @@ never retried by Prefect: a crash is a result.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,10 +23,11 @@ from tasks import hardware
 from tasks.judge import protocol, scoring
 from tasks.judge.box import open_box
 from tasks.judge.bwrap import BoxSpec, BoxUnavailable, Gate, Isolation
-from tasks.records import Baseline, BaselineStopped, BoxError, Caps, Dataset, RunResult
+from tasks.records import Baseline, BaselineStopped, BoxError, Caps, Dataset, FileRef, RunResult
 from trainer import prepare
 
 TRAINER = Path(prepare.__file__).parent
+FIXED_FILES = ("__init__.py", "prepare.py", "harness.py")  # beside the candidate in a box
 BASELINE_SEEDS = (1, 2, 3)
 BOX_TRIES = 3  # a box that does not start is our failure: tried again, then the night ends with the reason
 
@@ -141,7 +144,7 @@ def _assemble(source: str, work: Path) -> Path:
     """The package `trainer` as the box sees it: our fixed files and the candidate, readable by the box's uid."""
     package = work / "code" / "trainer"
     package.mkdir(parents=True)
-    for name in ("__init__.py", "prepare.py", "harness.py"):
+    for name in FIXED_FILES:
         shutil.copyfile(TRAINER / name, package / name)
     (package / "train.py").write_text(source, encoding="utf-8", errors="surrogatepass", newline="")
     for path in (package.parent, package, *package.iterdir()):
@@ -158,23 +161,54 @@ def _budget(profile: Profile, caps: Caps | None) -> protocol.Budget:
     return protocol.Budget(kind, amount, caps.wall_seconds, caps.cpu_seconds)
 
 
-def measure_baseline(source: str, profile: Profile, dataset: Dataset, home: Path, isolation: Isolation) -> Baseline:
-    """Runs the unpatched train.py with seeds 1, 2 and 3. Raises BaselineStopped when one does not get through."""
-    runs = []
-    for seed in BASELINE_SEEDS:
-        run = train_candidate(source, profile, dataset, home, seed=seed, caps=None, isolation=isolation)
-        if run.val_bpb is None:
-            raise BaselineStopped(
-                f"the baseline itself was stopped: {run.status}: {run.reason}. Mend trainer/train.py or the profile "
-                f"{profile.name!r}; `./run trial trainer/train.py --profile {profile.name}` shows its log"
-            )
-        runs.append(run)
-    return Baseline(runs=tuple(runs), hardware=hardware.fingerprint(profile.device, profile.threads))
-
-
 @task(name="train-candidate", task_run_name="train seed {seed}", cache_policy=NO_CACHE)
 def train_candidate(
     source: str, profile: Profile, dataset: Dataset, home: Path, *, seed: int, caps: Caps | None, isolation: Isolation
 ) -> RunResult:
     """`run_experiment` as a Prefect task."""
     return run_experiment(source, profile, dataset, home, seed=seed, caps=caps, isolation=isolation)
+
+
+def baseline_facts(source: str, profile: Profile, dataset: Dataset, isolation: Isolation) -> dict[str, str]:
+    """Everything that a baseline's scores depend on: what its cache key is made of."""
+    return {
+        **{name: hashlib.sha256((TRAINER / name).read_bytes()).hexdigest() for name in FIXED_FILES},
+        "train.py": hashlib.sha256(source.encode()).hexdigest(),
+        "dataset": dataset.fingerprint,
+        "budget": profile.budget.model_dump_json(),
+        "hardware": hardware.fingerprint(profile.device, profile.threads),
+        "metric": str(prepare.METRIC_VERSION),
+        "isolation": isolation,
+    }
+
+
+def measure_baseline(source: str, profile: Profile, dataset: Dataset, home: Path, isolation: Isolation) -> Baseline:
+    """Runs the unpatched train.py with seeds 1, 2 and 3. Raises BaselineStopped when one does not get through."""
+    runs = []
+    for seed in BASELINE_SEEDS:
+        run = run_experiment(source, profile, dataset, home, seed=seed, caps=None, isolation=isolation)
+        if run.val_bpb is None:
+            raise BaselineStopped(
+                f"the baseline itself was stopped: {run.status}: {run.reason}. Mend trainer/train.py or the profile "
+                f"{profile.name!r}; `./run trial trainer/train.py --profile {profile.name}` shows its log"
+            )
+        runs.append(run)
+    return Baseline(runs=tuple(runs), hardware=hardware.describe(profile.device, profile.threads))
+
+
+def read_baseline(path: Path) -> Baseline:
+    """The baseline that `baseline_file` wrote."""
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    runs = (RunResult(**{**run, "curve": tuple(map(tuple, run["curve"]))}) for run in saved["runs"])
+    return Baseline(runs=tuple(runs), hardware=saved["hardware"])
+
+
+@task(name="measure-baseline", persist_result=True, cache_key_fn=lambda _, parameters: str(parameters["key"]))
+def baseline_file(
+    key: str, source: str, profile: Profile, dataset: Dataset, home: Path, isolation: Isolation
+) -> FileRef:
+    """`measure_baseline` as a cached Prefect task: a JSON file under data/baselines."""
+    baseline = measure_baseline(source, profile, dataset, home, isolation)
+    folder = home / "data" / "baselines"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileRef.write(folder / f"{key.rpartition(':')[2][:16]}.json", json.dumps(asdict(baseline)).encode())

@@ -13,7 +13,10 @@ A candidate that crashes, hangs or cheats is a value (`RunResult.status`); an ex
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import os
 import statistics
+from pathlib import Path
 from typing import Any, Literal
 
 Status = Literal[
@@ -71,6 +74,21 @@ class FileRef:
     path: str
     sha256: str
     bytes: int
+
+    @classmethod
+    def write(cls, path: Path, content: bytes) -> FileRef:
+        """Writes a small file so that it is there whole or not at all: temporary name, fsync, rename."""
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            with part.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            part.chmod(0o644)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+        return cls(str(path), hashlib.sha256(content).hexdigest(), len(content))
 
 
 @dataclasses.dataclass(frozen=True)

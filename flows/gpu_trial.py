@@ -1,0 +1,48 @@
+"""One trial: train the candidate, and once more with a new seed where one run cannot tell.
+
+A plain function over the task `train-candidate`. On one GPU the night's flow calls it; with several, the same function
+becomes the deployable flow of a GPU work pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from configs import Profile
+from tasks import verdict
+from tasks.experiment import train_candidate
+from tasks.judge.bwrap import Isolation
+from tasks.records import Caps, Dataset, RunResult, Verdict
+
+MOST_RUNS = 2  # a second seed settles it one way or the other
+
+
+def run_trial(
+    source: str,
+    *,
+    lines_added: int,
+    champion_scores: Sequence[float],
+    sd: float,
+    profile: Profile,
+    dataset: Dataset,
+    home: Path,
+    seed: int,
+    caps: Caps,
+    isolation: Isolation,
+) -> tuple[tuple[RunResult, ...], Verdict]:
+    """Runs `source` until the verdict is keep or discard; a stopped run is discarded at once."""
+    runs: list[RunResult] = []
+    while True:
+        run = train_candidate(
+            source, profile, dataset, home, seed=seed + len(runs), caps=caps, isolation=isolation
+        )
+        runs.append(run)
+        if run.val_bpb is None:
+            return tuple(runs), verdict.failed(run.status, run.reason)
+        scores = [r.val_bpb for r in runs if r.val_bpb is not None]
+        decided = verdict.decide(champion_scores, scores, sd, lines_added)
+        if decided.decision != "confirm":
+            return tuple(runs), decided
+        if len(runs) == MOST_RUNS:
+            raise AssertionError(f"the rule asked for a run beyond {MOST_RUNS}")

@@ -1,0 +1,152 @@
+"""The state folder, the settings of Prefect and MLflow that follow from it, and the servers that we start.
+
+Without PREFECT_API_URL a command talks to the `./run server` of the same state folder if one is up, else to a private
+server that it starts while it imports and that dies with it, also after kill -9. (Prefect's own ephemeral server would be
+orphaned then, and gives up on a slow machine after 20 s.) This module imports neither: settings must be there first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from tasks.records import NightlyError, UsageError
+
+ROOT = Path(__file__).resolve().parent.parent  # the checkout
+START_SECONDS = 120.0
+
+
+def state_home() -> Path:
+    """$NIGHTLY_HOME, default .nightly in the checkout; made if need be. Raises UsageError if it cannot be written."""
+    home = Path(os.environ.get("NIGHTLY_HOME") or ROOT / ".nightly").expanduser().resolve()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        home.chmod(0o755)  # a box runs under another uid and must reach the dataset below
+    except OSError as error:
+        raise UsageError(f"NIGHTLY_HOME = {home} cannot be used: {error.strerror}. Name a folder that you own") from error
+    return home
+
+
+def configure(home: Path) -> None:
+    """Sets what Prefect and MLflow read from the environment, before either is imported. What the user set stays."""
+    defaults = {
+        "NIGHTLY_HOME": str(home),
+        "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(home / "prefect" / "ui"),
+        "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": "%(asctime)s | %(message)s",
+        "DO_NOT_TRACK": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default blocks four minutes a call when the server is down
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    }
+    for key, value in defaults.items():
+        os.environ.setdefault(key, value)
+
+
+def mlflow_uri(home: Path) -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+
+
+def free_port(wanted: int = 0) -> int:
+    """`wanted` if nobody listens there, else any free port of 127.0.0.1."""
+    for port in (wanted, 0):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    raise NightlyError("no free port on 127.0.0.1")
+
+
+def spawn(argv: list[str], **environment: str) -> subprocess.Popen[bytes]:
+    """A child that gets SIGTERM when this thread ends, however it ends. Call it from the main thread."""
+    if setpriv := shutil.which("setpriv"):  # not on macOS: there a kill -9 leaves the child
+        argv = [setpriv, "--pdeathsig", "TERM", *argv]
+    return subprocess.Popen(argv, env={**os.environ, **environment}, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+
+
+def end(child: subprocess.Popen[bytes]) -> None:
+    child.terminate()
+    try:
+        child.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def start_prefect(port: int, *, ui: bool) -> subprocess.Popen[bytes]:
+    """Starts a Prefect server on 127.0.0.1; `await_prefect` waits for it."""
+    return spawn(
+        [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
+        + ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
+        + ["--timeout-graceful-shutdown", "3"],
+        PREFECT_SERVER_UI_ENABLED="true" if ui else "false",
+        PREFECT_API_URL="",
+        PREFECT_UI_API_URL=f"http://127.0.0.1:{port}/api",
+        PREFECT_SERVER_LOGGING_LEVEL="ERROR",
+        PREFECT_LOGGING_LEVEL="ERROR",
+    )
+
+
+def is_healthy(api_url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{api_url}/health", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def await_prefect(api_url: str, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not is_healthy(api_url):
+        if server.poll() is not None:
+            raise NightlyError(f"the Prefect server ended at its start (exit {server.returncode}); its message is above")
+        if time.monotonic() > deadline:
+            raise NightlyError(f"the Prefect server did not answer at {api_url} within {START_SECONDS:.0f} s")
+        time.sleep(0.1)
+
+
+def running_server(home: Path) -> str | None:
+    """The API address of a live `./run server` of this state folder."""
+    try:
+        url = str(json.loads((home / "server.json").read_text())["prefect"])
+    except (OSError, ValueError, KeyError):
+        return None
+    return url if is_healthy(url) else None
+
+
+@contextlib.contextmanager
+def prefect_api(home: Path) -> Iterator[None]:
+    """PREFECT_API_URL for the block: the user's, a running `./run server`'s, or a private server's that ends with it."""
+    known = os.environ.get("PREFECT_API_URL") or running_server(home)
+    if known:
+        os.environ["PREFECT_API_URL"] = known
+        import prefect  # noqa: F401
+
+        yield
+        return
+    port = free_port()
+    server = start_prefect(port, ui=False)
+    try:
+        os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+        import prefect  # noqa: F401  # both start at once: this takes about as long as the server
+
+        await_prefect(os.environ["PREFECT_API_URL"], server)
+        yield
+    finally:
+        from prefect.logging.handlers import APILogHandler
+
+        APILogHandler.flush()  # or its last lines find nobody to take them
+        del os.environ["PREFECT_API_URL"]
+        end(server)

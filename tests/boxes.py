@@ -1,0 +1,124 @@
+"""A miniature of everything a run needs but torch: a dataset of a few bytes and candidates of a few lines, for real boxes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from configs import Budget, Data, Limits, Profile
+from tasks.judge.bwrap import BoxSpec, Gate
+from tasks.records import Dataset
+
+VOCAB, LENGTH = 256, 8
+STREAM = np.array([255, 1, 2, 3, 255, 4, 5, 6, 7, 8, 9], dtype=np.uint16)  # two documents, BOS = 255
+
+HONEST = """
+import torch
+import trainer.harness as harness
+from trainer import prepare
+
+VOCAB_SIZE = 256
+MAX_SEQ_LEN = 8
+DEVICE_BATCH_SIZE = 2
+
+
+class Uniform(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.zeros(256))
+
+    def forward(self, idx, targets=None, reduction="mean"):
+        logits = self.logits.expand(*idx.shape, 256)
+        if targets is None:
+            return logits
+        return torch.nn.functional.cross_entropy(logits.reshape(-1, 256), targets.reshape(-1), reduction=reduction)
+
+
+def load_model(path, device):
+    model = Uniform()
+    model.load_state_dict(torch.load(path, weights_only=True))
+    return model
+
+
+def main():
+    budget = harness.ready(flops_per_token=1.0)
+    rows = prepare.train_rows(MAX_SEQ_LEN)
+    tokens = 0
+    while budget.progress(tokens) < 1.0:
+        tokens += rows[:, 1:].size
+        harness.log(step=tokens, tokens=tokens, loss=1.0)
+    harness.finish(Uniform().state_dict(), answer=42)
+"""
+
+
+def make_profile(**limits) -> Profile:
+    """A CPU profile whose budget is a few hundred tokens."""
+    data = Data(
+        source="corpus",
+        train=("a",),
+        validation="b",
+        license="none",
+        validation_documents=2,
+        vocab_sizes=(VOCAB,),
+        sequence_length=LENGTH,
+        tokenizer_characters=1,
+    )
+    defaults = {"startup_seconds": 60, "train_seconds": 30, "eval_seconds": 30, "memory_gib": 2}
+    return Profile(
+        name="tiny",
+        description="for tests",
+        device="cpu",
+        data=data,
+        budget=Budget(kind="flops", amount=300),
+        limits=Limits(**{**defaults, **limits}),
+    )
+
+
+def make_dataset(folder: Path) -> Dataset:
+    """A prepared dataset over a vocabulary of bytes. Its nine scored tokens are nine bytes: uniform logits score 8."""
+    public, train, validation = (folder / name for name in ("public", "train", "validation"))
+    for path in (folder, public, train, validation):
+        path.mkdir(exist_ok=True)
+    token_bytes = np.ones(VOCAB, dtype=np.int32)
+    token_bytes[255] = 0
+    np.save(public / f"token_bytes_{VOCAB}.npy", token_bytes)
+    meta = {
+        "fingerprint": "test",
+        "vocab_sizes": [VOCAB],
+        "sequence_length": LENGTH,
+        "bos": {str(VOCAB): 255},
+        "license": "none",
+        "metric_version": 1,
+    }
+    (public / "meta.json").write_text(json.dumps(meta))
+    np.save(train / f"rows_{VOCAB}_{LENGTH}.npy", np.arange(4 * (LENGTH + 1), dtype=np.uint16).reshape(4, -1))
+    np.save(validation / f"stream_{VOCAB}.npy", STREAM)
+    (validation / "manifest.json").write_text(json.dumps({"bytes": 9, "documents": 2}))
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return Dataset("test", str(public), str(train), str(validation), 9)
+
+
+def make_spec(folder: Path, **changes) -> BoxSpec:
+    """A box over `folder`, with an empty package in the candidate's place."""
+    code, content, public = folder / "code", folder / "content", folder / "public"
+    for path in (code, content, public):
+        path.mkdir(exist_ok=True)
+        path.chmod(0o755)
+    (content / "rows").write_text("rows")
+    (content / "rows").chmod(0o644)
+    parts = {
+        "role": "train",
+        "code": code,
+        "public": public,
+        "gate": Gate.closed(folder / "gate", content),
+        "home": folder,
+        "isolation": "bwrap",
+        "seed": 1,
+        "device": "cpu",
+        "threads": 1,
+        "memory_bytes": 512 * 2**20,
+        "tasks": 32,
+        "tmp_bytes": 16 * 2**20,
+    }
+    return BoxSpec(**{**parts, **changes})

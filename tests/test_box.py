@@ -1,0 +1,191 @@
+"""Real boxes, no torch: what gets in, what gets out, and that nothing stays."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tasks.judge import probe, watchdog
+from tasks.judge.box import open_box, sweep
+from tasks.judge.bwrap import BoxUnavailable, box_name
+from tests.boxes import make_spec
+
+SAY = """
+import json, os, socket, sys, time
+wire = socket.socket(fileno=int(os.environ["NIGHTLY_FD"]))
+def say(value):
+    wire.sendall(json.dumps(value).encode() + b"\\n")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    yield tmp_path
+    (tmp_path / "gate").chmod(0o755)
+
+
+def answer(box):
+    box.wire.settimeout(20)
+    data = b""
+    while not data.endswith(b"\n"):
+        chunk = box.wire.recv(65536)
+        assert chunk, f"the box ended: {box.log.text()}"
+        data += chunk
+    return json.loads(data)
+
+
+def test_the_probe_holds_on_this_machine(folder):
+    failed = [name for name, holds, _ in probe.probe(folder / "home") if not holds]
+    (folder / "gate").mkdir()
+    assert failed == []
+
+
+def test_a_box_sees_no_secret_of_ours(folder, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    code = SAY + 'say([open(f"/proc/{p}/environ").read() for p in os.listdir("/proc") if p.isdigit()])'
+    with open_box(make_spec(folder), ["-c", code]) as box:
+        environments = answer(box)
+    assert environments
+    assert not any("sk-secret" in text or str(Path.home()) + "\0" in text for text in environments)
+
+
+def test_the_gate_opens_for_a_running_box(folder):
+    code = SAY + (
+        "\ntry: os.listdir('/data/d'); say('open')\nexcept PermissionError: say('closed')\n"
+        "wire.recv(1); say(open('/data/d/rows').read())"
+    )
+    spec = make_spec(folder)
+    with open_box(spec, ["-c", code]) as box:
+        assert answer(box) == "closed"
+        spec.gate.open()
+        box.wire.send(b"g")
+        assert answer(box) == "rows"
+
+
+def test_no_host_path_is_writable(folder):
+    code = SAY + (
+        "\nwrote = []\nfor top, folders, files in os.walk('/'):\n"
+        "    folders[:] = [] if top.startswith(('/proc', '/sys')) else folders\n"
+        "    try: open(top + '/mark', 'w').close(); wrote.append(top)\n"
+        "    except OSError: pass\n"
+        "say(wrote)"
+    )
+    with open_box(make_spec(folder), ["-c", code]) as box:
+        wrote = answer(box)
+    assert {path for path in wrote if not path.startswith(("/tmp", "/scratch", "/dev/shm"))} == set()
+    assert list(folder.rglob("mark")) == []
+
+
+def test_a_daemon_dies_with_its_box(folder):
+    code = SAY + "\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(600)\n    os._exit(0)\ntime.sleep(0.2); say(1); time.sleep(600)"
+    with open_box(make_spec(folder), ["-c", code]) as box:
+        answer(box)
+        tree = watchdog.process_tree(box.process.pid)
+        assert len(tree) >= 4
+    assert [pid for pid, born in tree.items() if watchdog.is_alive(pid, born)] == []
+
+
+def test_300_mb_of_output_keep_both_ends(folder):
+    code = SAY + "\nprint('first');\nfor _ in range(300): sys.stdout.write('x' * 2**20)\nprint('\\nlast \\x1b[31m'); sys.stdout.flush(); say(1)"
+    with open_box(make_spec(folder), ["-c", code]) as box:
+        answer(box)
+        box.kill()
+        log = box.log.text()
+    assert log.startswith("first\n")
+    assert log.endswith("\nlast [31m\n")
+    assert "bytes left out" in log
+    assert len(log) < 70_000
+
+
+def test_too_much_memory_is_named(folder):
+    code = SAY + "\nx = bytearray(2**30)\nfor i in range(0, 2**30, 4096): x[i] = 1\nsay(1)"
+    with open_box(make_spec(folder, memory_bytes=64 * 2**20), ["-c", code]) as box:
+        box.process.wait(timeout=30)
+        box.watchdog.stop()
+        assert box.watchdog.verdict is not None
+        assert box.watchdog.verdict[0] == "out_of_memory"
+
+
+def test_too_many_tasks_are_named(folder):
+    code = SAY + "\nfor _ in range(60):\n    if os.fork() == 0: time.sleep(60); os._exit(0)\ntime.sleep(60)"
+    with open_box(make_spec(folder), ["-c", code]) as box:
+        box.process.wait(timeout=30)
+        box.watchdog.stop()
+        assert box.watchdog.verdict is not None
+        assert box.watchdog.verdict[0] == "too_many_tasks"
+
+
+def test_cpu_seconds_count_children_that_have_ended(folder):
+    code = SAY + (
+        "\nif os.fork() == 0:\n    end = time.process_time() + 0.5\n    while time.process_time() < end: pass\n    os._exit(0)\n"
+        "os.wait(); say(1); wire.recv(1)"
+    )
+    with open_box(make_spec(folder), ["-c", code]) as box:
+        answer(box)
+        assert box.watchdog.cpu_seconds() >= 0.5
+
+
+def test_a_box_that_cannot_start_says_why(folder, monkeypatch):
+    monkeypatch.setattr("tasks.judge.bwrap.find_bwrap", lambda: Path("/bin/false"))
+    found = probe.probe(folder / "home")
+    (folder / "gate").mkdir()
+    assert [(name, holds) for name, holds, _ in found] == [("a box starts", False)]
+
+
+def test_no_bwrap_anywhere_names_the_remedy(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
+    from tasks.judge import bwrap
+
+    with pytest.raises(BoxUnavailable, match="apt install bubblewrap"):
+        bwrap.find_bwrap()
+
+
+def test_kill_9_of_the_judge_takes_the_box_along(folder):
+    script = (
+        "import sys, time\nfrom pathlib import Path\nfrom tasks.judge.box import open_box\nfrom tests.boxes import make_spec\n"
+        "with open_box(make_spec(Path(sys.argv[1])), ['-c', 'import time; time.sleep(600)']) as box:\n"
+        "    time.sleep(0.5); print(box.process.pid, flush=True); time.sleep(600)"
+    )
+    judge = subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent)
+    assert judge.stdout is not None
+    pid = int(judge.stdout.readline())
+    tree = watchdog.process_tree(pid)
+    assert len(tree) >= 3
+    judge.kill()
+    judge.wait()
+    judge.stdout.close()
+    for _ in range(100):
+        if not any(watchdog.is_alive(pid, born) for pid, born in tree.items()):
+            break
+        time.sleep(0.05)
+    assert [pid for pid, born in tree.items() if watchdog.is_alive(pid, born)] == []
+
+
+def test_sweep_ends_only_orphaned_boxes_of_this_folder(folder):
+    def pretend(name: str) -> int:
+        """An orphan whose command line reads as a bwrap with this host name."""
+        script = f"exec -a bwrap sleep 600 & echo $!"
+        argv0 = ["bash", "-c", f"(exec -a bwrap {sys.executable} -c 'import time; time.sleep(600)' --hostname {name}) >/dev/null 2>&1 & echo $!"]
+        del script
+        return int(subprocess.run(argv0, capture_output=True, check=True).stdout)
+
+    mine, other = pretend(box_name(folder)), pretend(box_name(folder / "other"))
+    try:
+        for _ in range(100):
+            if watchdog.parent_of(mine) == 1:
+                break
+            time.sleep(0.01)
+        ended = sweep(folder)
+        (folder / "gate").mkdir()
+        assert mine in ended
+        assert other not in ended
+    finally:
+        for pid in (mine, other):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, 9)

@@ -1,0 +1,151 @@
+"""Real runs of small candidates through real boxes: what each does to itself, and what the judge makes of it."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from tasks import experiment
+from tasks.records import BaselineStopped, BoxError, Caps
+from tests.boxes import HONEST, make_dataset, make_profile
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("dataset"))
+
+
+@pytest.fixture
+def run(dataset, tmp_path):
+    def run(source: str, caps: Caps | None = None, **limits):
+        profile = make_profile(**limits)
+        result = experiment.run_experiment(source, profile, dataset, tmp_path, seed=7, caps=caps, isolation="bwrap")
+        assert list((tmp_path / "boxes").iterdir()) == []
+        return result
+
+    return run
+
+
+def changed(old: str, new: str) -> str:
+    assert old in HONEST
+    return HONEST.replace(old, new)
+
+
+def test_an_honest_candidate_is_scored_by_the_judge(run):
+    result = run(HONEST)
+    assert (result.status, result.seed, result.isolation, result.metric_version) == ("ok", 7, "bwrap", 1)
+    assert result.val_bpb == pytest.approx(8.0, abs=1e-6)
+    assert result.claimed_bpb == result.val_bpb
+    assert result.audit_gap is None
+    assert result.tokens == 320
+    assert result.metrics == {"answer": 42.0}
+    assert len(result.curve) == 10
+    assert result.startup_seconds > result.seconds > 0
+    assert result.peak_memory_bytes > 10e6
+
+
+def test_the_judges_seed_reaches_the_candidate(run):
+    assert run(changed("answer=42", "answer=harness.seed()")).metrics == {"answer": 7.0}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "status", "reason"),
+    [
+        ("import torch\n", "import torch, nothing_like_that\n", "startup_crashed", "nothing_like_that"),
+        ("def main():", "def main(:", "startup_crashed", "SyntaxError"),
+        ("    tokens = 0\n", "    raise RuntimeError('in mid-run')\n", "train_crashed", "in mid-run"),
+        ("    tokens = 0\n", "    return\n", "train_crashed", "no output"),
+        ("def load_model", "def load_other", "eval_crashed", "load_model"),
+        ("torch.zeros(256)", "torch.full((256,), float('nan'))", "bad_claims", "not finite"),
+        ("targets.reshape(-1), reduction=reduction)", "targets.reshape(-1), reduction=reduction) - 9", "bad_claims", "above 1"),
+        ("MAX_SEQ_LEN = 8", "MAX_SEQ_LEN = 8\nimport os; os.write(int(os.environ['NIGHTLY_FD']), b'nonsense\\n')", "protocol_error", "not JSON"),
+        ("VOCAB_SIZE = 256", "VOCAB_SIZE = 257", "bad_claims", "257"),
+    ],
+    ids=["import", "syntax", "mid-run", "no checkpoint", "no load_model", "nan", "negative", "garbage", "vocabulary"],
+)
+def test_a_broken_candidate_is_a_value_with_its_reason(run, old, new, status, reason):
+    result = run(changed(old, new))
+    assert status in (result.status, result.status.replace("eval_startup", "eval"))
+    assert reason in result.reason
+    assert result.val_bpb is None
+
+
+def test_one_that_never_says_ready_is_stopped(run):
+    result = run("import time\ntime.sleep(600)", startup_seconds=2)
+    assert result.status == "startup_timeout"
+    assert "2 s" in result.reason
+
+
+def test_one_that_never_finishes_is_stopped_at_its_wall(run):
+    result = run(changed("    tokens = 0\n", "    import time; time.sleep(600)\n"), caps=Caps(None, 1.0))
+    assert result.status == "train_timeout"
+
+
+def test_one_that_burns_cpu_is_stopped_at_the_cap(run):
+    result = run(changed("    tokens = 0\n", "    while True: pass\n"), caps=Caps(1.0, 60.0))
+    assert result.status == "train_timeout"
+    assert "CPU-seconds" in result.reason
+
+
+def test_one_that_closes_its_socket_and_lives_on_is_stopped(run):
+    code = "    import os, time; os.close(int(os.environ['NIGHTLY_FD'])); time.sleep(600)\n"
+    assert run(changed("    tokens = 0\n", code)).status == "train_crashed"
+
+
+def test_a_checkpoint_over_the_limit_is_refused_unread(run):
+    result = run(changed("Uniform().state_dict()", "{'x': torch.zeros(2**20)}"), checkpoint_mib=1)
+    assert result.status == "bad_checkpoint"
+
+
+def test_300_mb_of_output_are_capped(run):
+    result = run(changed("    tokens = 0\n", "    for _ in range(300): print('x' * 2**20)\n    tokens = 0\n"))
+    assert result.status == "ok"
+    assert len(result.log) < 70_000
+
+
+def test_a_candidate_can_change_none_of_the_data(run, dataset):
+    def hashes():
+        return {p: hashlib.sha256(p.read_bytes()).hexdigest() for f in (dataset.public, dataset.train) for p in Path(f).iterdir()}
+
+    before = hashes()
+    vandal = """
+    import glob, os
+    for path in glob.glob('/data/d/*') + glob.glob('/dataset/*') + ['/box/trainer/prepare.py']:
+        for crime in (lambda: open(path, 'wb'), lambda: os.unlink(path), lambda: os.chmod(path, 0o777)):
+            try:
+                crime()
+                raise SystemExit('got through: ' + path)
+            except OSError:
+                pass
+    tokens = 0
+"""
+    assert run(changed("    tokens = 0\n", vandal)).status == "ok"
+    assert hashes() == before
+
+
+def test_validation_data_is_nowhere_in_a_train_box(run):
+    search = """
+    import os
+    for top, folders, files in os.walk('/'):
+        folders[:] = [] if top.startswith(('/proc', '/sys', '/usr', '/venv')) else folders
+        assert not [f for f in files if f.startswith('stream_')], top
+    tokens = 0
+"""
+    assert run(changed("    tokens = 0\n", search)).status == "ok"
+
+
+def test_a_baseline_that_is_stopped_is_our_users_business(dataset, tmp_path):
+    with pytest.raises(BaselineStopped, match="startup_crashed"):
+        experiment.measure_baseline("import nothing_like_that", make_profile(), dataset, tmp_path, "bwrap")
+
+
+def test_a_box_that_never_starts_blames_nobody(run, monkeypatch):
+    monkeypatch.setattr("tasks.judge.bwrap.find_bwrap", lambda: Path("/bin/false"))
+    with pytest.raises(BoxError, match="3 tries"):
+        run(HONEST)
+
+
+def test_without_a_sandbox_it_runs_and_says_so(dataset, tmp_path):
+    result = experiment.run_experiment(HONEST, make_profile(), dataset, tmp_path, seed=1, caps=None, isolation="none")
+    assert (result.status, result.isolation) == ("ok", "none")
+    assert result.val_bpb == pytest.approx(8.0, abs=1e-6)

@@ -1,0 +1,278 @@
+"""The candidate's end of the pipe to the judge: fixed, beside train.py in the box.
+
+In a box the judge owns the seed, the clock, the data gate and the score; a candidate sees them through the few
+functions here. Outside a box (no NIGHTLY_FD) the same functions run the same training unsandboxed and score it in this
+process with the judge's own arithmetic: the number is the same, but nobody has checked it. No torch at import.
+
+    train role   up, ready  ->  go  ->  log*, done + checkpoint
+    claim role   up, warm   ->  load  ->  ready  ->  nll + rows  ->  nats of every target
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import io
+import json
+import math
+import os
+import socket
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from trainer import prepare
+
+SAVE_SECONDS = 1.0  # the allowance for the checkpoint under a `seconds` budget, at most 2% of the budget
+CURVE_POINTS = 1000  # of the training curve in the log: one for each thousandth of the budget
+
+_STARTED = time.monotonic()
+
+
+class Link:
+    """Our end of the judge's socket: JSON objects, one a line, and raw bytes where a message announces them."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._stream = sock.makefile("rwb")
+
+    def send(self, message: dict[str, Any], payload: bytes | memoryview = b"") -> None:
+        self._stream.write(json.dumps(message, allow_nan=False).encode() + b"\n")
+        self.send_bytes(payload)
+
+    def send_bytes(self, payload: bytes | memoryview) -> None:
+        self._stream.write(payload)
+        self._stream.flush()
+
+    def read(self, expected: str) -> dict[str, Any]:
+        """The next message. Raises EOFError when the judge has hung up and ValueError when it says something else."""
+        line = self._stream.readline()
+        if not line:
+            raise EOFError(f"the judge closed the socket where {expected!r} was due")
+        message: dict[str, Any] = json.loads(line)
+        if message["msg"] != expected:
+            raise ValueError(f"the judge sent {message['msg']!r} where {expected!r} was due")
+        return message
+
+    def read_bytes(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        if len(data) < size:
+            raise EOFError(f"the judge closed the socket after {len(data)} of {size} bytes")
+        return data
+
+    def wait_for_the_end(self) -> None:
+        """Returns when the judge hangs up; most often it kills the box first."""
+        while self._stream.read1(1 << 16):
+            pass
+
+
+class Budget:
+    """What a training may spend, and how much of it is spent; made by `ready`."""
+
+    def __init__(self, kind: str, amount: float, flops_per_token: float) -> None:
+        self.kind = kind  # "flops" or "seconds"
+        self.amount = amount
+        self.tokens = 0  # as last reported
+        self.done = 0.0
+        self._flops_per_token = flops_per_token
+        self._steps: deque[float] = deque(maxlen=16)  # seconds between calls of `progress`
+        self.started = self._called = time.monotonic()
+
+    def progress(self, tokens: int) -> float:
+        """The share of the budget that is spent, in [0, 1], after training on `tokens` tokens; never falls.
+
+        Of a `seconds` budget the longest of the last 16 steps and the time of saving are held back: the checkpoint's
+        last byte must reach the judge before the time is up.
+        """
+        self.tokens = tokens
+        if self.kind == "flops":
+            spent = tokens * self._flops_per_token / self.amount
+        else:
+            now = time.monotonic()
+            self._steps.append(now - self._called)
+            self._called = now
+            held_back = max(self._steps) + min(SAVE_SECONDS, 0.02 * self.amount)
+            usable = self.amount - held_back
+            spent = (now - self.started) / usable if usable > 0 else 1.0
+        self.done = max(self.done, min(spent, 1.0))
+        return self.done
+
+
+class _Run:
+    """What this process knows of its training: the budget once there is one, and how far the curve was sent."""
+
+    budget: Budget | None = None
+    logged: int = -1  # the last thousandth of the budget with a point in the curve
+
+
+@functools.cache
+def _link() -> Link | None:
+    """The judge, or None outside a box."""
+    return Link(socket.socket(fileno=int(os.environ["NIGHTLY_FD"]))) if "NIGHTLY_FD" in os.environ else None
+
+
+def enter() -> None:
+    """Entry of a box: says that Python runs, loads the candidate as module `trainer.train`, and plays its role."""
+    link = _link()
+    if link is None:
+        raise RuntimeError("harness.enter() is the entry of a box, and NIGHTLY_FD names no socket here")
+    link.send({"msg": "up", "python": sys.version})
+    candidate = _load_candidate(Path(__file__).with_name("train.py"))
+    if os.environ["NIGHTLY_ROLE"] == "train":
+        candidate.main()
+    else:
+        _claim(link, candidate)
+
+
+def _load_candidate(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("trainer.train", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["trainer.train"] = module  # before it runs: dataclasses and torch.compile look themselves up
+    spec.loader.exec_module(module)
+    return module
+
+
+def seed() -> int:
+    """The judge's seed; outside a box NIGHTLY_SEED, or 1."""
+    return int(os.environ.get("NIGHTLY_SEED", "1"))
+
+
+def device() -> str:
+    """cpu, cuda or mps."""
+    return os.environ.get("NIGHTLY_DEVICE") or str(prepare.current()["device"])
+
+
+def ready(flops_per_token: float) -> Budget:
+    """Says that everything is built and waits for go: only then does training data exist in the box and time count.
+
+    `flops_per_token` is for one token forward and backward. Raises ValueError when it is no positive finite number.
+    """
+    if not (math.isfinite(flops_per_token) and flops_per_token > 0):
+        raise ValueError(f"flops_per_token is {flops_per_token}; it must be a positive finite number")
+    if link := _link():
+        link.send({"msg": "ready", "flops_per_token": flops_per_token})
+        go = link.read("go")
+    else:
+        print("not in a box: this run is unsandboxed and scores itself", file=sys.stderr)
+        go = prepare.current()["budget"]
+    _Run.budget = Budget(go["kind"], float(go["amount"]), flops_per_token)
+    return _Run.budget
+
+
+def log(*, step: int, tokens: int, loss: float) -> None:
+    """One point of the training curve, `loss` in nats a token; one at most for each thousandth of the budget."""
+    budget = _Run.budget
+    if budget is None:
+        raise RuntimeError("harness.log() before harness.ready()")
+    thousandth = int(budget.done * CURVE_POINTS)
+    if thousandth <= _Run.logged:
+        return
+    last, _Run.logged = _Run.logged, thousandth
+    if link := _link():
+        shown = float(loss) if math.isfinite(loss) else None
+        link.send({"msg": "log", "step": step, "tokens": tokens, "loss": shown})
+    elif thousandth * 20 // CURVE_POINTS > last * 20 // CURVE_POINTS:
+        print(f"step {step:6d}  {budget.done:4.0%}  loss {loss:.4f}", file=sys.stderr)
+
+
+def finish(state_dict: dict[str, Any], **metrics: float) -> None:
+    """Hands the checkpoint over, inside the budget; what comes after it does not count. In a box it waits for its end.
+
+    `metrics` are shown beside the score and never trusted; those that are no finite number are left out. Outside a box
+    it scores every validation row in this process, and prints the figures of karpathy/autoresearch's summary.
+    """
+    import torch
+
+    budget = _Run.budget
+    if budget is None:
+        raise RuntimeError("harness.finish() before harness.ready()")
+    blob = io.BytesIO()
+    torch.save({name: tensor.detach().to("cpu") for name, tensor in state_dict.items()}, blob)
+    if link := _link():
+        shown = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        done = {"msg": "done", "bytes": blob.getbuffer().nbytes, "tokens": budget.tokens, "metrics": shown}
+        link.send(done, blob.getbuffer())
+        link.wait_for_the_end()
+    else:
+        metrics["training_seconds"] = time.monotonic() - budget.started
+        metrics |= {"val_bpb": _self_score(blob), "total_tokens_M": budget.tokens / 1e6}
+        print(_summary(metrics | {"total_seconds": time.monotonic() - _STARTED}))
+
+
+def _summary(metrics: dict[str, float]) -> str:
+    """karpathy/autoresearch's block of results; what is not known is left blank."""
+    formats = {
+        "val_bpb": ".6f",
+        "training_seconds": ".1f",
+        "total_seconds": ".1f",
+        "peak_vram_mb": ".1f",
+        "mfu_percent": ".2f",
+        "total_tokens_M": ".1f",
+        "num_steps": ".0f",
+        "num_params_M": ".1f",
+        "depth": ".0f",
+    }
+    shown = {name: format(metrics[name], form) if name in metrics else "" for name, form in formats.items()}
+    return "\n".join(["---", *(f"{name + ':':<18}{value}".rstrip() for name, value in shown.items())])
+
+
+def _claim(link: Link, candidate: ModuleType) -> None:
+    """The claim role: loads the checkpoint once the judge opens its gate, then claims nats for the judge's rows."""
+    import torch  # its import is part of being warm, also for a candidate that imports it late
+
+    link.send({"msg": "warm"})
+    link.read("load")
+    model = candidate.load_model(os.path.join(os.environ.get("NIGHTLY_CHECKPOINT", "/ckpt/d"), "model.pt"), device())
+    model.eval()
+    T, batch_rows = int(candidate.MAX_SEQ_LEN), int(candidate.DEVICE_BATCH_SIZE)
+    shape = {"vocab_size": int(candidate.VOCAB_SIZE), "sequence_length": T, "batch_rows": batch_rows}
+    link.send({"msg": "ready", **shape})
+    count = int(link.read("nll")["rows"])
+    rows = np.frombuffer(link.read_bytes(count * (T + 1) * 2), "<u2").reshape(count, T + 1)
+    with torch.inference_mode():
+        for nats in _nats(model, rows, batch_rows, device()):
+            link.send_bytes(nats.astype("<f4").tobytes())
+    link.wait_for_the_end()
+
+
+def _nats(
+    model: Any, rows: prepare.Tokens, batch_rows: int, on: str
+) -> Iterator[np.ndarray[Any, np.dtype[np.float32]]]:
+    """Nats of every target of `rows`, uint16 [n, T+1], in order: float32, one array a batch.
+
+    The last batch is filled up with the first row, so that the model only ever sees one shape.
+    """
+    import torch
+
+    for first in range(0, len(rows), batch_rows):
+        batch = rows[first : first + batch_rows]
+        filler = np.repeat(rows[:1], batch_rows - len(batch), axis=0)
+        tokens = torch.from_numpy(np.concatenate([batch, filler]).astype(np.int64)).to(on)
+        nats = model(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), reduction="none")
+        yield nats.float().cpu().numpy().reshape(batch_rows, -1)[: len(batch)].reshape(-1)
+
+
+def _self_score(checkpoint: io.BytesIO) -> float:
+    """Bits per byte of a checkpoint on all validation rows, in this process: the reference for the judge's number."""
+    import torch
+
+    candidate = sys.modules["__main__"]
+    V, T = int(candidate.VOCAB_SIZE), int(candidate.MAX_SEQ_LEN)
+    validation = Path(prepare.current()["validation"])
+    rows = prepare.cut_rows(np.load(validation / f"stream_{V}.npy"), T, prepare.meta().bos[V])
+    n_bytes = int(json.loads((validation / "manifest.json").read_text(encoding="utf-8"))["bytes"])
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        path = Path(folder, "model.pt")
+        path.write_bytes(checkpoint.getbuffer())
+        model = candidate.load_model(str(path), device())
+        model.eval()
+        nats = np.concatenate(list(_nats(model, rows, int(candidate.DEVICE_BATCH_SIZE), device())))
+    return prepare.score(nats, rows, prepare.token_bytes(V), n_bytes)

@@ -1,0 +1,246 @@
+"""What a candidate may know of the data, and the metric: fixed, the same inside the box and outside.
+
+A candidate reads the dataset's meta and tokenizers at any time and the training rows after go; the judge cuts and
+scores the validation rows with the same functions. numpy and the standard library at import, tiktoken when a tokenizer
+is built, torch never.
+
+    public/   meta.json  tokenizer_<V>.json  token_bytes_<V>.npy
+    train/    tokens_<V>.bin  lengths_<V>.npy  rows_<V>_<T>.npy
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import functools
+import json
+import math
+import os
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import tiktoken
+
+METRIC_VERSION = 1  # scores of different versions are never compared
+PACKER_VERSION = 1  # part of the cache key of packed rows: raise it when pack_rows gives other rows
+BOS = "<|bos|>"  # the one special token; it leads every document
+
+Tokens = npt.NDArray[np.uint16]
+
+
+@dataclasses.dataclass(frozen=True)
+class Meta:
+    """meta.json, field by field."""
+
+    fingerprint: str  # of the dataset: shards, tokenizers and preparation
+    vocab_sizes: tuple[int, ...]  # the prepared tokenizers; the first is the profile's main one
+    sequence_length: int  # rows of this length are packed in advance; other lengths are packed on the first read
+    bos: dict[int, int]  # vocabulary size -> id of BOS
+    license: str
+    metric_version: int
+
+    @classmethod
+    def from_dict(cls, table: dict[str, Any]) -> Meta:
+        return cls(
+            fingerprint=table["fingerprint"],
+            vocab_sizes=tuple(table["vocab_sizes"]),
+            sequence_length=table["sequence_length"],
+            bos={int(size): token for size, token in table["bos"].items()},  # a JSON key is a string
+            license=table["license"],
+            metric_version=table["metric_version"],
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def current() -> dict[str, Any]:
+    """$NIGHTLY_HOME/data/current.json: the folders, budget and device that a run outside a box uses.
+
+    Raises FileNotFoundError when nothing was prepared yet.
+    """
+    home = Path(os.environ.get("NIGHTLY_HOME") or Path(__file__).resolve().parent.parent / ".nightly")
+    path = home / "data" / "current.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no prepared dataset: {path} is missing. Run ./run prepare first")
+    table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return table
+
+
+def _public() -> Path:
+    return Path(os.environ.get("NIGHTLY_PUBLIC", "/dataset") if "NIGHTLY_FD" in os.environ else current()["public"])
+
+
+def _train() -> Path:
+    return Path(os.environ.get("NIGHTLY_TRAIN", "/data/d") if "NIGHTLY_FD" in os.environ else current()["train"])
+
+
+def meta() -> Meta:
+    return Meta.from_dict(json.loads((_public() / "meta.json").read_text(encoding="utf-8")))
+
+
+def _prepared(vocab_size: int | None) -> int:
+    sizes = meta().vocab_sizes
+    size = sizes[0] if vocab_size is None else vocab_size
+    if size not in sizes:
+        raise ValueError(f"vocabulary size {size} is not prepared: choose one of {', '.join(map(str, sizes))}")
+    return size
+
+
+class Tokenizer:
+    """A byte-pair encoding kept as JSON: {"pattern", "ranks": [[base64 bytes, rank], ...], "specials": {text: id}}."""
+
+    def __init__(self, pattern: str, ranks: dict[bytes, int], specials: dict[str, int]) -> None:
+        self.pattern, self.ranks, self.specials = pattern, ranks, specials
+
+    @classmethod
+    def from_dict(cls, table: dict[str, Any]) -> Tokenizer:
+        ranks = {base64.b64decode(token): rank for token, rank in table["ranks"]}
+        return cls(table["pattern"], ranks, dict(table["specials"]))
+
+    def to_dict(self) -> dict[str, Any]:
+        ranks = sorted(self.ranks.items(), key=lambda item: item[1])
+        return {
+            "pattern": self.pattern,
+            "ranks": [[base64.b64encode(token).decode("ascii"), rank] for token, rank in ranks],
+            "specials": self.specials,
+        }
+
+    @classmethod
+    def load(cls, vocab_size: int | None = None) -> Tokenizer:
+        """The prepared tokenizer of this size. Raises ValueError for a size that is not prepared."""
+        path = _public() / f"tokenizer_{_prepared(vocab_size)}.json"
+        return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+
+    @functools.cached_property
+    def _encoding(self) -> tiktoken.Encoding:
+        import tiktoken  # here, because a candidate that trains on packed rows never needs it
+
+        return tiktoken.Encoding(
+            name="nightly", pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens=self.specials
+        )
+
+    @property
+    def size(self) -> int:
+        return len(self.ranks) + len(self.specials)
+
+    @property
+    def bos(self) -> int:
+        return self.specials[BOS]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids without BOS. Text that looks like a special token is encoded as plain text."""
+        return self._encoding.encode_ordinary(text)
+
+    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
+        return self._encoding.encode_ordinary_batch(list(texts), num_threads=threads)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self._encoding.decode(list(tokens))
+
+
+def token_bytes(vocab_size: int | None = None) -> npt.NDArray[np.int32]:
+    """Raw bytes of each token, int32 [V]; 0 marks BOS, which is never scored."""
+    table: npt.NDArray[np.int32] = np.load(_public() / f"token_bytes_{_prepared(vocab_size)}.npy")
+    return table
+
+
+def pack_rows(
+    tokens: Tokens, lengths: npt.NDArray[np.int32], T: int, *, buffer: int = 1000, batch: int = 128, epochs: int = 1
+) -> Tokens:
+    """Packs BOS-led documents into rows, uint16 [n, T+1]: best fit, in the order of karpathy/autoresearch's loader.
+
+    `tokens` is the stream of all documents, `lengths` their token counts. Before each pick the buffer is refilled,
+    `batch` documents at a time, until it holds at least `buffer`. The pick is the longest document that fits what is
+    left of the row; where none fits, the shortest one is cropped to fill it and its tail is dropped. Ties go to the
+    oldest. Every row starts with BOS.
+
+    Upstream's stream never ends. Here it ends after `epochs` passes: then the buffer is drained by the same rule, and a
+    last row that cannot be filled is dropped. A cached file holds one pass, and its reader wraps around modulo n. Up to
+    the draining the rows are upstream's, given shards of whole batches: upstream starts a new one at every row group.
+    """
+    row_tokens, starts = T + 1, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).tolist()
+    plan: list[tuple[int, int]] = []  # (first token, count) of each pick: end to end they are the rows
+    sizes = lengths.tolist()
+    waiting: dict[int, deque[int]] = {}  # by length: documents in order of arrival
+    # One bit for each length that is waiting: the longest that fits and the shortest are bit scans, not a list scan.
+    present, held, arrived, room = 0, 0, 0, row_tokens
+    total = len(sizes) * epochs
+    while True:
+        while held < buffer and arrived < total:
+            first = arrived % len(sizes)
+            for document in range(first, min(first + batch, len(sizes))):  # a batch ends with its pass, as upstream's
+                waiting.setdefault(sizes[document], deque()).append(document)
+                present |= 1 << sizes[document]
+                arrived, held = arrived + 1, held + 1
+        if not held:
+            break
+        fitting = present & ((2 << room) - 1)
+        length = (fitting if fitting else present & -present).bit_length() - 1
+        queue = waiting[length]
+        plan.append((starts[queue.popleft()], min(length, room)))
+        if not queue:
+            del waiting[length]
+            present ^= 1 << length
+        held -= 1
+        room = room - plan[-1][1] or row_tokens
+    rows = np.empty((sum(count for _, count in plan) // row_tokens, row_tokens), np.uint16)
+    flat, filled, stream = rows.reshape(-1), 0, np.asarray(tokens)  # slices of a plain view cost less than a memmap's
+    for start, count in plan:
+        count = min(count, len(flat) - filled)  # only the picks of the dropped row are cut short
+        flat[filled : filled + count] = stream[start : start + count]
+        filled += count
+    return rows
+
+
+def train_rows(T: int, vocab_size: int | None = None) -> Tokens:
+    """Training rows, uint16 [n, T+1], one pass over the data in packed order; read modulo n for more.
+
+    A memory map where the rows were packed in advance, else packed here and now (in the budget's time). In a box they
+    exist only after go: before that it raises PermissionError. Raises ValueError for a size or length that cannot be.
+    """
+    size, folder = _prepared(vocab_size), _train()
+    if T < 1:
+        raise ValueError(f"sequence length {T} must be at least 1")
+    if (packed := folder / f"rows_{size}_{T}.npy").is_file():
+        rows: Tokens = np.load(packed, mmap_mode="r")
+        return rows
+    lengths = np.load(folder / f"lengths_{size}.npy")
+    return pack_rows(np.memmap(folder / f"tokens_{size}.bin", np.uint16, "r"), lengths, T)
+
+
+def cut_rows(stream: Tokens, T: int, bos: int) -> Tokens:
+    """The rows of metric version 1, uint16 [R, T+1]: row r is stream[r*T : r*T + T+1], the last one filled with BOS.
+
+    So every token of the BOS-joined stream but its leading BOS is a target exactly once, whatever T is.
+    """
+    count = max(-(-(len(stream) - 1) // T), 0)
+    padded = np.full(count * T + 1, bos, np.uint16)
+    padded[: len(stream)] = stream[: len(padded)]
+    rows = np.empty((count, T + 1), np.uint16)
+    rows[:, :T] = padded[:-1].reshape(count, T)
+    rows[:, T] = padded[T::T]
+    return rows
+
+
+def bits_per_byte(nats: float, n_bytes: int) -> float:
+    """Bits per UTF-8 byte of a text of `n_bytes` whose tokens cost `nats` in all."""
+    return nats / (math.log(2) * n_bytes)
+
+
+def score(nll: npt.NDArray[np.float32], rows: Tokens, token_bytes: npt.NDArray[np.int32], n_bytes: int) -> float:
+    """Bits per byte of the losses `nll` (nats, R*T values in row order) of the targets rows[:, 1:].
+
+    Targets without bytes (BOS) are not scored. Summed in float64. Raises ValueError when the counts do not match.
+    """
+    targets = rows[:, 1:].reshape(-1)
+    if nll.size != targets.size:
+        raise ValueError(f"{nll.size} losses for {targets.size} targets: one for each is needed")
+    scored = token_bytes[targets] > 0
+    return bits_per_byte(float(nll.reshape(-1)[scored].sum(dtype=np.float64)), n_bytes)
