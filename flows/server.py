@@ -99,6 +99,15 @@ def start_prefect(port: int, *, ui: bool) -> subprocess.Popen[bytes]:
     )
 
 
+def start_mlflow(port: int, home: Path) -> subprocess.Popen[bytes]:
+    """Starts MLflow's pages on 127.0.0.1 over the state folder's store."""
+    return spawn(
+        [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+        + ["--backend-store-uri", mlflow_uri(home), "--default-artifact-root", str(home / "mlartifacts")],
+        MLFLOW_LOGGING_LEVEL="WARNING",
+    )
+
+
 def is_healthy(api_url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{api_url}/health", timeout=2) as answer:

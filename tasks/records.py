@@ -218,3 +218,24 @@ class NightSoFar:
     baseline_bpb: float
     baseline_knobs: dict[str, Any]
     trials: tuple[Trial, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class NightState:
+    """A night as its ledger tells it: what reports and MLflow are made from, and where a resumed night goes on."""
+
+    header: dict[str, Any]  # the event `night`
+    baseline: dict[str, Any] | None  # the event `baseline`
+    start_commit: str | None  # the branch's first commit: the profile's knobs written into train.py
+    trials: tuple[Trial, ...]  # those in git, each with its commit
+    pending: Trial | None  # decided, not yet in git
+    in_flight: int | None  # started, not yet decided
+    champion: str | None  # commit
+    champion_scores: tuple[float, ...]  # the baseline's until a trial is kept, then that trial's
+    groups: tuple[tuple[float, ...], ...]  # scores of one file with several seeds each, for the pooled sd
+    finished: str | None  # the reason it ended
+    updated: str  # UTC time of the last event
+
+    @property
+    def champion_bpb(self) -> float | None:
+        return statistics.fmean(self.champion_scores) if self.champion_scores else None

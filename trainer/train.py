@@ -1,4 +1,4 @@
-"""The file that is edited: a small GPT, its optimizer and its training loop. Everything in it may change but the contract.
+"""The file that is edited: a small GPT, its optimizer, its training loop. All in it may change but the contract.
 
 The contract is three names and their meaning: the ALL_CAPS knobs below, `load_model(path, device)` and `main()`. The
 judge gives the seed, says when the budget starts, takes the checkpoint and scores it; trainer/harness.py is its pipe.
@@ -99,7 +99,7 @@ def flash_attention_3() -> Attention:
 
 
 def flex_attention(windows: list[int], T: int) -> Attention:
-    """FlexAttention, which torch.compile turns into one kernel; needs compute capability 8.0. Raises on an older GPU."""
+    """FlexAttention, which torch.compile turns into one kernel. Raises below compute capability 8.0."""
     from torch.nn.attention import flex_attention as flex
 
     if torch.cuda.get_device_capability() < (8, 0):
@@ -328,7 +328,7 @@ def adamw_update(
 class AdamW:
     """Groups of (parameters, rate, betas), for all that is no matrix of a layer; their weights do not decay."""
 
-    def __init__(self, groups: list[tuple[list[nn.Parameter], float, tuple[float, float]]], compiled: bool) -> None:
+    def __init__(self, groups: list[tuple[list[Tensor], float, tuple[float, float]]], compiled: bool) -> None:
         self.groups = groups
         self.scalar = torch.tensor if compiled else float
         self.update = torch.compile(adamw_update, dynamic=False) if compiled else adamw_update
@@ -365,11 +365,11 @@ def polar_express(g: Tensor) -> Tensor:
     tall = g.size(1) > g.size(2)
     x = g.bfloat16() if g.is_cuda else g
     x = x.mT if tall else x
-    x = x / (x.norm(dim=(1, 2), keepdim=True) * 1.02 + 1e-6)
+    x = x / (x.square().sum(dim=(1, 2), keepdim=True).sqrt() * 1.02 + 1e-6)
     for a, b, c in POLAR_EXPRESS:
         gram = x @ x.mT
         x = a * x + (b * gram + c * (gram @ gram)) @ x
-    return (x.mT if tall else x).to(g.dtype)
+    return (x.mT if tall else x).type_as(g)
 
 
 def muon_update(
@@ -471,7 +471,7 @@ def use_threads(device: str) -> None:
 def accumulation_steps() -> int:
     """Raises ValueError when a step is no whole number of forward passes."""
     tokens = DEVICE_BATCH_SIZE * MAX_SEQ_LEN
-    if TOTAL_BATCH_SIZE < tokens or TOTAL_BATCH_SIZE % tokens:
+    if TOTAL_BATCH_SIZE < 1 or TOTAL_BATCH_SIZE % tokens:
         raise ValueError(
             f"TOTAL_BATCH_SIZE = {TOTAL_BATCH_SIZE} must be a multiple of DEVICE_BATCH_SIZE * MAX_SEQ_LEN = {tokens}"
         )

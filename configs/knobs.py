@@ -1,0 +1,220 @@
+"""The ALL_CAPS constants of a train.py, read and written without running it.
+
+A knob is a name of capitals bound to a literal at module level: a number, a string, a bool or a flat tuple of numbers.
+Tables and computed values are no knobs. Source is text of any origin, so reading never raises and never computes much.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import math
+import operator
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import libcst
+
+Value = bool | int | float | str | tuple[int | float, ...]
+Number = int | float
+
+CAPITALS = re.compile(r"[A-Z][A-Z0-9_]*")
+LARGEST = 2**63  # of an int: what goes beyond is no knob, so that 9**9**9 does not stop the night
+ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+}
+
+
+class KnobError(ValueError):
+    """A knob that cannot be written; the text names the knob, the value and what would fit."""
+
+
+def parse(source: str) -> ast.Module:
+    """The syntax tree. Raises SyntaxError for whatever does not parse, also where Python says it in another way."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a backslash too many in a candidate's string is its own affair
+            return ast.parse(source)
+    except SyntaxError:
+        raise
+    except (ValueError, RecursionError, MemoryError) as error:  # NUL or surrogate; too deep; too deep for the C stack
+        raise SyntaxError(str(error) or "nested too deeply") from error
+
+
+def read(source: str) -> dict[str, Value]:
+    """The knobs of a train.py in order, with the values that its last line leaves them; {} when it does not parse."""
+    try:
+        return _read(parse(source))
+    except (SyntaxError, RecursionError):
+        return {}
+
+
+def unused(source: str) -> set[str]:
+    """Knobs that nothing in the file reads: setting one changes nothing. Raises SyntaxError."""
+    loaded = {n.id for n in ast.walk(parse(source)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    return set(read(source)) - loaded
+
+
+def write(source: str, values: Mapping[str, Any]) -> str:
+    """`source` with these knobs set and every other character as it was; an equal value is not touched either.
+
+    An int for a float knob becomes a float and a list for a tuple a tuple. Raises KnobError for a file that does not
+    parse, and for a knob that is unknown, unused, assigned more than once or of another type.
+    """
+    try:
+        idle, assigned = unused(source), _assignments(parse(source))
+        module = libcst.parse_module(source)
+    except (SyntaxError, libcst.ParserSyntaxError) as error:
+        raise KnobError(f"train.py does not parse: {_first_line(error)}") from error
+    current, changed = read(source), {}
+    for name, wanted in values.items():
+        if len(assigned.get(name, ())) > 1:
+            lines = ", ".join(map(str, assigned[name]))
+            raise KnobError(f"knob {name} is assigned more than once (lines {lines}); keep one assignment")
+        if name not in current:
+            raise KnobError(f"unknown knob {name}: {_suggest(name, current)}")
+        if name in idle:
+            raise KnobError(f"knob {name} is unused: train.py assigns it and never reads it")
+        fitted = _fit(name, current[name], wanted)
+        if fitted != current[name]:
+            changed[name] = fitted
+    return module.visit(_Setter(changed)).code if changed else source
+
+
+def ast_sha256(source: str) -> str | None:
+    """A hash of what the code says: comments, layout and docstrings do not count. None when it does not parse."""
+    try:
+        tree = parse(source)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and _has_doc(node):
+                node.body = node.body[1:] or [ast.Pass()]
+        return hashlib.sha256(ast.dump(tree).encode("utf-8", "surrogatepass")).hexdigest()
+    except (SyntaxError, RecursionError):
+        return None
+
+
+class _Setter(libcst.CSTTransformer):
+    """Puts new values in the place of the old ones, at module level only."""
+
+    def __init__(self, values: Mapping[str, Value]) -> None:
+        super().__init__()
+        self.values = values
+
+    def visit_FunctionDef(self, node: libcst.FunctionDef) -> bool:
+        return False
+
+    def visit_ClassDef(self, node: libcst.ClassDef) -> bool:
+        return False
+
+    def leave_Assign(self, original_node: libcst.Assign, updated_node: libcst.Assign) -> libcst.Assign:
+        target = updated_node.targets[0].target
+        if len(updated_node.targets) == 1 and isinstance(target, libcst.Name) and target.value in self.values:
+            return updated_node.with_changes(value=libcst.parse_expression(repr(self.values[target.value])))
+        return updated_node
+
+    def leave_AnnAssign(self, original_node: libcst.AnnAssign, updated_node: libcst.AnnAssign) -> libcst.AnnAssign:
+        target = updated_node.target
+        if isinstance(target, libcst.Name) and target.value in self.values:
+            return updated_node.with_changes(value=libcst.parse_expression(repr(self.values[target.value])))
+        return updated_node
+
+
+def _read(tree: ast.Module) -> dict[str, Value]:
+    found: dict[str, Value] = {}
+    for statement in tree.body:
+        for name in _bound_names(statement):
+            found.pop(name, None)
+        if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            value = _literal(statement.value)
+            if len(targets) == 1 and isinstance(targets[0], ast.Name) and value is not None:
+                found[targets[0].id] = value
+    return {name: value for name, value in found.items() if CAPITALS.fullmatch(name)}
+
+
+def _bound_names(statement: ast.stmt) -> list[str]:
+    """Names that a module-level statement binds, also in its branches and loops; functions keep theirs."""
+    names: list[str] = []
+    waiting: list[ast.AST] = [statement]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            names.append(node.id)
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            waiting.extend(ast.iter_child_nodes(node))
+    return names
+
+
+def _assignments(tree: ast.Module) -> dict[str, list[int]]:
+    lines: dict[str, list[int]] = {}
+    for statement in tree.body:
+        for name in _bound_names(statement):
+            lines.setdefault(name, []).append(statement.lineno)
+    return lines
+
+
+def _literal(node: ast.expr) -> Value | None:
+    """The value of a knob's right-hand side, or None when it is no knob's."""
+    if isinstance(node, ast.Tuple):
+        items = [_number(item) for item in node.elts]
+        return None if None in items else tuple(item for item in items if item is not None)
+    if isinstance(node, ast.Constant) and isinstance(node.value, bool | str):
+        return node.value
+    return _number(node)
+
+
+def _number(node: ast.expr) -> Number | None:
+    """A finite number, or arithmetic on numbers such as 2**19."""
+    value: Any = None
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
+        value = node.value
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
+        operand = _number(node.operand)
+        value = -operand if operand is not None and isinstance(node.op, ast.USub) else operand
+    elif isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC:
+        left, right = _number(node.left), _number(node.right)
+        if left is None or right is None or (isinstance(node.op, ast.Pow) and abs(right) > 63):
+            return None
+        try:
+            value = ARITHMETIC[type(node.op)](left, right)
+        except ArithmeticError:
+            return None
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, int) and abs(value) <= LARGEST else None
+
+
+def _fit(name: str, old: Value, new: Any) -> Value:
+    """`new` as the type of `old`. Raises KnobError when it is none."""
+    if isinstance(old, tuple) and isinstance(new, tuple | list) and len(new) == len(old):
+        return tuple(_fit(name, a, b) for a, b in zip(old, new, strict=True))  # type: ignore[misc]
+    if isinstance(old, float) and isinstance(new, int | float) and not isinstance(new, bool) and math.isfinite(new):
+        return float(new)
+    if type(old) is type(new) and not isinstance(old, tuple | float):
+        return new
+    kinds = {int: "an int", float: "a float", bool: "a bool", str: "a string"}
+    kind = f"{len(old)} numbers" if isinstance(old, tuple) else kinds[type(old)]
+    raise KnobError(f"knob {name} = {new!r} does not fit: it takes {kind}, such as {old!r}")
+
+
+def _suggest(name: str, known: Mapping[str, Value]) -> str:
+    if near := difflib.get_close_matches(name.upper(), known, n=3):
+        return f"did you mean {' or '.join(near)}?"
+    return f"train.py has {', '.join(known) or 'none'}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _has_doc(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    return ast.get_docstring(node, clean=False) is not None

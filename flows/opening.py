@@ -1,0 +1,161 @@
+"""What a night is opened with: its header in the ledger, and from that header everything that stays the same to its end."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger
+
+import configs
+from configs import knobs
+from flows import preparation, server
+from tasks import cache, champion, experiment, ledger, proposal, verdict
+from tasks.judge import box, probe
+from tasks.judge.bwrap import Isolation
+from tasks.proposers.replay import ReplayProposer
+from tasks.proposers.tpe import SearchSpace, TpeProposer
+from tasks.records import Baseline, BoxError, Dataset, UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Night:
+    """What stays the same from the first trial to the last."""
+
+    tag: str
+    folder: Path  # nights/<tag> in the state folder
+    home: Path
+    root: Path  # the checkout
+    profile: configs.Profile
+    dataset: Dataset
+    base: str  # source of the baseline's train.py
+    baseline: Baseline
+    isolation: Isolation
+    seed: int
+    proposer: proposal.Proposer
+
+
+def new_header(
+    tag: str | None,
+    profile: str,
+    trials: int | None,
+    hours: float | None,
+    proposer: str | None,
+    patches: str | None,
+    seed: int,
+    allow_unsandboxed: bool,
+) -> dict[str, Any]:
+    """The ledger's first event: every choice of the night, the profile's where none was given.
+
+    Raises UsageError for whatever cannot become a night, BoxError where no box can be made: before any work is done.
+    """
+    home, settings = server.state_home(), configs.load(profile)
+    checkout = champion.open_checkout(server.ROOT)
+    tag = tag or _free_tag(home)
+    champion.check_tag(checkout.root, tag)
+    header = {
+        "tag": tag,
+        "profile": profile,
+        "proposer": proposer or settings.night.proposer,
+        "patches": patches or settings.night.patches,
+        "seed": seed,
+        "trials": trials or settings.night.trials,
+        "hours": hours or settings.night.hours,
+        "head": checkout.head,
+        "branch": checkout.branch,
+        "dirty": checkout.dirty,
+        "train_dirty": checkout.train_dirty,
+        "isolation": choose_isolation(home, settings, allow_unsandboxed),
+    }
+    _proposer(header)  # a missing folder of patches is said now, not after the baseline
+    get_run_logger().info(f"night {tag}: profile {settings.name}, from {checkout.describe()}")
+    return header
+
+
+def base_source(root: Path, profile: configs.Profile) -> str:
+    """The checkout's train.py with the profile's knobs written into it: what the night is measured against."""
+    try:
+        return knobs.write((root / champion.TRAIN).read_text(encoding="utf-8"), profile.train)
+    except knobs.KnobError as error:
+        raise UsageError(f"profile {profile.name}, [train]: {error}") from error
+
+
+def open_night(header: dict[str, Any], base: str) -> Night:
+    """Prepares data and baseline, from the cache where they are there, and puts the night together."""
+    home, settings = server.state_home(), configs.load(header["profile"])
+    for pid in box.sweep(home):
+        get_run_logger().warning(f"ended process {pid}, a box that an earlier night left behind when it was killed")
+    dataset = preparation.prepare_dataset(settings, home)
+    return Night(
+        tag=header["tag"],
+        folder=home / "nights" / header["tag"],
+        home=home,
+        root=server.ROOT,
+        profile=settings,
+        dataset=dataset,
+        base=base,
+        baseline=_baseline(base, settings, dataset, home, header["isolation"]),
+        isolation=header["isolation"],
+        seed=header["seed"],
+        proposer=_proposer(header),
+    )
+
+
+def choose_isolation(home: Path, profile: configs.Profile, allow_unsandboxed: bool) -> Isolation:
+    """`bwrap` where a box holds, `none` where none can be made and a human allowed that by name. Raises BoxError."""
+    failed = [f"{name} {detail}".strip() for name, holds, detail in probe.probe(home, profile.device) if not holds]
+    if not failed:
+        return "bwrap"
+    if allow_unsandboxed:
+        get_run_logger().warning("NOT SANDBOXED: candidates run with your rights, because you allowed it")
+        return "none"
+    raise BoxError(
+        f"candidates cannot be boxed here: {'; '.join(failed)}. `./run doctor` has the details; "
+        "--allow-unsandboxed would run them with your rights"
+    )
+
+
+def _baseline(base: str, profile: configs.Profile, dataset: Dataset, home: Path, isolation: Isolation) -> Baseline:
+    key = cache.key("baseline", 1, **experiment.baseline_facts(base, profile, dataset, isolation))
+    saved, cached = cache.ensure(experiment.baseline_file, key, base, profile, dataset, home, isolation)
+    baseline = experiment.read_baseline(Path(saved.path))
+    sd = verdict.pooled_sd([baseline.scores])
+    found = "cached" if cached else "measured"
+    get_run_logger().info(f"baseline: {found}: {baseline.val_bpb:.6f} bits per byte, sd {sd:.6f} over 3 seeds")
+    return baseline
+
+
+def _proposer(header: dict[str, Any]) -> proposal.Proposer:
+    name = header["proposer"]
+    if name == "tpe":
+        return TpeProposer(SearchSpace.load(configs.FOLDER / "search_space.toml"))
+    if name == "replay":
+        if not header["patches"]:
+            raise UsageError("proposer replay needs --patches DIR, a folder of patches")
+        return ReplayProposer(configs.FOLDER / Path(header["patches"]).expanduser())
+    raise UsageError(f"proposer {name!r} is not built yet; choose tpe or replay")
+
+
+def _free_tag(home: Path) -> str:
+    """Today as in nov21; nov21-2 where that night exists."""
+    today, taken = date.today().strftime("%b%d").lower(), {path.name for path in (home / "nights").glob("*")}
+    return next(name for name in (today, *(f"{today}-{i}" for i in range(2, 1000))) if name not in taken)
+
+
+def baseline_event(night: Night) -> dict[str, Any]:
+    """The ledger's event `baseline`."""
+    scores, runs = night.baseline.scores, night.baseline.runs
+    return {
+        "val_bpb": night.baseline.val_bpb,
+        "scores": scores,
+        "seeds": [run.seed for run in runs],
+        "sd": verdict.pooled_sd([scores]),
+        "hardware": night.baseline.hardware,
+        "seconds": sum(run.seconds or 0.0 for run in runs) / len(runs),
+        "peak_memory_bytes": max(run.peak_memory_bytes or 0 for run in runs) or None,
+        "knobs": knobs.read(night.base),
+    }
+
+

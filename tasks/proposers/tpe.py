@@ -1,0 +1,240 @@
+"""The default proposer: needs no key. Single-knob steps first, then Optuna's tree-structured Parzen estimator (TPE).
+
+TPE (Bergstra et al., NeurIPS 2011) models the knobs of good and of bad trials and samples where their ratio is best. In
+a fixed space it ties an LLM that edits code (Ferreira et al., arXiv 2603.24647); it cannot invent a change of code. The
+study is rebuilt from the night at every call, so a resumed night proposes what the old one would have.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import pydantic
+
+from configs import FOLDER, Table, knobs
+from tasks.records import NightSoFar, Proposal, Trial, UsageError
+
+if TYPE_CHECKING:
+    import optuna
+
+SPACE = FOLDER / "search_space.toml"
+RELATIVE = r"^(x\d+(\.\d+)?|[+-]\d+(\.\d+)?)$"
+STARTUP_TRIALS = 5  # scored trials, the baseline among them, before TPE replaces random sampling
+MOST_SHOWN = 4  # knobs in a summary
+NOT_RUN = ("rejected_patch", "sandbox_error")  # these say nothing about their knobs
+
+Knobs = Mapping[str, Any]
+End = float | Annotated[str, pydantic.StringConstraints(pattern=RELATIVE)]
+
+
+class Range(Table):
+    """A table of type int or float; `low` and `high` may be relative to the baseline: "x0.25", "+2"."""
+
+    type: Literal["int", "float"]
+    low: End
+    high: End
+    min: float = -math.inf
+    log: bool = False
+    step: pydantic.PositiveFloat | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _logarithm_exists(self) -> Range:
+        if self.log and isinstance(self.low, float) and self.low <= 0:
+            raise ValueError(f"low = {self.low} has no logarithm: raise it above 0 or drop log")
+        return self
+
+    def ends(self, base: float) -> tuple[float, float]:
+        low, high = (max(moved(base, end), self.min) for end in (self.low, self.high))
+        return (round(low), round(high)) if self.type == "int" else (low, high)
+
+    def clip(self, value: float, base: float) -> float:
+        low, high = self.ends(base)
+        return min(max(value, low), high)
+
+    def fit(self, value: float, base: float) -> float | int:
+        """The nearest value of this knob: inside the range, and round."""
+        if self.type == "int":
+            return int(self.clip(round(value), base))
+        rounded = round(value / self.step) * self.step if self.step else value
+        return float(f"{self.clip(rounded, base):.3g}")
+
+
+class Choice(Table):
+    """A table of type categorical; a choice may be relative to the baseline too."""
+
+    type: Literal["categorical"]
+    choices: tuple[Any, ...] = pydantic.Field(min_length=2)
+
+    def values(self, base: Any) -> dict[str, Any]:
+        """The choices by their JSON text, which is what Optuna is shown: it takes no tuples."""
+        return {json.dumps(value): value for value in (moved(base, choice) for choice in self.choices)}
+
+
+Space = dict[str, Annotated[Range | Choice, pydantic.Field(discriminator="type")]]
+
+
+class SearchSpace(pydantic.BaseModel):
+    """configs/search_space.toml."""
+
+    steps: list[tuple[str, Any]]
+    space: Space
+
+    @classmethod
+    def load(cls, path: Path) -> SearchSpace:
+        """Raises UsageError for a file that is no search space; the text names the knob and the key."""
+        try:
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+            return cls(steps=table.pop("steps", []), space=table)
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UsageError(f"search space {path}: {error}") from error
+        except pydantic.ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in error.errors())
+            raise UsageError(f"search space {path}: {problems}") from error
+
+
+def moved(base: Any, change: Any) -> Any:
+    """`change` applied to a number if it is relative ("x2", "-1"), else `change` itself. An int stays an int."""
+    if not (isinstance(change, str) and re.match(RELATIVE, change)):
+        return change
+    value = base * float(change[1:]) if change[0] == "x" else base + float(change)
+    return round(value) if isinstance(base, int) else value
+
+
+@dataclasses.dataclass(frozen=True)
+class TpeProposer:
+    path: Path = SPACE
+    name: str = "tpe"
+
+    def propose(self, night: NightSoFar) -> Proposal:
+        """The first single-knob step that the night has not tried, else a sample. Raises UsageError for a bad space."""
+        settings, champion = SearchSpace.load(self.path), knobs.read(night.champion)
+        base = night.baseline_knobs
+        space = {name: knob for name, knob in settings.space.items() if _usable(name, knob, base, night.champion)}
+        drawn = _first_step(settings.steps, space, champion, night) or _sample(space, night)
+        changed = {name: value for name, value in drawn.items() if _key(value) != _key(champion[name])}
+        source = knobs.write(night.champion, changed | _fitting_passes(changed, champion))
+        return Proposal(source=source, summary=_summary(changed, champion), proposer=self.name)
+
+
+def _usable(name: str, knob: Range | Choice, base: Knobs, champion: str) -> bool:
+    """False for a knob that this champion does not have as the baseline had it, and for one with nothing to choose."""
+    try:
+        knobs.write(champion, {name: base.get(name)})
+    except knobs.KnobError:
+        return False
+    if isinstance(knob, Choice):
+        return len(knob.values(base[name])) > 1
+    low, high = knob.ends(base[name])  # x0.5 ... x2 of 0 is nothing
+    return low < high
+
+
+def _first_step(steps: list[tuple[str, Any]], space: Space, champion: Knobs, night: NightSoFar) -> dict[str, Any]:
+    """The first step of the list that changes something and that no trial has taken; {} when there is none."""
+    taken = [step for trial in night.trials if (step := _step_of(trial, space, night))]
+    for name, change in steps:
+        if name not in space:
+            continue
+        knob, old, base = space[name], champion[name], night.baseline_knobs[name]
+        new = moved(old, change)
+        if isinstance(knob, Range):
+            new = knob.fit(new, base)
+        elif _key(new) not in knob.values(base):
+            continue
+        if _key(new) != _key(old) and (name, _direction(old, new)) not in taken:
+            return {name: new}
+    return {}
+
+
+def _step_of(trial: Trial, space: Space, night: NightSoFar) -> tuple[str, str] | None:
+    """(knob, direction) of a trial that moved a single knob of its parent, else None."""
+    parent = next((t.knobs for t in night.trials if t.commit and t.commit == trial.parent), night.baseline_knobs)
+    both = [name for name in space if name in trial.knobs and name in parent]
+    changed = [name for name in both if _key(trial.knobs[name]) != _key(parent[name])]
+    return (changed[0], _direction(parent[changed[0]], trial.knobs[changed[0]])) if len(changed) == 1 else None
+
+
+def _direction(old: Any, new: Any) -> str:
+    if isinstance(old, int | float) and isinstance(new, int | float):
+        return "up" if new > old else "down"
+    return _key(new)
+
+
+def _sample(space: Space, night: NightSoFar) -> dict[str, Any]:
+    """A value for every knob, from a study of all trials that ran; a stopped one counts as worse than any score."""
+    import optuna  # 1.6 s
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    state = f"{night.seed}/{night.next_trial}/{len(night.trials)}".encode()
+    sampler = optuna.samplers.TPESampler(
+        seed=int.from_bytes(hashlib.sha256(state).digest()[:4]), n_startup_trials=STARTUP_TRIALS
+    )
+    study = optuna.create_study(sampler=sampler)
+    base = night.baseline_knobs
+    distributions = {name: _distribution(knob, base[name]) for name, knob in space.items()}
+    worst = max([night.baseline_bpb, *(t.val_bpb for t in night.trials if t.val_bpb is not None)])
+    scored = [(base, night.baseline_bpb)]
+    scored += [
+        (t.knobs, worst + 1 if t.val_bpb is None else t.val_bpb) for t in night.trials if t.status not in NOT_RUN
+    ]
+    for tried, score in scored:
+        if params := _params(space, tried, base):
+            study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=score))
+    drawn = study.ask(fixed_distributions=distributions).params
+    return {
+        name: knob.values(base[name])[drawn[name]] if isinstance(knob, Choice) else knob.fit(drawn[name], base[name])
+        for name, knob in space.items()
+    }
+
+
+def _distribution(knob: Range | Choice, base: Any) -> optuna.distributions.BaseDistribution:
+    from optuna import distributions
+
+    if isinstance(knob, Choice):
+        return distributions.CategoricalDistribution(list(knob.values(base)))
+    low, high = knob.ends(base)
+    if knob.type == "int":
+        return distributions.IntDistribution(int(low), int(high), log=knob.log)
+    return distributions.FloatDistribution(low, high, log=knob.log)
+
+
+def _params(space: Space, tried: Knobs, base: Knobs) -> dict[str, Any] | None:
+    """A candidate's knobs as Optuna's parameters, None when it has one that the space cannot express."""
+    params: dict[str, Any] = {}
+    for name, knob in space.items():
+        value = tried.get(name)
+        if isinstance(knob, Choice):
+            if _key(value) not in knob.values(base[name]):
+                return None
+            params[name] = _key(value)
+        elif isinstance(value, int | float):
+            params[name] = knob.clip(value, base[name])
+        else:
+            return None
+    return params
+
+
+def _fitting_passes(changed: Knobs, champion: Knobs) -> dict[str, int]:
+    """The DEVICE_BATCH_SIZE that a new TOTAL_BATCH_SIZE needs: the step must be a whole number of forward passes."""
+    rows, length = champion.get("DEVICE_BATCH_SIZE"), champion.get("MAX_SEQ_LEN")
+    if "TOTAL_BATCH_SIZE" not in changed or not isinstance(rows, int) or not isinstance(length, int):
+        return {}
+    return {"DEVICE_BATCH_SIZE": math.gcd(rows, changed["TOTAL_BATCH_SIZE"] // length)}
+
+
+def _key(value: Any) -> str:
+    """Equal for equal values, wherever they come from: a ledger has a list where train.py has a tuple."""
+    return json.dumps(value)
+
+
+def _summary(changed: Knobs, champion: Knobs) -> str:
+    shown = [f"{name} {_key(champion[name])} -> {_key(value)}" for name, value in changed.items()]
+    more = [f"{len(shown) - MOST_SHOWN} more"] if len(shown) > MOST_SHOWN else []
+    return ", ".join(shown[:MOST_SHOWN] + more) or "no change"

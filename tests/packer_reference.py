@@ -1,0 +1,34 @@
+"""The straightforward packer: a list scan for each pick, slow and plainly right. prepare.pack_rows must do the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+Document = Sequence[int]
+
+
+def _batches(documents: Sequence[Document], batch: int, epochs: int) -> Iterator[Sequence[Document]]:
+    for _ in range(epochs):
+        for first in range(0, len(documents), batch):
+            yield documents[first : first + batch]
+
+
+def pack(documents: Sequence[Document], T: int, *, buffer: int, batch: int, epochs: int) -> list[list[int]]:
+    """Rows of T + 1 tokens: best fit from a buffer of documents, else the shortest one cropped; ties to the oldest."""
+    rows: list[list[int]] = []
+    row: list[int] = []
+    waiting: list[Document] = []
+    arriving = _batches(documents, batch, epochs)
+    while True:
+        while len(waiting) < buffer and (more := next(arriving, None)) is not None:
+            waiting.extend(more)
+        if not waiting:
+            return rows
+        room = T + 1 - len(row)
+        fitting = [document for document in waiting if len(document) <= room]
+        pick = max(fitting, key=len) if fitting else min(waiting, key=len)  # both return the first of equals
+        del waiting[next(i for i, document in enumerate(waiting) if document is pick)]
+        row.extend(pick[:room])
+        if len(row) == T + 1:
+            rows.append(row)
+            row = []

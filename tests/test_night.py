@@ -1,0 +1,122 @@
+"""Whole nights through the real command line: real Prefect server, data, boxes, git, MLflow, in a checkout of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import mlflow
+import pytest
+from tests.checkouts import Checkout, our_processes
+
+SMALL = "tests/profiles/small.toml"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    return Checkout(tmp_path_factory.mktemp("checkout"))
+
+
+@pytest.fixture(scope="module")
+def first(checkout):
+    """A night of three trials by tpe, in a checkout with an uncommitted change."""
+    (checkout.folder / "README.md").write_text("changed by its user\n")
+    before = checkout.git("status", "--porcelain"), checkout.git("rev-parse", "HEAD")
+    done = checkout.run("night", "--profile", SMALL, "--tag", "first", "--trials", "3", "--json")
+    assert done.returncode == 0, done.stderr
+    assert (checkout.git("status", "--porcelain"), checkout.git("rev-parse", "HEAD")) == before
+    return done
+
+
+def test_stdout_is_one_object_with_every_trial(first):
+    night = json.loads(first.stdout)
+    assert night["tag"] == "first"
+    assert [trial["k"] for trial in night["trials"]] == [1, 2, 3]
+    assert all(trial["verdict"] in ("keep", "discard") and trial["reason"] for trial in night["trials"])
+    assert 1.5 < night["baseline"] < 4.0
+
+
+def test_every_candidate_is_a_commit_and_keeps_are_the_branch(checkout, first):
+    night = json.loads(first.stdout)
+    refs = checkout.git("for-each-ref", "--format=%(refname) %(objectname)", "refs/trials/first").split()
+    assert refs == [part for t in night["trials"] for part in (f"refs/trials/first/{t['k']}", t["commit"])]
+    kept = [t["commit"] for t in night["trials"] if t["verdict"] == "keep"]
+    base = checkout.git("rev-list", "-1", "--grep=baseline", "autoresearch/first").strip()
+    assert checkout.git("rev-list", "--reverse", f"{base}..autoresearch/first").split() == kept
+
+
+def test_mlflow_has_a_parent_and_a_child_for_each_trial(checkout, first):
+    client = mlflow.MlflowClient(f"sqlite:///{checkout.home}/mlflow.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "nightly-research/small"]
+    runs = client.search_runs([experiment.experiment_id])
+    ids = {run.data.tags.get("trial_id") for run in runs}
+    assert {"first:1", "first:2", "first:3"} <= ids
+    scored = [r for r in runs if r.data.tags.get("trial_id") == "first:1" and "val_bpb" in r.data.metrics]
+    assert len(client.get_metric_history(scored[0].info.run_id, "train_loss")) > 5 if scored else True
+
+
+def test_the_report_and_its_companions_are_there(checkout, first):
+    folder = checkout.home / "nights" / "first"
+    assert "baseline" in (folder / "report.md").read_text().lower()
+    assert (folder / "results.tsv").read_text().splitlines()[0].split("\t") == [
+        "commit",
+        "val_bpb",
+        "memory_gb",
+        "status",
+        "description",
+    ]
+    assert (folder / "progress.png").read_bytes().startswith(b"\x89PNG")
+    assert {p.name for p in (folder / "trials" / "1").iterdir()} >= {"train.py", "patch.diff", "run.log", "result.json"}
+
+
+def test_a_tag_that_exists_is_refused_with_the_remedy(checkout, first):
+    done = checkout.run("night", "--profile", SMALL, "--tag", "first")
+    assert done.returncode == 2
+    assert "resume first" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_second_night_prepares_nothing_again_and_survives_ctrl_c(checkout, first):
+    night = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "night", "--profile", SMALL, "--tag", "second", "--trials", "2"],
+        cwd=checkout.folder,
+        env=checkout.environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert night.stderr is not None
+    seen = []
+    for line in night.stderr:
+        seen.append(line)
+        if "trial 1:" in line:
+            time.sleep(2.0)  # somewhere in the middle of its run
+            night.send_signal(signal.SIGINT)
+            break
+    rest = night.stderr.read()
+    assert night.wait(timeout=60) == 130, "".join(seen) + rest
+    assert "Traceback" not in rest
+    log = "".join(seen)
+    assert all(f"{step}: cached" in log for step in ("shards", "tokenizer", "rows", "baseline"))
+    assert our_processes(checkout.home) == []
+    assert [e["event"] for e in checkout.ledger("second")] == ["night", "baseline", "started"]
+
+    done = checkout.run("resume", "second")
+    assert done.returncode == 0, done.stderr
+    events = [(e["event"], e.get("number")) for e in checkout.ledger("second") if e["event"] == "applied"]
+    assert len(events) == 2
+    assert len(checkout.git("for-each-ref", "refs/trials/second").splitlines()) == 2
+
+
+def test_nothing_of_ours_is_alive_afterwards(checkout, first):
+    assert our_processes(checkout.home) == []
+    assert os.listdir(checkout.home / "boxes") == []
+
+
+def test_trial_prints_one_object_and_a_crash_exits_3(checkout, first):
+    done = checkout.run("trial", "trainer/train.py", "--profile", SMALL, "--json")
+    assert done.returncode == 3, "train.py's own knobs are the laptop's: VOCAB_SIZE 2048 is not prepared here"
+    fields = "status reason val_bpb claimed_bpb audit_gap seconds cpu_seconds tokens startup_seconds isolation metric_version profile seed"
+    assert list(json.loads(done.stdout)) == fields.split()

@@ -1,0 +1,305 @@
+"""The trainer at tiny settings on one CPU thread. train.py is loaded by path: no module imports it."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from trainer import prepare
+
+FILE = Path(prepare.__file__).with_name("train.py")
+RATES = {"EMBEDDING_LR", "UNEMBEDDING_LR", "MATRIX_LR", "SCALAR_LR", "WARMUP_RATIO", "WARMDOWN_RATIO", "FINAL_LR_FRAC"}
+SIZES = {"DEPTH", "ASPECT_RATIO", "HEAD_DIM", "MAX_SEQ_LEN", "VOCAB_SIZE", "TOTAL_BATCH_SIZE", "DEVICE_BATCH_SIZE"}
+KNOBS = RATES | SIZES | {"WINDOW_PATTERN", "WEIGHT_DECAY", "ADAM_BETAS"}
+VOCAB, LENGTH = 61, 16
+TINY = {"HEAD_DIM": 8, "ASPECT_RATIO": 8, "MAX_SEQ_LEN": LENGTH, "VOCAB_SIZE": VOCAB, "DEVICE_BATCH_SIZE": 4}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def train(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """train.py with tiny knobs, under a name of its own."""
+    spec = importlib.util.spec_from_file_location("candidate_under_test", FILE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    for knob, value in (TINY | {"TOTAL_BATCH_SIZE": 4 * LENGTH}).items():
+        setattr(module, knob, value)
+    return module
+
+
+def build(train: Any, **knobs: object) -> Any:
+    """An initialised model whose zero projections are filled, so that every path matters."""
+    for knob, value in knobs.items():
+        setattr(train, knob, value)
+    torch.manual_seed(0)
+    model = train.build_model("cpu", train.local_attention)
+    model.init_weights()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if not weight.any():
+                weight.normal_(std=0.2)
+        model.lm_head.weight.normal_()
+    return model
+
+
+def tokens(rows: int = 2, length: int = LENGTH) -> torch.Tensor:
+    return torch.randint(0, VOCAB, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("pattern", ["L", "S", "SSL"])
+def test_no_logit_depends_on_a_later_token(train: Any, pattern: str) -> None:
+    model = build(train, WINDOW_PATTERN=pattern)
+    idx = tokens()
+    before = model(idx)
+    for t in (1, 7, 8, 9, LENGTH - 1):
+        changed = idx.clone()
+        changed[:, t] = (changed[:, t] + 1) % VOCAB
+        after = model(changed)
+        assert torch.equal(after[:, :t], before[:, :t])
+        assert (after[:, t] != before[:, t]).any()
+
+
+def test_no_logit_depends_on_another_row(train: Any) -> None:
+    model = build(train)
+    idx = tokens(rows=3)
+    others = torch.cat([idx[:1], tokens(rows=2)])
+    assert torch.allclose(model(idx)[:1], model(others)[:1], atol=1e-5)
+
+
+@pytest.mark.parametrize("heads", [(2, 2), (4, 2)])
+@pytest.mark.parametrize(("T", "window"), [(32, 8), (32, 16), (29, 8), (7, 3), (16, 1), (16, 15), (16, 99)])
+def test_local_attention_is_exact(train: Any, T: int, window: int, heads: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(T)
+    q, k, v = (torch.randn(2, T, n, 8, generator=generator) for n in (heads[0], heads[1], heads[1]))
+    distance = torch.arange(T)[:, None] - torch.arange(T)
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k.repeat_interleave(heads[0] // heads[1], 2)) / math.sqrt(8)
+    weights = scores.masked_fill((distance < 0) | (distance > window), -math.inf).softmax(-1)
+    banded = torch.einsum("bhqk,bkhd->bqhd", weights, v.repeat_interleave(heads[0] // heads[1], 2))
+    assert torch.allclose(train.local_attention(q, k, v, window), banded, atol=1e-5)
+
+
+def test_local_attention_has_the_gradients_of_a_band_mask(train: Any) -> None:
+    def gradients(attend: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        qkv = [torch.randn(1, 20, 1, 8, generator=generator, requires_grad=True) for _ in range(3)]
+        attend(*qkv).square().sum().backward()
+        return [x.grad for x in qkv if x.grad is not None]
+
+    def banded(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        distance = torch.arange(20)[:, None] - torch.arange(20)
+        return train._sdpa(q, k, v, (distance >= 0) & (distance <= 6))
+
+    for ours, theirs in zip(gradients(lambda *x: train.local_attention(*x, 6)), gradients(banded), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_the_initial_loss_is_that_of_a_uniform_guess(train: Any) -> None:
+    torch.manual_seed(0)
+    model = train.build_model("cpu", train.local_attention)
+    model.init_weights()
+    assert model(tokens(), tokens()).item() == pytest.approx(math.log(VOCAB), abs=1e-3)
+
+
+def test_the_last_layer_is_always_long(train: Any) -> None:
+    for knob, value in {"WINDOW_PATTERN": "SSL", "DEPTH": 5, "ASPECT_RATIO": 8}.items():
+        setattr(train, knob, value)
+    assert train.GPTConfig.from_knobs().windows() == [8, 8, 16, 8, 16]
+
+
+def test_every_weight_of_the_model_is_trained(train: Any) -> None:
+    model = build(train)
+    adamw, muon = train.build_optimizers(model, compiled=False)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    model(tokens(4), tokens(4).roll(-1, 1)).backward()
+    adamw.step(1.0)
+    muon.step(1.0, 0.9, 0.1)
+    unmoved = [name for name, weight in model.named_parameters() if torch.equal(weight, before[name])]
+    assert unmoved == []
+
+
+def test_accumulated_passes_make_the_gradient_of_one_large_batch(train: Any) -> None:
+    model, idx = build(train), tokens(4)
+    _, muon = train.build_optimizers(model, compiled=False)
+    model(idx, idx).backward()
+    whole = [grad.clone() for grad in muon.grads]
+    for grad in muon.grads:
+        grad.zero_()
+    for half in idx.split(2):
+        (model(half, half) / 2).backward()
+    for one, other in zip(whole, muon.grads, strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_polar_express_makes_singular_values_about_one(train: Any) -> None:
+    for rows, cols in [(24, 24), (48, 12), (12, 48)]:
+        u, _, v = torch.linalg.svd(torch.randn(2, rows, cols), full_matrices=False)
+        g = u * torch.logspace(-2, 0, min(rows, cols)) @ v
+        values = torch.linalg.svdvals(train.polar_express(g))
+        assert values.min() > 0.7
+        assert values.max() < 1.3
+
+
+def test_flops_count_matrices_and_the_keys_in_sight(train: Any) -> None:
+    model = build(train, WINDOW_PATTERN="SL", DEPTH=2, ASPECT_RATIO=8)  # width 16, two heads
+    matrices = VOCAB * 16 + 2 * 12 * 16 * 16 + 2 * 16  # the head, two layers, the gate of the last one
+    assert model.flops_per_token() == 6 * matrices + 12 * 16 * (8 + 16)
+
+
+def test_nats_are_the_cross_entropy_of_the_logits(train: Any) -> None:
+    model, idx, targets = build(train), tokens(), tokens().roll(-1, 1)
+    nats = model(idx, targets, reduction="none")
+    expected = -model(idx).log_softmax(-1).gather(2, targets[..., None]).reshape(-1)
+    assert torch.allclose(nats, expected, atol=1e-5)
+    assert model(idx, targets).item() == pytest.approx(nats.mean().item(), abs=1e-5)
+
+
+def test_a_checkpoint_is_loaded_as_it_was_saved(train: Any, tmp_path: Path) -> None:
+    model = build(train, WINDOW_PATTERN="SL")
+    train.build_optimizers(model, compiled=False)  # makes parameters views of stacks
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    loaded = train.load_model(str(tmp_path / "model.pt"), "cpu")
+    assert torch.equal(loaded(tokens()), model(tokens()))
+
+
+def test_batches_follow_the_packed_order_and_wrap_around(train: Any) -> None:
+    train.DEVICE_BATCH_SIZE = 2
+    rows = np.arange(3 * (LENGTH + 1), dtype=np.uint16).reshape(3, -1)
+    stream = train.batches(rows, "cpu")
+    seen = [next(stream) for _ in range(3)]
+    assert torch.cat([x for x, _ in seen])[:, 0].tolist() == [0, 17, 34, 0, 17, 34]
+    assert all(torch.equal(x[:, 1:], y[:, :-1]) for x, y in seen)
+
+
+def test_rates_are_full_then_fall_to_the_final_share(train: Any) -> None:
+    train.WARMUP_RATIO, train.WARMDOWN_RATIO, train.FINAL_LR_FRAC = 0.1, 0.5, 0.2
+    rates = [train.lr_multiplier(done) for done in (0.0, 0.05, 0.1, 0.5, 0.75, 1.0)]
+    assert rates == pytest.approx([0.0, 0.5, 1.0, 1.0, 0.6, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("knob", "value", "message"),
+    [
+        ("TOTAL_BATCH_SIZE", 4 * LENGTH + 1, "TOTAL_BATCH_SIZE = 65 must be a multiple of"),
+        ("WINDOW_PATTERN", "LX", "must be made of S and L"),
+        ("HEAD_DIM", 7, "HEAD_DIM = 7 even"),
+        ("DEPTH", 0, "DEPTH = 0 must be at least 1"),
+    ],
+)
+def test_knobs_that_do_not_fit_are_named(train: Any, knob: str, value: object, message: str) -> None:
+    setattr(train, knob, value)
+    with pytest.raises(ValueError, match=message):
+        (train.accumulation_steps(), train.GPTConfig.from_knobs())
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, 100.5])
+def test_a_diverged_loss_ends_the_run(train: Any, loss: float) -> None:
+    with pytest.raises(RuntimeError, match="at step 3: training has diverged"):
+        train.check(loss, 3)
+
+
+def test_knobs_are_literals() -> None:
+    assigned = {
+        node.targets[0].id: node.value
+        for node in ast.parse(FILE.read_text()).body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    values = {knob: ast.literal_eval(assigned[knob]) for knob in KNOBS}
+    assert values["ADAM_BETAS"] == (0.8, 0.95)
+
+
+def test_importing_it_does_nothing() -> None:
+    code = f"""
+import importlib.util, sys, threading, torch
+before = torch.get_num_threads(), torch.initial_seed(), threading.active_count()
+spec = importlib.util.spec_from_file_location("trainer.train", {str(FILE)!r})
+module = sys.modules["trainer.train"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+assert before == (torch.get_num_threads(), torch.initial_seed(), threading.active_count())
+assert "torch._dynamo" not in sys.modules, "the compiler costs 2 s of every start"
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=FILE.parent.parent, capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A prepared dataset whose text is a counting sequence: easy to learn, whatever the seed."""
+    data = tmp_path / "data"
+    for part in ("public", "train", "validation"):
+        (data / part).mkdir(parents=True)
+    meta = prepare.Meta("f", (VOCAB,), LENGTH, {VOCAB: VOCAB - 1}, "none", prepare.METRIC_VERSION)
+    (data / "public" / "meta.json").write_text(json.dumps(meta.to_dict()))
+    np.save(data / "public" / f"token_bytes_{VOCAB}.npy", np.array([1] * (VOCAB - 1) + [0], np.int32))
+    rows = (np.arange(40)[:, None] * 7 + np.arange(LENGTH + 1)) % (VOCAB - 1)
+    np.save(data / "train" / f"rows_{VOCAB}_{LENGTH}.npy", rows.astype(np.uint16))
+    stream = np.concatenate([[VOCAB - 1], np.arange(200) % (VOCAB - 1)]).astype(np.uint16)
+    np.save(data / "validation" / f"stream_{VOCAB}.npy", stream)
+    (data / "validation" / "manifest.json").write_text(json.dumps({"documents": 1, "bytes": 200}))
+    places = {part: str(data / part) for part in ("public", "train", "validation")}
+    budget = {"kind": "flops", "amount": 5e8}
+    (data / "current.json").write_text(json.dumps(places | {"budget": budget, "device": "cpu", "threads": 1}))
+    return tmp_path
+
+
+def run_alone(home: Path, seed: int = 1, **knobs: object) -> subprocess.CompletedProcess[str]:
+    """Runs train.py by itself, as `python -m trainer.train` does, with tiny knobs written into it."""
+    source = FILE.read_text()
+    for knob, value in (TINY | {"TOTAL_BATCH_SIZE": 8 * LENGTH} | knobs).items():
+        line = next(line for line in source.splitlines() if line.startswith(f"{knob} = "))
+        source = source.replace(line, f"{knob} = {value!r}")
+    (home / "candidate.py").write_text(source)
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(FILE.parent.parent),
+        "NIGHTLY_HOME": str(home),
+        "NIGHTLY_SEED": str(seed),
+    }
+    return subprocess.run([sys.executable, "candidate.py"], cwd=home, env=environment, capture_output=True, text=True)
+
+
+def figure(run: subprocess.CompletedProcess[str], name: str) -> str:
+    assert run.returncode == 0, run.stderr
+    return next(line.split(":")[1].strip() for line in run.stdout.splitlines() if line.startswith(f"{name}:"))
+
+
+@pytest.mark.slow
+def test_a_seed_repeats_to_the_last_bit_and_another_differs(home: Path) -> None:
+    scores = [figure(run_alone(home, seed), "val_bpb") for seed in (1, 1, 2)]
+    assert scores[0] == scores[1] != scores[2]
+    assert float(scores[0]) < 0.5 * math.log2(
+        VOCAB
+    )  # it learned: a uniform guess costs log2(V) bits a token of one byte
+
+
+def test_divergence_ends_the_process_with_its_reason(home: Path) -> None:
+    run = run_alone(home, UNEMBEDDING_LR=1e300)
+    assert run.returncode != 0
+    assert "training has diverged" in run.stderr
+
+
+def test_an_unprepared_vocabulary_ends_the_process_with_its_reason(home: Path) -> None:
+    run = run_alone(home, VOCAB_SIZE=99)
+    assert run.returncode != 0
+    assert "VOCAB_SIZE = 99 is not prepared; prepared: (61,)" in run.stderr
