@@ -66,9 +66,7 @@ class Profile(Table):
     budget: Budget
     limits: Limits = Limits()
     night: Night = Night()
-    train: dict[
-        str, bool | int | float | str | list[float]
-    ] = {}  # knobs written into train.py by the night's first commit
+    train: dict[str, bool | int | float | str | list[float]] = {}  # knobs written into train.py by the night's first commit
 
 
 class ProfileError(ValueError):
@@ -87,9 +85,7 @@ def load(name: str) -> Profile:
     """
     path = Path(name).expanduser() if name.endswith(".toml") else FOLDER / f"{name}.toml"
     if not path.is_file() or path.stem == "search_space":
-        raise ProfileError(
-            f"unknown profile {name!r}: choose one of {', '.join(names())}, or give the path of a .toml file"
-        )
+        raise ProfileError(f"unknown profile {name!r}: choose one of {', '.join(names())}, or give the path of a .toml file")
     try:
         table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
         return Profile(name=path.stem, **table)

@@ -45,8 +45,15 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=function)
         return sub
 
-    profile: dict[str, Any] = {"default": "laptop", "metavar": "P", "help": f"a profile: {', '.join(configs.names())}, or a .toml file"}
-    unsandboxed: dict[str, Any] = {"action": "store_true", "help": "run candidates WITHOUT a box, with your rights; every trial says so"}
+    profile: dict[str, Any] = {
+        "default": "laptop",
+        "metavar": "P",
+        "help": f"a profile: {', '.join(configs.names())}, or a .toml file",
+    }
+    unsandboxed: dict[str, Any] = {
+        "action": "store_true",
+        "help": "run candidates WITHOUT a box, with your rights; every trial says so",
+    }
     sub = command("night", commands.night, "Runs a whole night: data, tokenizer, baseline, trials, report.")
     sub.add_argument("--profile", **profile)
     sub.add_argument("--tag", help="the night's name and its branch autoresearch/TAG (default: today, as in nov21)")
@@ -54,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--hours", type=_positive(float), metavar="H", help="start no trial after H hours")
     sub.add_argument("--proposer", choices=PROPOSERS, help="who proposes (default: the profile's)")
     sub.add_argument("--patches", metavar="DIR", help="replay: the folder of patches")
-    sub.add_argument("--seed", type=int, default=1, metavar="N", help="first seed of every candidate, and the proposer's (default 1)")
+    sub.add_argument(
+        "--seed", type=int, default=1, metavar="N", help="first seed of every candidate, and the proposer's (default 1)"
+    )
     sub.add_argument("--json", action="store_true", help="print one JSON object instead of the report")
     sub.add_argument("--allow-unsandboxed", **unsandboxed)
 
@@ -77,8 +86,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--profile", **profile)
     sub.add_argument("--allow-unsandboxed", **unsandboxed)
     command("prepare", commands.prepare, "Fetches and prepares a profile's data.").add_argument("--profile", **profile)
-    command("doctor", commands.doctor, "Looks at this machine and says what would fail, and the remedy.").add_argument("--profile", **profile)
-    command("server", commands.server, "Starts the Prefect and MLflow pages and keeps them up until Ctrl-C.")
+    command("doctor", commands.doctor, "Looks at this machine and says what would fail, and the remedy.").add_argument(
+        "--profile", **profile
+    )
+    command("server", commands.serve, "Starts the Prefect and MLflow pages and keeps them up until Ctrl-C.")
     command("deploy", commands.deploy, "Makes the work pools and the deployments of prefect.yaml.")
     command("worker", commands.worker, "Runs a worker for a pool: one night, or one GPU, at a time.").add_argument("pool")
     sub = command("prefect", commands.prefect, "Runs prefect's own command line with this project's settings.")

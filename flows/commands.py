@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import os
 import signal
@@ -20,6 +19,10 @@ import configs
 from flows import server
 from tasks.records import NightlyError, UsageError
 
+JSON_FIELDS = (
+    "status reason val_bpb claimed_bpb audit_gap seconds cpu_seconds tokens startup_seconds isolation metric_version profile seed"
+).split()
+
 
 def night(arguments: argparse.Namespace, home: Path) -> int:
     with server.prefect_api(home):
@@ -31,7 +34,7 @@ def night(arguments: argparse.Namespace, home: Path) -> int:
             trials=arguments.trials,
             hours=arguments.hours,
             proposer=arguments.proposer,
-            patches=arguments.patches,
+            patches=arguments.patches and str(Path(arguments.patches).resolve()),
             seed=arguments.seed,
             allow_unsandboxed=arguments.allow_unsandboxed,
         )
@@ -39,59 +42,52 @@ def night(arguments: argparse.Namespace, home: Path) -> int:
 
 
 def resume(arguments: argparse.Namespace, home: Path) -> int:
+    _night_folder(home, arguments.tag)
     with server.prefect_api(home):
         from flows.nightly_research import resume_night
 
-        tag = resume_night(arguments.tag)
-    return _print_night(home, tag, as_json=False)
-
-
-def _print_night(home: Path, tag: str, *, as_json: bool) -> int:
-    folder = _night_folder(home, tag)
-    if as_json:
-        print(json.dumps(_night_object(folder)))
-    else:
-        print((folder / "report.md").read_text(encoding="utf-8"))
-    return 0
-
-
-def _night_folder(home: Path, tag: str) -> Path:
-    folder = home / "nights" / tag
-    if not (folder / "ledger.jsonl").is_file():
-        known = sorted(path.parent.name for path in (home / "nights").glob("*/ledger.jsonl"))
-        raise UsageError(f"no night {tag!r} in {home}; there are: {', '.join(known) or 'none yet'}")
-    return folder
-
-
-def _night_object(folder: Path) -> dict[str, Any]:
-    from tasks import ledger
-
-    state = ledger.fold(ledger.read(folder / "ledger.jsonl"))
-    trials = [
-        {"k": t.number, "status": t.status, "verdict": t.verdict, "reason": t.reason, "val_bpb": t.val_bpb, "commit": t.commit}
-        for t in state.trials
-    ]
-    baseline = state.baseline["val_bpb"] if state.baseline else None
-    champion = {"commit": state.champion, "val_bpb": state.champion_bpb}
-    return {"tag": state.header["tag"], "baseline": baseline, "champion": champion, "trials": trials, "finished": state.finished}
+        resume_night(arguments.tag)
+    return _print_night(home, arguments.tag, as_json=False)
 
 
 def trial(arguments: argparse.Namespace, home: Path) -> int:
-    profile = configs.load(arguments.profile)
+    source, profile = _read_candidate(arguments.file), configs.load(arguments.profile)
     with server.prefect_api(home):
-        from flows.preparation import prepare
-        from flows.single_run import run_file
+        from flows.single_run import single_run
 
-        dataset = prepare(profile.name if not arguments.profile.endswith(".toml") else arguments.profile)
-        run = run_file(arguments.file, profile, dataset, home, seed=arguments.seed, allow_unsandboxed=arguments.allow_unsandboxed)
+        run = single_run(source, profile, arguments.seed, arguments.allow_unsandboxed)
     if arguments.json:
-        print(json.dumps({key: value for key, value in run.summary().items() if key != "peak_memory_bytes"}))
+        print(json.dumps({name: getattr(run, name) for name in JSON_FIELDS}))
     else:
         score = "no score" if run.val_bpb is None else f"val_bpb {run.val_bpb:.6f}"
-        print(f"{run.status}: {run.reason}\n{score}, seed {run.seed}, {run.seconds or 0:.1f} s, isolation {run.isolation}")
+        seconds = "" if run.seconds is None else f", trained {run.seconds:.1f} s"
+        print(f"{run.status}: {run.reason}\n{score}, seed {run.seed}{seconds}, isolation {run.isolation}")
     if run.status != "ok":
         print(run.log[-4000:], file=sys.stderr)
     return 0 if run.status == "ok" else 3
+
+
+def replay(arguments: argparse.Namespace, home: Path) -> int:
+    from tasks import champion
+
+    source, profile = champion.source_at(server.ROOT, arguments.commit), configs.load(arguments.profile)
+    trailers = champion.trailers(server.ROOT, arguments.commit)
+    seeds = [int(seed) for seed in trailers.get("Seeds", "").split() if seed.isdigit()]
+    if not seeds:
+        raise UsageError(f"{arguments.commit} is no candidate of a night: its message has no trailer Seeds with a run")
+    scores = []
+    with server.prefect_api(home):
+        from flows.single_run import single_run
+
+        for seed in seeds:
+            run = single_run(source, profile, seed, arguments.allow_unsandboxed)
+            if run.val_bpb is None:
+                print(f"seed {seed}: {run.status}: {run.reason}")
+                return 3
+            scores.append(run.val_bpb)
+            print(f"seed {seed}: {run.val_bpb:.6f}", file=sys.stderr)
+    print(f"recorded {trailers['Val-Bpb']}, replayed {sum(scores) / len(scores):.6f} over seeds {' '.join(map(str, seeds))}")
+    return 0
 
 
 def status(arguments: argparse.Namespace, home: Path) -> int:
@@ -99,8 +95,9 @@ def status(arguments: argparse.Namespace, home: Path) -> int:
     if arguments.json:
         print(json.dumps(found))
         return 0
-    done = f"finished: {found['finished']}" if found["finished"] else "not finished"
-    print(f"night {found['tag']}: {len(found['trials'])} trials, {done}\nbaseline {found['baseline']}, champion {found['champion']}")
+    end = found["finished"] or "not finished: running, or interrupted and waiting for ./run resume"
+    print(f"night {found['tag']}: {len(found['trials'])} trials done; {end}")
+    print(f"baseline {found['baseline']}, champion {found['champion']['val_bpb']} ({found['champion']['commit']})")
     return 0
 
 
@@ -118,17 +115,13 @@ def report(arguments: argparse.Namespace, home: Path) -> int:
     return _print_night(home, arguments.tag, as_json=False)
 
 
-def replay(arguments: argparse.Namespace, home: Path) -> int:
-    raise NotImplementedError
-
-
 def prepare(arguments: argparse.Namespace, home: Path) -> int:
-    configs.load(arguments.profile)
+    profile = configs.load(arguments.profile)
     with server.prefect_api(home):
         from flows.preparation import prepare
 
-        dataset = prepare(arguments.profile)
-    print(json.dumps(dataclasses.asdict(dataset), indent=1))
+        dataset = prepare(profile)
+    print(f"prepared {profile.name}: {dataset.public.removesuffix('/public')}")
     return 0
 
 
@@ -138,18 +131,20 @@ def doctor(arguments: argparse.Namespace, home: Path) -> int:
     return doctor.run(home, configs.load(arguments.profile))
 
 
-def server(arguments: argparse.Namespace, home: Path) -> int:
+def serve(arguments: argparse.Namespace, home: Path) -> int:
     if url := server.running_server(home):
         raise UsageError(f"a server of {home} is running already: {url}")
     api_port, mlflow_port = server.free_port(4200), server.free_port(5000)
     api, mlflow = f"http://127.0.0.1:{api_port}/api", f"http://127.0.0.1:{mlflow_port}"
     children = [server.start_prefect(api_port, ui=True), server.start_mlflow(mlflow_port, home)]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         server.await_prefect(api, children[0])
         (home / "server.json").write_text(json.dumps({"prefect": api, "mlflow": mlflow}))
-        print(f"Prefect  {api.removesuffix('/api')}\nMLflow   {mlflow}\n\nIn a plain shell:\nexport PREFECT_API_URL={api}", flush=True)
-        print(f"export PREFECT_HOME={os.environ['PREFECT_HOME']}\nexport NIGHTLY_HOME={home}", flush=True)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        print(f"Prefect  {api.removesuffix('/api')}\nMLflow   {mlflow}\n\nFor a plain shell:")
+        for name, value in (("PREFECT_API_URL", api), ("PREFECT_HOME", os.environ["PREFECT_HOME"]), ("NIGHTLY_HOME", home)):
+            print(f"export {name}={value}")
+        print(f"export PATH={Path(sys.executable).parent}:$PATH\n\nCtrl-C ends both.", flush=True)
         while all(child.poll() is None for child in children):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 children[0].wait(timeout=1)
@@ -162,10 +157,70 @@ def server(arguments: argparse.Namespace, home: Path) -> int:
             server.end(child)
 
 
-def _needs_server(home: Path) -> None:
-    if "PREFECT_API_URL" in os.environ:
-        return
-    url = server.running_server(home)
+def deploy(arguments: argparse.Namespace, home: Path) -> int:
+    _need_server(home)
+    for template in sorted((server.ROOT / "deployments").glob("pool-*.json")):
+        pool = template.stem.removeprefix("pool-")
+        made = ["work-pool", "create", pool, "--type", "process", "--base-job-template", str(template), "--overwrite"]
+        if code := _run_prefect(*made):
+            return code
+    return _run_prefect("deploy", "--all", "--no-prompt")
+
+
+def worker(arguments: argparse.Namespace, home: Path) -> int:
+    _need_server(home)
+    os.environ["NIGHTLY_CHECKOUT"] = str(server.ROOT)
+    os.chdir(server.ROOT)
+    argv = [sys.executable, "-m", "prefect", "worker", "start", "--pool", arguments.pool, "--limit", "1"]
+    os.execv(sys.executable, argv)
+
+
+def prefect(arguments: argparse.Namespace, home: Path) -> int:
+    if url := server.running_server(home):
+        os.environ.setdefault("PREFECT_API_URL", url)
+    return _run_prefect(*arguments.arguments)
+
+
+def _read_candidate(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"candidate {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"candidate {path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
+def _night_folder(home: Path, tag: str) -> Path:
+    folder = home / "nights" / tag
+    if not (folder / "ledger.jsonl").is_file():
+        known = sorted(path.parent.name for path in (home / "nights").glob("*/ledger.jsonl"))
+        raise UsageError(f"no night {tag!r} in {home}; there are: {', '.join(known) or 'none yet'}")
+    return folder
+
+
+def _print_night(home: Path, tag: str, *, as_json: bool) -> int:
+    folder = _night_folder(home, tag)
+    print(json.dumps(_night_object(folder)) if as_json else (folder / "report.md").read_text(encoding="utf-8"))
+    return 0
+
+
+def _night_object(folder: Path) -> dict[str, Any]:
+    from tasks import ledger
+
+    state = ledger.fold(ledger.read(folder / "ledger.jsonl"))
+    fields = ("status", "verdict", "reason", "val_bpb", "commit")
+    return {
+        "tag": state.header["tag"],
+        "baseline": state.baseline["val_bpb"] if state.baseline else None,
+        "champion": {"commit": state.champion, "val_bpb": state.champion_bpb},
+        "trials": [{"k": done.number, **{name: getattr(done, name) for name in fields}} for done in state.trials],
+        "in_flight": state.in_flight,
+        "finished": state.finished,
+    }
+
+
+def _need_server(home: Path) -> None:
+    url = os.environ.get("PREFECT_API_URL") or server.running_server(home)
     if url is None:
         raise UsageError("no Prefect server: start `./run server` in another shell, or set PREFECT_API_URL")
     os.environ["PREFECT_API_URL"] = url
@@ -173,25 +228,3 @@ def _needs_server(home: Path) -> None:
 
 def _run_prefect(*arguments: str) -> int:
     return subprocess.run([sys.executable, "-m", "prefect", *arguments], cwd=server.ROOT).returncode
-
-
-def deploy(arguments: argparse.Namespace, home: Path) -> int:
-    _needs_server(home)
-    for template in sorted((server.ROOT / "deployments").glob("pool-*.json")):
-        pool = template.stem.removeprefix("pool-")
-        code = _run_prefect("work-pool", "create", pool, "--type", "process", "--base-job-template", str(template), "--overwrite")
-        if code:
-            return code
-    return _run_prefect("deploy", "--all", "--no-prompt")
-
-
-def worker(arguments: argparse.Namespace, home: Path) -> int:
-    _needs_server(home)
-    os.chdir(server.ROOT)
-    os.execv(sys.executable, [sys.executable, "-m", "prefect", "worker", "start", "--pool", arguments.pool, "--limit", "1"])
-
-
-def prefect(arguments: argparse.Namespace, home: Path) -> int:
-    if url := server.running_server(home):
-        os.environ.setdefault("PREFECT_API_URL", url)
-    return _run_prefect(*arguments.arguments)

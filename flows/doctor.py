@@ -66,9 +66,7 @@ def run(home: Path, profile: configs.Profile) -> int:
 
 def check_python() -> Check:
     found = f"{sys.version.split()[0]} in {sys.prefix}"
-    return Check(
-        "python", (3, 11) <= sys.version_info[:2] < (3, 15), found, "use Python 3.11 to 3.14: PYTHON=python3.12 ./run"
-    )
+    return Check("python", (3, 11) <= sys.version_info[:2] < (3, 15), found, "use Python 3.11 to 3.14: PYTHON=python3.12 ./run")
 
 
 def check_torch(device: str) -> Check:
@@ -118,18 +116,14 @@ def check_git(checkout: Path) -> Iterator[Check]:
 
     head = git("rev-parse", "--short", "--verify", "HEAD")
     if head is None:
-        remedy = (
-            "a night needs a git checkout with a commit: git clone it, or git init && git add -A && git commit -m start"
-        )
+        remedy = "a night needs a git checkout with a commit: git clone it, or git init && git add -A && git commit -m start"
         yield Check("git", False, f"{checkout} has no commit", remedy)
         return
     branch = git("symbolic-ref", "--short", "--quiet", "HEAD") or "detached"
     state = "with uncommitted changes, which a night leaves alone" if git("status", "--porcelain") else "clean"
     yield Check("git", True, f"{branch} at {head}, {state}")
     name, email = git("config", "user.name"), git("config", "user.email")
-    yield Check(
-        "git identity", None, f"{name} <{email}>" if name and email else "not set; nights commit as their own author"
-    )
+    yield Check("git identity", None, f"{name} <{email}>" if name and email else "not set; nights commit as their own author")
 
 
 def check_mlflow(uri: str) -> Check:
@@ -158,9 +152,7 @@ def check_mlflow(uri: str) -> Check:
 
 def check_prefect(url: str | None) -> Check:
     if url is None:
-        return Check(
-            "prefect", None, "PREFECT_API_URL is not set: each command starts a private server that ends with it"
-        )
+        return Check("prefect", None, "PREFECT_API_URL is not set: each command starts a private server that ends with it")
     status, problem = _get(f"{url.rstrip('/')}/health")
     remedy = "start it (./run server), or unset PREFECT_API_URL: then each command starts its own"
     return Check("prefect", status == 200, f"{_without_secrets(url)} {problem or f'answers {status}'}", remedy)
@@ -180,9 +172,7 @@ def check_llm(base_url: str | None, key: str | None) -> Check:
         models = [str(model["id"]) for model in json.loads(answer)["data"]]
     except (ValueError, KeyError, TypeError):
         return Check("llm", False, f"{shown} answers, but not with a list of models", remedy)
-    return Check(
-        "llm", True, f"{shown} has {len(models)} models: {', '.join(models[:3])}{', ...' if len(models) > 3 else ''}"
-    )
+    return Check("llm", True, f"{shown} has {len(models)} models: {', '.join(models[:3])}{', ...' if len(models) > 3 else ''}")
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

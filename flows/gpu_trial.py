@@ -34,9 +34,7 @@ def run_trial(
     """Runs `source` until the verdict is keep or discard; a stopped run is discarded at once."""
     runs: list[RunResult] = []
     while True:
-        run = train_candidate(
-            source, profile, dataset, home, seed=seed + len(runs), caps=caps, isolation=isolation
-        )
+        run = train_candidate(source, profile, dataset, home, seed=seed + len(runs), caps=caps, isolation=isolation)
         runs.append(run)
         if run.val_bpb is None:
             return tuple(runs), verdict.failed(run.status, run.reason)

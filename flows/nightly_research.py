@@ -53,7 +53,7 @@ def nightly_research(
     """
     header = new_header(tag, profile, trials, hours, proposer, patches, seed, allow_unsandboxed)
     views.name_flow_run(header["tag"])
-    night = open_night(header, base_source(server.ROOT, views.profile(header)))
+    night = open_night(header, base_source(server.ROOT, header))
     with ledger.Ledger.create(night.folder / "ledger.jsonl") as book:
         FileRef.write(night.folder / "base.py", night.base.encode())
         book.append("night", **header, dataset=night.dataset.fingerprint)
@@ -127,9 +127,7 @@ def one_trial(night: Night, book: ledger.Ledger, state: NightState) -> bool:
     return True
 
 
-def run_and_judge(
-    night: Night, state: NightState, current: str, proposed: Proposal
-) -> tuple[tuple[RunResult, ...], Verdict]:
+def run_and_judge(night: Night, state: NightState, current: str, proposed: Proposal) -> tuple[tuple[RunResult, ...], Verdict]:
     if proposed.problem:
         return (), verdict.failed("rejected_patch", proposed.problem)
     return run_trial(
@@ -209,8 +207,8 @@ def trial_of(
 
 def keep_proposal(folder: Path, current: str, proposed: Proposal) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    lines = (text.splitlines(keepends=True) for text in (current, proposed.source))
-    patch = "".join(difflib.unified_diff(*lines, f"a/{champion.TRAIN}", f"b/{champion.TRAIN}"))
+    old, new = (text.splitlines(keepends=True) for text in (current, proposed.source))
+    patch = "".join(difflib.unified_diff(old, new, f"a/{champion.TRAIN}", f"b/{champion.TRAIN}"))
     FileRef.write(folder / "train.py", proposed.source.encode("utf-8", "surrogatepass"))
     FileRef.write(folder / "patch.diff", patch.encode("utf-8", "surrogatepass"))
 

@@ -12,11 +12,11 @@ from prefect import get_run_logger
 import configs
 from configs import knobs
 from flows import preparation, server
-from tasks import cache, champion, experiment, ledger, proposal, verdict
+from tasks import cache, champion, experiment, proposal, verdict
 from tasks.judge import box, probe
 from tasks.judge.bwrap import Isolation
 from tasks.proposers.replay import ReplayProposer
-from tasks.proposers.tpe import SearchSpace, TpeProposer
+from tasks.proposers.tpe import TpeProposer
 from tasks.records import Baseline, BoxError, Dataset, UsageError
 
 
@@ -74,8 +74,9 @@ def new_header(
     return header
 
 
-def base_source(root: Path, profile: configs.Profile) -> str:
+def base_source(root: Path, header: dict[str, Any]) -> str:
     """The checkout's train.py with the profile's knobs written into it: what the night is measured against."""
+    profile = configs.load(header["profile"])
     try:
         return knobs.write((root / champion.TRAIN).read_text(encoding="utf-8"), profile.train)
     except knobs.KnobError as error:
@@ -130,7 +131,7 @@ def _baseline(base: str, profile: configs.Profile, dataset: Dataset, home: Path,
 def _proposer(header: dict[str, Any]) -> proposal.Proposer:
     name = header["proposer"]
     if name == "tpe":
-        return TpeProposer(SearchSpace.load(configs.FOLDER / "search_space.toml"))
+        return TpeProposer()
     if name == "replay":
         if not header["patches"]:
             raise UsageError("proposer replay needs --patches DIR, a folder of patches")
@@ -157,5 +158,3 @@ def baseline_event(night: Night) -> dict[str, Any]:
         "peak_memory_bytes": max(run.peak_memory_bytes or 0 for run in runs) or None,
         "knobs": knobs.read(night.base),
     }
-
-

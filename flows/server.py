@@ -88,9 +88,11 @@ def end(child: subprocess.Popen[bytes]) -> None:
 def start_prefect(port: int, *, ui: bool) -> subprocess.Popen[bytes]:
     """Starts a Prefect server on 127.0.0.1; `await_prefect` waits for it."""
     return spawn(
-        [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
-        + ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
-        + ["--timeout-graceful-shutdown", "3"],
+        [
+            *(sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"),
+            *("--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"),
+            *("--timeout-graceful-shutdown", "3"),
+        ],
         PREFECT_SERVER_UI_ENABLED="true" if ui else "false",
         PREFECT_API_URL="",
         PREFECT_UI_API_URL=f"http://127.0.0.1:{port}/api",
@@ -102,8 +104,10 @@ def start_prefect(port: int, *, ui: bool) -> subprocess.Popen[bytes]:
 def start_mlflow(port: int, home: Path) -> subprocess.Popen[bytes]:
     """Starts MLflow's pages on 127.0.0.1 over the state folder's store."""
     return spawn(
-        [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-        + ["--backend-store-uri", mlflow_uri(home), "--default-artifact-root", str(home / "mlartifacts")],
+        [
+            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+            *("--backend-store-uri", mlflow_uri(home), "--default-artifact-root", str(home / "mlartifacts")),
+        ],
         MLFLOW_LOGGING_LEVEL="WARNING",
     )
 
@@ -141,7 +145,7 @@ def prefect_api(home: Path) -> Iterator[None]:
     known = os.environ.get("PREFECT_API_URL") or running_server(home)
     if known:
         os.environ["PREFECT_API_URL"] = known
-        import prefect  # noqa: F401
+        import prefect
 
         yield
         return

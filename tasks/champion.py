@@ -1,7 +1,7 @@
 """Candidates and keeps as git objects: the branch `autoresearch/<tag>` and the refs `refs/trials/<tag>/<number>`.
 
 Plumbing only, through GitPython's runner: blob, temporary index, commit-tree, update-ref with the expected old value.
-So the user's working tree, index and HEAD are never touched, none of their hooks, filters, signatures and identities takes
+So the user's working tree, index and HEAD are never touched, none of their hooks, filters, signatures, identities takes
 part, and a kill leaves a ref moved or not. Each function may be called again after a crash and then changes nothing.
 """
 
@@ -56,9 +56,7 @@ class Checkout:
 def open_checkout(path: Path) -> Checkout:
     """What the checkout at `path` holds. Raises UsageError if it is none, has no commit or no trainer/train.py."""
     root = path.resolve()
-    remedy = (
-        "Clone the project with git, or make this folder a repository: git init && git add -A && git commit -m start"
-    )
+    remedy = "Clone the project with git, or make this folder a repository: git init && git add -A && git commit -m start"
     if not (root / ".git").exists():
         raise UsageError(f"{root} is not a git checkout, and kept patches become commits. {remedy}")
     try:
@@ -90,13 +88,9 @@ def check_tag(root: Path, tag: str) -> None:
     refs = set(_git(root, "for-each-ref", "--format=%(refname)", "refs/heads/autoresearch", "refs/trials").split("\n"))
     for taken in (_branch(tag), f"refs/trials/{tag}"):
         if any(f"{ref}/".startswith(f"{taken}/") for ref in refs):
-            raise UsageError(
-                f"night {tag} exists ({taken}): `./run resume {tag}` goes on with it, or choose another --tag"
-            )
+            raise UsageError(f"night {tag} exists ({taken}): `./run resume {tag}` goes on with it, or choose another --tag")
     if "refs/heads/autoresearch" in refs:
-        raise UsageError(
-            f"your branch 'autoresearch' is in the way of autoresearch/{tag}: git branch -m autoresearch NEW-NAME"
-        )
+        raise UsageError(f"your branch 'autoresearch' is in the way of autoresearch/{tag}: git branch -m autoresearch NEW-NAME")
     check_not_checked_out(root, tag)
 
 
@@ -157,6 +151,12 @@ def source_at(root: Path, revision: str) -> str:
     return _git_bytes(root, "cat-file", "blob", f"{revision}:{TRAIN}").decode("utf-8", "surrogatepass")
 
 
+def trailers(root: Path, revision: str) -> dict[str, str]:
+    """The trailers of a commit's message. Raises NightlyError if there is no such commit."""
+    text = _git(root, "show", "--no-patch", "--format=%(trailers:only,unfold)", revision)
+    return dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
+
+
 def diff(root: Path, old: str, new: str) -> str:
     """Unified diff of trainer/train.py between two commits; other files are left out."""
     options = ("-p", "--no-ext-diff", "--no-textconv", "--no-renames", "--no-color", "--text")
@@ -184,7 +184,7 @@ def _tree(root: Path, parent: str, source: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         file, index = Path(folder, "train.py"), Path(folder, "index")
         file.write_bytes(source.encode("utf-8", "surrogatepass"))
-        blob = _git(root, "hash-object", "-w", str(file))
+        blob = _git(root, "hash-object", "-w", "--no-filters", str(file))
         _git(root, "read-tree", f"{parent}^{{tree}}", index=index)
         _git(root, "update-index", "--add", "--cacheinfo", f"100644,{blob},{TRAIN}", index=index)
         return _git(root, "write-tree", index=index)

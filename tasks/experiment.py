@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import cast
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -23,7 +24,7 @@ from tasks import hardware
 from tasks.judge import protocol, scoring
 from tasks.judge.box import open_box
 from tasks.judge.bwrap import BoxSpec, BoxUnavailable, Gate, Isolation
-from tasks.records import Baseline, BaselineStopped, BoxError, Caps, Dataset, FileRef, RunResult
+from tasks.records import Baseline, BaselineStopped, BoxError, Caps, Dataset, FileRef, RunResult, Status
 from trainer import prepare
 
 TRAINER = Path(prepare.__file__).parent
@@ -45,9 +46,7 @@ def run_experiment(
                 return _run(source, profile, dataset, home, work, seed, caps, isolation)
         except BoxUnavailable as error:
             if attempt == BOX_TRIES:
-                raise BoxError(
-                    f"no box could be run, {BOX_TRIES} tries: {error}. `./run doctor` looks closer"
-                ) from error
+                raise BoxError(f"no box could be run, {BOX_TRIES} tries: {error}. `./run doctor` looks closer") from error
     raise AssertionError("unreachable")
 
 
@@ -92,21 +91,7 @@ def _run(
         tasks=limits.tasks,
         tmp_bytes=limits.tmp_mib * 2**20,
     )
-    result = RunResult(
-        status="ok",
-        reason="trained and scored",
-        val_bpb=None,
-        claimed_bpb=None,
-        audit_gap=None,
-        seconds=None,
-        cpu_seconds=None,
-        tokens=None,
-        startup_seconds=None,
-        isolation=isolation,
-        metric_version=prepare.METRIC_VERSION,
-        profile=profile.name,
-        seed=seed,
-    )
+    result = without_figures("ok", "trained and scored", profile, seed, isolation)
     try:
         with open_box(spec) as running:
             try:
@@ -136,8 +121,27 @@ def _run(
             )
         claimed = validation.score(shape, rows, nats)
         return replace(result, val_bpb=claimed, claimed_bpb=claimed)
-    except protocol.Stopped as stopped:
-        return replace(result, status=stopped.status, reason=stopped.reason)
+    except protocol.Stopped as end:
+        return replace(result, status=cast(Status, end.status), reason=end.reason)
+
+
+def without_figures(status: Status, reason: str, profile: Profile, seed: int, isolation: Isolation) -> RunResult:
+    """A result without figures: of a candidate that was never run, or has only started."""
+    return RunResult(
+        status=status,
+        reason=reason,
+        val_bpb=None,
+        claimed_bpb=None,
+        audit_gap=None,
+        seconds=None,
+        cpu_seconds=None,
+        tokens=None,
+        startup_seconds=None,
+        isolation=isolation,
+        metric_version=prepare.METRIC_VERSION,
+        profile=profile.name,
+        seed=seed,
+    )
 
 
 def _assemble(source: str, work: Path) -> Path:
@@ -204,9 +208,7 @@ def read_baseline(path: Path) -> Baseline:
 
 
 @task(name="measure-baseline", persist_result=True, cache_key_fn=lambda _, parameters: str(parameters["key"]))
-def baseline_file(
-    key: str, source: str, profile: Profile, dataset: Dataset, home: Path, isolation: Isolation
-) -> FileRef:
+def baseline_file(key: str, source: str, profile: Profile, dataset: Dataset, home: Path, isolation: Isolation) -> FileRef:
     """`measure_baseline` as a cached Prefect task: a JSON file under data/baselines."""
     baseline = measure_baseline(source, profile, dataset, home, isolation)
     folder = home / "data" / "baselines"

@@ -82,7 +82,10 @@ def test_no_host_path_is_writable(folder):
 
 
 def test_a_daemon_dies_with_its_box(folder):
-    code = SAY + "\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(600)\n    os._exit(0)\ntime.sleep(0.2); say(1); time.sleep(600)"
+    code = SAY + (
+        "\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(600)\n    os._exit(0)\n"
+        "os.wait(); say(1); time.sleep(600)"
+    )
     with open_box(make_spec(folder), ["-c", code]) as box:
         answer(box)
         tree = watchdog.process_tree(box.process.pid)
@@ -91,7 +94,10 @@ def test_a_daemon_dies_with_its_box(folder):
 
 
 def test_300_mb_of_output_keep_both_ends(folder):
-    code = SAY + "\nprint('first');\nfor _ in range(300): sys.stdout.write('x' * 2**20)\nprint('\\nlast \\x1b[31m'); sys.stdout.flush(); say(1)"
+    code = SAY + (
+        "\nprint('first')\nfor _ in range(300): sys.stdout.write('x' * 2**20)\n"
+        "print('\\nlast \\x1b[31m'); sys.stdout.flush(); say(1)"
+    )
     with open_box(make_spec(folder), ["-c", code]) as box:
         answer(box)
         box.kill()
@@ -152,7 +158,9 @@ def test_kill_9_of_the_judge_takes_the_box_along(folder):
         "with open_box(make_spec(Path(sys.argv[1])), ['-c', 'import time; time.sleep(600)']) as box:\n"
         "    time.sleep(0.5); print(box.process.pid, flush=True); time.sleep(600)"
     )
-    judge = subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent)
+    judge = subprocess.Popen(
+        [sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent
+    )
     assert judge.stdout is not None
     pid = int(judge.stdout.readline())
     tree = watchdog.process_tree(pid)
@@ -170,10 +178,9 @@ def test_kill_9_of_the_judge_takes_the_box_along(folder):
 def test_sweep_ends_only_orphaned_boxes_of_this_folder(folder):
     def pretend(name: str) -> int:
         """An orphan whose command line reads as a bwrap with this host name."""
-        script = f"exec -a bwrap sleep 600 & echo $!"
-        argv0 = ["bash", "-c", f"(exec -a bwrap {sys.executable} -c 'import time; time.sleep(600)' --hostname {name}) >/dev/null 2>&1 & echo $!"]
-        del script
-        return int(subprocess.run(argv0, capture_output=True, check=True).stdout)
+        orphan = f"exec -a bwrap {sys.executable} -c 'import time; time.sleep(600)' --hostname {name}"
+        shell = ["bash", "-c", f"({orphan}) >/dev/null 2>&1 & echo $!"]
+        return int(subprocess.run(shell, capture_output=True, check=True).stdout)
 
     mine, other = pretend(box_name(folder)), pretend(box_name(folder / "other"))
     try:

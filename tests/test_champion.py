@@ -163,9 +163,7 @@ def test_a_plain_tag_is_free_in_a_new_checkout(root, tag):
     champion.check_tag(root, tag)
 
 
-@pytest.mark.parametrize(
-    "ref", ["refs/heads/autoresearch/nov21", "refs/trials/nov21/7", "refs/heads/autoresearch/nov21/x"]
-)
+@pytest.mark.parametrize("ref", ["refs/heads/autoresearch/nov21", "refs/trials/nov21/7", "refs/heads/autoresearch/nov21/x"])
 def test_a_tag_in_use_is_refused_with_the_remedy_and_its_neighbours_are_not(root, ref):
     git(root, "update-ref", ref, "HEAD")
     with pytest.raises(UsageError, match=r"run resume nov21.*another --tag"):
@@ -235,9 +233,7 @@ def test_a_candidate_is_a_commit_with_trailers(root):
 
 
 def test_a_failed_candidate_has_a_commit_and_no_score(root):
-    trial = make_trial(
-        start(root), verdict="discard", status="train_crashed", val_bpb=None, z=None, scores=(), seeds=()
-    )
+    trial = make_trial(start(root), verdict="discard", status="train_crashed", val_bpb=None, z=None, scores=(), seeds=())
     commit = champion.commit_candidate(root, "nov21", trial, "DEPTH = (\n")
     assert trailers(root, commit)["Val-Bpb"] == trailers(root, commit)["Z"] == trailers(root, commit)["Seeds"] == "-"
 

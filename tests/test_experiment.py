@@ -58,7 +58,12 @@ def test_the_judges_seed_reaches_the_candidate(run):
         ("def load_model", "def load_other", "eval_crashed", "load_model"),
         ("torch.zeros(256)", "torch.full((256,), float('nan'))", "bad_claims", "not finite"),
         ("targets.reshape(-1), reduction=reduction)", "targets.reshape(-1), reduction=reduction) - 9", "bad_claims", "above 1"),
-        ("MAX_SEQ_LEN = 8", "MAX_SEQ_LEN = 8\nimport os; os.write(int(os.environ['NIGHTLY_FD']), b'nonsense\\n')", "protocol_error", "not JSON"),
+        (
+            "MAX_SEQ_LEN = 8",
+            "MAX_SEQ_LEN = 8\nimport os; os.write(int(os.environ['NIGHTLY_FD']), b'nonsense\\n')",
+            "protocol_error",
+            "not JSON",
+        ),
         ("VOCAB_SIZE = 256", "VOCAB_SIZE = 257", "bad_claims", "257"),
     ],
     ids=["import", "syntax", "mid-run", "no checkpoint", "no load_model", "nan", "negative", "garbage", "vocabulary"],
@@ -105,7 +110,9 @@ def test_300_mb_of_output_are_capped(run):
 
 def test_a_candidate_can_change_none_of_the_data(run, dataset):
     def hashes():
-        return {p: hashlib.sha256(p.read_bytes()).hexdigest() for f in (dataset.public, dataset.train) for p in Path(f).iterdir()}
+        return {
+            p: hashlib.sha256(p.read_bytes()).hexdigest() for f in (dataset.public, dataset.train) for p in Path(f).iterdir()
+        }
 
     before = hashes()
     vandal = """

@@ -9,6 +9,7 @@ import time
 
 import mlflow
 import pytest
+
 from tests.checkouts import Checkout, our_processes
 
 SMALL = "tests/profiles/small.toml"
@@ -115,8 +116,25 @@ def test_nothing_of_ours_is_alive_afterwards(checkout, first):
     assert os.listdir(checkout.home / "boxes") == []
 
 
-def test_trial_prints_one_object_and_a_crash_exits_3(checkout, first):
-    done = checkout.run("trial", "trainer/train.py", "--profile", SMALL, "--json")
-    assert done.returncode == 3, "train.py's own knobs are the laptop's: VOCAB_SIZE 2048 is not prepared here"
-    fields = "status reason val_bpb claimed_bpb audit_gap seconds cpu_seconds tokens startup_seconds isolation metric_version profile seed"
-    assert list(json.loads(done.stdout)) == fields.split()
+FIELDS = [
+    *("status", "reason", "val_bpb", "claimed_bpb", "audit_gap", "seconds", "cpu_seconds", "tokens", "startup_seconds"),
+    *("isolation", "metric_version", "profile", "seed"),
+]
+
+
+def test_trial_prints_one_object_for_a_champion(checkout, first):
+    (checkout.folder / "champion.py").write_text(checkout.git("show", "autoresearch/first:trainer/train.py"))
+    done = checkout.run("trial", "champion.py", "--profile", SMALL, "--json", "--seed", "1")
+    assert done.returncode == 0, done.stderr
+    run = json.loads(done.stdout)
+    assert list(run) == FIELDS
+    assert run["val_bpb"] == pytest.approx(json.loads(first.stdout)["champion"]["val_bpb"], abs=0.1)
+
+
+def test_trial_of_a_crashing_file_exits_3_with_its_status(checkout, first):
+    done = checkout.run("trial", "trainer/train.py", "--profile", SMALL, "--json")  # its VOCAB_SIZE is the laptop's
+    assert done.returncode == 3
+    run = json.loads(done.stdout)
+    assert list(run) == FIELDS
+    assert (run["status"], run["val_bpb"]) == ("startup_crashed", None)
+    assert "VOCAB_SIZE = 2048 is not prepared" in run["reason"]

@@ -25,7 +25,9 @@ case "$*" in
     "-m pip config list") exec "$REAL_PYTHON" "$@" ;;
     -c*) exec "$REAL_PYTHON" "$@" ;;
     "-m ruff check"*) exit 1 ;;
-    *flows.cli*) echo "in $PWD with path $PYTHONPATH: ${*: -2}" && env >"$STUB/environment" && readlink /proc/self/fd/0 >"$STUB/stdin" ;;
+    *flows.cli*)
+        echo "in $PWD with path $PYTHONPATH: ${*: -2}"
+        env >"$STUB/environment" && readlink /proc/self/fd/0 >"$STUB/stdin" ;;
 esac
 """
 UV = r"""#!/usr/bin/env bash
@@ -55,9 +57,7 @@ class Checkout:
 
     def run(self, *arguments: str, cwd: Path | None = None, **changes: str) -> subprocess.CompletedProcess[str]:
         argv = [str(self.folder / "run"), *arguments]
-        return subprocess.run(
-            argv, cwd=cwd or self.folder, env=self.environment(**changes), capture_output=True, text=True
-        )
+        return subprocess.run(argv, cwd=cwd or self.folder, env=self.environment(**changes), capture_output=True, text=True)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         argv = [str(self.folder / "run"), *arguments]

@@ -288,9 +288,7 @@ def figure(run: subprocess.CompletedProcess[str], name: str) -> str:
 def test_a_seed_repeats_to_the_last_bit_and_another_differs(home: Path) -> None:
     scores = [figure(run_alone(home, seed), "val_bpb") for seed in (1, 1, 2)]
     assert scores[0] == scores[1] != scores[2]
-    assert float(scores[0]) < 0.5 * math.log2(
-        VOCAB
-    )  # it learned: a uniform guess costs log2(V) bits a token of one byte
+    assert float(scores[0]) < 0.5 * math.log2(VOCAB)  # it learned: a uniform guess costs log2(V) bits a token of one byte
 
 
 def test_divergence_ends_the_process_with_its_reason(home: Path) -> None:

