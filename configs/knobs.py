@@ -60,8 +60,7 @@ def read(source: str) -> dict[str, Value]:
 
 def unused(source: str) -> set[str]:
     """Knobs that nothing in the file reads: setting one changes nothing. Raises SyntaxError."""
-    loaded = {n.id for n in ast.walk(parse(source)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
-    return set(read(source)) - loaded
+    return _unused(parse(source))
 
 
 def write(source: str, values: Mapping[str, Any]) -> str:
@@ -70,24 +69,17 @@ def write(source: str, values: Mapping[str, Any]) -> str:
     An int for a float knob becomes a float and a list for a tuple a tuple. Raises KnobError for a file that does not
     parse, and for a knob that is unknown, unused, assigned more than once or of another type.
     """
-    try:
-        idle, assigned = unused(source), _assignments(parse(source))
-        module = libcst.parse_module(source)
-    except (SyntaxError, libcst.ParserSyntaxError) as error:
-        raise KnobError(f"train.py does not parse: {_first_line(error)}") from error
-    current, changed = read(source), {}
-    for name, wanted in values.items():
-        if len(assigned.get(name, ())) > 1:
-            lines = ", ".join(map(str, assigned[name]))
-            raise KnobError(f"knob {name} is assigned more than once (lines {lines}); keep one assignment")
-        if name not in current:
-            raise KnobError(f"unknown knob {name}: {_suggest(name, current)}")
-        if name in idle:
-            raise KnobError(f"knob {name} is unused: train.py assigns it and never reads it")
-        fitted = _fit(name, current[name], wanted)
-        if fitted != current[name]:
-            changed[name] = fitted
-    return module.visit(_Setter(changed)).code if changed else source
+    fitted, problems = _fitted(source, values)
+    if problems:
+        raise KnobError("; ".join(problems.values()))
+    current = read(source)
+    changed = {name: value for name, value in fitted.items() if value != current[name]}
+    return libcst.parse_module(source).visit(_Setter(changed)).code if changed else source
+
+
+def writable(source: str, values: Mapping[str, Any]) -> set[str]:
+    """The knobs of `values` that `write` would take. Raises KnobError for a file that does not parse."""
+    return set(_fitted(source, values)[0])
 
 
 def ast_sha256(source: str) -> str | None:
@@ -139,6 +131,35 @@ def _read(tree: ast.Module) -> dict[str, Value]:
             if len(targets) == 1 and isinstance(targets[0], ast.Name) and value is not None:
                 found[targets[0].id] = value
     return {name: value for name, value in found.items() if CAPITALS.fullmatch(name)}
+
+
+def _fitted(source: str, values: Mapping[str, Any]) -> tuple[dict[str, Value], dict[str, str]]:
+    """The values as train.py's own types, and for each knob that cannot be written why."""
+    try:
+        tree = parse(source)
+    except SyntaxError as error:
+        raise KnobError(f"train.py does not parse: {error}") from error
+    current, idle, assigned = _read(tree), _unused(tree), _assignments(tree)
+    fitted: dict[str, Value] = {}
+    problems: dict[str, str] = {}
+    for name, wanted in values.items():
+        if len(assigned.get(name, ())) > 1:
+            lines = ", ".join(map(str, assigned[name]))
+            problems[name] = f"knob {name} is assigned more than once (lines {lines}); keep one assignment"
+        elif name not in current:
+            problems[name] = f"unknown knob {name}: {_suggest(name, current)}"
+        elif name in idle:
+            problems[name] = f"knob {name} is unused: train.py assigns it and never reads it"
+        elif (value := _fit(current[name], wanted)) is None:
+            problems[name] = f"knob {name} = {wanted!r} does not fit: it takes {_kind(current[name])}"
+        else:
+            fitted[name] = value
+    return fitted, problems
+
+
+def _unused(tree: ast.Module) -> set[str]:
+    loaded = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    return set(_read(tree)) - loaded
 
 
 def _bound_names(statement: ast.stmt) -> list[str]:
@@ -193,27 +214,26 @@ def _number(node: ast.expr) -> Number | None:
     return value if isinstance(value, int) and abs(value) <= LARGEST else None
 
 
-def _fit(name: str, old: Value, new: Any) -> Value:
-    """`new` as the type of `old`. Raises KnobError when it is none."""
-    if isinstance(old, tuple) and isinstance(new, tuple | list) and len(new) == len(old):
-        return tuple(_fit(name, a, b) for a, b in zip(old, new, strict=True))  # type: ignore[misc]
-    if isinstance(old, float) and isinstance(new, int | float) and not isinstance(new, bool) and math.isfinite(new):
-        return float(new)
-    if type(old) is type(new) and not isinstance(old, tuple | float):
-        return new
+def _fit(old: Value, new: Any) -> Value | None:
+    """`new` as the type of `old`, None when it cannot be."""
+    if isinstance(old, tuple):
+        items = [_fit(a, b) for a, b in zip(old, new, strict=False)] if isinstance(new, tuple | list) else []
+        numbers = tuple(item for item in items if isinstance(item, int | float))
+        return numbers if len(numbers) == len(old) == len(new) else None
+    if isinstance(old, float) and isinstance(new, int | float) and not isinstance(new, bool):
+        return float(new) if math.isfinite(new) else None
+    return new if type(old) is type(new) and not isinstance(old, float) else None
+
+
+def _kind(value: Value) -> str:
     kinds = {int: "an int", float: "a float", bool: "a bool", str: "a string"}
-    kind = f"{len(old)} numbers" if isinstance(old, tuple) else kinds[type(old)]
-    raise KnobError(f"knob {name} = {new!r} does not fit: it takes {kind}, such as {old!r}")
+    return f"{f'{len(value)} numbers' if isinstance(value, tuple) else kinds[type(value)]}, such as {value!r}"
 
 
 def _suggest(name: str, known: Mapping[str, Value]) -> str:
     if near := difflib.get_close_matches(name.upper(), known, n=3):
         return f"did you mean {' or '.join(near)}?"
     return f"train.py has {', '.join(known) or 'none'}"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 def _has_doc(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> bool:

@@ -7,6 +7,7 @@ is printed or sent on to another host. Not covered: whether the data's source ca
 from __future__ import annotations
 
 import dataclasses
+import http.client
 import json
 import os
 import shutil
@@ -15,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import urllib.error
-import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,13 +128,12 @@ def check_git(checkout: Path) -> Iterator[Check]:
 
 def check_mlflow(uri: str) -> Check:
     """Whether the tracking store answers; a local file store that is not there yet is no fault."""
-    parts = urllib.parse.urlsplit(uri)
-    shown = _without_secrets(uri)
+    shown, scheme = _without_secrets(uri), uri.partition(":")[0]
     remedy = "nights go on without it and catch up later; mend MLFLOW_TRACKING_URI, or unset it for the local store"
-    if parts.scheme in ("http", "https"):
-        status, problem = _get(f"{uri.rstrip('/')}/health")
-        return Check("mlflow", status == 200, f"{shown} {problem or f'answers {status}'}", remedy)
-    if parts.scheme != "sqlite":
+    if scheme in ("http", "https"):
+        status, text = _get(f"{uri.rstrip('/')}/health")
+        return Check("mlflow", status == 200, f"{shown} {_said(status, text)}", remedy)
+    if scheme != "sqlite":
         return Check("mlflow", None, f"{shown} is not looked at")
     path = Path(uri.removeprefix("sqlite:///"))
     if not path.exists():
@@ -153,9 +152,9 @@ def check_mlflow(uri: str) -> Check:
 def check_prefect(url: str | None) -> Check:
     if url is None:
         return Check("prefect", None, "PREFECT_API_URL is not set: each command starts a private server that ends with it")
-    status, problem = _get(f"{url.rstrip('/')}/health")
+    status, text = _get(f"{url.rstrip('/')}/health")
     remedy = "start it (./run server), or unset PREFECT_API_URL: then each command starts its own"
-    return Check("prefect", status == 200, f"{_without_secrets(url)} {problem or f'answers {status}'}", remedy)
+    return Check("prefect", status == 200, f"{_without_secrets(url)} {_said(status, text)}", remedy)
 
 
 def check_llm(base_url: str | None, key: str | None) -> Check:
@@ -163,13 +162,13 @@ def check_llm(base_url: str | None, key: str | None) -> Check:
     if not base_url and not key:
         return Check("llm", None, "neither OPENAI_BASE_URL nor OPENAI_API_KEY is set; the tpe proposer needs none")
     base = (base_url or OPENAI).rstrip("/")
-    status, answer = _get(f"{base}/models", {"Authorization": f"Bearer {key}"} if key else {})
+    status, text = _get(f"{base}/models", {"Authorization": f"Bearer {key}"} if key else {})
     shown, ok = _without_secrets(base), {200: True, 404: None}.get(status or 0, False)
     remedy = "look at OPENAI_BASE_URL (it usually ends in /v1) and OPENAI_API_KEY"
     if status != 200:
-        return Check("llm", ok, f"{shown} {answer or f'answers {status}'}", remedy)
+        return Check("llm", ok, f"{shown} {_said(status, text)}", remedy)
     try:
-        models = [str(model["id"]) for model in json.loads(answer)["data"]]
+        models = [str(model["id"]) for model in json.loads(text)["data"]]
     except (ValueError, KeyError, TypeError):
         return Check("llm", False, f"{shown} answers, but not with a list of models", remedy)
     return Check("llm", True, f"{shown} has {len(models)} models: {', '.join(models[:3])}{', ...' if len(models) > 3 else ''}")
@@ -184,7 +183,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 def _get(url: str, headers: dict[str, str] | None = None) -> tuple[int | None, str]:
     """(status, the first MiB if it is 200) or (None, what went wrong)."""
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+    if not url.startswith(("http://", "https://")):
         return None, "is no http address"
     opener = urllib.request.build_opener(_NoRedirect)
     try:
@@ -193,11 +192,16 @@ def _get(url: str, headers: dict[str, str] | None = None) -> tuple[int | None, s
     except urllib.error.HTTPError as error:
         error.close()
         return error.code, ""
-    except (OSError, ValueError) as error:  # ValueError: a header or an address that cannot be sent
+    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: what cannot be sent as it stands
         return None, f"does not answer: {getattr(error, 'reason', None) or type(error).__name__}"
 
 
+def _said(status: int | None, text: str) -> str:
+    return "answers" if status == 200 else f"answers {status}" if status else text
+
+
 def _without_secrets(url: str) -> str:
-    """The address without user, password and query."""
-    parts = urllib.parse.urlsplit(url)
-    return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    """The address without user, password and query. By hand, as it may be none that urllib can parse."""
+    scheme, slashes, rest = url.partition("?")[0].rpartition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{slashes}{host.rpartition('@')[2]}{slash}{path}"

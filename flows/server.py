@@ -160,6 +160,6 @@ def prefect_api(home: Path) -> Iterator[None]:
     finally:
         from prefect.logging.handlers import APILogHandler
 
-        APILogHandler.flush()  # or its last lines find nobody to take them
+        APILogHandler().flush()  # or its last lines find nobody to take them
         del os.environ["PREFECT_API_URL"]
         end(server)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
 
-METRICS_A_BATCH, PARAMS_A_BATCH = 1000, 100  # MLflow's limits
-LONGEST_TAG, LONGEST_NAME = 5000, 200
+METRICS_A_BATCH, PARAMS_A_BATCH, LONGEST_KEY = 1000, 100, 250  # MLflow's limits
+LONGEST_VALUE, LONGEST_NAME = 5000, 200  # ours, in characters; MLflow's begin at 6000
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default blocks four minutes a call when the server is down
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -48,7 +48,7 @@ def log_baseline(uri: str, artifacts: Path, state: NightState, runs: Sequence[Ru
             tags = {"trial_id": f"{state.header['tag']}:baseline:{run.seed}", "status": run.status}
             child = _child(client, night, f"baseline seed {run.seed}", tags, [run])
             if child.info.status == "RUNNING":
-                _log(client, child, [*_figures([run], run.val_bpb), *_curves(child, [run])], {})
+                _log(client, child, [*_figures(child, [run], run.val_bpb), *_curves(child, [run])])
                 client.set_terminated(child.info.run_id, "FINISHED" if run.status == "ok" else "FAILED")
 
 
@@ -61,7 +61,7 @@ def log_trial(uri: str, artifacts: Path, state: NightState, trial: Trial, runs: 
         night = _night(client, uri, artifacts, state)
         child = _child(client, night, f"{trial.number} {trial.summary}", _trial_tags(state, trial), runs)
         if child.info.status == "RUNNING":
-            figures = _figures(runs, trial.val_bpb, z=trial.z)
+            figures = _figures(child, runs, trial.val_bpb, trial.z)
             _log(client, child, [*figures, *_curves(child, runs)], trial.knobs)
             if folder.is_dir():
                 client.log_artifacts(child.info.run_id, str(folder))
@@ -185,8 +185,8 @@ def _trial_tags(state: NightState, trial: Trial) -> dict[str, str]:
     }
 
 
-def _figures(runs: Sequence[RunResult], val_bpb: float | None, z: float | None = None) -> list[Metric]:
-    """Means over the runs of what the judge measured, each seed's score, and, marked so, what a candidate said of itself."""
+def _figures(child: Run, runs: Sequence[RunResult], val_bpb: float | None, z: float | None = None) -> list[Metric]:
+    """Means over the runs of what the judge measured, each seed's score, and, named so, what the candidate said."""
     means = {
         "val_bpb": val_bpb,
         "z": z,
@@ -200,7 +200,7 @@ def _figures(runs: Sequence[RunResult], val_bpb: float | None, z: float | None =
         means |= {f"val_bpb_seed_{run.seed}": run.val_bpb for run in runs}
     for name, value in (runs[0].metrics if runs else {}).items():
         means[f"self_reported/{name.replace('/', '_')}"] = value
-    return [_metric(name, value, 0) for name, value in means.items() if value is not None]
+    return [_metric(name, value, child.info.start_time) for name, value in means.items() if value is not None]
 
 
 def _curves(child: Run, runs: Sequence[RunResult]) -> list[Metric]:
@@ -225,14 +225,15 @@ def _log(
     client: MlflowClient,
     run: Run,
     metrics: Sequence[Metric],
-    params: Mapping[str, object],
+    params: Mapping[str, object] | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> None:
     """In batches. A value with the timestamp and step that it had before is no second point, nor an equal parameter."""
     from mlflow.entities import Param, RunTag
 
-    named = [Param(name, _plain(value)) for name, value in params.items() if value is not None]
-    client.log_batch(run.info.run_id, tags=[RunTag(name, value) for name, value in (tags or {}).items()])
+    named = [Param(name[:LONGEST_KEY], _plain(value)) for name, value in (params or {}).items() if value is not None]
+    if tags:
+        client.log_batch(run.info.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
     for i in range(0, len(named), PARAMS_A_BATCH):
         client.log_batch(run.info.run_id, params=named[i : i + PARAMS_A_BATCH])
     for i in range(0, len(metrics), METRICS_A_BATCH):
@@ -247,4 +248,4 @@ def _mean(values: Iterable[float | None]) -> float | None:
 def _plain(value: object) -> str:
     """Text that every store takes: a candidate's string may hold control characters or half a surrogate pair."""
     kept = "".join(c for c in str(value) if c == "\n" or unicodedata.category(c) not in ("Cc", "Cs"))
-    return kept if len(kept) <= LONGEST_TAG else f"{kept[: LONGEST_TAG - 3]}..."
+    return kept if len(kept) <= LONGEST_VALUE else f"{kept[: LONGEST_VALUE - 3]}..."

@@ -3,14 +3,13 @@
 import hashlib
 import io
 import tarfile
-from pathlib import Path
 
 import pyarrow.parquet
 import pytest
 
 from configs.corpus import rebuild
 
-CHECKSUMS = dict(reversed(line.split()) for line in (rebuild.FOLDER / "SHA256SUMS").read_text().splitlines())
+CHECKSUMS = {line.split()[1]: line.split()[0] for line in (rebuild.FOLDER / "SHA256SUMS").read_text().splitlines()}
 
 
 def read(name: str) -> list[str]:

@@ -126,7 +126,7 @@ def test_a_patch_keeps_line_ends_and_letters(propose):
 
 
 def test_a_missing_folder_is_a_usage_error(tmp_path):
-    with pytest.raises(UsageError, match="no folder of patches at .*nowhere"):
+    with pytest.raises(UsageError, match=r"no folder of patches at .*nowhere"):
         ReplayProposer(tmp_path / "nowhere")
 
 

@@ -221,14 +221,6 @@ def test_quick_leaves_the_slow_tests_out(checkout):
     assert "python -m pytest -m not slow -k a\n" in checkout.log()
 
 
-def test_only_a_worker_is_told_where_the_checkout_is(checkout):
-    checkout.run("deploy")
-    before = (checkout.stub / "environment").read_text()
-    checkout.run("worker", "local")
-    assert "NIGHTLY_CHECKOUT" not in before
-    assert f"NIGHTLY_CHECKOUT={checkout.folder}\n" in (checkout.stub / "environment").read_text()
-
-
 def test_every_variable_of_the_example_is_read():
     names = re.findall(r"^#?([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
     code = (ROOT / "run").read_text() + "".join(path.read_text() for path in (ROOT / "flows").glob("*.py"))

@@ -25,7 +25,17 @@ GPU = {
 }
 
 
-def start(source: str = TRAIN, seed: int = 1) -> NightSoFar:
+def knobs_only(**values) -> str:
+    """A train.py of its knobs and little else, which parses faster."""
+    found = {**knobs.read(TRAIN), **values}
+    lines = [f"{name} = {value!r}  # {name}" for name, value in found.items()]
+    return "\n".join([*lines, "def load_model(path, device): ...", f"def main(): return {', '.join(found)}", ""])
+
+
+SMALL = knobs_only()
+
+
+def start(source: str = SMALL, seed: int = 1) -> NightSoFar:
     # The ledger is JSON: there a tuple comes back as a list.
     base = {name: list(v) if isinstance(v, tuple) else v for name, v in knobs.read(source).items()}
     return NightSoFar("t", seed, 1, source, 1.6, 1.6, base, ())
@@ -82,11 +92,10 @@ def test_first_come_single_steps_in_the_order_of_the_file():
     assert made[3].summary == "TOTAL_BATCH_SIZE 1024 -> 512"
 
 
-def test_a_step_changes_its_line_and_no_other():
-    source = TpeProposer().propose(start()).source
-    changed = [(a, b) for a, b in zip(TRAIN.splitlines(), source.splitlines(), strict=True) if a != b]
-    assert [(a.split("#")[0].strip(), b.split("#")[0].strip()) for a, b in changed] == [("DEPTH = 3", "DEPTH = 2")]
-    assert changed[0][0].partition("#")[2] == changed[0][1].partition("#")[2]
+def test_a_step_changes_its_value_and_nothing_else():
+    written = TpeProposer().propose(start(TRAIN)).source
+    assert written == TRAIN.replace("\nDEPTH = 3 ", "\nDEPTH = 2 ")
+    assert written != TRAIN
 
 
 def test_a_smaller_batch_takes_the_device_batch_with_it():
@@ -106,22 +115,22 @@ def test_after_a_keep_the_next_step_starts_from_the_new_champion():
 
 def test_a_step_is_not_taken_twice_whoever_took_it():
     night = start()
-    theirs = Proposal(knobs.write(TRAIN, {"DEPTH": 2}), "Fewer layers", "replay")
+    theirs = Proposal(knobs.write(SMALL, {"DEPTH": 2}), "Fewer layers", "replay")
     assert TpeProposer().propose(after(night, theirs, 1.6)).summary.startswith("UNEMBEDDING_LR")
 
 
 def test_a_step_that_the_range_clamps_to_nothing_is_skipped():
-    night = start(knobs.write(TRAIN, {"DEPTH": 1}))
+    night = start(knobs.write(SMALL, {"DEPTH": 1}))
     assert TpeProposer().propose(night).summary.startswith("UNEMBEDDING_LR")
 
 
 @pytest.mark.parametrize(
     "change",
-    [("DEPTH = 3 ", "DEPTH = 'three' "), ("DEPTH = 3 ", "DEPTH = 3; DEPTH = 3 "), ("DEPTH = 3 ", "DEPTH = int('3') ")],
+    ["DEPTH = 'three' ", "DEPTH = 3; DEPTH = 3 ", "DEPTH = int('3') "],
 )
 def test_a_knob_that_a_champion_has_turned_into_something_else_is_left_alone(change):
-    night = dataclasses.replace(start(), champion=TRAIN.replace("\n" + change[0], "\n" + change[1]))
-    assert night.champion != TRAIN
+    night = dataclasses.replace(start(), champion=SMALL.replace("DEPTH = 3 ", change))
+    assert night.champion != SMALL
     assert TpeProposer().propose(night).summary.startswith("UNEMBEDDING_LR")
 
 
@@ -147,20 +156,16 @@ def test_a_duplicate_is_answered_with_another_proposal(stepped):
     assert second.source != first.source
 
 
-def profile_sources() -> list[str]:
-    return [knobs.write(TRAIN, configs.load(name).train) for name in configs.names()] + [knobs.write(TRAIN, GPU)]
-
-
-@pytest.mark.parametrize("source", profile_sources())
-def test_every_proposal_passes_the_checks_and_stays_in_range(source):
-    night = start(source)
-    night, made = play(night, len(STEPS) + 8)
+@pytest.mark.parametrize("values", [*(configs.load(name).train for name in configs.names()), GPU])
+def test_every_proposal_passes_the_checks_and_stays_in_range(values):
+    source = knobs.write(SMALL, values)
+    night, made = play(start(source), len(STEPS) + 8)
     space = SearchSpace.load(SPACE).space
     for proposed in made:
         found = knobs.read(proposed.source)
         assert proposal.check(proposed.source, {knobs.ast_sha256(source) or "": 0}) is None
-        for name in set(space) - {"DEVICE_BATCH_SIZE"}:
-            knob, base = space[name], night.baseline_knobs[name]
+        for name, knob in space.items():
+            base = night.baseline_knobs[name]
             if knob.type == "categorical":
                 assert found[name] in [tuple(v) if isinstance(v, list) else v for v in knob.values(base).values()]
             else:
@@ -180,20 +185,24 @@ def test_samples_go_where_the_scores_are_good():
     assert mean_rate(-1) > 2 * mean_rate(+1)
 
 
-def test_a_stopped_trial_teaches_and_a_rejected_one_does_not(stepped):
-    proposed = TpeProposer().propose(stepped)
+def test_samples_avoid_what_was_stopped(stepped):
+    """Runs that die above a rate (out of memory, NaN) pull its samples down; patches that were never run do not."""
 
-    def following(status: str) -> str:
-        return TpeProposer().propose(after(stepped, proposed, None, status=status)).source
+    def highest_rates(status: str) -> float:
+        night = stepped
+        for _ in range(12):
+            proposed = TpeProposer().propose(night)
+            dies = float(knobs.read(proposed.source)["MATRIX_LR"]) > 0.04
+            night = after(night, proposed, *((None,) if dies else (1.7,)), **({"status": status} if dies else {}))
+        return sum(float(t.knobs["MATRIX_LR"]) > 0.04 for t in night.trials[-12:])
 
-    assert following("rejected_patch") == following("sandbox_error")
-    assert following("rejected_patch") != following("out_of_memory")
+    assert highest_rates("train_crashed") < highest_rates("rejected_patch")
 
 
 def test_trials_that_the_space_cannot_express_do_no_harm(stepped):
-    strange = TRAIN.replace("WARMUP_RATIO", "WARM").replace('WINDOW_PATTERN = "L"', 'WINDOW_PATTERN = "LLS"')
+    strange = SMALL.replace("WARMUP_RATIO", "WARM").replace("WINDOW_PATTERN = 'L'", "WINDOW_PATTERN = 'LLS'")
     night = after(stepped, Proposal(strange, "Another pattern", "llm"), 1.5)
-    night = after(night, Proposal(knobs.write(TRAIN, {"MATRIX_LR": 1e30}), "Too fast", "llm"), None)
+    night = after(night, Proposal(knobs.write(SMALL, {"MATRIX_LR": 1e30}), "Too fast", "llm"), None)
     assert proposal.check(TpeProposer().propose(night).source, {}) is None
 
 
@@ -232,6 +241,8 @@ def test_every_table_names_a_knob_of_train_py_and_holds_its_default(name):
         ("[DEPTH]\ntype = 'int'\nlow = 1\nhigh = 2\nsteps = 3", "DEPTH.*steps"),
         ("[RATE]\ntype = 'float'\nlow = 0\nhigh = 2\nlog = true", "RATE.*no logarithm"),
         ("[A]\ntype = 'categorical'\nchoices = [1]", "A.*choices"),
+        ("steps = [['DEPHT', '-1']]", "step DEPHT -1: there is no table DEPHT"),
+        ("steps = [['A', 'less']]\n[A]\ntype = 'int'\nlow = 1\nhigh = 2", "step A less: it takes a number"),
         ("[A", "search space"),
     ],
 )

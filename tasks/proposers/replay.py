@@ -67,8 +67,8 @@ def apply(patch: str, source: str) -> str:
         others = {line.split("\t")[2] for line in _git(folder, patch, "--numstat").splitlines()} - {TRAIN}
         if others:
             raise PatchError(f"touches {', '.join(sorted(others))}; only {TRAIN} may change")
-        if special := _git(folder, patch, "--summary").strip():  # a deletion, a new mode, a link in the file's place
-            raise PatchError(f"does more than edit {TRAIN}: {special}")
+        if special := _git(folder, patch, "--summary").split():  # a deletion, a new mode, a link in the file's place
+            raise PatchError(f"does more than edit {TRAIN}: {' '.join(special)}")
         _git(folder, patch, "--unidiff-zero")
         try:
             return target.read_bytes().decode("utf-8")

@@ -55,6 +55,10 @@ class Range(Table):
         low, high = (max(moved(base, end), self.min) for end in (self.low, self.high))
         return (round(low), round(high)) if self.type == "int" else (low, high)
 
+    def varies(self, base: Any) -> bool:
+        """False for x0.5 ... x2 of 0, and where the baseline has no number at all."""
+        return isinstance(base, int | float) and self.clip(-math.inf, base) < self.clip(math.inf, base)
+
     def clip(self, value: float, base: float) -> float:
         low, high = self.ends(base)
         return min(max(value, low), high)
@@ -77,6 +81,9 @@ class Choice(Table):
         """The choices by their JSON text, which is what Optuna is shown: it takes no tuples."""
         return {json.dumps(value): value for value in (moved(base, choice) for choice in self.choices)}
 
+    def varies(self, base: Any) -> bool:
+        return len(self.values(base)) > 1
+
 
 Space = dict[str, Annotated[Range | Choice, pydantic.Field(discriminator="type")]]
 
@@ -87,6 +94,15 @@ class SearchSpace(pydantic.BaseModel):
     steps: list[tuple[str, Any]]
     space: Space
 
+    @pydantic.model_validator(mode="after")
+    def _steps_fit_their_tables(self) -> SearchSpace:
+        for name, change in self.steps:
+            if name not in self.space:
+                raise ValueError(f"step {name} {change}: there is no table {name}")
+            if isinstance(self.space[name], Range) and isinstance(moved(1, change), str | list):
+                raise ValueError(f'step {name} {change}: it takes a number, or a change such as "x2" or "-1"')
+        return self
+
     @classmethod
     def load(cls, path: Path) -> SearchSpace:
         """Raises UsageError for a file that is no search space; the text names the knob and the key."""
@@ -96,7 +112,7 @@ class SearchSpace(pydantic.BaseModel):
         except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UsageError(f"search space {path}: {error}") from error
         except pydantic.ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in error.errors())
+            problems = "; ".join(": ".join([*map(str, e["loc"]), e["msg"].removeprefix("Value error, ")]) for e in error.errors())
             raise UsageError(f"search space {path}: {problems}") from error
 
 
@@ -117,23 +133,12 @@ class TpeProposer:
         """The first single-knob step that the night has not tried, else a sample. Raises UsageError for a bad space."""
         settings, champion = SearchSpace.load(self.path), knobs.read(night.champion)
         base = night.baseline_knobs
-        space = {name: knob for name, knob in settings.space.items() if _usable(name, knob, base, night.champion)}
+        alike = knobs.writable(night.champion, base)  # knobs that this champion still has as the baseline had them
+        space = {name: knob for name, knob in settings.space.items() if name in alike and knob.varies(base[name])}
         drawn = _first_step(settings.steps, space, champion, night) or _sample(space, night)
         changed = {name: value for name, value in drawn.items() if _key(value) != _key(champion[name])}
         source = knobs.write(night.champion, changed | _fitting_passes(changed, champion))
         return Proposal(source=source, summary=_summary(changed, champion), proposer=self.name)
-
-
-def _usable(name: str, knob: Range | Choice, base: Knobs, champion: str) -> bool:
-    """False for a knob that this champion does not have as the baseline had it, and for one with nothing to choose."""
-    try:
-        knobs.write(champion, {name: base.get(name)})
-    except knobs.KnobError:
-        return False
-    if isinstance(knob, Choice):
-        return len(knob.values(base[name])) > 1
-    low, high = knob.ends(base[name])  # x0.5 ... x2 of 0 is nothing
-    return low < high
 
 
 def _first_step(steps: list[tuple[str, Any]], space: Space, champion: Knobs, night: NightSoFar) -> dict[str, Any]:
@@ -181,7 +186,9 @@ def _sample(space: Space, night: NightSoFar) -> dict[str, Any]:
     distributions = {name: _distribution(knob, base[name]) for name, knob in space.items()}
     worst = max([night.baseline_bpb, *(t.val_bpb for t in night.trials if t.val_bpb is not None)])
     scored = [(base, night.baseline_bpb)]
-    scored += [(t.knobs, worst + 1 if t.val_bpb is None else t.val_bpb) for t in night.trials if t.status not in NOT_RUN]
+    scored += [
+        (t.knobs, worst + 1 if t.val_bpb is None else t.val_bpb) for t in night.trials if t.status not in NOT_RUN
+    ]
     for tried, score in scored:
         if params := _params(space, tried, base):
             study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=score))

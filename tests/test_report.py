@@ -1,0 +1,222 @@
+"""What a person reads in the morning, made from states of every kind and looked at as files."""
+
+import dataclasses
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tasks import report
+from tasks.records import NightState, Trial
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def make_trial(number: int = 1, **changes) -> Trial:
+    fields = {
+        "number": number,
+        "proposer": "tpe",
+        "summary": "DEPTH 3 -> 2",
+        "status": "ok",
+        "verdict": "discard",
+        "reason": "not better",
+        "z": 0.125,
+        "val_bpb": 1.66,
+        "scores": (1.66,),
+        "seeds": (1,),
+        "knobs": {},
+        "ast_sha256": None,
+        "parent": "c0",
+        "commit": COMMIT,
+        "peak_memory_bytes": 3 * 2**29,
+    }
+    return Trial(**{**fields, **changes})
+
+
+def keep(number: int = 1, score: float = 1.6, **changes) -> Trial:
+    return make_trial(number, verdict="keep", reason="better", z=4.0, val_bpb=score, scores=(score,), **changes)
+
+
+def crash(number: int = 1, **changes) -> Trial:
+    failed = {"status": "train_crashed", "val_bpb": None, "z": None, "scores": (), "peak_memory_bytes": None}
+    return make_trial(number, **{**failed, "reason": "RuntimeError: boom", **changes})
+
+
+def make_state(*trials: Trial, **changes) -> NightState:
+    scores = next((trial.scores for trial in reversed(trials) if trial.verdict == "keep"), (1.64, 1.65, 1.66))
+    header = {"tag": "nov21", "time": "2026-11-21T22:00:00+00:00", "profile": "laptop", "proposer": "tpe", "seed": 1}
+    fields = {
+        "header": {**header, "dataset": "d5", "isolation": "bwrap", "head": "f" * 40, "branch": "main", "dirty": False},
+        "baseline": {"val_bpb": 1.65, "scores": [1.64, 1.65, 1.66], "seeds": [1, 2, 3], "sd": 0.01, "hardware": "a CPU"},
+        "start_commit": "abcdef" * 7,
+        "trials": trials,
+        "pending": None,
+        "in_flight": None,
+        "champion": "abcdef" * 7,
+        "champion_scores": scores,
+        "groups": (),
+        "finished": "all trials are done",
+        "updated": "2026-11-22T06:04:59+00:00",
+    }
+    return NightState(**{**fields, **changes})
+
+
+STATES = {
+    "nothing yet": make_state(baseline=None, start_commit=None, champion=None, champion_scores=(), finished=None),
+    "baseline only": make_state(finished=None, in_flight=1),
+    "all crashed": make_state(crash(1), crash(2)),
+    "one kept": make_state(keep()),
+    "of all kinds": make_state(
+        make_trial(1), keep(2, summary="a $x^2 \x1b[31m"), crash(3), keep(4, 1.5), make_trial(5, val_bpb=9.0)
+    ),
+    "no sd": make_state(keep(), baseline={"val_bpb": 1.65, "scores": [1.65]}),
+    "many": make_state(*(keep(k, 1.65 - 0.001 * k) if k % 3 == 0 else make_trial(k) for k in range(1, 120))),
+}
+each_state = pytest.mark.parametrize("state", STATES.values(), ids=STATES)
+
+
+def row(state: NightState, number: int) -> list[str]:
+    """The cells of a trial in the report's table."""
+    (line,) = [line for line in report.markdown(state).splitlines() if line.startswith(f"| {number} |")]
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def read_png(path: Path) -> np.ndarray:
+    from matplotlib.image import imread
+
+    return imread(path)[..., :3]
+
+
+def pixels(image: np.ndarray, colour: str) -> int:
+    """How many pixels have just this colour."""
+    wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return int((np.abs(image - wanted).max(axis=-1) < 0.01).sum())
+
+
+def test_results_are_upstreams_columns_with_the_baseline_first():
+    table = [line.split("\t") for line in report.results_tsv(make_state(keep(), make_trial(2), crash(3))).splitlines()]
+    assert table == [
+        ["commit", "val_bpb", "memory_gb", "status", "description"],
+        ["abcdefa", "1.650000", "", "keep", "baseline"],
+        ["0123456", "1.600000", "1.5", "keep", "DEPTH 3 -> 2"],
+        ["0123456", "1.660000", "1.5", "discard", "DEPTH 3 -> 2"],
+        ["0123456", "", "", "crash", "DEPTH 3 -> 2"],
+    ]
+
+
+def test_a_description_breaks_no_row():
+    text = report.results_tsv(make_state(make_trial(summary="a\tb\nc\r\x0b\x1b[2Jd\u2028e")))
+    assert text.splitlines()[2].split("\t")[4] == "a b c [2Jd e"
+
+
+@each_state
+def test_results_have_five_cells_a_row(state):
+    assert {line.count("\t") for line in report.results_tsv(state).split("\n")[:-1]} == {4}
+
+
+def test_the_headline_is_the_gain_over_the_baseline():
+    text = report.markdown(make_state(keep(), make_trial(2), crash(3)))
+    assert "**1.600000 bits per byte, 0.050000 (3.03%, 5.0 sd of one run) better than the baseline's 1.650000.**" in text
+    assert "3 trials: 1 kept, 1 discarded, 1 stopped. Wall time 8 h 05 min." in text
+
+
+def test_a_keep_that_is_simpler_but_worse_is_not_called_better():
+    assert "0.010000 (0.61%, 1.0 sd of one run) worse than the baseline's" in report.markdown(make_state(keep(1, 1.66)))
+
+
+def test_a_night_without_a_keep_says_so():
+    assert "Nothing was kept: the baseline stands at 1.650000" in report.markdown(make_state(make_trial()))
+    assert "git merge" not in report.markdown(make_state(make_trial()))
+
+
+def test_a_night_that_is_not_over_says_how_to_go_on():
+    text = report.markdown(make_state(make_trial(), finished=None, in_flight=2))
+    assert "not over (trial 2 is under way)" in text
+    assert "./run resume nov21" in text
+
+
+def test_a_trial_is_a_row_with_its_difference_and_reason():
+    state = make_state(keep(), crash(2))
+    assert row(state, 1) == ["1", "DEPTH 3 -> 2", "**keep**", "1.600000", "-0.050000", "4.00", "1", "better"]
+    assert row(state, 2) == ["2", "DEPTH 3 -> 2", "stopped: train_crashed", "-", "-", "-", "0", "RuntimeError: boom"]
+
+
+def test_what_is_unknown_is_a_dash_and_never_none_or_zero():
+    text = report.markdown(STATES["nothing yet"])
+    assert "None\n" not in text
+    assert "None " not in text.replace("None yet", "")
+    assert "- hardware: -" in text
+    assert "sd - bits per byte" in text
+
+
+def test_trust_tells_of_noise_runs_selection_audit_and_isolation():
+    text = report.markdown(make_state(keep(score=1.6)))
+    for said in ("sd 0.01", "3 runs (seeds 1, 2, 3)", "mean of 1 run: 1.600000", "Selection:", "Audit: not done", "bwrap"):
+        assert said in text
+
+
+def test_a_night_without_a_sandbox_says_so_loudly():
+    state = make_state(keep())
+    text = report.markdown(dataclasses.replace(state, header={**state.header, "isolation": "none"}))
+    assert "Isolation: NONE" in text
+
+
+def test_the_next_steps_name_the_branch_and_the_first_commit():
+    text = report.markdown(make_state(keep()))
+    assert "git diff abcdefa autoresearch/nov21 -- trainer/train.py" in text
+    assert "git show refs/trials/nov21/1" in text
+
+
+def test_provenance_says_what_it_started_from():
+    state = make_state(keep())
+    detached = dataclasses.replace(state, header={**state.header, "branch": None, "dirty": True})
+    assert "- started from: main at fffffff\n" in report.markdown(state)
+    assert "- started from: a detached HEAD at fffffff with uncommitted changes\n" in report.markdown(detached)
+
+
+def test_a_candidates_words_are_text():
+    evil = "![x](http://evil) | <img src=y> `rm` **b**\n# head\x1b]0;title\x07"
+    cells = row(make_state(crash(summary=evil, reason=evil)), 1)
+    assert cells[1] == cells[7] == r"!\[x](http://evil) \| \<img src=y> \`rm\` \*\*b\*\* # head ]0;title"
+
+
+@each_state
+def test_every_state_has_a_report_and_a_chart(state, tmp_path):
+    report.write(state, tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["progress.png", "report.md", "results.tsv"]
+    assert (tmp_path / "report.md").read_text() == report.markdown(state)
+    assert read_png(tmp_path / "progress.png").shape == (600, 1200, 3)
+
+
+def test_writing_again_replaces_whole_files(tmp_path):
+    report.write(make_state(keep()), tmp_path)
+    first = (tmp_path / "progress.png").read_bytes()
+    report.write(make_state(keep(), crash(2)), tmp_path)
+    assert (tmp_path / "progress.png").read_bytes() != first
+    report.write(make_state(keep()), tmp_path)
+    assert (tmp_path / "progress.png").read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("trial", "colour"),
+    [(keep(), report.GREEN), (make_trial(), report.GREY), (crash(), report.RED)],
+    ids=["keep", "lost", "crash"],
+)
+def test_each_outcome_has_its_colour_in_the_chart(tmp_path, trial, colour):
+    report.chart(make_state(), tmp_path / "before.png")
+    report.chart(make_state(trial), tmp_path / "after.png")
+    before, after = (pixels(read_png(tmp_path / name), colour) for name in ("before.png", "after.png"))
+    assert after > before + 20
+
+
+def test_a_hopeless_score_does_not_flatten_the_chart():
+    low, top = report._limits(STATES["of all kinds"])
+    assert low < 1.5 < 1.66 < top < 2.5
+
+
+def test_no_more_labels_than_can_be_read():
+    kept = [(trial.number, trial.val_bpb or 0.0, trial) for trial in STATES["many"].trials if trial.verdict == "keep"]
+    labelled = report._labelled(kept, 120, 0.2)
+    assert 1 < len(labelled) <= report.LABELLED < len(kept)
