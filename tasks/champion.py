@@ -124,7 +124,7 @@ def commit_candidate(root: Path, tag: str, trial: Trial, source: str) -> str:
         "Seeds": " ".join(map(str, trial.seeds)) or "-",
         "Z": "-" if trial.z is None else f"{trial.z:.2f}",
     }
-    message = _message(trial.summary or f"trial {trial.number}", trailers)
+    message = _message(_one_line(trial.summary) or f"trial {trial.number}", trailers)
     return _commit_at(root, f"refs/trials/{tag}/{trial.number}", trial.parent, source, message)
 
 
@@ -190,10 +190,10 @@ def _tree(root: Path, parent: str, source: str) -> str:
         return _git(root, "write-tree", index=index)
 
 
-def _message(summary: str, trailers: Mapping[str, str]) -> str:
-    """Subject and trailers. Nothing in a summary, which a stranger's patch brings along, can pass for a trailer."""
+def _message(subject: str, trailers: Mapping[str, str]) -> str:
+    """Subject and trailers. Nothing in a subject of one line can pass for a trailer."""
     lines = "".join(f"{key}: {_one_line(value)}\n" for key, value in trailers.items())
-    return f"{_one_line(summary)}\n\n{lines}"
+    return f"{subject}\n\n{lines}"
 
 
 def _one_line(text: str) -> str:

@@ -218,7 +218,8 @@ def _limits(state: NightState) -> tuple[float, float]:
     base = float(state.baseline["val_bpb"]) if state.baseline else max(scores, default=1.0)
     sd = float(state.baseline.get("sd") or 0.0) if state.baseline else 0.0
     low = min([base - 2 * sd, *scores])
-    high = min(max([base + 2 * sd, *scores]), base + max(2 * (base - low), 10 * sd))
+    worst = base + max(2 * (base - low), 10 * sd)
+    high = max([base + 2 * sd, *(score for score in scores if score <= worst)])
     span = max(high - low, 1e-3)
     labels = [trial.val_bpb + 0.2 * span for trial in state.trials if trial.val_bpb and trial.verdict == "keep"]
     return low - 0.1 * span, max([high, *labels]) + 0.08 * span

@@ -1,0 +1,175 @@
+"""From text to tokens: the tokenizer, the token stream, the packed training rows, the scored validation stream.
+
+The tokenizer is byte-level BPE, trained by rustbpe, used by tiktoken. Its one special token, BOS, has the last id and
+leads every document. The length of a token in bytes is that of its bytes in the merge table: decoding it to text would
+count a part of a character as the three bytes of U+FFFD.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import rustbpe
+
+from tasks.records import DataError, FileRef
+from trainer import prepare
+
+# GPT-4's split pattern with numbers in groups of at most two digits, as karpathy/autoresearch has it.
+PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}"
+    r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+BATCH = 1024  # documents that are held as lists of tokens at a time
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, characters: int) -> prepare.Tokenizer:
+    """A tokenizer of `vocab_size` tokens, BOS included, trained on the first `characters` of the texts.
+
+    Raises DataError when the text is too short to give so many tokens.
+    """
+    trainer = rustbpe.Tokenizer()
+    trainer.train_from_iterator(_head(texts, characters), vocab_size - 1, pattern=PATTERN)
+    ranks = {bytes(token): int(rank) for token, rank in trainer.get_mergeable_ranks()}
+    if len(ranks) < vocab_size - 1:
+        raise DataError(f"the training text gives {len(ranks) + 1} tokens, vocab_sizes has {vocab_size}: lower it, or add text")
+    return prepare.Tokenizer(PATTERN, ranks, {prepare.BOS: vocab_size - 1})
+
+
+def _head(texts: Iterable[str], characters: int) -> Iterator[str]:
+    left = characters
+    for text in texts:
+        if left <= 0:
+            return
+        yield text[:left]
+        left -= len(text)
+
+
+def token_bytes(tokenizer: prepare.Tokenizer) -> npt.NDArray[np.int32]:
+    """Raw bytes of each token, int32 [V]; 0 for BOS."""
+    table = np.zeros(tokenizer.size, np.int32)
+    for token, rank in tokenizer.ranks.items():
+        table[rank] = len(token)
+    return table
+
+
+def write_tokenizer(tokenizer: prepare.Tokenizer, path: Path) -> FileRef:
+    return _write(path, lambda file: file.write(json.dumps(tokenizer.to_dict()).encode("ascii")))
+
+
+def read_tokenizer(path: Path) -> prepare.Tokenizer:
+    return prepare.Tokenizer.from_dict(json.loads(path.read_text(encoding="ascii")))
+
+
+def write_public(meta: prepare.Meta, tokenizers: Sequence[prepare.Tokenizer], folder: Path) -> tuple[FileRef, ...]:
+    """The folder that a candidate may read at any time: meta.json, and of each size tokenizer and token bytes."""
+    refs = [_write(folder / "meta.json", lambda file: file.write(json.dumps(meta.to_dict()).encode()))]
+    for tokenizer in tokenizers:
+        refs.append(write_tokenizer(tokenizer, folder / f"tokenizer_{tokenizer.size}.json"))
+        refs.append(_write_array(folder / f"token_bytes_{tokenizer.size}.npy", token_bytes(tokenizer)))
+    return tuple(refs)
+
+
+def encode_shards(
+    texts: Iterable[str], tokenizer: prepare.Tokenizer, folder: Path, threads: int = 1
+) -> tuple[FileRef, FileRef]:
+    """Writes tokens_<V>.bin, the uint16 stream of BOS-led documents, and lengths_<V>.npy, int32 tokens of each.
+
+    Holds BATCH documents at a time, and the lengths.
+    """
+    lengths: list[int] = []
+
+    def fill(file: BinaryIO) -> None:
+        for encoded in _encoded(texts, tokenizer, threads):
+            lengths.extend(map(len, encoded))
+            file.write(_joined(encoded).tobytes())
+
+    tokens = _write(folder / f"tokens_{tokenizer.size}.bin", fill)
+    return tokens, _write_array(folder / f"lengths_{tokenizer.size}.npy", np.array(lengths, np.int32))
+
+
+def pack(tokens: Path, lengths: Path, vocab_size: int, sequence_length: int, folder: Path) -> FileRef:
+    """Writes rows_<V>_<T>.npy, uint16 [n, T+1], one pass over the stream by `prepare.pack_rows`.
+
+    Raises DataError when there is less than one row of text.
+    """
+    stream = np.memmap(tokens, np.uint16, "r")
+    rows = prepare.pack_rows(stream, np.load(lengths), sequence_length)
+    if not len(rows):
+        raise DataError(
+            f"{len(stream)} training tokens fill no row of {sequence_length + 1}: lower sequence_length, or add text"
+        )
+    return _write_array(folder / f"rows_{vocab_size}_{sequence_length}.npy", rows)
+
+
+def encode_validation(documents: Sequence[str], tokenizers: Sequence[prepare.Tokenizer], folder: Path) -> tuple[FileRef, ...]:
+    """Writes stream_<V>.npy, uint16 BOS document BOS document ..., and manifest.json, what is scored.
+
+    Raises DataError unless the scored tokens' bytes are the documents' UTF-8 bytes exactly: the metric's denominator.
+    """
+    total, refs = sum(len(document.encode("utf-8")) for document in documents), []
+    for tokenizer in tokenizers:
+        stream = np.concatenate([_joined(encoded) for encoded in _encoded(documents, tokenizer, 1)])
+        covered = int(token_bytes(tokenizer)[stream].sum(dtype=np.int64))
+        if covered != total:
+            raise DataError(f"vocabulary {tokenizer.size}: tokens of {covered} bytes for {total} bytes of validation text")
+        refs.append(_write_array(folder / f"stream_{tokenizer.size}.npy", stream))
+    content = hashlib.sha256()
+    for document in documents:
+        content.update(document.encode("utf-8") + b"\0")
+    manifest = {
+        "documents": len(documents),
+        "bytes": total,
+        "sha256": content.hexdigest(),
+        "metric_version": prepare.METRIC_VERSION,
+    }
+    refs.append(_write(folder / "manifest.json", lambda file: file.write(json.dumps(manifest).encode())))
+    return tuple(refs)
+
+
+def _encoded(texts: Iterable[str], tokenizer: prepare.Tokenizer, threads: int) -> Iterator[list[list[int]]]:
+    """Batches of BOS-led documents."""
+    remaining = iter(texts)
+    while batch := list(itertools.islice(remaining, BATCH)):
+        yield [[tokenizer.bos, *tokens] for tokens in tokenizer.encode_batch(batch, threads)]
+
+
+def _joined(documents: list[list[int]]) -> prepare.Tokens:
+    return np.fromiter(itertools.chain.from_iterable(documents), np.uint16, sum(map(len, documents)))
+
+
+def _write_array(path: Path, array: npt.NDArray[np.generic]) -> FileRef:
+    return _write(path, lambda file: np.save(file, array))
+
+
+def _write(path: Path, fill: Callable[[BinaryIO], object]) -> FileRef:
+    """A file that is there whole or not at all, readable by a box's uid. Raises DataError when the disk refuses it."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.chmod(0o755)
+        with part.open("wb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.chmod(0o644)
+        with part.open("rb") as file:
+            ref = FileRef(str(path), hashlib.file_digest(file, "sha256").hexdigest(), part.stat().st_size)
+        part.replace(path)
+    except OSError as error:
+        free = shutil.disk_usage(path.parent).free >> 20 if path.parent.is_dir() else 0
+        raise DataError(
+            f"cannot write {path}: {error.strerror or error} ({free} MiB are free). Nothing was left behind: free some space, "
+            "or set NIGHTLY_HOME to a larger disk"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+    return ref
