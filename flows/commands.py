@@ -19,9 +19,10 @@ import configs
 from flows import server
 from tasks.records import NightlyError, UsageError
 
-JSON_FIELDS = (
-    "status reason val_bpb claimed_bpb audit_gap seconds cpu_seconds tokens startup_seconds isolation metric_version profile seed"
-).split()
+JSON_FIELDS = (  # of a run, in the order that they are printed
+    *("status", "reason", "val_bpb", "claimed_bpb", "audit_gap", "seconds", "cpu_seconds", "tokens", "startup_seconds"),
+    *("isolation", "metric_version", "profile", "seed"),
+)
 
 
 def night(arguments: argparse.Namespace, home: Path) -> int:

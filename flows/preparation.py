@@ -17,7 +17,6 @@ from typing import Any
 
 from prefect import Task, flow, get_run_logger, task
 from prefect.client.schemas.objects import TaskRun
-from prefect.states import State
 
 import configs
 from flows import server

@@ -17,7 +17,6 @@ from typing import Any, ParamSpec, TypeVar
 from prefect import Task, get_run_logger
 from prefect.context import TaskRunContext
 from prefect.futures import wait
-from prefect.states import State
 
 from tasks.records import FileRef
 

@@ -63,8 +63,7 @@ def fetch(source: str, name: str, folder: Path, sha256: str | None, progress: Pr
     if sha256 and path.is_file():
         with contextlib.suppress(DataError):  # a damaged one is fetched again
             return _verified(path, sha256, "")
-    _download(f"{source.rstrip('/')}/{urllib.parse.quote(name)}", path, sha256, progress)
-    return _verified(path, None, "")
+    return _download(f"{source.rstrip('/')}/{urllib.parse.quote(name)}", path, sha256, progress)
 
 
 def checksums(path: Path) -> dict[str, str]:
@@ -94,31 +93,30 @@ def _verified(path: Path, sha256: str | None, remedy: str) -> FileRef:
     return FileRef(str(path), found, size)
 
 
-def _download(url: str, path: Path, sha256: str | None, progress: Progress) -> None:
-    note = path.with_name(f"{path.name}.part.json")
-    with _locked(path.with_name(f"{path.name}.part")) as part:
+def _download(url: str, path: Path, sha256: str | None, progress: Progress) -> FileRef:
+    partial, note = (path.with_name(path.name + end) for end in (".part", ".part.json"))
+    with _locked(partial) as part:
         try:
             _complete(url, part, note, progress)
             os.fsync(part.fileno())
         except OSError as error:
             kept = os.fstat(part.fileno()).st_size
             raise DataError(
-                f"cannot write {path}: {error.strerror} after {kept} bytes. They are kept in {path.name}.part and the next "
+                f"cannot write {path}: {error.strerror} after {kept} bytes. They are kept in {partial.name} and the next "
                 "try goes on from there: free some space, or set NIGHTLY_HOME to a larger disk"
             ) from error
-        part.seek(0)
-        found = hashlib.file_digest(part, "sha256").hexdigest()  # type: ignore[arg-type]  # typeshed wants a buffered file
-        partial = path.with_name(f"{path.name}.part")
-        if sha256 and found != sha256.lower():
+        found = _verified(partial, None, "")
+        if sha256 and found.sha256 != sha256.lower():
             partial.unlink()
             note.unlink(missing_ok=True)
             raise DataError(
-                f"{_shown(url)} is not the expected file: its sha256 is {found}, expected is {sha256.lower()}. The download "
-                "was removed; if the file was meant to change, correct its checksum"
+                f"{_shown(url)} is not the expected file: its sha256 is {found.sha256}, expected is {sha256.lower()}. The "
+                "download was removed; if the file was meant to change, correct its checksum"
             )
         partial.chmod(0o644)
-        partial.replace(path)  # still locked: whoever waits for the lock sees that the partial file is another or gone
+        partial.replace(path)  # still locked: whoever opened it meanwhile sees that the partial file is another or gone
         note.unlink(missing_ok=True)
+        return FileRef(str(path), found.sha256, found.bytes)
 
 
 @contextlib.contextmanager
@@ -161,13 +159,16 @@ def _request(url: str, part: FileIO, note: Path, progress: Progress) -> None:
                 part.truncate(0)  # the file on the server is no longer than the part: another one
                 raise Unreachable(f"{_shown(url)}: the partial file does not fit any more")
             _check(answer, url)
-            if answer.status_code == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-                total = have + int(answer.headers["Content-Length"]) if "Content-Length" in answer.headers else None
+            if answer.status_code == 206:
+                if not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+                    part.truncate(0)
+                    raise Unreachable(f"{_shown(url)}: the server sent another part of the file than was asked for")
             else:
                 part.truncate(0)
                 have = part.seek(0)
-                total = int(answer.headers["Content-Length"]) if "Content-Length" in answer.headers else None
                 note.write_text(json.dumps({"url": url, "version": _version(answer)}), encoding="utf-8")
+            length = answer.headers.get("Content-Length")
+            total = have + int(length) if length else None
             for chunk in answer.iter_content(CHUNK):
                 have += _write(part, chunk)
                 progress(have, total)

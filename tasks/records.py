@@ -12,6 +12,7 @@ A candidate that crashes, hangs or cheats is a value (`RunResult.status`); an ex
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import hashlib
 import os
@@ -76,7 +77,7 @@ class FileRef:
     bytes: int
 
     @classmethod
-    def write(cls, path: Path, content: bytes) -> FileRef:
+    def write(cls, path: Path, content: builtins.bytes) -> FileRef:
         """Writes a small file so that it is there whole or not at all: temporary name, fsync, rename."""
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
 
 METRICS_A_BATCH, PARAMS_A_BATCH, LONGEST_KEY = 1000, 100, 250  # MLflow's limits
+POINTS_A_TRIAL = 3  # of the parent run's curves
 LONGEST_VALUE, LONGEST_NAME = 5000, 200  # ours, in characters; MLflow's begin at 6000
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default blocks four minutes a call when the server is down
@@ -37,7 +38,9 @@ NIGHT_FILES = ("report.md", "progress.png", "results.tsv")
 def log_night(uri: str, artifacts: Path, state: NightState) -> str:
     """The night's parent run, made or brought up to date; returns its id. Call it when the baseline is known."""
     with _speaking_to(uri) as client:
-        return str(_night(client, uri, artifacts, state).info.run_id)
+        night = _night(client, uri, artifacts, state)
+        _bring_up_to_date(client, night, state, _progress(night, state))
+        return str(night.info.run_id)
 
 
 def log_baseline(uri: str, artifacts: Path, state: NightState, runs: Sequence[RunResult]) -> None:
@@ -65,6 +68,7 @@ def log_trial(uri: str, artifacts: Path, state: NightState, trial: Trial, runs: 
             _log(client, child, [*figures, *_curves(child, runs)], trial.knobs)
             if folder.is_dir():
                 client.log_artifacts(child.info.run_id, str(folder))
+            _bring_up_to_date(client, night, state, _progress(night, state)[-POINTS_A_TRIAL:])
             client.set_terminated(child.info.run_id, "FINISHED" if trial.status == "ok" else "FAILED")
         return str(child.info.run_id)
 
@@ -72,7 +76,9 @@ def log_trial(uri: str, artifacts: Path, state: NightState, trial: Trial, runs: 
 def finish_night(uri: str, artifacts: Path, state: NightState, folder: Path) -> None:
     """Adds the report, the chart and the table of `folder` to the night's run, and ends it."""
     with _speaking_to(uri) as client:
-        run_id = _night(client, uri, artifacts, state).info.run_id
+        night = _night(client, uri, artifacts, state)
+        run_id = night.info.run_id
+        _bring_up_to_date(client, night, state, _progress(night, state))
         for name in NIGHT_FILES:
             if (folder / name).is_file():
                 client.log_artifact(run_id, str(folder / name))
@@ -112,12 +118,22 @@ def _experiment(client: MlflowClient, uri: str, artifacts: Path, state: NightSta
 
 def _night(client: MlflowClient, uri: str, artifacts: Path, state: NightState) -> Run:
     """The parent run: found by tag and start time, since another machine's night may have the same tag."""
-    header, baseline = state.header, state.baseline or {}
+    header = state.header
     experiment = _experiment(client, uri, artifacts, state)
+    query = f"tags.night = '{header['tag']}' and tags.night_started = '{header['time']}'"
+    if found := client.search_runs([experiment], query, max_results=1):
+        return found[0]
+    tags = {"night": header["tag"], "night_started": header["time"]}
+    run = client.create_run(experiment, run_name=header["tag"], tags=tags)
+    _bring_up_to_date(client, run, state, _progress(run, state))
+    return run
+
+
+def _bring_up_to_date(client: MlflowClient, night: Run, state: NightState, points: Sequence[Metric]) -> None:
+    """What of the parent run changes with each trial, and `points` of its curves."""
+    header, baseline = state.header, state.baseline or {}
     kept = sum(trial.verdict == "keep" for trial in state.trials)
     tags = {
-        "night": header["tag"],
-        "night_started": header["time"],
         "profile": header["profile"],
         "proposer": header.get("proposer"),
         "champion": state.champion,
@@ -129,16 +145,12 @@ def _night(client: MlflowClient, uri: str, artifacts: Path, state: NightState) -
         "mlflow.note.content": f"{len(state.trials)} trials, {kept} kept. {state.finished or 'Not finished.'}",
     }
     clean = {name: _plain(value) for name, value in tags.items() if value is not None}
-    query = f"tags.night = '{header['tag']}' and tags.night_started = '{header['time']}'"
-    found = client.search_runs([experiment], query, max_results=1)
-    run = found[0] if found else client.create_run(experiment, run_name=header["tag"], tags=clean)
     params = {"profile": header["profile"], "seed": header.get("seed"), "proposer": header.get("proposer")}
-    _log(client, run, _progress(run, state), {**params, "baseline_sd": baseline.get("sd")}, clean)
-    return run
+    _log(client, night, points, {**params, "baseline_sd": baseline.get("sd")}, clean)
 
 
 def _progress(night: Run, state: NightState) -> list[Metric]:
-    """The champion's score after each trial, as a curve by trial number; the same points however often it is logged."""
+    """The champion's score after each trial, as a curve by trial number; the same points however often they are made."""
     if state.baseline is None:
         return []
     champion, kept, start = float(state.baseline["val_bpb"]), 0, night.info.start_time

@@ -35,9 +35,7 @@ def pooled_sd(groups: Iterable[Sequence[float]], floor: float = SD_FLOOR) -> flo
 def z_score(champion: Sequence[float], candidate: Sequence[float], sd: float) -> float:
     """Standard errors by which the candidate's mean is better (lower). Raises ValueError without scores or an sd."""
     if not (len(champion) and len(candidate) and sd > 0):
-        raise ValueError(
-            f"{len(champion)} champion and {len(candidate)} candidate scores, sd {sd}: all must be positive"
-        )
+        raise ValueError(f"{len(champion)} champion and {len(candidate)} candidate scores, sd {sd}: all must be positive")
     error = sd * math.sqrt(1 / len(champion) + 1 / len(candidate))
     return (statistics.fmean(champion) - statistics.fmean(candidate)) / error
 

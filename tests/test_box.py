@@ -128,7 +128,8 @@ def test_too_many_tasks_are_named(folder):
 
 def test_cpu_seconds_count_children_that_have_ended(folder):
     code = SAY + (
-        "\nif os.fork() == 0:\n    end = time.process_time() + 0.5\n    while time.process_time() < end: pass\n    os._exit(0)\n"
+        "\nif os.fork() == 0:\n    end = time.process_time() + 0.5\n    while time.process_time() < end: pass\n"
+        "    os._exit(0)\n"
         "os.wait(); say(1); wire.recv(1)"
     )
     with open_box(make_spec(folder), ["-c", code]) as box:

@@ -232,6 +232,13 @@ def test_a_candidate_is_a_commit_with_trailers(root):
     }
 
 
+def test_trailers_come_back_as_they_were_written(root):
+    commit = champion.commit_candidate(root, "nov21", make_trial(start(root)), "DEPTH = 2\n")
+    assert champion.trailers(root, commit) == trailers(root, commit)
+    with pytest.raises(NightlyError, match="git show failed"):
+        champion.trailers(root, "nothing-like-that")
+
+
 def test_a_failed_candidate_has_a_commit_and_no_score(root):
     trial = make_trial(start(root), verdict="discard", status="train_crashed", val_bpb=None, z=None, scores=(), seeds=())
     commit = champion.commit_candidate(root, "nov21", trial, "DEPTH = (\n")

@@ -170,7 +170,8 @@ def test_two_shells_install_once(checkout):
     (checkout.stub / "hold").write_text("go")
     (checkout.stub / "hold").unlink()
     for process in (first, second):
-        assert process.communicate() and process.returncode == 0
+        process.communicate()
+        assert process.returncode == 0
     assert (checkout.count("python -m venv"), checkout.count("uv pip install")) == (1, 1)
 
 

@@ -252,6 +252,13 @@ def test_the_nights_run_has_the_champions_score_by_trial(store):
     assert (run.data.metrics["kept"], run.data.metrics["trials"], run.data.tags["champion"]) == (2, 3, "c3")
 
 
+def test_each_trial_adds_its_point_to_the_nights_curve(store):
+    first, second = make_trial(number=1), make_trial(number=2, val_bpb=1.5, summary="other")
+    tracking.log_trial(store.uri, store.artifacts, make_state(first), first, [make_run()], Path("/nonexistent"))
+    tracking.log_trial(store.uri, store.artifacts, make_state(first, second), second, [make_run()], Path("/nonexistent"))
+    assert store.history(store.runs()["nov21"], "champion_bpb") == [(0, 1.65), (1, 1.6), (2, 1.5)]
+
+
 def test_the_end_of_a_night_brings_its_report(store, tmp_path):
     for name in tracking.NIGHT_FILES:
         (tmp_path / name).write_text(name)

@@ -68,8 +68,7 @@ def test_the_rule(z, runs, lines, decision):
             1.0,
             2,
             50,
-            "better by 0.0091 bits per byte, 1.0 standard errors over 2 runs: too little for 50 lines more, "
-            "which must buy 1.5",
+            "better by 0.0091 bits per byte, 1.0 standard errors over 2 runs: too little for 50 lines more, which must buy 1.5",
         ),
     ],
 )
@@ -108,9 +107,7 @@ def test_a_candidate_without_a_score_is_discarded_with_its_reason():
 
 
 @given(st.lists(SCORES, min_size=1, max_size=5), st.lists(SCORES, min_size=1, max_size=3), SDS, LINES)
-def test_only_one_run_is_ever_confirmed_and_only_a_near_tie_that_shrinks_is_kept_without_gain(
-    champion, candidate, sd, lines
-):
+def test_only_one_run_is_ever_confirmed_and_only_a_near_tie_that_shrinks_is_kept_without_gain(champion, candidate, sd, lines):
     decided = verdict.decide(champion, candidate, sd, lines)
     assert decided.z is not None
     assert decided.decision != "confirm" or len(candidate) == 1

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import random
 import re
 import tomllib
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 SPACE = FOLDER / "search_space.toml"
 RELATIVE = r"^(x\d+(\.\d+)?|[+-]\d+(\.\d+)?)$"
 STARTUP_TRIALS = 5  # scored trials, the baseline among them, before TPE replaces random sampling
-MOST_SHOWN = 4  # knobs in a summary
+MOVED_AT_ONCE = 3  # knobs of a sample; all at once won less in simulated nights, and explains nothing in the morning
 NOT_RUN = ("rejected_patch", "sandbox_error")  # these say nothing about their knobs
 
 Knobs = Mapping[str, Any]
@@ -112,7 +113,9 @@ class SearchSpace(pydantic.BaseModel):
         except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UsageError(f"search space {path}: {error}") from error
         except pydantic.ValidationError as error:
-            problems = "; ".join(": ".join([*map(str, e["loc"]), e["msg"].removeprefix("Value error, ")]) for e in error.errors())
+            problems = "; ".join(
+                ": ".join([*map(str, e["loc"]), e["msg"].removeprefix("Value error, ")]) for e in error.errors()
+            )
             raise UsageError(f"search space {path}: {problems}") from error
 
 
@@ -135,8 +138,7 @@ class TpeProposer:
         base = night.baseline_knobs
         alike = knobs.writable(night.champion, base)  # knobs that this champion still has as the baseline had them
         space = {name: knob for name, knob in settings.space.items() if name in alike and knob.varies(base[name])}
-        drawn = _first_step(settings.steps, space, champion, night) or _sample(space, night)
-        changed = {name: value for name, value in drawn.items() if _key(value) != _key(champion[name])}
+        changed = _first_step(settings.steps, space, champion, night) or _sample(space, champion, night)
         source = knobs.write(night.champion, changed | _fitting_passes(changed, champion))
         return Proposal(source=source, summary=_summary(changed, champion), proposer=self.name)
 
@@ -172,31 +174,30 @@ def _direction(old: Any, new: Any) -> str:
     return _key(new)
 
 
-def _sample(space: Space, night: NightSoFar) -> dict[str, Any]:
-    """A value for every knob, from a study of all trials that ran; a stopped one counts as worse than any score."""
+def _sample(space: Space, champion: Knobs, night: NightSoFar) -> dict[str, Any]:
+    """New values for a few knobs, from a study of all trials that ran; a stopped one counts as worse than any score."""
     import optuna  # 1.6 s
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    state = f"{night.seed}/{night.next_trial}/{len(night.trials)}".encode()
-    sampler = optuna.samplers.TPESampler(
-        seed=int.from_bytes(hashlib.sha256(state).digest()[:4]), n_startup_trials=STARTUP_TRIALS
-    )
-    study = optuna.create_study(sampler=sampler)
+    state = f"{night.seed}/{night.next_trial}/{len(night.trials)}".encode()  # a refused proposal adds a trial
+    seed = int.from_bytes(hashlib.sha256(state).digest()[:4])
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS))
     base = night.baseline_knobs
     distributions = {name: _distribution(knob, base[name]) for name, knob in space.items()}
     worst = max([night.baseline_bpb, *(t.val_bpb for t in night.trials if t.val_bpb is not None)])
     scored = [(base, night.baseline_bpb)]
-    scored += [
-        (t.knobs, worst + 1 if t.val_bpb is None else t.val_bpb) for t in night.trials if t.status not in NOT_RUN
-    ]
+    scored += [(t.knobs, worst + 1 if t.val_bpb is None else t.val_bpb) for t in night.trials if t.status not in NOT_RUN]
     for tried, score in scored:
         if params := _params(space, tried, base):
             study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=score))
     drawn = study.ask(fixed_distributions=distributions).params
-    return {
+    values = {
         name: knob.values(base[name])[drawn[name]] if isinstance(knob, Choice) else knob.fit(drawn[name], base[name])
         for name, knob in space.items()
     }
+    moving = [name for name, value in values.items() if _key(value) != _key(champion[name])]
+    chosen = random.Random(seed).sample(moving, min(MOVED_AT_ONCE, len(moving)))
+    return {name: values[name] for name in moving if name in chosen}
 
 
 def _distribution(knob: Range | Choice, base: Any) -> optuna.distributions.BaseDistribution:
@@ -240,6 +241,5 @@ def _key(value: Any) -> str:
 
 
 def _summary(changed: Knobs, champion: Knobs) -> str:
-    shown = [f"{name} {_key(champion[name])} -> {_key(value)}" for name, value in changed.items()]
-    more = [f"{len(shown) - MOST_SHOWN} more"] if len(shown) > MOST_SHOWN else []
-    return ", ".join(shown[:MOST_SHOWN] + more) or "no change"
+    changes = [f"{name} {_key(champion[name])} -> {_key(value)}" for name, value in changed.items()]
+    return ", ".join(changes) or "no change"

@@ -1,0 +1,170 @@
+"""Bad input at the command line: one clear line, a non-zero exit, no traceback, nothing half-written."""
+
+import shutil
+import subprocess
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tests.checkouts import Checkout
+
+SMALL = "tests/profiles/small.toml"
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    return Checkout(tmp_path_factory.mktemp("checkout"))
+
+
+@pytest.fixture
+def corpus(checkout, tmp_path):
+    """A copy of the embedded corpus, and a profile over it that a test may change."""
+    shutil.copytree(checkout.folder / "configs" / "corpus", tmp_path / "corpus")
+    text = (checkout.folder / SMALL).read_text().replace('source = "corpus"', f'source = "{tmp_path / "corpus"}"')
+    (tmp_path / "mine.toml").write_text(text)
+    return tmp_path
+
+
+def refused(checkout, *arguments, code=2, **environment):
+    """Runs a command that must fail; returns its message."""
+    before = checkout.git("for-each-ref"), checkout.git("status", "--porcelain")
+    done = checkout.run(*arguments, **environment)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.stdout == ""
+    assert (checkout.git("for-each-ref"), checkout.git("status", "--porcelain")) == before
+    assert not list((checkout.home / "nights").glob("*")) if (checkout.home / "nights").exists() else True
+    message = done.stderr.strip().splitlines()[-1]
+    assert message.startswith(("nightly-research:", "./run"))
+    return message
+
+
+def test_help_answers_without_prefect(checkout):
+    done = checkout.run("--help")
+    assert done.returncode == 0
+    assert "night" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["night", "--trials", "0"], ["night", "--hours", "-1"], ["night", "--proposer", "oracle"], ["nothing"], []],
+)
+def test_usage_errors_exit_2(checkout, arguments):
+    assert "error" in refused(checkout, *arguments)
+
+
+def test_an_unknown_profile_lists_those_there_are(checkout):
+    assert "laptop" in refused(checkout, "prepare", "--profile", "laptob")
+
+
+def test_an_unknown_key_in_a_profile_is_named(checkout, corpus):
+    (corpus / "mine.toml").write_text((corpus / "mine.toml").read_text() + "\n[nights]\n")
+    assert "nights" in refused(checkout, "prepare", "--profile", str(corpus / "mine.toml"))
+
+
+def test_a_night_that_is_not_there_names_those_that_are(checkout):
+    for command in ("status", "stop", "report", "resume"):
+        assert "no night 'nov1'" in refused(checkout, command, "nov1")
+
+
+def test_a_candidate_that_is_not_there(checkout):
+    assert "No such file" in refused(checkout, "trial", "nothing.py")
+
+
+def test_no_server_for_a_worker(checkout):
+    assert "./run server" in refused(checkout, "worker", "local")
+
+
+def test_a_state_folder_that_cannot_be_made(checkout):
+    assert "NIGHTLY_HOME" in refused(checkout, "status", "x", NIGHTLY_HOME="/proc/nothing")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tag", ["a b", "-x", "a..b", "x/y", "é", "a" * 65])
+def test_a_tag_that_is_no_branch_name(checkout, tag):
+    assert "cannot name a branch" in refused(checkout, "night", "--profile", SMALL, f"--tag={tag}")
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_no_checkout(checkout, tmp_path):
+    bare = Checkout(tmp_path)
+    shutil.rmtree(tmp_path / ".git")
+    done = bare.run("night", "--profile", SMALL)
+    assert done.returncode == 2
+    assert "not a git checkout" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_knob_that_train_py_does_not_have(checkout, corpus):
+    path = corpus / "mine.toml"
+    path.write_text(path.read_text().replace("[train]", "[train]\nDEPHT = 3"))
+    assert "DEPHT" in refused(checkout, "night", "--profile", str(path))
+
+
+@pytest.mark.slow
+def test_a_corrupt_corpus_file_is_named(checkout, corpus):
+    shard = corpus / "corpus" / "train_00000.parquet"
+    content = bytearray(shard.read_bytes())
+    content[1000] ^= 1
+    shard.write_bytes(content)
+    assert "train_00000.parquet" in refused(checkout, "night", "--profile", str(corpus / "mine.toml"), code=1)
+
+
+def _without_checksums(path):
+    path.write_text(path.read_text().replace('checksums = "SHA256SUMS"\n', ""))
+    return str(path)
+
+
+@pytest.mark.slow
+def test_a_parquet_without_text_names_its_columns(checkout, corpus):
+    pq.write_table(pa.table({"content": ["a"]}), corpus / "corpus" / "train_00000.parquet")
+    message = refused(checkout, "night", "--profile", _without_checksums(corpus / "mine.toml"), code=1)
+    assert "no column `text`" in message
+    assert "content" in message
+
+
+@pytest.mark.slow
+def test_training_on_the_validation_shard_is_refused(checkout, corpus):
+    shutil.copy(corpus / "corpus" / "val_00000.parquet", corpus / "corpus" / "train_00000.parquet")
+    message = refused(checkout, "night", "--profile", _without_checksums(corpus / "mine.toml"), code=1)
+    assert "is the validation shard" in message
+
+
+@pytest.mark.slow
+def test_a_baseline_that_crashes_leaves_no_night(tmp_path):
+    checkout = Checkout(tmp_path)
+    train = tmp_path / "trainer" / "train.py"
+    train.write_text(train.read_text().replace("def main() -> None:", "def main() -> None:\n    raise RuntimeError('broken')"))
+    message = refused(checkout, "night", "--profile", SMALL, code=3)
+    assert "startup_crashed" in message
+    assert "broken" in message
+
+
+@pytest.mark.slow
+def test_a_detached_dirty_checkout_works_and_says_so(tmp_path):
+    checkout = Checkout(tmp_path)
+    checkout.git("checkout", "-q", "--detach")
+    (tmp_path / "trainer" / "train.py").open("a").write("# mine\n")
+    before = checkout.git("status", "--porcelain"), checkout.git("rev-parse", "HEAD")
+    done = checkout.run("night", "--profile", SMALL, "--tag", "d", "--trials", "1")
+    assert done.returncode == 0, done.stderr
+    assert "a detached HEAD" in done.stderr
+    assert "uncommitted trainer/train.py" in done.stderr
+    assert (checkout.git("status", "--porcelain"), checkout.git("rev-parse", "HEAD")) == before
+    assert "# mine" in checkout.git("show", "autoresearch/d:trainer/train.py")
+
+
+@pytest.mark.slow
+def test_a_full_disk_says_so_and_leaves_nothing_half_written(checkout, tmp_path):
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "full", str(tmp_path)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("only root can make a full disk")
+    try:
+        done = checkout.run("prepare", "--profile", "laptop", NIGHTLY_HOME=str(tmp_path / "home"), PREFECT_HOME=str(checkout.home))
+        assert done.returncode == 1
+        assert "No space left" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not list(tmp_path.rglob("*.part"))
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
