@@ -19,6 +19,7 @@ MOST_RUNS = 2  # a second seed settles it one way or the other
 
 
 def run_trial(
+    number: int,
     source: str,
     *,
     lines_added: int,
@@ -34,7 +35,9 @@ def run_trial(
     """Runs `source` until the verdict is keep or discard; a stopped run is discarded at once."""
     runs: list[RunResult] = []
     while True:
-        run = train_candidate(source, profile, dataset, home, seed=seed + len(runs), caps=caps, isolation=isolation)
+        run = train_candidate(
+            f"trial {number}", source, profile, dataset, home, seed=seed + len(runs), caps=caps, isolation=isolation
+        )
         runs.append(run)
         if run.val_bpb is None:
             return tuple(runs), verdict.failed(run.status, run.reason)

@@ -100,7 +100,7 @@ def why_over(night: Night, state: NightState) -> str | None:
         return None
     if trials and len(state.trials) >= trials:
         return f"all {trials} trials are done"
-    if hours and time.time() - datetime.fromisoformat(state.header["time"]).timestamp() >= hours * 3600:
+    if hours and time.time() - datetime.fromisoformat(state.header["began"]).timestamp() >= hours * 3600:
         return f"the {hours:g} hours are over"
     return "stopped by ./run stop" if (night.folder / "stop").exists() else None
 
@@ -131,6 +131,7 @@ def run_and_judge(night: Night, state: NightState, current: str, proposed: Propo
     if proposed.problem:
         return (), verdict.failed("rejected_patch", proposed.problem)
     return run_trial(
+        len(state.trials) + 1,
         proposed.source,
         lines_added=code_lines(proposed.source) - code_lines(current),
         champion_scores=state.champion_scores,

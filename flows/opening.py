@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ def new_header(
     champion.check_tag(checkout.root, tag)
     header = {
         "tag": tag,
+        "began": datetime.now(UTC).isoformat(),
         "profile": profile,
         "proposer": proposer or settings.night.proposer,
         "patches": patches or settings.night.patches,

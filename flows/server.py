@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import socket
@@ -139,6 +140,11 @@ def running_server(home: Path) -> str | None:
     return url if is_healthy(url) else None
 
 
+def _leave_out(logger: str, start: str) -> None:
+    """Prefect's lines that say nothing about the night."""
+    logging.getLogger(logger).addFilter(lambda record: not record.getMessage().startswith(start))
+
+
 @contextlib.contextmanager
 def prefect_api(home: Path) -> Iterator[None]:
     """PREFECT_API_URL for the block: the user's, a running `./run server`'s, or a private server's that ends with it."""
@@ -147,6 +153,7 @@ def prefect_api(home: Path) -> Iterator[None]:
         os.environ["PREFECT_API_URL"] = known
         import prefect
 
+        _leave_out("prefect.task_runs", "Finished in state")
         yield
         return
     port = free_port()
@@ -155,6 +162,8 @@ def prefect_api(home: Path) -> Iterator[None]:
         os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
         import prefect  # noqa: F401  # both start at once: this takes about as long as the server
 
+        _leave_out("prefect.task_runs", "Finished in state")
+        _leave_out("prefect.flow_runs", "View at")  # a private server shows no pages
         await_prefect(os.environ["PREFECT_API_URL"], server)
         yield
     finally:

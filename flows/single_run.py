@@ -20,4 +20,4 @@ def single_run(source: str, profile: Profile, seed: int, allow_unsandboxed: bool
     if problem := proposal.check(source, {}):
         return experiment.without_figures("rejected_patch", problem, profile, seed, isolation)
     dataset = prepare_dataset(profile, home)
-    return experiment.train_candidate(source, profile, dataset, home, seed=seed, caps=None, isolation=isolation)
+    return experiment.train_candidate("one file", source, profile, dataset, home, seed=seed, caps=None, isolation=isolation)

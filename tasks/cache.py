@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from prefect import Task, get_run_logger
+from prefect import State, Task, get_run_logger
 from prefect.context import TaskRunContext
 from prefect.futures import wait
 

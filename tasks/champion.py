@@ -27,6 +27,7 @@ CONFIG = {
     "core.splitIndex": "false",  # or the temporary index leaves a shared one in .git
     "core.fsync": "committed,loose-object",  # a ref must not outlive its objects in a power cut
     "i18n.commitEncoding": "UTF-8",
+    "log.showSignature": "false",  # or `show` runs the user's gpg
 }
 IDENTITY = {
     "GIT_AUTHOR_NAME": "nightly-research",

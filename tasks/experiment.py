@@ -165,11 +165,19 @@ def _budget(profile: Profile, caps: Caps | None) -> protocol.Budget:
     return protocol.Budget(kind, amount, caps.wall_seconds, caps.cpu_seconds)
 
 
-@task(name="train-candidate", task_run_name="train seed {seed}", cache_policy=NO_CACHE)
+@task(name="train-candidate", task_run_name="train {what}, seed {seed}", cache_policy=NO_CACHE)
 def train_candidate(
-    source: str, profile: Profile, dataset: Dataset, home: Path, *, seed: int, caps: Caps | None, isolation: Isolation
+    what: str,
+    source: str,
+    profile: Profile,
+    dataset: Dataset,
+    home: Path,
+    *,
+    seed: int,
+    caps: Caps | None,
+    isolation: Isolation,
 ) -> RunResult:
-    """`run_experiment` as a Prefect task."""
+    """`run_experiment` as a Prefect task; `what` names it on Prefect's page."""
     return run_experiment(source, profile, dataset, home, seed=seed, caps=caps, isolation=isolation)
 
 

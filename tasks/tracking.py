@@ -110,7 +110,7 @@ def _experiment(client: MlflowClient, uri: str, artifacts: Path, state: NightSta
     if found is None:
         ours = uri.startswith("sqlite:")  # a server of the user's has a place for artifacts of its own
         location = (artifacts.resolve() / "nightly-research" / profile).as_uri() if ours else None
-        return str(client.create_experiment(name, artifact_location=location))
+        return str(client.create_experiment(name, location, {"mlflow.experimentKind": "custom_model_development"}))
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     return str(found.experiment_id)

@@ -79,8 +79,8 @@ def test_write_keeps_line_ends():
 
 def test_a_list_becomes_a_tuple_and_an_int_a_float_where_the_knob_is_one():
     written = knobs.read(knobs.write(SMALL, {"BETAS": [0, 1], "RATE": 1}))
-    assert (written["BETAS"], written["RATE"]) == ((0.0, 1.0), 1.0)
-    assert all(isinstance(value, float) for value in (*written["BETAS"], written["RATE"]))
+    assert repr(written["BETAS"]) == "(0.0, 1.0)"
+    assert repr(written["RATE"]) == "1.0"
 
 
 @pytest.mark.parametrize(

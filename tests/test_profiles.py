@@ -79,4 +79,4 @@ def test_a_profile_of_ones_own_is_named_after_its_file(tmp_path):
 
 def test_a_profile_cannot_be_changed_after_it_was_read():
     with pytest.raises(ValueError, match="frozen"):
-        configs.load("laptop").device = "cuda"  # type: ignore[misc]
+        configs.load("laptop").device = "cuda"

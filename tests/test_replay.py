@@ -150,6 +150,6 @@ def test_the_demonstration_night_applies_to_train_py_as_it_is():
         seen[knobs.ast_sha256(proposed.source) or ""] = number
     assert knobs.read(champion)["DEPTH"] == 2
     assert problems[:5] == [None] * 5
-    assert "does not parse" in problems[5]
+    assert "does not parse" in str(problems[5])
     night = NightSoFar("t", 1, 7, champion, 1.6, 1.6, {}, ())
     assert proposer.propose(night) is None

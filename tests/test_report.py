@@ -201,8 +201,8 @@ def test_writing_again_replaces_whole_files(tmp_path):
 
 @pytest.mark.parametrize(
     ("trial", "colour"),
-    [(keep(), report.GREEN), (make_trial(), report.GREY), (crash(), report.RED)],
-    ids=["keep", "lost", "crash"],
+    [(keep(), report.GREEN), (make_trial(), report.GREY), (make_trial(val_bpb=9.0), report.GREY), (crash(), report.RED)],
+    ids=["keep", "lost", "above", "crash"],
 )
 def test_each_outcome_has_its_colour_in_the_chart(tmp_path, trial, colour):
     report.chart(make_state(), tmp_path / "before.png")

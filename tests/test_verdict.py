@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks import verdict
+from tasks.records import Verdict
 
 SCORES = st.floats(0.5, 5.0)
 SDS = st.floats(5e-4, 0.05)
@@ -35,6 +36,7 @@ def candidate_at(z: float, runs: int, sd: float = 0.01, champion: tuple[float, .
         (0.51, 2, 0, "keep"),
         (0.51, 2, -9, "keep"),
         (0.49, 2, 0, "discard"),
+        (0.4, 2, -50, "discard"),
         (0.29, 2, -1, "keep"),
         (-0.29, 2, -1, "keep"),
         (-0.31, 2, -1, "discard"),
@@ -102,7 +104,7 @@ def test_z_of_nothing_is_an_error(champion, candidate, sd):
 
 
 def test_a_candidate_without_a_score_is_discarded_with_its_reason():
-    assert verdict.failed("rejected_patch", "does not parse") == verdict.Verdict("discard", "not run: does not parse")
+    assert verdict.failed("rejected_patch", "does not parse") == Verdict("discard", "not run: does not parse")
     assert verdict.failed("train_crashed", "OOM").reason == "stopped: OOM"
 
 

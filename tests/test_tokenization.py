@@ -1,0 +1,165 @@
+"""From text to tokens, with the real rustbpe and tiktoken."""
+
+import json
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks import tokenization
+from tasks.records import DataError
+from trainer import prepare
+
+MIXED = "The price is 1234 \u20ac, na\u00efve \u6771\u4eac \U0001f642\U0001f642 <|bos|>\r\n\tan\u0301d so on.  "
+TEXTS = [MIXED * 20, "", "plain English words, again and again and again. " * 40, "\U0001f600" * 50]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tokenization.train_tokenizer(TEXTS, 320, 10**9)
+
+
+def documents(tokens: Path, lengths: Path, tokenizer: prepare.Tokenizer) -> list[str]:
+    """The text of a token stream, document by document."""
+    stream, ends = np.fromfile(tokens, np.uint16), np.cumsum(np.load(lengths))
+    parts = np.split(stream, ends[:-1])
+    assert all(part[0] == tokenizer.bos for part in parts)
+    return [tokenizer.decode(part[1:].tolist()) for part in parts]
+
+
+def test_the_vocabulary_has_the_size_asked_for_and_bos_is_last(tokenizer):
+    assert tokenizer.size == 320
+    assert tokenizer.bos == 319
+    assert sorted(tokenizer.ranks.values()) == list(range(319))
+
+
+def test_training_twice_gives_the_same_tokenizer(tokenizer):
+    assert tokenization.train_tokenizer(TEXTS, 320, 10**9).to_dict() == tokenizer.to_dict()
+
+
+def test_numbers_are_cut_after_two_digits(tokenizer):
+    assert [len(part) for part in map(tokenizer.decode, ([t] for t in tokenizer.encode("12345")))] == [2, 2, 1]
+
+
+def test_only_the_first_characters_train_the_tokenizer():
+    cut = tokenization.train_tokenizer(["first words " * 10, "other text entirely, unlike it"], 264, 120)
+    assert cut.to_dict() == tokenization.train_tokenizer(["first words " * 10], 264, 10**9).to_dict()
+
+
+def test_too_little_text_for_the_vocabulary_is_said_to_be():
+    with pytest.raises(DataError, match=r"gives 25\d tokens, vocab_sizes has 1000"):
+        tokenization.train_tokenizer(["ab ab"], 1000, 10**9)
+
+
+def test_token_bytes_are_those_of_the_merge_table(tokenizer):
+    table = tokenization.token_bytes(tokenizer)
+    assert table.dtype == np.int32
+    assert table[tokenizer.bos] == 0
+    assert {len(token) for token in tokenizer.ranks} == set(table[:-1].tolist())
+    assert table[tokenizer.ranks[b"\xff"]] == 1, "a byte that is no character by itself counts once"
+
+
+@given(st.text())
+def test_bytes_of_the_tokens_are_the_bytes_of_the_text(tokenizer, text):
+    tokens = tokenizer.encode(text + MIXED)
+    assert tokenization.token_bytes(tokenizer)[tokens].sum() == len((text + MIXED).encode("utf-8"))
+
+
+def test_the_tokenizer_comes_back_from_its_file(tokenizer, tmp_path):
+    tokenization.write_tokenizer(tokenizer, tmp_path / "t.json")
+    assert tokenization.read_tokenizer(tmp_path / "t.json").to_dict() == tokenizer.to_dict()
+
+
+def test_a_shard_comes_back_from_its_tokens(tokenizer, tmp_path):
+    texts = [*TEXTS, *(f"number {i}" for i in range(2 * tokenization.BATCH))]
+    tokens, lengths = tokenization.encode_shards(texts, tokenizer, tmp_path)
+    assert documents(Path(tokens.path), Path(lengths.path), tokenizer) == texts
+    assert np.load(lengths.path).dtype == np.int32
+
+
+def test_threads_do_not_change_the_tokens(tokenizer, tmp_path):
+    one, two = (tokenization.encode_shards(TEXTS * 9, tokenizer, tmp_path / str(n), n) for n in (1, 2))
+    assert [ref.sha256 for ref in one] == [ref.sha256 for ref in two]
+
+
+def test_rows_are_the_packed_tokens(tokenizer, tmp_path):
+    tokens, lengths = tokenization.encode_shards(TEXTS, tokenizer, tmp_path)
+    ref = tokenization.pack(Path(tokens.path), Path(lengths.path), 320, 16, tmp_path)
+    rows = np.load(ref.path, mmap_mode="r")
+    assert ref.path.endswith("rows_320_16.npy")
+    assert rows.tolist() == prepare.pack_rows(np.fromfile(tokens.path, np.uint16), np.load(lengths.path), 16).tolist()
+    assert (rows[:, 0] == tokenizer.bos).all()
+
+
+def test_text_for_less_than_a_row_is_refused(tokenizer, tmp_path):
+    tokens, lengths = tokenization.encode_shards(["ab"], tokenizer, tmp_path)
+    with pytest.raises(DataError, match="fill no row of 101"):
+        tokenization.pack(Path(tokens.path), Path(lengths.path), 320, 100, tmp_path)
+
+
+def test_the_validation_stream_is_every_document_behind_its_bos(tokenizer, tmp_path):
+    small = tokenization.train_tokenizer(TEXTS, 300, 10**9)
+    *streams, manifest = tokenization.encode_validation(TEXTS, [tokenizer, small], tmp_path)
+    for ref, each in zip(streams, (tokenizer, small), strict=True):
+        stream = np.load(ref.path)
+        assert stream.dtype == np.uint16
+        assert stream.tolist() == [token for text in TEXTS for token in (each.bos, *each.encode(text))]
+    written = json.loads(Path(manifest.path).read_text())
+    assert written["documents"] == len(TEXTS)
+    assert written["bytes"] == sum(len(text.encode("utf-8")) for text in TEXTS)
+
+
+def test_tokens_that_lose_bytes_are_never_scored(tokenizer, tmp_path):
+    lossy = prepare.Tokenizer(r"[a-z]+", tokenizer.ranks, tokenizer.specials)
+    with pytest.raises(DataError, match=r"vocabulary 320: tokens of \d+ bytes for \d+ bytes"):
+        tokenization.encode_validation([MIXED], [lossy], tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_public_folder_is_what_a_candidate_reads(tokenizer, tmp_path, monkeypatch):
+    meta = prepare.Meta("f" * 64, (320,), 16, {320: 319}, "public domain", prepare.METRIC_VERSION)
+    tokenization.write_public(meta, [tokenizer], tmp_path)
+    monkeypatch.setenv("NIGHTLY_FD", "3")
+    monkeypatch.setenv("NIGHTLY_PUBLIC", str(tmp_path))
+    assert prepare.meta() == meta
+    assert prepare.Tokenizer.load(320).to_dict() == tokenizer.to_dict()
+    assert prepare.token_bytes(320).tolist() == tokenization.token_bytes(tokenizer).tolist()
+
+
+def test_files_can_be_read_by_another_user(tokenizer, tmp_path):
+    ref = tokenization.write_tokenizer(tokenizer, tmp_path / "folder" / "t.json")
+    assert Path(ref.path).stat().st_mode & 0o777 == 0o644
+    assert Path(ref.path).parent.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.fixture
+def full_disk():
+    """No file of this process may grow beyond 4 KiB: a full disk for those that do."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_leaves_nothing_behind(tokenizer, tmp_path):
+    with pytest.raises(DataError, match=r"cannot write .*tokens_320\.bin: .* MiB are free.*NIGHTLY_HOME"):
+        tokenization.encode_shards(TEXTS * 20, tokenizer, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def encoded(tokenizer, tmp_path):
+    return [Path(ref.path) for ref in tokenization.encode_shards(TEXTS * 20, tokenizer, tmp_path / "encoded")]
+
+
+@pytest.mark.usefixtures("encoded", "full_disk")
+def test_a_full_disk_spares_the_old_file(encoded, tmp_path):
+    (tmp_path / "rows_320_16.npy").write_bytes(b"old")
+    with pytest.raises(DataError, match=r"cannot write .*rows_320_16\.npy"):
+        tokenization.pack(*encoded, 320, 16, tmp_path)
+    assert (tmp_path / "rows_320_16.npy").read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["encoded", "rows_320_16.npy"]
