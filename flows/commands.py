@@ -109,10 +109,12 @@ def stop(arguments: argparse.Namespace, home: Path) -> int:
 
 
 def report(arguments: argparse.Namespace, home: Path) -> int:
-    from tasks import ledger, report
+    from tasks import chart, ledger, report
 
     folder = _night_folder(home, arguments.tag)
-    report.write(ledger.fold(ledger.read(folder / "ledger.jsonl")), folder)
+    state = ledger.fold(ledger.read(folder / "ledger.jsonl"))
+    report.write(state, folder)
+    chart.draw(state, folder / "progress.png")
     return _print_night(home, arguments.tag, as_json=False)
 
 

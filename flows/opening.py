@@ -12,7 +12,7 @@ from prefect import get_run_logger
 import configs
 from configs import knobs
 from flows import preparation, server
-from tasks import cache, champion, experiment, proposal, verdict
+from tasks import cache, champion, experiment, hardware, proposal, verdict
 from tasks.judge import box, probe
 from tasks.judge.bwrap import Isolation
 from tasks.proposers.replay import ReplayProposer
@@ -120,8 +120,10 @@ def choose_isolation(home: Path, profile: configs.Profile, allow_unsandboxed: bo
 
 
 def _baseline(base: str, profile: configs.Profile, dataset: Dataset, home: Path, isolation: Isolation) -> Baseline:
-    key = cache.key("baseline", 1, **experiment.baseline_facts(base, profile, dataset, isolation))
-    saved, cached = cache.ensure(experiment.baseline_file, key, base, profile, dataset, home, isolation)
+    machine = hardware.describe(profile.device, profile.threads)
+    facts = {**experiment.baseline_facts(base, profile, dataset, isolation), "home": str(home)}
+    key = cache.key("baseline", 1, **facts, hardware=hardware.fingerprint(profile.device, profile.threads))
+    saved, cached = cache.ensure(experiment.baseline_file, key, base, profile, dataset, home, isolation, machine)
     baseline = experiment.read_baseline(Path(saved.path))
     sd = verdict.pooled_sd([baseline.scores])
     found = "cached" if cached else "measured"

@@ -176,7 +176,12 @@ def _make_current(profile: configs.Profile, places: dict[str, str], root: Path) 
     """data/current.json: what `python -m trainer.train` uses when a human runs it outside a box."""
     budget = {"kind": profile.budget.kind, "amount": profile.budget.amount}
     current = {"profile": profile.name, **places, "budget": budget, "device": profile.device, "threads": profile.threads}
-    FileRef.write(root / "current.json", json.dumps(current, indent=1).encode())
+    try:
+        FileRef.write(root / "current.json", json.dumps(current, indent=1).encode())
+    except OSError as error:
+        raise DataError(
+            f"cannot write {root / 'current.json'}: {error.strerror}. Free some space, or set NIGHTLY_HOME"
+        ) from error
 
 
 def _may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
@@ -214,24 +219,24 @@ def train_tokenizer(key: str, train: Sequence[FileRef], size: int, characters: i
     return tokenization.write_tokenizer(tokenizer, folder / f"{key.rpartition(':')[2][:16]}.json")
 
 
-@task(persist_result=True, cache_key_fn=cache.given_key)
+@task(task_run_name="write public files", persist_result=True, cache_key_fn=cache.given_key)
 def write_public(key: str, meta: fixed.Meta, tokenizers: Sequence[FileRef], folder: Path) -> tuple[FileRef, ...]:
     return tokenization.write_public(meta, [tokenization.read_tokenizer(Path(ref.path)) for ref in tokenizers], folder)
 
 
-@task(persist_result=True, cache_key_fn=cache.given_key)
+@task(task_run_name="encode shards", persist_result=True, cache_key_fn=cache.given_key)
 def encode_shards(
     key: str, train: Sequence[FileRef], tokenizer: FileRef, folder: Path, threads: int
 ) -> tuple[FileRef, FileRef]:
     return tokenization.encode_shards(_texts(train), tokenization.read_tokenizer(Path(tokenizer.path)), folder, threads)
 
 
-@task(persist_result=True, cache_key_fn=cache.given_key)
+@task(task_run_name="pack rows {size}x{length}", persist_result=True, cache_key_fn=cache.given_key)
 def pack_rows(key: str, tokens: FileRef, lengths: FileRef, size: int, length: int, folder: Path) -> FileRef:
     return tokenization.pack(Path(tokens.path), Path(lengths.path), size, length, folder)
 
 
-@task(persist_result=True, cache_key_fn=cache.given_key)
+@task(task_run_name="encode validation", persist_result=True, cache_key_fn=cache.given_key)
 def encode_validation(
     key: str, train: Sequence[FileRef], validation: FileRef, tokenizers: Sequence[FileRef], count: int, folder: Path
 ) -> tuple[FileRef, ...]:

@@ -49,8 +49,6 @@ def configure(home: Path) -> None:
         "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": "%(asctime)s | %(message)s",
         "DO_NOT_TRACK": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default blocks four minutes a call when the server is down
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     }
     for key, value in defaults.items():
         os.environ.setdefault(key, value)
@@ -140,9 +138,16 @@ def running_server(home: Path) -> str | None:
     return url if is_healthy(url) else None
 
 
-def _leave_out(logger: str, start: str) -> None:
-    """Prefect's lines that say nothing about the night."""
-    logging.getLogger(logger).addFilter(lambda record: not record.getMessage().startswith(start))
+def _worth_telling(record: logging.LogRecord) -> bool:
+    """Filters Prefect's own lines: those that say nothing of the night, and tracebacks of errors that are messages."""
+    if record.exc_info and isinstance(record.exc_info[1], NightlyError):
+        return False  # the command line prints it, or the flow that catches it does
+    return not record.getMessage().startswith(("Finished in state", "Beginning flow run", "View at"))
+
+
+def _quiet() -> None:
+    for logger in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(logger).addFilter(_worth_telling)
 
 
 @contextlib.contextmanager
@@ -153,7 +158,7 @@ def prefect_api(home: Path) -> Iterator[None]:
         os.environ["PREFECT_API_URL"] = known
         import prefect
 
-        _leave_out("prefect.task_runs", "Finished in state")
+        _quiet()
         yield
         return
     port = free_port()
@@ -162,8 +167,7 @@ def prefect_api(home: Path) -> Iterator[None]:
         os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
         import prefect  # noqa: F401  # both start at once: this takes about as long as the server
 
-        _leave_out("prefect.task_runs", "Finished in state")
-        _leave_out("prefect.flow_runs", "View at")  # a private server shows no pages
+        _quiet()
         await_prefect(os.environ["PREFECT_API_URL"], server)
         yield
     finally:

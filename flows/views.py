@@ -15,7 +15,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows import server
 from flows.opening import Night
-from tasks import report, tracking
+from tasks import chart, report, tracking
 from tasks.records import NightlyError, NightState, RunResult, Trial
 
 
@@ -57,6 +57,7 @@ def log_trial(night: Night, state: NightState, trial: Trial) -> None:
 @task(name="write-report", cache_policy=NO_CACHE)
 def write_report(night: Night, state: NightState) -> None:
     report.write(state, night.folder)
+    chart.draw(state, night.folder / "progress.png")
     create_markdown_artifact((night.folder / "report.md").read_text(encoding="utf-8"), key="report", description=night.tag)
 
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import re
 import tempfile
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import git
 
-from tasks.records import NightlyError, Trial, UsageError
+from tasks.records import NightlyError, Trial, UsageError, one_line
 
 TRAIN = "trainer/train.py"
 TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
@@ -198,9 +197,7 @@ def _message(subject: str, trailers: Mapping[str, str]) -> str:
 
 
 def _one_line(text: str) -> str:
-    """At most 72 characters with no line break, control, direction mark or half a surrogate pair among them."""
-    visible = "".join(" " if unicodedata.category(character)[0] == "C" else character for character in text)
-    line = " ".join(visible.split())
+    line = one_line(text)
     return line if len(line) <= SUBJECT_LENGTH else f"{line[: SUBJECT_LENGTH - 3]}..."
 
 

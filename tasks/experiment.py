@@ -20,7 +20,6 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from configs import Profile
-from tasks import hardware
 from tasks.judge import protocol, scoring
 from tasks.judge.box import open_box
 from tasks.judge.bwrap import BoxSpec, BoxUnavailable, Gate, Isolation
@@ -182,19 +181,20 @@ def train_candidate(
 
 
 def baseline_facts(source: str, profile: Profile, dataset: Dataset, isolation: Isolation) -> dict[str, str]:
-    """Everything that a baseline's scores depend on: what its cache key is made of."""
+    """What a baseline's scores depend on besides the hardware: its cache key is made of it."""
     return {
         **{name: hashlib.sha256((TRAINER / name).read_bytes()).hexdigest() for name in FIXED_FILES},
         "train.py": hashlib.sha256(source.encode()).hexdigest(),
         "dataset": dataset.fingerprint,
         "budget": profile.budget.model_dump_json(),
-        "hardware": hardware.fingerprint(profile.device, profile.threads),
         "metric": str(prepare.METRIC_VERSION),
         "isolation": isolation,
     }
 
 
-def measure_baseline(source: str, profile: Profile, dataset: Dataset, home: Path, isolation: Isolation) -> Baseline:
+def measure_baseline(
+    source: str, profile: Profile, dataset: Dataset, home: Path, isolation: Isolation, hardware: str
+) -> Baseline:
     """Runs the unpatched train.py with seeds 1, 2 and 3. Raises BaselineStopped when one does not get through."""
     runs = []
     for seed in BASELINE_SEEDS:
@@ -205,7 +205,7 @@ def measure_baseline(source: str, profile: Profile, dataset: Dataset, home: Path
                 f"{profile.name!r}; `./run trial trainer/train.py --profile {profile.name}` shows its log"
             )
         runs.append(run)
-    return Baseline(runs=tuple(runs), hardware=hardware.describe(profile.device, profile.threads))
+    return Baseline(runs=tuple(runs), hardware=hardware)
 
 
 def read_baseline(path: Path) -> Baseline:
@@ -216,9 +216,11 @@ def read_baseline(path: Path) -> Baseline:
 
 
 @task(name="measure-baseline", persist_result=True, cache_key_fn=lambda _, parameters: str(parameters["key"]))
-def baseline_file(key: str, source: str, profile: Profile, dataset: Dataset, home: Path, isolation: Isolation) -> FileRef:
+def baseline_file(
+    key: str, source: str, profile: Profile, dataset: Dataset, home: Path, isolation: Isolation, hardware: str
+) -> FileRef:
     """`measure_baseline` as a cached Prefect task: a JSON file under data/baselines."""
-    baseline = measure_baseline(source, profile, dataset, home, isolation)
+    baseline = measure_baseline(source, profile, dataset, home, isolation, hardware)
     folder = home / "data" / "baselines"
     folder.mkdir(parents=True, exist_ok=True)
     return FileRef.write(folder / f"{key.rpartition(':')[2][:16]}.json", json.dumps(asdict(baseline)).encode())

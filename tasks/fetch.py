@@ -122,8 +122,14 @@ def _download(url: str, path: Path, sha256: str | None, progress: Progress) -> F
 @contextlib.contextmanager
 def _locked(part: Path) -> Iterator[FileIO]:
     """The partial file, opened for reading and writing, unbuffered, ours alone."""
-    part.parent.mkdir(parents=True, exist_ok=True)
-    with FileIO(os.open(part, os.O_RDWR | os.O_CREAT, 0o644), "r+") as file:
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise DataError(
+            f"cannot write {part}: {error.strerror}. Free some space, or set NIGHTLY_HOME to a larger disk"
+        ) from error
+    with FileIO(descriptor, "r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             ours = os.path.samestat(os.fstat(file.fileno()), part.stat())

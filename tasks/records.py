@@ -17,6 +17,7 @@ import dataclasses
 import hashlib
 import os
 import statistics
+import unicodedata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +45,12 @@ Status = Literal[
     "sandbox_error",
 ]
 Decision = Literal["keep", "discard", "confirm"]
+
+
+def one_line(text: str) -> str:
+    """A candidate's words as one line: no control characters, direction marks or halves of surrogate pairs."""
+    visible = "".join(" " if unicodedata.category(character)[0] == "C" else character for character in text)
+    return " ".join(visible.split())
 
 
 class NightlyError(Exception):

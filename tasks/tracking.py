@@ -1,8 +1,8 @@
 """MLflow as a view of the night: a parent run, below it one run for each baseline seed and each trial.
 
 Written from the ledger's state, the runs and the trial's folder, so it can be written again: a run is found by its tag
-`trial_id` and finished or left alone, never doubled. Every public function raises NightlyError when MLflow does not take
-it. The trial is in the ledger and in git by then, so the flow warns, goes on, and may call again for all trials at the end.
+`trial_id` and finished or left alone, never doubled. Functions raise NightlyError when MLflow does not take it: the trial
+is in the ledger and in git by then, so the flow warns, goes on, and calls again for all trials at the end.
 """
 
 from __future__ import annotations
@@ -22,25 +22,16 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
 
-METRICS_A_BATCH, PARAMS_A_BATCH, LONGEST_KEY = 1000, 100, 250  # MLflow's limits
+METRICS_A_BATCH, PARAMS_A_BATCH, LONGEST_KEY = 1000, 100, 250  # MLflow's
 POINTS_A_TRIAL = 3  # of the parent run's curves
-LONGEST_VALUE, LONGEST_NAME = 5000, 200  # ours, in characters; MLflow's begin at 6000
+LONGEST_VALUE, LONGEST_NAME = 5000, 200  # ours; MLflow takes 6000
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default blocks four minutes a call when the server is down
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout belongs to `--json`
     "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
 NIGHT_FILES = ("report.md", "progress.png", "results.tsv")
-
-
-def log_night(uri: str, artifacts: Path, state: NightState) -> str:
-    """The night's parent run, made or brought up to date; returns its id. Call it when the baseline is known."""
-    with _speaking_to(uri) as client:
-        night = _night(client, uri, artifacts, state)
-        _bring_up_to_date(client, night, state, _progress(night, state))
-        return str(night.info.run_id)
 
 
 def log_baseline(uri: str, artifacts: Path, state: NightState, runs: Sequence[RunResult]) -> None:
@@ -51,7 +42,7 @@ def log_baseline(uri: str, artifacts: Path, state: NightState, runs: Sequence[Ru
             tags = {"trial_id": f"{state.header['tag']}:baseline:{run.seed}", "status": run.status}
             child = _child(client, night, f"baseline seed {run.seed}", tags, [run])
             if child.info.status == "RUNNING":
-                _log(client, child, [*_figures(child, [run], run.val_bpb), *_curves(child, [run])])
+                _log(client, child, [*_figures(child, [run], run.val_bpb), *_curves(child, [run])], {}, {})
                 client.set_terminated(child.info.run_id, "FINISHED" if run.status == "ok" else "FAILED")
 
 
@@ -65,7 +56,7 @@ def log_trial(uri: str, artifacts: Path, state: NightState, trial: Trial, runs: 
         child = _child(client, night, f"{trial.number} {trial.summary}", _trial_tags(state, trial), runs)
         if child.info.status == "RUNNING":
             figures = _figures(child, runs, trial.val_bpb, trial.z)
-            _log(client, child, [*figures, *_curves(child, runs)], trial.knobs)
+            _log(client, child, [*figures, *_curves(child, runs)], trial.knobs, {})
             if folder.is_dir():
                 client.log_artifacts(child.info.run_id, str(folder))
             _bring_up_to_date(client, night, state, _progress(night, state)[-POINTS_A_TRIAL:])
@@ -97,10 +88,7 @@ def _speaking_to(uri: str) -> Iterator[MlflowClient]:
         yield mlflow.MlflowClient(uri)
     except (mlflow.MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
         first = str(error).strip().partition("\n")[0][:300]
-        raise NightlyError(
-            f"MLflow at {uri} did not take it: {first}. Ledger and git have it; "
-            f"`./run doctor` looks at MLflow, and what is missing there is written with the next trial or report"
-        ) from error
+        raise NightlyError(f"MLflow at {uri} did not take it: {first}. Ledger and git have it") from error
 
 
 def _experiment(client: MlflowClient, uri: str, artifacts: Path, state: NightState) -> str:
@@ -120,10 +108,10 @@ def _night(client: MlflowClient, uri: str, artifacts: Path, state: NightState) -
     """The parent run: found by tag and start time, since another machine's night may have the same tag."""
     header = state.header
     experiment = _experiment(client, uri, artifacts, state)
-    query = f"tags.night = '{header['tag']}' and tags.night_started = '{header['time']}'"
+    tags = {"night": header["tag"], "night_started": header["time"]}
+    query = " and ".join(f"tags.{name} = '{value}'" for name, value in tags.items())
     if found := client.search_runs([experiment], query, max_results=1):
         return found[0]
-    tags = {"night": header["tag"], "night_started": header["time"]}
     run = client.create_run(experiment, run_name=header["tag"], tags=tags)
     _bring_up_to_date(client, run, state, _progress(run, state))
     return run
@@ -234,16 +222,12 @@ def _metric(name: str, value: float, timestamp: int, step: int = 0) -> Metric:
 
 
 def _log(
-    client: MlflowClient,
-    run: Run,
-    metrics: Sequence[Metric],
-    params: Mapping[str, object] | None = None,
-    tags: Mapping[str, str] | None = None,
+    client: MlflowClient, run: Run, metrics: Sequence[Metric], params: Mapping[str, object], tags: Mapping[str, str]
 ) -> None:
     """In batches. A value with the timestamp and step that it had before is no second point, nor an equal parameter."""
     from mlflow.entities import Param, RunTag
 
-    named = [Param(name[:LONGEST_KEY], _plain(value)) for name, value in (params or {}).items() if value is not None]
+    named = [Param(name[:LONGEST_KEY], _plain(value)) for name, value in params.items() if value is not None]
     if tags:
         client.log_batch(run.info.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
     for i in range(0, len(named), PARAMS_A_BATCH):

@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "tasks.judge": ("tasks.judge", "trainer.prepare"),
     "tasks.experiment": ("tasks.records", "tasks.judge", "configs", "trainer.prepare"),
     "tasks": ("tasks.records", "configs", "trainer.prepare"),
+    "trainer.harness": ("trainer.prepare", "trainer.alone"),
     "trainer": ("trainer.prepare", "trainer.harness"),
     "configs": ("configs",),
 }

@@ -6,6 +6,7 @@ import subprocess
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from tests.checkouts import Checkout
 
 SMALL = "tests/profiles/small.toml"
@@ -161,7 +162,9 @@ def test_a_full_disk_says_so_and_leaves_nothing_half_written(checkout, tmp_path)
     if mounted.returncode:
         pytest.skip("only root can make a full disk")
     try:
-        done = checkout.run("prepare", "--profile", "laptop", NIGHTLY_HOME=str(tmp_path / "home"), PREFECT_HOME=str(checkout.home))
+        done = checkout.run(
+            "prepare", "--profile", "laptop", NIGHTLY_HOME=str(tmp_path / "home"), PREFECT_HOME=str(checkout.home)
+        )
         assert done.returncode == 1
         assert "No space left" in done.stderr
         assert "Traceback" not in done.stderr

@@ -143,7 +143,7 @@ def test_validation_data_is_nowhere_in_a_train_box(run):
 
 def test_a_baseline_that_is_stopped_is_our_users_business(dataset, tmp_path):
     with pytest.raises(BaselineStopped, match="startup_crashed"):
-        experiment.measure_baseline("import nothing_like_that", make_profile(), dataset, tmp_path, "bwrap")
+        experiment.measure_baseline("import nothing_like_that", make_profile(), dataset, tmp_path, "bwrap", "this machine")
 
 
 def test_a_box_that_never_starts_blames_nobody(run, monkeypatch):

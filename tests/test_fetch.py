@@ -310,3 +310,9 @@ def test_a_full_disk_keeps_the_part_and_the_next_call_goes_on(origin, small_disk
     assert fetch.fetch(origin.url, NAME, folder, SHA256).sha256 == SHA256
     assert origin.requests[-1]["Range"] == f"bytes={kept}-"
     assert names(folder) == [NAME]
+
+
+def test_a_folder_that_cannot_be_made_is_named(origin, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DataError, match=r"cannot write .*Not a directory"):
+        fetch.fetch(origin.url, NAME, tmp_path / "file" / "folder", None)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trainer import harness, prepare
+from trainer import alone, harness, prepare
 
 TRAINER = Path(harness.__file__).parent
 ROWS = np.arange(15, dtype="<u2").reshape(3, 5)
@@ -217,7 +217,7 @@ def test_enter_outside_a_box_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_summary_is_upstreams_block() -> None:
-    text = harness._summary({"val_bpb": 1.5, "training_seconds": 20.04, "num_steps": 190, "depth": 3})
+    text = alone.summary({"val_bpb": 1.5, "training_seconds": 20.04, "num_steps": 190, "depth": 3})
     assert text.splitlines()[:3] == ["---", "val_bpb:          1.500000", "training_seconds: 20.0"]
     assert "mfu_percent:\n" in text
     assert text.splitlines()[-1] == "depth:            3"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks import report
+from tasks import chart, report
 from tasks.records import NightState, Trial
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -46,7 +46,7 @@ def crash(number: int = 1, **changes) -> Trial:
 
 def make_state(*trials: Trial, **changes) -> NightState:
     scores = next((trial.scores for trial in reversed(trials) if trial.verdict == "keep"), (1.64, 1.65, 1.66))
-    header = {"tag": "nov21", "time": "2026-11-21T22:00:00+00:00", "profile": "laptop", "proposer": "tpe", "seed": 1}
+    header = {"tag": "nov21", "began": "2026-11-21T22:00:00+00:00", "profile": "laptop", "proposer": "tpe", "seed": 1}
     fields = {
         "header": {**header, "dataset": "d5", "isolation": "bwrap", "head": "f" * 40, "branch": "main", "dirty": False},
         "baseline": {"val_bpb": 1.65, "scores": [1.64, 1.65, 1.66], "seeds": [1, 2, 3], "sd": 0.01, "hardware": "a CPU"},
@@ -185,38 +185,40 @@ def test_a_candidates_words_are_text():
 @each_state
 def test_every_state_has_a_report_and_a_chart(state, tmp_path):
     report.write(state, tmp_path)
+    chart.draw(state, tmp_path / "progress.png")
     assert sorted(os.listdir(tmp_path)) == ["progress.png", "report.md", "results.tsv"]
     assert (tmp_path / "report.md").read_text() == report.markdown(state)
     assert read_png(tmp_path / "progress.png").shape == (600, 1200, 3)
 
 
 def test_writing_again_replaces_whole_files(tmp_path):
-    report.write(make_state(keep()), tmp_path)
-    first = (tmp_path / "progress.png").read_bytes()
-    report.write(make_state(keep(), crash(2)), tmp_path)
-    assert (tmp_path / "progress.png").read_bytes() != first
-    report.write(make_state(keep()), tmp_path)
-    assert (tmp_path / "progress.png").read_bytes() == first
+    path = tmp_path / "progress.png"
+    chart.draw(make_state(keep()), path)
+    first = path.read_bytes()
+    chart.draw(make_state(keep(), crash(2)), path)
+    assert path.read_bytes() != first
+    chart.draw(make_state(keep()), path)
+    assert path.read_bytes() == first
 
 
 @pytest.mark.parametrize(
     ("trial", "colour"),
-    [(keep(), report.GREEN), (make_trial(), report.GREY), (make_trial(val_bpb=9.0), report.GREY), (crash(), report.RED)],
+    [(keep(), chart.GREEN), (make_trial(), chart.GREY), (make_trial(val_bpb=9.0), chart.GREY), (crash(), chart.RED)],
     ids=["keep", "lost", "above", "crash"],
 )
 def test_each_outcome_has_its_colour_in_the_chart(tmp_path, trial, colour):
-    report.chart(make_state(), tmp_path / "before.png")
-    report.chart(make_state(trial), tmp_path / "after.png")
+    chart.draw(make_state(), tmp_path / "before.png")
+    chart.draw(make_state(trial), tmp_path / "after.png")
     before, after = (pixels(read_png(tmp_path / name), colour) for name in ("before.png", "after.png"))
     assert after > before + 20
 
 
 def test_a_hopeless_score_does_not_flatten_the_chart():
-    low, top = report._limits(STATES["of all kinds"])
+    low, top = chart._limits(STATES["of all kinds"])
     assert low < 1.5 < 1.66 < top < 2.5
 
 
 def test_no_more_labels_than_can_be_read():
     kept = [(trial.number, trial.val_bpb or 0.0, trial) for trial in STATES["many"].trials if trial.verdict == "keep"]
-    labelled = report._labelled(kept, 120, 0.2)
-    assert 1 < len(labelled) <= report.LABELLED < len(kept)
+    labelled = chart._labelled(kept, 120, 0.2)
+    assert 1 < len(labelled) <= chart.LABELLED < len(kept)

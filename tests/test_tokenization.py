@@ -136,7 +136,12 @@ def test_files_can_be_read_by_another_user(tokenizer, tmp_path):
 
 
 @pytest.fixture
-def full_disk():
+def encoded(tokenizer, tmp_path):
+    return [Path(ref.path) for ref in tokenization.encode_shards(TEXTS * 20, tokenizer, tmp_path / "encoded")]
+
+
+@pytest.fixture
+def full_disk(encoded):
     """No file of this process may grow beyond 4 KiB: a full disk for those that do."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
@@ -148,18 +153,14 @@ def full_disk():
 def test_a_full_disk_leaves_nothing_behind(tokenizer, tmp_path):
     with pytest.raises(DataError, match=r"cannot write .*tokens_320\.bin: .* MiB are free.*NIGHTLY_HOME"):
         tokenization.encode_shards(TEXTS * 20, tokenizer, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["encoded"]
 
 
-@pytest.fixture
-def encoded(tokenizer, tmp_path):
-    return [Path(ref.path) for ref in tokenization.encode_shards(TEXTS * 20, tokenizer, tmp_path / "encoded")]
-
-
-@pytest.mark.usefixtures("encoded", "full_disk")
+@pytest.mark.usefixtures("full_disk")
 def test_a_full_disk_spares_the_old_file(encoded, tmp_path):
-    (tmp_path / "rows_320_16.npy").write_bytes(b"old")
-    with pytest.raises(DataError, match=r"cannot write .*rows_320_16\.npy"):
-        tokenization.pack(*encoded, 320, 16, tmp_path)
-    assert (tmp_path / "rows_320_16.npy").read_bytes() == b"old"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["encoded", "rows_320_16.npy"]
+    tokens, lengths = encoded
+    (tmp_path / "rows_320_64.npy").write_bytes(b"old")
+    with pytest.raises(DataError, match=r"cannot write .*rows_320_64\.npy"):
+        tokenization.pack(tokens, lengths, 320, 64, tmp_path)
+    assert (tmp_path / "rows_320_64.npy").read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["encoded", "rows_320_64.npy"]

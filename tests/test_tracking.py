@@ -10,6 +10,15 @@ import pytest
 from tasks import tracking
 from tasks.records import NightlyError, NightState, RunResult, Trial
 
+
+def log_night(uri: str, artifacts: Path, state: NightState) -> str:
+    """Logs a night with nothing below it; returns the id of its run."""
+    with tracking._speaking_to(uri) as client:
+        run = tracking._night(client, uri, artifacts, state)
+        tracking._bring_up_to_date(client, run, state, tracking._progress(run, state))
+        return str(run.info.run_id)
+
+
 pytestmark = [
     pytest.mark.slow,  # a new store costs seconds: it is made once and copied
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),  # mlflow on sqlalchemy 2.1
@@ -118,7 +127,7 @@ def log_trial(store: Store, trial: Trial, *runs: RunResult, folder: Path = Path(
 
 
 def test_a_night_is_a_run_with_its_provenance(store):
-    tracking.log_night(store.uri, store.artifacts, make_state())
+    log_night(store.uri, store.artifacts, make_state())
     run = store.runs()["nov21"]
     assert run.info.status == "RUNNING"
     assert run.data.params == {"profile": "laptop", "seed": "1", "proposer": "tpe", "baseline_sd": "0.01"}
@@ -129,22 +138,20 @@ def test_a_night_is_a_run_with_its_provenance(store):
 
 def test_a_profile_of_ones_own_is_an_experiment_by_its_name(store):
     state = make_state()
-    tracking.log_night(
-        store.uri, store.artifacts, dataclasses.replace(state, header={**state.header, "profile": "/a/mine.v2.toml"})
-    )
+    log_night(store.uri, store.artifacts, dataclasses.replace(state, header={**state.header, "profile": "/a/mine.v2.toml"}))
     assert store.client.get_experiment_by_name("nightly-research/mine.v2")
 
 
 def test_a_night_of_the_same_tag_elsewhere_is_another_run(store):
     first, other = make_state(), make_state()
     other = dataclasses.replace(other, header={**other.header, "time": "2026-11-22T00:00:00+00:00"})
-    assert tracking.log_night(store.uri, store.artifacts, first) != tracking.log_night(store.uri, store.artifacts, other)
+    assert log_night(store.uri, store.artifacts, first) != log_night(store.uri, store.artifacts, other)
 
 
 def test_an_experiment_deleted_by_the_user_comes_back(store):
-    run_id = tracking.log_night(store.uri, store.artifacts, make_state())
+    run_id = log_night(store.uri, store.artifacts, make_state())
     store.client.delete_experiment(store.client.get_run(run_id).info.experiment_id)
-    tracking.log_night(store.uri, store.artifacts, make_state())
+    log_night(store.uri, store.artifacts, make_state())
     assert "nov21" in store.runs()
 
 
@@ -245,8 +252,8 @@ def test_a_strange_candidate_cannot_keep_itself_out_of_the_record(store):
 
 def test_the_nights_run_has_the_champions_score_by_trial(store):
     trials = (make_trial(number=1), make_trial(number=2, verdict="discard", val_bpb=1.7), make_trial(number=3, val_bpb=1.5))
-    tracking.log_night(store.uri, store.artifacts, make_state(*trials[:1]))
-    tracking.log_night(store.uri, store.artifacts, make_state(*trials))
+    log_night(store.uri, store.artifacts, make_state(*trials[:1]))
+    log_night(store.uri, store.artifacts, make_state(*trials))
     run = store.runs()["nov21"]
     assert store.history(run, "champion_bpb") == [(0, 1.65), (1, 1.6), (2, 1.6), (3, 1.5)]
     assert (run.data.metrics["kept"], run.data.metrics["trials"], run.data.tags["champion"]) == (2, 3, "c3")
@@ -278,10 +285,10 @@ def test_a_server_that_is_down_is_a_message(tmp_path):
     with socket.socket() as taken:  # bound, not listening: connections are refused
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(NightlyError, match="did not take it"):
-            tracking.log_night(f"http://127.0.0.1:{taken.getsockname()[1]}", tmp_path, make_state())
+            log_night(f"http://127.0.0.1:{taken.getsockname()[1]}", tmp_path, make_state())
 
 
 def test_a_damaged_store_is_a_message(tmp_path):
     (tmp_path / "mlflow.db").write_text("this is no database, whatever its name says")
     with pytest.raises(NightlyError, match="did not take it"):
-        tracking.log_night(f"sqlite:///{tmp_path}/mlflow.db", tmp_path, make_state())
+        log_night(f"sqlite:///{tmp_path}/mlflow.db", tmp_path, make_state())

@@ -18,7 +18,6 @@ import math
 import os
 import socket
 import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -202,26 +201,11 @@ def finish(state_dict: dict[str, Any], **metrics: float) -> None:
         link.send(done, blob.getbuffer())
         link.wait_for_the_end()
     else:
+        from trainer import alone  # not in a box: it reads the validation data
+
         metrics["training_seconds"] = time.monotonic() - budget.started
-        metrics |= {"val_bpb": _self_score(blob), "total_tokens_M": budget.tokens / 1e6}
-        print(_summary(metrics | {"total_seconds": time.monotonic() - _STARTED}))
-
-
-def _summary(metrics: dict[str, float]) -> str:
-    """karpathy/autoresearch's block of results; what is not known is left blank."""
-    formats = {
-        "val_bpb": ".6f",
-        "training_seconds": ".1f",
-        "total_seconds": ".1f",
-        "peak_vram_mb": ".1f",
-        "mfu_percent": ".2f",
-        "total_tokens_M": ".1f",
-        "num_steps": ".0f",
-        "num_params_M": ".1f",
-        "depth": ".0f",
-    }
-    shown = {name: format(metrics[name], form) if name in metrics else "" for name, form in formats.items()}
-    return "\n".join(["---", *(f"{name + ':':<18}{value}".rstrip() for name, value in shown.items())])
+        metrics |= {"val_bpb": alone.self_score(blob), "total_tokens_M": budget.tokens / 1e6}
+        print(alone.summary(metrics | {"total_seconds": time.monotonic() - _STARTED}))
 
 
 def _claim(link: Link, candidate: ModuleType) -> None:
@@ -238,12 +222,12 @@ def _claim(link: Link, candidate: ModuleType) -> None:
     count = int(link.read("nll")["rows"])
     rows = np.frombuffer(link.read_bytes(count * (T + 1) * 2), "<u2").reshape(count, T + 1)
     with torch.inference_mode():
-        for nats in _nats(model, rows, batch_rows, device()):
+        for nats in claim_nats(model, rows, batch_rows, device()):
             link.send_bytes(nats.astype("<f4").tobytes())
     link.wait_for_the_end()
 
 
-def _nats(model: Any, rows: prepare.Tokens, batch_rows: int, on: str) -> Iterator[np.ndarray[Any, np.dtype[np.float32]]]:
+def claim_nats(model: Any, rows: prepare.Tokens, batch_rows: int, on: str) -> Iterator[np.ndarray[Any, np.dtype[np.float32]]]:
     """Nats of every target of `rows`, uint16 [n, T+1], in order: float32, one array a batch.
 
     The last batch is filled up with the first row, so that the model only ever sees one shape.
@@ -256,21 +240,3 @@ def _nats(model: Any, rows: prepare.Tokens, batch_rows: int, on: str) -> Iterato
         tokens = torch.from_numpy(np.concatenate([batch, filler]).astype(np.int64)).to(on)
         nats = model(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), reduction="none")
         yield nats.float().cpu().numpy().reshape(batch_rows, -1)[: len(batch)].reshape(-1)
-
-
-def _self_score(checkpoint: io.BytesIO) -> float:
-    """Bits per byte of a checkpoint on all validation rows, in this process: the reference for the judge's number."""
-    import torch
-
-    candidate = sys.modules["__main__"]
-    V, T = int(candidate.VOCAB_SIZE), int(candidate.MAX_SEQ_LEN)
-    validation = Path(prepare.current()["validation"])
-    rows = prepare.cut_rows(np.load(validation / f"stream_{V}.npy"), T, prepare.meta().bos[V])
-    n_bytes = int(json.loads((validation / "manifest.json").read_text(encoding="utf-8"))["bytes"])
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        path = Path(folder, "model.pt")
-        path.write_bytes(checkpoint.getbuffer())
-        model = candidate.load_model(str(path), device())
-        model.eval()
-        nats = np.concatenate(list(_nats(model, rows, int(candidate.DEVICE_BATCH_SIZE), device())))
-    return prepare.score(nats, rows, prepare.token_bytes(V), n_bytes)
