@@ -13,9 +13,10 @@ ROOT = Path(__file__).resolve().parent.parent
 class Checkout:
     """The working tree's files, committed once by somebody in a new repository, with a state folder of its own."""
 
-    def __init__(self, folder: Path, home: Path | None = None) -> None:
+    def __init__(self, folder: Path, api: str | None = None) -> None:
         self.folder = folder
-        self.home = home or folder / ".nightly"
+        self.home = folder / ".nightly"
+        self.api = api  # a standing Prefect server; without it every command starts its own, as a user's does
         listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
         names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
         for name in filter(None, names):
@@ -32,7 +33,8 @@ class Checkout:
 
     def environment(self, **changes: str) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "NIGHTLY_"))}
-        return {**kept, "NIGHTLY_HOME": str(self.home), "GIT_CONFIG_GLOBAL": os.devnull, **changes}
+        ours = {"NIGHTLY_HOME": str(self.home), "GIT_CONFIG_GLOBAL": os.devnull, "PYTHONDONTWRITEBYTECODE": ""}
+        return {**kept, **ours, **({"PREFECT_API_URL": self.api} if self.api else {}), **changes}
 
     def run(self, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
         """`./run ARGUMENTS` but for the set-up."""

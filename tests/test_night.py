@@ -45,7 +45,7 @@ def test_every_candidate_is_a_commit_and_keeps_are_the_branch(checkout, first):
     refs = checkout.git("for-each-ref", "--format=%(refname) %(objectname)", "refs/trials/first").split()
     assert refs == [part for t in night["trials"] for part in (f"refs/trials/first/{t['k']}", t["commit"])]
     kept = [t["commit"] for t in night["trials"] if t["verdict"] == "keep"]
-    base = checkout.git("rev-list", "-1", "--grep=baseline", "autoresearch/first").strip()
+    base = next(event["start_commit"] for event in checkout.ledger("first") if event["event"] == "baseline")
     assert checkout.git("rev-list", "--reverse", f"{base}..autoresearch/first").split() == kept
 
 
@@ -81,23 +81,19 @@ def test_a_tag_that_exists_is_refused_with_the_remedy(checkout, first):
 
 
 def test_a_second_night_prepares_nothing_again_and_survives_ctrl_c(checkout, first):
-    night = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "night", "--profile", SMALL, "--tag", "second", "--trials", "2"],
-        cwd=checkout.folder,
-        env=checkout.environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert night.stderr is not None
-    seen = []
-    for line in night.stderr:
-        seen.append(line)
-        if "trial 1:" in line:
-            time.sleep(2.0)  # somewhere in the middle of its run
-            night.send_signal(signal.SIGINT)
-            break
-    rest = night.stderr.read()
-    assert night.wait(timeout=60) == 130, "".join(seen) + rest
+    argv = [sys.executable, "-m", "flows.cli", "night", "--profile", SMALL, "--tag", "second", "--trials", "2"]
+    pipes = {"stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(argv, cwd=checkout.folder, env=checkout.environment(), **pipes) as night:
+        assert night.stderr is not None
+        seen = []
+        for line in night.stderr:
+            seen.append(line)
+            if "trial 1:" in line:
+                time.sleep(2.0)  # somewhere in the middle of its run
+                night.send_signal(signal.SIGINT)
+                break
+        rest = night.stderr.read()
+        assert night.wait(timeout=60) == 130, "".join(seen) + rest
     assert "Traceback" not in rest
     log = "".join(seen)
     assert all(f"{step}: cached" in log for step in ("shards", "tokenizer", "rows", "baseline"))
