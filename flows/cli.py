@@ -57,7 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("night", commands.night, "Runs a whole night: data, tokenizer, baseline, trials, report.")
     sub.add_argument("--profile", **profile)
     sub.add_argument("--tag", help="the night's name and its branch autoresearch/TAG (default: today, as in nov21)")
-    sub.add_argument("--trials", type=_positive(int), metavar="N", help="end after N trials (default: the profile's)")
+    sub.add_argument(
+        "--trials", type=_positive(int), metavar="N", help="end after N trials (default, without --hours: the profile's)"
+    )
     sub.add_argument("--hours", type=_positive(float), metavar="H", help="start no trial after H hours")
     sub.add_argument("--proposer", choices=PROPOSERS, help="who proposes (default: the profile's)")
     sub.add_argument("--patches", metavar="DIR", help="replay: the folder of patches")

@@ -92,13 +92,16 @@ def replay(arguments: argparse.Namespace, home: Path) -> int:
 
 
 def status(arguments: argparse.Namespace, home: Path) -> int:
-    found = _night_object(_night_folder(home, arguments.tag))
+    from tasks import ledger
+
+    folder = _night_folder(home, arguments.tag)
+    state, found = ledger.fold(ledger.read(folder / "ledger.jsonl")), _night_object(folder)
     if arguments.json:
-        print(json.dumps(found))
+        print(json.dumps({**found, "in_flight": state.in_flight, "finished": state.finished, "updated": state.updated}))
         return 0
-    end = found["finished"] or "not finished: running, or interrupted and waiting for ./run resume"
+    end = state.finished or "not finished: running, or interrupted and waiting for ./run resume"
     print(f"night {found['tag']}: {len(found['trials'])} trials done; {end}")
-    print(f"baseline {found['baseline']}, champion {found['champion']['val_bpb']} ({found['champion']['commit']})")
+    print(f"baseline {found['baseline']}, champion {found['champion']} ({state.champion})")
     return 0
 
 
@@ -208,6 +211,7 @@ def _print_night(home: Path, tag: str, *, as_json: bool) -> int:
 
 
 def _night_object(folder: Path) -> dict[str, Any]:
+    """A night for programs; baseline and champion in bits per byte."""
     from tasks import ledger
 
     state = ledger.fold(ledger.read(folder / "ledger.jsonl"))
@@ -215,10 +219,8 @@ def _night_object(folder: Path) -> dict[str, Any]:
     return {
         "tag": state.header["tag"],
         "baseline": state.baseline["val_bpb"] if state.baseline else None,
-        "champion": {"commit": state.champion, "val_bpb": state.champion_bpb},
+        "champion": state.champion_bpb,
         "trials": [{"k": done.number, **{name: getattr(done, name) for name in fields}} for done in state.trials],
-        "in_flight": state.in_flight,
-        "finished": state.finished,
     }
 
 

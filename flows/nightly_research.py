@@ -41,8 +41,8 @@ def nightly_research(
     Args:
         tag: the night's name; its branch is autoresearch/TAG. Default: today, as in nov21.
         profile: a name from configs/ or the path of a .toml file.
-        trials: end after this many trials. Default: the profile's.
-        hours: start no trial after this many hours. Default: the profile's.
+        trials: end after this many trials. Without trials and hours, the profile's.
+        hours: start no trial after this many hours.
         proposer: tpe or replay. Default: the profile's.
         patches: replay only: the folder of patches.
         seed: first training seed of every candidate, and the proposer's.
@@ -68,6 +68,7 @@ def resume_night(tag: str) -> str:
         state = ledger.fold(book.events())
         if state.finished:
             raise UsageError(f"night {tag} is finished ({state.finished}); start a new one with another --tag")
+        champion.check_not_checked_out(server.ROOT, tag)
         (path.parent / "stop").unlink(missing_ok=True)
         night = open_night(state.header, (path.parent / "base.py").read_text(encoding="utf-8"))
         return go_on(night, book)

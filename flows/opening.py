@@ -53,8 +53,10 @@ def new_header(
     """
     home, settings = server.state_home(), configs.load(profile)
     checkout = champion.open_checkout(server.ROOT)
-    tag = tag or _free_tag(home)
+    tag = tag or _free_tag(home, checkout.root)
     champion.check_tag(checkout.root, tag)
+    if not (trials or hours):  # eight hours asked for are not the profile's four trials
+        trials, hours = settings.night.trials, settings.night.hours
     header = {
         "tag": tag,
         "began": datetime.now(UTC).isoformat(),
@@ -62,8 +64,8 @@ def new_header(
         "proposer": proposer or settings.night.proposer,
         "patches": patches or settings.night.patches,
         "seed": seed,
-        "trials": trials or settings.night.trials,
-        "hours": hours or settings.night.hours,
+        "trials": trials,
+        "hours": hours,
         "head": checkout.head,
         "branch": checkout.branch,
         "dirty": checkout.dirty,
@@ -142,10 +144,11 @@ def _proposer(header: dict[str, Any]) -> proposal.Proposer:
     raise UsageError(f"proposer {name!r} is not built yet; choose tpe or replay")
 
 
-def _free_tag(home: Path) -> str:
-    """Today as in nov21; nov21-2 where that night exists."""
-    today, taken = date.today().strftime("%b%d").lower(), {path.name for path in (home / "nights").glob("*")}
-    return next(name for name in (today, *(f"{today}-{i}" for i in range(2, 1000))) if name not in taken)
+def _free_tag(home: Path, root: Path) -> str:
+    """Today as in nov21; nov21-2 where that night or its branch exists."""
+    today = date.today().strftime("%b%d").lower()
+    names = (today, *(f"{today}-{i}" for i in range(2, 1000)))
+    return next(name for name in names if not (home / "nights" / name).exists() and champion.tip(root, name) is None)
 
 
 def baseline_event(night: Night) -> dict[str, Any]:

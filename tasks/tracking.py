@@ -178,6 +178,7 @@ def _trial_tags(state: NightState, trial: Trial) -> dict[str, str]:
         "reason": trial.reason,
         "status": trial.status,
         "proposer": trial.proposer,
+        "isolation": trial.isolation,
         "seeds": " ".join(map(str, trial.seeds)),
         "mlflow.source.name": "trainer/train.py",
         "mlflow.source.git.commit": commit,
