@@ -147,7 +147,10 @@ def serve(arguments: argparse.Namespace, home: Path) -> int:
     try:
         server.await_prefect(api, children[0])
         (home / "server.json").write_text(json.dumps({"prefect": api, "mlflow": mlflow}))
-        print(f"Prefect  {api.removesuffix('/api')}\nMLflow   {mlflow}\n\nFor a plain shell:")
+        pages = server.mlflow_pages(mlflow, children[1]) or [mlflow]
+        print(
+            f"Prefect  {api.removesuffix('/api')}", *(f"MLflow   {page}" for page in pages), "", "For a plain shell:", sep="\n"
+        )
         for name, value in (("PREFECT_API_URL", api), ("PREFECT_HOME", os.environ["PREFECT_HOME"]), ("NIGHTLY_HOME", home)):
             print(f"export {name}={value}")
         print(f"export PATH={Path(sys.executable).parent}:$PATH\n\nCtrl-C ends both.", flush=True)

@@ -129,6 +129,18 @@ def await_prefect(api_url: str, server: subprocess.Popen[bytes]) -> None:
         time.sleep(0.1)
 
 
+def mlflow_pages(url: str, server: subprocess.Popen[bytes]) -> list[str]:
+    """Waits for MLflow; an address for each of our experiments that opens its runs (the plain one opens traces of LLMs)."""
+    deadline, search = time.monotonic() + START_SECONDS, f"{url}/api/2.0/mlflow/experiments/search?max_results=100"
+    while time.monotonic() < deadline and server.poll() is None:
+        with contextlib.suppress(OSError), urllib.request.urlopen(search, timeout=5) as answer:
+            found = json.load(answer).get("experiments", [])
+            ids = [e["experiment_id"] for e in found if e["name"].startswith("nightly-research/")]
+            return [f"{url}/#/experiments/{i}/runs?workflowType=machine_learning" for i in ids]
+        time.sleep(0.2)
+    raise NightlyError(f"the MLflow server did not answer at {url}; its message is above")
+
+
 def running_server(home: Path) -> str | None:
     """The API address of a live `./run server` of this state folder."""
     try:
