@@ -81,36 +81,51 @@ def test_a_tag_that_exists_is_refused_with_the_remedy(checkout, first):
     assert "Traceback" not in done.stderr
 
 
-def test_a_second_night_prepares_nothing_again_and_survives_ctrl_c(checkout, first):
-    argv = [sys.executable, "-m", "flows.cli", "night", "--profile", SMALL, "--tag", "second", "--trials", "2"]
+def test_a_whole_night_leaves_no_process_and_no_checkpoint(checkout, first):
+    assert our_processes(checkout.home) == []
+    assert os.listdir(checkout.home / "boxes") == []
+
+
+def interrupt(checkout, tag, how):
+    """Starts a night, sends it a signal in the middle of its first run; returns its exit code and what it said."""
+    argv = [sys.executable, "-m", "flows.cli", "night", "--profile", SMALL, "--tag", tag, "--trials", "2"]
     place, environment = checkout.folder, checkout.environment()
     with subprocess.Popen(argv, cwd=place, env=environment, stderr=subprocess.PIPE, text=True) as night:
         assert night.stderr is not None
-        seen = []
+        said = []
         for line in night.stderr:
-            seen.append(line)
+            said.append(line)
             if "trial 1:" in line:
-                time.sleep(2.0)  # somewhere in the middle of its run
-                night.send_signal(signal.SIGINT)
+                time.sleep(2.0)  # somewhere in its run
+                night.send_signal(how)
                 break
-        rest = night.stderr.read()
-        assert night.wait(timeout=60) == 130, "".join(seen) + rest
-    assert "Traceback" not in rest
-    log = "".join(seen)
-    assert all(f"{step}: cached" in log for step in ("shards", "tokenizer", "rows", "baseline"))
+        said.append(night.stderr.read())
+        return night.wait(timeout=60), "".join(said)
+
+
+def test_a_second_night_prepares_nothing_again_and_survives_ctrl_c(checkout, first):
+    code, said = interrupt(checkout, "second", signal.SIGINT)
+    assert code == 130, said
+    assert "Traceback" not in said
+    assert all(f"{step}: cached" in said for step in ("shards", "tokenizer", "rows", "baseline"))
     assert our_processes(checkout.home) == []
     assert [e["event"] for e in checkout.ledger("second")] == ["night", "baseline", "started"]
 
     done = checkout.run("resume", "second")
     assert done.returncode == 0, done.stderr
-    events = [(e["event"], e.get("number")) for e in checkout.ledger("second") if e["event"] == "applied"]
-    assert len(events) == 2
+    assert [e["trial"] for e in checkout.ledger("second") if e["event"] == "applied"] == [1, 2]
     assert len(checkout.git("for-each-ref", "refs/trials/second").splitlines()) == 2
 
 
-def test_nothing_of_ours_is_alive_afterwards(checkout, first):
+def test_after_kill_9_neither_box_nor_server_is_left(checkout, first):
+    code, said = interrupt(checkout, "killed", signal.SIGKILL)
+    assert code == -signal.SIGKILL, said
+    for _ in range(200):
+        if not our_processes(checkout.home):
+            break
+        time.sleep(0.1)
     assert our_processes(checkout.home) == []
-    assert os.listdir(checkout.home / "boxes") == []
+    assert [e["event"] for e in checkout.ledger("killed")] == ["night", "baseline", "started"]
 
 
 FIELDS = [
