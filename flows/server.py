@@ -113,9 +113,11 @@ def start_mlflow(port: int, home: Path) -> subprocess.Popen[bytes]:
 
 def is_healthy(api_url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{api_url}/health", timeout=2) as answer:
+        with urllib.request.urlopen(f"{api_url}/health", timeout=5) as answer:
             return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
+    except urllib.error.HTTPError as error:
+        return error.code in (401, 403, 404)  # a hosted API that wants a key, or has no such page, is up
+    except (OSError, ValueError):
         return False
 
 
@@ -166,6 +168,8 @@ def _quiet() -> None:
 def prefect_api(home: Path) -> Iterator[None]:
     """PREFECT_API_URL for the block: the user's, a running `./run server`'s, or a private server's that ends with it."""
     known = os.environ.get("PREFECT_API_URL") or running_server(home)
+    if known and not is_healthy(known):
+        raise UsageError(f"PREFECT_API_URL = {known} does not answer: start that server, or unset the variable")
     if known:
         os.environ["PREFECT_API_URL"] = known
         import prefect

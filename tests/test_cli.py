@@ -20,7 +20,9 @@ def api(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
         child = server.start_prefect(port, ui=False)
-    yield f"http://127.0.0.1:{port}/api"
+    url = f"http://127.0.0.1:{port}/api"
+    server.await_prefect(url, child)
+    yield url
     server.end(child)
 
 
@@ -86,6 +88,11 @@ def test_a_candidate_that_is_not_there(checkout):
 
 def test_no_server_for_a_worker(checkout):
     assert "./run server" in refused(checkout, "worker", "local", PREFECT_API_URL="")
+
+
+def test_a_prefect_server_that_does_not_answer(checkout):
+    dead = f"http://127.0.0.1:{server.free_port()}/api"
+    assert dead in refused(checkout, "prepare", PREFECT_API_URL=dead)
 
 
 def test_a_state_folder_that_cannot_be_made(checkout):
