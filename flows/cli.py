@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     profile: dict[str, Any] = {
         "default": "laptop",
         "metavar": "P",
+        "type": _profile,
         "help": f"a profile: {', '.join(configs.names())}, or a .toml file",
     }
     unsandboxed: dict[str, Any] = {
@@ -97,6 +98,11 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("prefect", commands.prefect, "Runs prefect's own command line with this project's settings.")
     sub.add_argument("arguments", nargs=argparse.REMAINDER)
     return parser
+
+
+def _profile(name: str) -> str:
+    """A path is relative to where the user is, and the night may be resumed or run from elsewhere."""
+    return str(Path(name).expanduser().resolve()) if name.endswith(".toml") else name
 
 
 def _positive(kind: type) -> Any:

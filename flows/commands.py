@@ -26,6 +26,7 @@ JSON_FIELDS = (  # of a run, in the order that they are printed
 
 
 def night(arguments: argparse.Namespace, home: Path) -> int:
+    configs.load(arguments.profile)  # what is wrong with it is said before a server starts
     with server.prefect_api(home):
         from flows.nightly_research import nightly_research
 

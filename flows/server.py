@@ -21,6 +21,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import configs
 from tasks.records import NightlyError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent  # the checkout
@@ -154,7 +155,7 @@ def running_server(home: Path) -> str | None:
 
 def _worth_telling(record: logging.LogRecord) -> bool:
     """Filters Prefect's own lines: those that say nothing of the night, and tracebacks of errors that are messages."""
-    if record.exc_info and isinstance(record.exc_info[1], NightlyError):
+    if record.exc_info and isinstance(record.exc_info[1], NightlyError | configs.ProfileError):
         return False  # the command line prints it, or the flow that catches it does
     return not record.getMessage().startswith(("Finished in state", "Beginning flow run", "View at"))
 

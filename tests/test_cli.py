@@ -68,8 +68,9 @@ def test_usage_errors_exit_2(checkout, arguments):
     assert "error" in refused(checkout, *arguments)
 
 
-def test_an_unknown_profile_lists_those_there_are(checkout):
-    assert "laptop" in refused(checkout, "prepare", "--profile", "laptob")
+@pytest.mark.parametrize("command", [["prepare"], ["night"], ["doctor"], ["trial", "trainer/train.py"]])
+def test_an_unknown_profile_lists_those_there_are(checkout, command):
+    assert "laptop" in refused(checkout, *command, "--profile", "laptob")
 
 
 def test_an_unknown_key_in_a_profile_is_named(checkout, corpus):
