@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from configs import Profile
-from tasks.judge import protocol, scoring
+from tasks.judge import protocol, scoring, watchdog
 from tasks.judge.box import open_box
 from tasks.judge.bwrap import BoxSpec, BoxUnavailable, Gate, Isolation
 from tasks.records import Baseline, BaselineStopped, BoxError, Caps, Dataset, FileRef, RunResult, Status
@@ -51,16 +53,29 @@ def run_experiment(
 
 @contextlib.contextmanager
 def _workplace(home: Path) -> Iterator[Path]:
-    """A folder for one run's box, gates and checkpoint, removed afterwards: what is kept of a run is in its RunResult."""
-    (home / "boxes").mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=home / "boxes"))
+    """A folder for one run's box, gates and checkpoint, removed afterwards: what is kept of a run is in its RunResult.
+
+    Its name says whose it is, so that the folder of a process that was killed is removed by the next run.
+    """
+    boxes, host, pid = home / "boxes", platform.node(), os.getpid()
+    boxes.mkdir(parents=True, exist_ok=True)
+    for left in boxes.glob(f"{host}-*-*-*"):
+        owner, born = map(int, left.name.rsplit("-", 3)[1:3])
+        if not watchdog.is_alive(owner, born):
+            with contextlib.suppress(FileNotFoundError):  # another run removes it at the same time
+                _remove(left)
+    work = Path(tempfile.mkdtemp(prefix=f"{host}-{pid}-{watchdog.started_at(pid)}-", dir=boxes))
     work.chmod(0o755)
     try:
         yield work
     finally:
-        for gate in work.glob("*-gate"):
-            gate.chmod(0o755)
-        shutil.rmtree(work)
+        _remove(work)
+
+
+def _remove(work: Path) -> None:
+    for gate in work.glob("*-gate"):
+        gate.chmod(0o755)
+    shutil.rmtree(work)
 
 
 def _run(

@@ -1,11 +1,13 @@
 """Real runs of small candidates through real boxes: what each does to itself, and what the judge makes of it."""
 
 import hashlib
+import platform
 from pathlib import Path
 
 import pytest
 
 from tasks import experiment
+from tasks.judge.watchdog import started_at
 from tasks.records import BaselineStopped, BoxError, Caps
 from tests.boxes import HONEST, make_dataset, make_profile
 
@@ -139,6 +141,17 @@ def test_validation_data_is_nowhere_in_a_train_box(run):
     tokens = 0
 """
     assert run(changed("    tokens = 0\n", search)).status == "ok"
+
+
+def test_what_a_killed_run_left_behind_is_removed_by_the_next(run, tmp_path):
+    dead, alive = (tmp_path / "boxes" / f"{platform.node()}-{who}-x" for who in ("999999999-1", f"1-{started_at(1)}"))
+    for folder in (dead, alive):
+        (folder / "train-gate").mkdir(parents=True)
+        (folder / "train-gate").chmod(0)
+    with pytest.raises(AssertionError, match="1-"):  # `run` wants an empty folder, and finds that of process 1
+        run("import nothing_like_that")
+    assert list((tmp_path / "boxes").iterdir()) == [alive]
+    (alive / "train-gate").chmod(0o755)
 
 
 def test_a_baseline_that_is_stopped_is_our_users_business(dataset, tmp_path):

@@ -30,6 +30,11 @@ def parent_of(pid: int) -> int:
     return int(_stat(pid)[1])
 
 
+def started_at(pid: int) -> int:
+    """When a process started, in clock ticks since boot: with its pid it names this very process."""
+    return int(_stat(pid)[19])
+
+
 def is_alive(pid: int, born: int) -> bool:
     """Whether this very process (same start time) still runs; a zombie that waits for its reaper counts as gone."""
     with contextlib.suppress(OSError):
