@@ -110,6 +110,12 @@ def test_300_mb_of_output_are_capped(run):
     assert len(result.log) < 70_000
 
 
+def test_what_a_scoring_box_says_reaches_nobody(run):
+    result = run(changed("        logits = self", "        raise RuntimeError(f'seen {idx.tolist()}')\n        logits = self"))
+    assert result.status == "eval_crashed"
+    assert "seen" not in result.reason + result.log
+
+
 def test_a_candidate_can_change_none_of_the_data(run, dataset):
     def hashes():
         return {

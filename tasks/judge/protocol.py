@@ -87,7 +87,9 @@ def _blaming(box: Box, phase: str, deadline_seconds: float) -> Iterator[None]:
         box.watchdog.stop()
         if box.watchdog.verdict:  # a kill by the watchdog and a crash look alike from here
             raise Stopped(*box.watchdog.verdict) from None
-        raise Stopped(f"{phase}_crashed", f"ended while {doing}: {last_line(box)}") from None
+        # A box that scores has seen the validation text: not one word of its log may reach a proposer.
+        said = "its log is withheld" if phase == "eval" else last_line(box)
+        raise Stopped(f"{phase}_crashed", f"ended while {doing}: {said}") from None
     except Malformed as error:
         raise Stopped("protocol_error", f"sent {error} while {doing}") from None
 
