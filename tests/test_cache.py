@@ -11,6 +11,8 @@ from prefect import flow, task
 from tasks import cache
 from tasks.records import DataError, FileRef
 
+pytestmark = pytest.mark.slow  # a Prefect server
+
 
 @dataclasses.dataclass(frozen=True)
 class Pair:

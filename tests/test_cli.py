@@ -11,6 +11,7 @@ from flows import server
 from tests.checkouts import Checkout
 
 SMALL = "tests/profiles/small.toml"
+pytestmark = pytest.mark.slow  # a process for each command, and a Prefect server for them all
 
 
 @pytest.fixture(scope="module")
@@ -100,13 +101,11 @@ def test_a_state_folder_that_cannot_be_made(checkout):
     assert "NIGHTLY_HOME" in refused(checkout, "status", "x", NIGHTLY_HOME="/proc/nothing")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("tag", ["a b", "-x"])
 def test_a_tag_that_is_no_branch_name(checkout, tag):
     assert "cannot name a branch" in refused(checkout, "night", "--profile", SMALL, f"--tag={tag}")
 
 
-@pytest.mark.slow
 def test_a_folder_that_is_no_checkout(tmp_path, api):
     bare = Checkout(tmp_path, api)
     shutil.rmtree(tmp_path / ".git")
@@ -116,14 +115,12 @@ def test_a_folder_that_is_no_checkout(tmp_path, api):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
 def test_a_knob_that_train_py_does_not_have(checkout, corpus):
     path = corpus / "mine.toml"
     path.write_text(path.read_text().replace("[train]", "[train]\nDEPHT = 3"))
     assert "DEPHT" in refused(checkout, "night", "--profile", str(path))
 
 
-@pytest.mark.slow
 def test_a_corrupt_corpus_file_is_named(checkout, corpus):
     shard = corpus / "corpus" / "train_00000.parquet"
     content = bytearray(shard.read_bytes())
@@ -137,7 +134,6 @@ def _without_checksums(path):
     return str(path)
 
 
-@pytest.mark.slow
 def test_a_parquet_without_text_names_its_columns(checkout, corpus):
     pq.write_table(pa.table({"content": ["a"]}), corpus / "corpus" / "train_00000.parquet")
     message = refused(checkout, "night", "--profile", _without_checksums(corpus / "mine.toml"), code=1)
@@ -145,14 +141,12 @@ def test_a_parquet_without_text_names_its_columns(checkout, corpus):
     assert "content" in message
 
 
-@pytest.mark.slow
 def test_training_on_the_validation_shard_is_refused(checkout, corpus):
     shutil.copy(corpus / "corpus" / "val_00000.parquet", corpus / "corpus" / "train_00000.parquet")
     message = refused(checkout, "night", "--profile", _without_checksums(corpus / "mine.toml"), code=1)
     assert "is the validation shard" in message
 
 
-@pytest.mark.slow
 def test_a_baseline_that_crashes_leaves_no_night(tmp_path, api):
     checkout = Checkout(tmp_path, api)
     train = tmp_path / "trainer" / "train.py"
@@ -162,7 +156,6 @@ def test_a_baseline_that_crashes_leaves_no_night(tmp_path, api):
     assert "broken" in message
 
 
-@pytest.mark.slow
 def test_a_detached_dirty_checkout_works_and_says_so(tmp_path, api):
     checkout = Checkout(tmp_path, api)
     checkout.git("checkout", "-q", "--detach")
@@ -177,7 +170,6 @@ def test_a_detached_dirty_checkout_works_and_says_so(tmp_path, api):
     assert "# mine" in checkout.git("show", "autoresearch/d:trainer/train.py")
 
 
-@pytest.mark.slow
 def test_a_full_disk_says_so_and_leaves_nothing_half_written(checkout, tmp_path):
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "full", str(tmp_path)], capture_output=True)
     if mounted.returncode:

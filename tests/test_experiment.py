@@ -11,6 +11,8 @@ from tasks.judge.watchdog import started_at
 from tasks.records import BaselineStopped, BoxError, Caps
 from tests.boxes import HONEST, make_dataset, make_profile
 
+pytestmark = pytest.mark.slow  # torch is imported in every box
+
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):

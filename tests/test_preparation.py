@@ -19,6 +19,8 @@ from tasks.records import DataError, Dataset, FileRef
 from tests.origin import Origin
 from trainer import prepare
 
+pytestmark = pytest.mark.slow  # a Prefect server
+
 CORPUS = configs.FOLDER / "corpus"
 STEPS = ("shards", "tokenizer", "meta", "tokens", "rows", "validation")
 KINDS = {
