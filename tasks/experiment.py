@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -223,11 +223,15 @@ def measure_baseline(
     return Baseline(runs=tuple(runs), hardware=hardware)
 
 
+def saved_run(saved: dict[str, Any]) -> RunResult:
+    """A run from its JSON, in which the curve's tuples have become lists."""
+    return RunResult(**{**saved, "curve": tuple(map(tuple, saved["curve"]))})
+
+
 def read_baseline(path: Path) -> Baseline:
     """The baseline that `baseline_file` wrote."""
     saved = json.loads(path.read_text(encoding="utf-8"))
-    runs = (RunResult(**{**run, "curve": tuple(map(tuple, run["curve"]))}) for run in saved["runs"])
-    return Baseline(runs=tuple(runs), hardware=saved["hardware"])
+    return Baseline(runs=tuple(map(saved_run, saved["runs"])), hardware=saved["hardware"])
 
 
 @task(name="measure-baseline", persist_result=True, cache_key_fn=lambda _, parameters: str(parameters["key"]))
