@@ -41,6 +41,7 @@ class Budget(Table):
 
 
 class Limits(Table):
+    isolation: Literal["auto", "bwrap", "docker"] = "auto"  # auto: bwrap where it holds, else docker; never without
     startup_seconds: pydantic.PositiveFloat = 180.0  # process start to ready: imports, model, compile
     train_seconds: pydantic.PositiveFloat = 900.0  # go to checkpoint while no baseline has set a tighter cap
     eval_seconds: pydantic.PositiveFloat = 120.0  # the claims box, from ready to the last claim
@@ -48,6 +49,11 @@ class Limits(Table):
     tmp_mib: Positive = 512  # size of each tmpfs in the box: /tmp, /scratch, /dev/shm
     tasks: Positive = 256  # processes and threads in the box
     checkpoint_mib: Positive = 4096
+
+
+class Audit(Table):
+    positions: Positive = 4096  # secret prefixes of one audit: a cheat on a share f of the positions passes (1-f)^positions
+    share: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.05  # of the runs that decide nothing, audited all the same
 
 
 class Night(Table):
@@ -65,6 +71,7 @@ class Profile(Table):
     data: Data
     budget: Budget
     limits: Limits = Limits()
+    audit: Audit = Audit()
     night: Night = Night()
     train: dict[str, bool | int | float | str | list[float]] = {}  # knobs written into train.py by the night's first commit
 

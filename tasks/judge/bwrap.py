@@ -17,7 +17,7 @@ import sysconfig
 from pathlib import Path
 from typing import Literal
 
-Isolation = Literal["bwrap", "none"]
+Isolation = Literal["bwrap", "docker", "none"]
 BOX_UID = 64998  # an account-less uid; the box's processes are this user on the host when we are root
 STAGE = Path("/run/nightly-box")  # mount point of the stage tmpfs, private to each box's mount namespace
 STAGE_SCRIPT = """\
@@ -66,10 +66,10 @@ class Gate:
 class BoxSpec:
     """All that a box is made of. Sources are host paths; the targets inside are fixed, see `_paths`."""
 
-    role: Literal["train", "claim", "probe"]
+    role: Literal["train", "smoke", "claim", "audit", "probe"]
     code: Path  # folder with the package `trainer`, the candidate in train.py's place
     public: Path  # the dataset's meta and tokenizers
-    gate: Gate  # training rows (train) or the checkpoint's folder (claim)
+    gate: Gate  # training rows (train, smoke) or the checkpoint's folder (claim, audit)
     home: Path  # our state folder: names the box, so that an orphan can be told from other people's boxes
     isolation: Isolation
     seed: int
@@ -78,10 +78,12 @@ class BoxSpec:
     memory_bytes: int
     tasks: int
     tmp_bytes: int
+    export_cache: bool = False  # the harness hands over what was compiled, after the checkpoint
+    seed_cache: Path | None = None  # compiled kernels of the baseline, one file, read-only in the box
 
     def paths(self) -> dict[str, str]:
         """Where the box finds its things, as environment variables that trainer.prepare and trainer.harness read."""
-        gated = "NIGHTLY_TRAIN" if self.role == "train" else "NIGHTLY_CHECKPOINT"
+        gated = "NIGHTLY_TRAIN" if self.role in ("train", "smoke") else "NIGHTLY_CHECKPOINT"
         if self.isolation == "none":
             return {"PYTHONPATH": str(self.code), "NIGHTLY_PUBLIC": str(self.public), gated: str(self.gate.content)}
         return {"PYTHONPATH": "/box", "NIGHTLY_PUBLIC": "/dataset", gated: "/data/d"}
