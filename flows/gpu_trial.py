@@ -6,6 +6,7 @@ becomes the deployable flow of a GPU work pool.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,18 +33,38 @@ def run_trial(
     caps: Caps,
     isolation: Isolation,
 ) -> tuple[tuple[RunResult, ...], Verdict]:
-    """Runs `source` until the verdict is keep or discard; a stopped run is discarded at once."""
+    """Runs `source` until the verdict is keep or discard; a stopped run is discarded at once.
+
+    A run that the rule would not discard is audited before anything is decided, so no unaudited score enters a keep.
+    """
     runs: list[RunResult] = []
+    scores: list[float] = []
     while True:
         run = train_candidate(
-            f"trial {number}", source, profile, dataset, home, seed=seed + len(runs), caps=caps, isolation=isolation
+            f"trial {number}",
+            source,
+            profile,
+            dataset,
+            home,
+            seed=seed + len(runs),
+            caps=caps,
+            isolation=isolation,
+            worth_audit=functools.partial(_may_be_kept, champion_scores, tuple(scores), sd, lines_added),
+            smoke=not runs,
         )
         runs.append(run)
         if run.val_bpb is None:
             return tuple(runs), verdict.failed(run.status, run.reason)
-        scores = [r.val_bpb for r in runs if r.val_bpb is not None]
+        scores.append(run.val_bpb)
         decided = verdict.decide(champion_scores, scores, sd, lines_added)
         if decided.decision != "confirm":
             return tuple(runs), decided
         if len(runs) == MOST_RUNS:
             raise AssertionError(f"the rule asked for a run beyond {MOST_RUNS}")
+
+
+def _may_be_kept(
+    champion_scores: Sequence[float], scores: Sequence[float], sd: float, lines_added: int, claimed: float
+) -> bool:
+    """Whether a run that claims this score could become part of a keep."""
+    return verdict.decide(champion_scores, [*scores, claimed], sd, lines_added).decision != "discard"

@@ -22,6 +22,7 @@ from flows import server, views
 from flows.gpu_trial import run_trial
 from flows.opening import Night, base_source, baseline_event, new_header, open_night
 from tasks import champion, ledger, proposal, verdict
+from tasks.baseline import caps_after, unusual
 from tasks.records import FileRef, NightSoFar, NightState, Proposal, RunResult, Trial, UsageError, Verdict
 
 
@@ -141,7 +142,7 @@ def run_and_judge(night: Night, state: NightState, current: str, proposed: Propo
         dataset=night.dataset,
         home=night.home,
         seed=night.seed,
-        caps=night.baseline.caps,
+        caps=caps_after(night.baseline),
         isolation=night.isolation,
     )
 
@@ -204,6 +205,8 @@ def trial_of(
         seconds=statistics.fmean(run.seconds or 0.0 for run in runs) if whole else None,
         peak_memory_bytes=max((run.peak_memory_bytes or 0 for run in runs), default=0) or None,
         isolation=night.isolation,
+        audit_gap=max((run.audit_gap for run in runs if run.audit_gap is not None), default=None),
+        unusual=next((found for run in runs if (found := unusual(night.baseline, run))), None),
     )
 
 
@@ -218,6 +221,9 @@ def keep_proposal(folder: Path, current: str, proposed: Proposal) -> None:
 def keep_runs(folder: Path, runs: tuple[RunResult, ...], trial: Trial) -> None:
     logs = [f"--- seed {run.seed}: {run.status}: {run.reason}\n{run.log}" for run in runs]
     FileRef.write(folder / "run.log", "\n".join(logs).encode("utf-8", "replace"))
-    shown = [{name: value for name, value in dataclasses.asdict(run).items() if name != "log"} for run in runs]
+    withheld = [f"--- seed {run.seed}: what the scoring boxes printed; no proposer sees it\n{run.judge_log}" for run in runs]
+    FileRef.write(folder / "judge.log", "\n".join(withheld).encode("utf-8", "replace"))
+    logs_apart = ("log", "judge_log")
+    shown = [{name: value for name, value in dataclasses.asdict(run).items() if name not in logs_apart} for run in runs]
     result = {"trial": dataclasses.asdict(trial), "runs": shown}
     FileRef.write(folder / "result.json", json.dumps(result, indent=1).encode())

@@ -12,7 +12,8 @@ from prefect import get_run_logger
 import configs
 from configs import knobs
 from flows import preparation, server
-from tasks import cache, champion, experiment, hardware, proposal, verdict
+from tasks import cache, champion, hardware, proposal, verdict
+from tasks.baseline import baseline_facts, baseline_file, read_baseline
 from tasks.judge import box, probe
 from tasks.judge.bwrap import Isolation
 from tasks.proposers.replay import ReplayProposer
@@ -123,10 +124,10 @@ def choose_isolation(home: Path, profile: configs.Profile, allow_unsandboxed: bo
 
 def _baseline(base: str, profile: configs.Profile, dataset: Dataset, home: Path, isolation: Isolation) -> Baseline:
     machine = hardware.describe(profile.device, profile.threads)
-    facts = {**experiment.baseline_facts(base, profile, dataset, isolation), "home": str(home)}
+    facts = {**baseline_facts(base, profile, dataset, isolation), "home": str(home)}
     key = cache.key("baseline", 1, **facts, hardware=hardware.fingerprint(profile.device, profile.threads))
-    saved, cached = cache.ensure(experiment.baseline_file, key, base, profile, dataset, home, isolation, machine)
-    baseline = experiment.read_baseline(Path(saved.path))
+    saved, cached = cache.ensure(baseline_file, key, base, profile, dataset, home, isolation, machine)
+    baseline = read_baseline(Path(saved.path))
     sd = verdict.pooled_sd([baseline.scores])
     found = "cached" if cached else "measured"
     get_run_logger().info(f"baseline: {found}: {baseline.val_bpb:.6f} bits per byte, sd {sd:.6f} over 3 seeds")

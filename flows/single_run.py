@@ -9,15 +9,27 @@ from flows import server
 from flows.opening import choose_isolation
 from flows.preparation import prepare_dataset
 from tasks import experiment, proposal
+from tasks.baseline import first_caps
 from tasks.records import RunResult
 
 
 @flow(name="single-run")
 def single_run(source: str, profile: Profile, seed: int, allow_unsandboxed: bool) -> RunResult:
-    """Trains and scores `source` once. The static checks stop it before a box does; nothing is said of duplicates."""
+    """Trains, scores and audits `source` once. The static checks stop it before a box does; nothing is said of duplicates."""
     home = server.state_home()
     isolation = choose_isolation(home, profile, allow_unsandboxed)
     if problem := proposal.check(source, {}):
         return experiment.without_figures("rejected_patch", problem, profile, seed, isolation)
     dataset = prepare_dataset(profile, home)
-    return experiment.train_candidate("one file", source, profile, dataset, home, seed=seed, caps=None, isolation=isolation)
+    return experiment.train_candidate(
+        "one file",
+        source,
+        profile,
+        dataset,
+        home,
+        seed=seed,
+        caps=first_caps(profile),
+        isolation=isolation,
+        worth_audit=lambda claimed: True,
+        smoke=True,
+    )

@@ -15,7 +15,8 @@ from prefect.cache_policies import NO_CACHE
 
 from flows import server
 from flows.opening import Night
-from tasks import chart, experiment, report, tracking
+from tasks import chart, report, tracking
+from tasks.baseline import saved_run
 from tasks.records import NightlyError, NightState, RunResult, Trial
 
 
@@ -75,7 +76,7 @@ def finish_night(night: Night, state: NightState) -> None:
 def read_runs(folder: Path) -> tuple[RunResult, ...]:
     """The runs of a trial from its result.json."""
     saved = json.loads((folder / "result.json").read_text(encoding="utf-8"))["runs"]
-    return tuple(map(experiment.saved_run, saved))
+    return tuple(map(saved_run, saved))
 
 
 def _try(view: str, show: Callable[[], None]) -> None:

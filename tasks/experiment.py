@@ -1,4 +1,4 @@
-"""One run: a candidate trains in a box, a fresh box claims its losses, the judge scores them.
+"""One run: a candidate trains in a box, a fresh box claims its losses, another one is audited, and the judge scores it.
 
 `run_experiment` returns a RunResult whatever the candidate does; it raises only when we fail. It is never cached and
 never retried by Prefect: a crash is a result.
@@ -7,93 +7,73 @@ never retried by Prefect: a crash is a result.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
-import platform
-import shutil
-import tempfile
-from collections.abc import Iterator
+import secrets
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from configs import Profile
-from tasks.judge import protocol, scoring, watchdog
-from tasks.judge.box import open_box
+from tasks.judge import audit, nvml, protocol, scoring
+from tasks.judge.box import Box, open_box
 from tasks.judge.bwrap import BoxSpec, BoxUnavailable, Gate, Isolation
-from tasks.records import Baseline, BaselineStopped, BoxError, Caps, Dataset, FileRef, RunResult, Status
+from tasks.judge.workplace import assemble, workplace
+from tasks.records import BoxError, Caps, Dataset, RunResult, Status
 from trainer import prepare
 
-TRAINER = Path(prepare.__file__).parent
-FIXED_FILES = ("__init__.py", "prepare.py", "harness.py")  # beside the candidate in a box
-BASELINE_SEEDS = (1, 2, 3)
+KERNEL_SECONDS, KERNEL_BYTES = 120.0, 2**30  # what a baseline may take to hand over what it compiled, and its size
 BOX_TRIES = 3  # a box that does not start is our failure: tried again, then the night ends with the reason
+
+WorthAudit = Callable[[float], bool]  # whether a claimed score, bits per byte, may enter a keep
 
 
 def run_experiment(
-    source: str, profile: Profile, dataset: Dataset, home: Path, *, seed: int, caps: Caps | None, isolation: Isolation
+    source: str,
+    profile: Profile,
+    dataset: Dataset,
+    home: Path,
+    *,
+    seed: int,
+    caps: Caps,
+    isolation: Isolation,
+    worth_audit: WorthAudit,
+    smoke: bool = False,
+    export_kernels: Path | None = None,
 ) -> RunResult:
-    """Trains `source` (a whole train.py) with one seed and scores it. `caps` is None for a baseline, which sets them.
+    """Trains `source` (a whole train.py) with one seed and scores it; with `smoke` it must get through one step first.
 
-    Raises BoxError when this machine cannot run boxes.
+    Audits what is worth it and a random share of the rest. `export_kernels` is where to put what a trusted source
+    compiled, a file that need not appear. Raises BoxError when this machine cannot run boxes.
     """
+    blank = without_figures("ok", "trained and scored", profile, seed, isolation)
     for attempt in range(1, BOX_TRIES + 1):
+        seen: dict[str, Any] = {}  # what is known of the run; it stays when the candidate is stopped
         try:
-            with _workplace(home) as work:
-                return _run(source, profile, dataset, home, work, seed, caps, isolation)
+            with workplace(home) as work:
+                spec = _train_box(source, profile, dataset, home, work, seed, caps, isolation)
+                if smoke:
+                    _smoke(spec, work, caps, seen)
+                spec = replace(spec, export_cache=export_kernels is not None)
+                _run(spec, profile, dataset, work, caps, worth_audit, export_kernels, seen)
+                return replace(blank, **seen)
+        except protocol.Stopped as end:
+            return replace(blank, status=cast(Status, end.status), reason=end.reason, **seen)
         except BoxUnavailable as error:
             if attempt == BOX_TRIES:
                 raise BoxError(f"no box could be run, {BOX_TRIES} tries: {error}. `./run doctor` looks closer") from error
     raise AssertionError("unreachable")
 
 
-@contextlib.contextmanager
-def _workplace(home: Path) -> Iterator[Path]:
-    """A folder for one run's box, gates and checkpoint, removed afterwards: what is kept of a run is in its RunResult.
-
-    Its name says whose it is, so that the folder of a process that was killed is removed by the next run.
-    """
-    boxes, host, pid = home / "boxes", platform.node(), os.getpid()
-    boxes.mkdir(parents=True, exist_ok=True)
-    for left in boxes.glob(f"{host}-*-*-*"):
-        owner, born = map(int, left.name.rsplit("-", 3)[1:3])
-        if not watchdog.is_alive(owner, born):
-            with contextlib.suppress(FileNotFoundError):  # another run removes it at the same time
-                _remove(left)
-    work = Path(tempfile.mkdtemp(prefix=f"{host}-{pid}-{watchdog.started_at(pid)}-", dir=boxes))
-    work.chmod(0o755)
-    try:
-        yield work
-    finally:
-        _remove(work)
-
-
-def _remove(work: Path) -> None:
-    for gate in work.glob("*-gate"):
-        gate.chmod(0o755)
-    shutil.rmtree(work)
-
-
-def _run(
-    source: str,
-    profile: Profile,
-    dataset: Dataset,
-    home: Path,
-    work: Path,
-    seed: int,
-    caps: Caps | None,
-    isolation: Isolation,
-) -> RunResult:
-    limits = profile.limits
-    checkpoint = work / "checkpoint" / "model.pt"
-    checkpoint.parent.mkdir(mode=0o755)
-    spec = BoxSpec(
+def _train_box(
+    source: str, profile: Profile, dataset: Dataset, home: Path, work: Path, seed: int, caps: Caps, isolation: Isolation
+) -> BoxSpec:
+    return BoxSpec(
         role="train",
-        code=_assemble(source, work),
+        code=assemble(source, work),
         public=Path(dataset.public),
         gate=Gate.closed(work / "train-gate", Path(dataset.train)),
         home=home,
@@ -101,42 +81,89 @@ def _run(
         seed=seed,
         device=profile.device,
         threads=profile.threads,
-        memory_bytes=int(limits.memory_gib * 2**30),
-        tasks=limits.tasks,
-        tmp_bytes=limits.tmp_mib * 2**20,
+        memory_bytes=int(profile.limits.memory_gib * 2**30),
+        tasks=profile.limits.tasks,
+        tmp_bytes=profile.limits.tmp_mib * 2**20,
+        seed_cache=Path(caps.kernels) if caps.kernels else None,
     )
-    result = without_figures("ok", "trained and scored", profile, seed, isolation)
-    try:
-        with open_box(spec) as running:
-            try:
-                trained = protocol.train(
-                    running,
-                    spec.gate,
-                    _budget(profile, caps),
-                    checkpoint,
-                    startup_seconds=limits.startup_seconds,
-                    max_bytes=limits.checkpoint_mib * 2**20,
-                )
-            finally:
-                running.kill()  # the log is whole only once nobody can write to it any more
-                peak = running.watchdog.peak_memory_bytes or None
-                result = replace(result, log=running.log.text(), peak_memory_bytes=peak)
-        result = replace(result, **{name: getattr(trained, name) for name in asdict(trained)})
-        spec = replace(spec, role="claim", gate=Gate.closed(work / "claim-gate", checkpoint.parent))
-        validation = scoring.Validation(Path(dataset.public), Path(dataset.validation))
-        with open_box(spec) as running:  # its log reaches nobody: it could print validation text
-            shape, rows, nats = protocol.claims(
-                running,
-                spec.gate,
-                validation.streams,
-                prepare.cut_rows,
-                startup_seconds=limits.startup_seconds,
-                eval_seconds=limits.eval_seconds,
-            )
-        claimed = validation.score(shape, rows, nats)
-        return replace(result, val_bpb=claimed, claimed_bpb=claimed)
-    except protocol.Stopped as end:
-        return replace(result, status=cast(Status, end.status), reason=end.reason)
+
+
+@contextlib.contextmanager
+def _box(spec: BoxSpec, seen: dict[str, Any]) -> Iterator[Box]:
+    """A box whose log is in `seen` when it is gone: only then can nobody write to it any more."""
+    with open_box(spec) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
+            log = "judge_log" if spec.role in ("claim", "audit") else "log"
+            seen[log] = seen.get(log, "") + running.log.text()
+            if spec.role == "train":
+                seen["peak_memory_bytes"] = running.watchdog.peak_memory_bytes or None
+
+
+def _smoke(spec: BoxSpec, work: Path, caps: Caps, seen: dict[str, Any]) -> None:
+    """One step and one evaluation in a box of their own: what cannot run at all is told in seconds, not after a budget."""
+    gate = Gate.closed(work / "smoke-gate", spec.gate.content)
+    gate.open()
+    with _box(replace(spec, role="smoke", gate=gate), seen) as trying:
+        protocol.smoke(trying, startup_seconds=caps.startup_seconds)
+    seen.clear()  # the log of the run itself is the one to read
+
+
+def _run(
+    spec: BoxSpec,
+    profile: Profile,
+    dataset: Dataset,
+    work: Path,
+    caps: Caps,
+    worth_audit: WorthAudit,
+    export_kernels: Path | None,
+    seen: dict[str, Any],
+) -> None:
+    """Training, claims and audit. A scoring box imports torch while the box before it still works."""
+    limits, checkpoint = profile.limits, work / "checkpoint" / "model.pt"
+    checkpoint.parent.mkdir(mode=0o755)
+    claim_box = replace(spec, role="claim", gate=Gate.closed(work / "claim-gate", checkpoint.parent))
+    audit_box = replace(claim_box, role="audit", gate=Gate.closed(work / "audit-gate", checkpoint.parent))
+    validation = scoring.Validation(Path(dataset.public), Path(dataset.validation))
+    with contextlib.ExitStack() as later:
+        with _box(spec, seen) as training:
+            with nvml.busy_clock() if spec.device == "cuda" else contextlib.nullcontext() as gpu:
+                begun = protocol.begin(training, spec.gate, _budget(profile, caps), startup_seconds=caps.startup_seconds)
+            seen["startup_seconds"], seen["startup_gpu_seconds"] = begun.startup_seconds, gpu.seconds if gpu else None
+            claiming = later.enter_context(_box(claim_box, seen))
+            seen |= asdict(protocol.finish(training, begun, checkpoint, max_bytes=limits.checkpoint_mib * 2**20))
+            if export_kernels:
+                protocol.take_kernels(begun, export_kernels, seconds=KERNEL_SECONDS, max_bytes=KERNEL_BYTES)
+        auditing = later.enter_context(_box(audit_box, seen))
+        wire, shape = scoring.load(claiming, claim_box.gate, "eval_startup", caps.startup_seconds)
+        rows = validation.rows(shape)
+        claims = scoring.claim(claiming, wire, shape, rows, limits.eval_seconds)
+        claiming.kill()  # before the questions are drawn
+        seen["claimed_bpb"] = claimed = validation.score(shape, rows, claims)
+        if worth_audit(claimed) or secrets.SystemRandom().random() < profile.audit.share:
+            wire, again = scoring.load(auditing, audit_box.gate, "audit_startup", caps.startup_seconds)
+            if again != shape:
+                raise protocol.Stopped("audit_failed", f"told the audit another shape: {again}, not {shape}")
+            scored = validation.scored(shape, rows)
+            questions = audit.draw(scored, profile.audit.positions, shape.batch_rows, np.random.default_rng())
+            nats = audit.ask(auditing, wire, shape, rows, validation.bos[shape.vocab_size], questions, limits.eval_seconds)
+            tolerance = audit.Tolerance(caps.audit_gap, caps.audit_position)
+            finding = audit.Finding.of(questions, claims, nats, tolerance)
+            seen |= {"audit_gap": finding.gap, "audit_worst": finding.worst}
+            if problem := finding.problem(tolerance):
+                raise protocol.Stopped("audit_failed", problem)
+            charged = max(0.0, finding.gap) * int(scored.sum())
+            claimed += prepare.bits_per_byte(charged, validation.documents_bytes)
+        seen["val_bpb"] = claimed
+
+
+def _budget(profile: Profile, caps: Caps) -> protocol.Budget:
+    kind, amount = profile.budget.kind, profile.budget.amount
+    if kind == "seconds":
+        return protocol.Budget(kind, amount, amount + profile.budget.slack_seconds, None)
+    return protocol.Budget(kind, amount, caps.wall_seconds, caps.cpu_seconds)
 
 
 def without_figures(status: Status, reason: str, profile: Profile, seed: int, isolation: Isolation) -> RunResult:
@@ -158,27 +185,6 @@ def without_figures(status: Status, reason: str, profile: Profile, seed: int, is
     )
 
 
-def _assemble(source: str, work: Path) -> Path:
-    """The package `trainer` as the box sees it: our fixed files and the candidate, readable by the box's uid."""
-    package = work / "code" / "trainer"
-    package.mkdir(parents=True)
-    for name in FIXED_FILES:
-        shutil.copyfile(TRAINER / name, package / name)
-    (package / "train.py").write_text(source, encoding="utf-8", errors="surrogatepass", newline="")
-    for path in (package.parent, package, *package.iterdir()):
-        path.chmod(0o755 if path.is_dir() else 0o644)
-    return package.parent
-
-
-def _budget(profile: Profile, caps: Caps | None) -> protocol.Budget:
-    kind, amount = profile.budget.kind, profile.budget.amount
-    if kind == "seconds":
-        return protocol.Budget(kind, amount, amount + profile.budget.slack_seconds, None)
-    if caps is None:
-        return protocol.Budget(kind, amount, profile.limits.train_seconds, None)
-    return protocol.Budget(kind, amount, caps.wall_seconds, caps.cpu_seconds)
-
-
 @task(name="train-candidate", task_run_name="train {what}, seed {seed}", cache_policy=NO_CACHE)
 def train_candidate(
     what: str,
@@ -188,58 +194,20 @@ def train_candidate(
     home: Path,
     *,
     seed: int,
-    caps: Caps | None,
+    caps: Caps,
     isolation: Isolation,
+    worth_audit: WorthAudit,
+    smoke: bool,
 ) -> RunResult:
     """`run_experiment` as a Prefect task; `what` names it on Prefect's page."""
-    return run_experiment(source, profile, dataset, home, seed=seed, caps=caps, isolation=isolation)
-
-
-def baseline_facts(source: str, profile: Profile, dataset: Dataset, isolation: Isolation) -> dict[str, str]:
-    """What a baseline's scores depend on besides the hardware: its cache key is made of it."""
-    return {
-        **{name: hashlib.sha256((TRAINER / name).read_bytes()).hexdigest() for name in FIXED_FILES},
-        "train.py": hashlib.sha256(source.encode()).hexdigest(),
-        "dataset": dataset.fingerprint,
-        "budget": profile.budget.model_dump_json(),
-        "metric": str(prepare.METRIC_VERSION),
-        "isolation": isolation,
-    }
-
-
-def measure_baseline(
-    source: str, profile: Profile, dataset: Dataset, home: Path, isolation: Isolation, hardware: str
-) -> Baseline:
-    """Runs the unpatched train.py with seeds 1, 2 and 3. Raises BaselineStopped when one does not get through."""
-    runs = []
-    for seed in BASELINE_SEEDS:
-        run = run_experiment(source, profile, dataset, home, seed=seed, caps=None, isolation=isolation)
-        if run.val_bpb is None:
-            raise BaselineStopped(
-                f"the baseline itself was stopped: {run.status}: {run.reason}. Mend trainer/train.py or the profile "
-                f"{profile.name!r}; `./run trial trainer/train.py --profile {profile.name}` shows its log"
-            )
-        runs.append(run)
-    return Baseline(runs=tuple(runs), hardware=hardware)
-
-
-def saved_run(saved: dict[str, Any]) -> RunResult:
-    """A run from its JSON, in which the curve's tuples have become lists."""
-    return RunResult(**{**saved, "curve": tuple(map(tuple, saved["curve"]))})
-
-
-def read_baseline(path: Path) -> Baseline:
-    """The baseline that `baseline_file` wrote."""
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    return Baseline(runs=tuple(map(saved_run, saved["runs"])), hardware=saved["hardware"])
-
-
-@task(name="measure-baseline", persist_result=True, cache_key_fn=lambda _, parameters: str(parameters["key"]))
-def baseline_file(
-    key: str, source: str, profile: Profile, dataset: Dataset, home: Path, isolation: Isolation, hardware: str
-) -> FileRef:
-    """`measure_baseline` as a cached Prefect task: a JSON file under data/baselines."""
-    baseline = measure_baseline(source, profile, dataset, home, isolation, hardware)
-    folder = home / "data" / "baselines"
-    folder.mkdir(parents=True, exist_ok=True)
-    return FileRef.write(folder / f"{key.rpartition(':')[2][:16]}.json", json.dumps(asdict(baseline)).encode())
+    return run_experiment(
+        source,
+        profile,
+        dataset,
+        home,
+        seed=seed,
+        caps=caps,
+        isolation=isolation,
+        worth_audit=worth_audit,
+        smoke=smoke,
+    )

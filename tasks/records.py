@@ -113,10 +113,14 @@ class Dataset:
 
 @dataclasses.dataclass(frozen=True)
 class Caps:
-    """What a run may use, from the baseline's own figures: 1.5x its CPU-seconds and 3x its wall (design, Budgets)."""
+    """What a run may use and how far its claims may be off, from the baseline's own figures."""
 
-    cpu_seconds: float | None
-    wall_seconds: float
+    cpu_seconds: float | None  # go to checkpoint; None is no limit
+    wall_seconds: float  # go to checkpoint, of a `flops` budget
+    startup_seconds: float
+    audit_gap: float  # nats a target, mean
+    audit_position: float  # nats at one position
+    kernels: str | None = None  # file: what the baseline compiled on this GPU, a copy for each run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +131,7 @@ class RunResult:
     reason: str
     val_bpb: float | None
     claimed_bpb: float | None
-    audit_gap: float | None  # nats per target; None until the run is audited
+    audit_gap: float | None  # nats per target by which the claims are too low; None unless the run is audited
     seconds: float | None  # go to the checkpoint's last byte, the judge's clock
     cpu_seconds: float | None  # the same span, whole process tree
     tokens: int | None  # self-reported
@@ -139,14 +143,10 @@ class RunResult:
     peak_memory_bytes: int | None = None
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)  # self-reported, shown, never trusted
     curve: tuple[tuple[int, int, float], ...] = ()  # (step, tokens, training loss in nats), self-reported
-    log: str = ""  # the box's stdout and stderr, first and last 32 KiB
-
-    def summary(self) -> dict[str, Any]:
-        """The fields for the ledger and for `trial --json`: everything but the curve, the log and the shown metrics."""
-        whole = dataclasses.asdict(self)
-        for bulky in ("curve", "log", "metrics"):
-            del whole[bulky]
-        return whole
+    log: str = ""  # the training box's stdout and stderr, first and last 32 KiB
+    judge_log: str = ""  # the scoring boxes': they have seen validation text, so it is for humans and no proposer
+    audit_worst: float | None = None  # nats at one position, the largest
+    startup_gpu_seconds: float | None = None  # how long the GPU was busy before ready; None without one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +155,7 @@ class Baseline:
 
     runs: tuple[RunResult, ...]
     hardware: str  # fingerprint; scores of different fingerprints are never compared
+    kernels: str | None = None  # file: what it compiled; None on a CPU
 
     @property
     def scores(self) -> tuple[float, ...]:
@@ -163,13 +164,6 @@ class Baseline:
     @property
     def val_bpb(self) -> float:
         return statistics.fmean(self.scores)
-
-    @property
-    def caps(self) -> Caps:
-        return Caps(
-            cpu_seconds=1.5 * statistics.median(run.cpu_seconds or 0.0 for run in self.runs),
-            wall_seconds=3.0 * statistics.median(run.seconds or 0.0 for run in self.runs),
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,6 +206,8 @@ class Trial:
     seconds: float | None = None  # mean training seconds of its runs
     peak_memory_bytes: int | None = None
     isolation: str = ""
+    audit_gap: float | None = None  # nats, the largest of its audited runs; None if none was
+    unusual: str | None = None  # what a human should look at
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from configs import Budget, Data, Limits, Profile
+from configs import Audit, Budget, Data, Limits, Profile
 from tasks.judge.bwrap import BoxSpec, Gate
 from tasks.records import Dataset
 
@@ -71,6 +71,7 @@ def make_profile(**limits) -> Profile:
         data=data,
         budget=Budget(kind="flops", amount=300),
         limits=Limits(**{**defaults, **limits}),
+        audit=Audit(positions=8, share=0.0),
     )
 
 

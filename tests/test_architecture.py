@@ -21,13 +21,14 @@ MAY_IMPORT = {
     "flows": ("flows", "tasks", "configs", "trainer.prepare"),
     "tasks.judge": ("tasks.judge", "trainer.prepare"),
     "tasks.experiment": ("tasks.records", "tasks.judge", "configs", "trainer.prepare"),
+    "tasks.baseline": ("tasks.records", "tasks.experiment", "tasks.judge", "configs", "trainer.prepare"),
     "tasks": ("tasks.records", "configs", "trainer.prepare"),
-    "trainer.harness": ("trainer.prepare", "trainer.alone"),
-    "trainer": ("trainer.prepare", "trainer.harness"),
+    "trainer.harness": ("trainer.prepare", "trainer.roles", "trainer.alone"),
+    "trainer": ("trainer.prepare", "trainer.roles", "trainer.harness"),
     "configs": ("configs",),
 }
 KEPT_OUT_OF_TRAINER = {"prefect", "mlflow", "openai", "git"}
-WITHOUT_TORCH = {"trainer.prepare", "trainer.harness"}  # when they are imported, that is
+WITHOUT_TORCH = {"trainer.prepare", "trainer.harness", "trainer.roles"}  # when they are imported, that is
 
 
 def problems(root: Path) -> list[str]:

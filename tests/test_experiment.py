@@ -1,14 +1,17 @@
 """Real runs of small candidates through real boxes: what each does to itself, and what the judge makes of it."""
 
+import dataclasses
 import hashlib
 import platform
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tasks import experiment
+from tasks.baseline import first_caps, measure_baseline
 from tasks.judge.watchdog import started_at
-from tasks.records import BaselineStopped, BoxError, Caps
+from tasks.records import BaselineStopped, BoxError
 from tests.boxes import HONEST, make_dataset, make_profile
 
 pytestmark = pytest.mark.slow  # torch is imported in every box
@@ -21,9 +24,19 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture
 def run(dataset, tmp_path):
-    def run(source: str, caps: Caps | None = None, **limits):
+    def run(source: str, caps: dict[str, Any] | None = None, audit=False, smoke=False, **limits):
         profile = make_profile(**limits)
-        result = experiment.run_experiment(source, profile, dataset, tmp_path, seed=7, caps=caps, isolation="bwrap")
+        result = experiment.run_experiment(
+            source,
+            profile,
+            dataset,
+            tmp_path,
+            seed=7,
+            caps=dataclasses.replace(first_caps(profile), **(caps or {})),
+            isolation="bwrap",
+            worth_audit=lambda claimed: audit,
+            smoke=smoke,
+        )
         assert list((tmp_path / "boxes").iterdir()) == []
         return result
 
@@ -86,12 +99,12 @@ def test_one_that_never_says_ready_is_stopped(run):
 
 
 def test_one_that_never_finishes_is_stopped_at_its_wall(run):
-    result = run(changed("    tokens = 0\n", "    import time; time.sleep(600)\n"), caps=Caps(None, 1.0))
+    result = run(changed("    tokens = 0\n", "    import time; time.sleep(600)\n"), caps={"wall_seconds": 1.0})
     assert result.status == "train_timeout"
 
 
 def test_one_that_burns_cpu_is_stopped_at_the_cap(run):
-    result = run(changed("    tokens = 0\n", "    while True: pass\n"), caps=Caps(1.0, 60.0))
+    result = run(changed("    tokens = 0\n", "    while True: pass\n"), caps={"cpu_seconds": 1.0, "wall_seconds": 60.0})
     assert result.status == "train_timeout"
     assert "CPU-seconds" in result.reason
 
@@ -164,7 +177,7 @@ def test_what_a_killed_run_left_behind_is_removed_by_the_next(run, tmp_path):
 
 def test_a_baseline_that_is_stopped_is_our_users_business(dataset, tmp_path):
     with pytest.raises(BaselineStopped, match="startup_crashed"):
-        experiment.measure_baseline("import nothing_like_that", make_profile(), dataset, tmp_path, "bwrap", "this machine")
+        measure_baseline("import nothing_like_that", make_profile(), dataset, tmp_path, "bwrap", "here", tmp_path / "k")
 
 
 def test_a_box_that_never_starts_blames_nobody(run, monkeypatch):
@@ -174,6 +187,17 @@ def test_a_box_that_never_starts_blames_nobody(run, monkeypatch):
 
 
 def test_without_a_sandbox_it_runs_and_says_so(dataset, tmp_path):
-    result = experiment.run_experiment(HONEST, make_profile(), dataset, tmp_path, seed=1, caps=None, isolation="none")
+    profile = make_profile()
+    result = experiment.run_experiment(
+        HONEST,
+        profile,
+        dataset,
+        tmp_path,
+        seed=1,
+        caps=first_caps(profile),
+        isolation="none",
+        worth_audit=lambda claimed: True,
+        smoke=True,
+    )
     assert (result.status, result.isolation) == ("ok", "none")
     assert result.val_bpb == pytest.approx(8.0, abs=1e-6)

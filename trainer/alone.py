@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer import harness, prepare
+from trainer import harness, prepare, roles
 
 
 def self_score(checkpoint: io.BytesIO) -> float:
@@ -30,7 +30,7 @@ def self_score(checkpoint: io.BytesIO) -> float:
         path.write_bytes(checkpoint.getbuffer())
         model = candidate.load_model(str(path), harness.device())
         model.eval()
-        nats = np.concatenate(list(harness.claim_nats(model, rows, int(candidate.DEVICE_BATCH_SIZE), harness.device())))
+        nats = np.concatenate(list(roles.claim_nats(model, rows, int(candidate.DEVICE_BATCH_SIZE), harness.device())))
     return prepare.score(nats, rows, prepare.token_bytes(V), n_bytes)
 
 

@@ -4,8 +4,9 @@ In a box the judge owns the seed, the clock, the data gate and the score; a cand
 functions here. Outside a box (no NIGHTLY_FD) the same functions run the same training unsandboxed and score it in this
 process with the judge's own arithmetic: the number is the same, but nobody has checked it. No torch at import.
 
-    train role   up, ready  ->  go  ->  log*, done + checkpoint
-    claim role   up, warm   ->  load  ->  ready  ->  nll + rows  ->  nats of every target
+    train role          up, ready  ->  go  ->  log*, done + checkpoint [, cache + compiled kernels]
+    smoke role          up, ready  ->  go  ->  log*, smoked
+    claim, audit role   up, warm   ->  load  ->  see trainer/roles.py
 """
 
 from __future__ import annotations
@@ -20,14 +21,11 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
-from trainer import prepare
+from trainer import prepare, roles
 
 SAVE_SECONDS = 1.0  # the allowance for the checkpoint under a `seconds` budget, at most 2% of the budget
 CURVE_POINTS = 1000  # of the training curve in the log: one for each thousandth of the budget
@@ -113,20 +111,42 @@ class _Run:
 @functools.cache
 def _link() -> Link | None:
     """The judge, or None outside a box."""
+    if path := os.environ.get("NIGHTLY_SOCKET"):  # a container inherits no descriptor
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(path)
+        return Link(sock)
     return Link(socket.socket(fileno=int(os.environ["NIGHTLY_FD"]))) if "NIGHTLY_FD" in os.environ else None
 
 
 def enter() -> None:
-    """Entry of a box: says that Python runs, loads the candidate as module `trainer.train`, and plays its role."""
+    """Entry of a box: says that Python runs, loads the candidate as module `trainer.train`, and plays its role.
+
+    A scoring box imports torch first, and no line of the candidate runs before the judge says load: so it may warm up
+    while the candidate still trains elsewhere.
+    """
     link = _link()
     if link is None:
         raise RuntimeError("harness.enter() is the entry of a box, and NIGHTLY_FD names no socket here")
+    role = os.environ["NIGHTLY_ROLE"]
+    if role == "smoke":
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"  # compiling takes longer than all the rest of it
     link.send({"msg": "up", "python": sys.version})
+    if role in ("claim", "audit"):
+        import torch  # noqa: F401
+
+        link.send({"msg": "warm"})
+        link.read("load")
+    elif role == "train" and "NIGHTLY_SEED_CACHE" in os.environ:
+        roles.load_kernels(Path(os.environ["NIGHTLY_SEED_CACHE"]))
     candidate = _load_candidate(Path(__file__).with_name("train.py"))
-    if os.environ["NIGHTLY_ROLE"] == "train":
-        candidate.main()
+    if role == "claim":
+        roles.claim(link, candidate, device())
+    elif role == "audit":
+        roles.answer(link, candidate, device())
+    elif role == "smoke":
+        roles.smoke(link, candidate, device())
     else:
-        _claim(link, candidate)
+        candidate.main()
 
 
 def _load_candidate(path: Path) -> ModuleType:
@@ -196,9 +216,16 @@ def finish(state_dict: dict[str, Any], **metrics: float) -> None:
     blob = io.BytesIO()
     torch.save({name: tensor.detach().to("cpu") for name, tensor in state_dict.items()}, blob)
     if link := _link():
+        if os.environ["NIGHTLY_ROLE"] == "smoke":
+            roles.try_out(sys.modules["trainer.train"], blob.getbuffer(), device())
+            link.send({"msg": "smoked"})
+            return link.wait_for_the_end()
         shown = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         done = {"msg": "done", "bytes": blob.getbuffer().nbytes, "tokens": budget.tokens, "metrics": shown}
         link.send(done, blob.getbuffer())
+        if "NIGHTLY_EXPORT_CACHE" in os.environ:
+            kernels = roles.compiled_kernels()
+            link.send({"msg": "cache", "bytes": len(kernels)}, kernels)
         link.wait_for_the_end()
     else:
         from trainer import alone  # not in a box: it reads the validation data
@@ -206,37 +233,3 @@ def finish(state_dict: dict[str, Any], **metrics: float) -> None:
         metrics["training_seconds"] = time.monotonic() - budget.started
         metrics |= {"val_bpb": alone.self_score(blob), "total_tokens_M": budget.tokens / 1e6}
         print(alone.summary(metrics | {"total_seconds": time.monotonic() - _STARTED}))
-
-
-def _claim(link: Link, candidate: ModuleType) -> None:
-    """The claim role: loads the checkpoint once the judge opens its gate, then claims nats for the judge's rows."""
-    import torch  # its import is part of being warm, also for a candidate that imports it late
-
-    link.send({"msg": "warm"})
-    link.read("load")
-    model = candidate.load_model(os.path.join(os.environ.get("NIGHTLY_CHECKPOINT", "/ckpt/d"), "model.pt"), device())
-    model.eval()
-    T, batch_rows = int(candidate.MAX_SEQ_LEN), int(candidate.DEVICE_BATCH_SIZE)
-    shape = {"vocab_size": int(candidate.VOCAB_SIZE), "sequence_length": T, "batch_rows": batch_rows}
-    link.send({"msg": "ready", **shape})
-    count = int(link.read("nll")["rows"])
-    rows = np.frombuffer(link.read_bytes(count * (T + 1) * 2), "<u2").reshape(count, T + 1)
-    with torch.inference_mode():
-        for nats in claim_nats(model, rows, batch_rows, device()):
-            link.send_bytes(nats.astype("<f4").tobytes())
-    link.wait_for_the_end()
-
-
-def claim_nats(model: Any, rows: prepare.Tokens, batch_rows: int, on: str) -> Iterator[np.ndarray[Any, np.dtype[np.float32]]]:
-    """Nats of every target of `rows`, uint16 [n, T+1], in order: float32, one array a batch.
-
-    The last batch is filled up with the first row, so that the model only ever sees one shape.
-    """
-    import torch
-
-    for first in range(0, len(rows), batch_rows):
-        batch = rows[first : first + batch_rows]
-        filler = np.repeat(rows[:1], batch_rows - len(batch), axis=0)
-        tokens = torch.from_numpy(np.concatenate([batch, filler]).astype(np.int64)).to(on)
-        nats = model(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), reduction="none")
-        yield nats.float().cpu().numpy().reshape(batch_rows, -1)[: len(batch)].reshape(-1)

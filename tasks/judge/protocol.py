@@ -4,8 +4,10 @@ A message is one JSON object on one line, at most 64 KiB; raw bytes follow only 
 allows their number. Every read has a deadline on the judge's monotonic clock. Nothing that a box says is believed beyond
 what is checked here; what it does wrong becomes `Stopped(status, reason)`.
 
-    train box   up, ready  ->  go  ->  log*, done + checkpoint
-    claim box   up, warm   ->  load  ->  ready  ->  nll + rows  ->  nats of every target
+    train box   up, ready  ->  go  ->  log*, done + checkpoint [, cache + compiled kernels]
+    smoke box   up, ready  ->  go  ->  log*, smoked
+    claim box   up, warm   ->  load  ->  ready  ->  nll + rows  ->  nats of every target                     (scoring.py)
+    audit box   up, warm   ->  load  ->  ready  ->  (logits + prefixes + positions  ->  logits at them)*     (audit.py)
 """
 
 from __future__ import annotations
@@ -18,12 +20,9 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from tasks.judge.box import Box
 from tasks.judge.bwrap import BoxUnavailable, Gate
@@ -31,7 +30,7 @@ from tasks.judge.wire import Closed, Malformed, Silent, Wire
 
 CURVE_POINTS = 2000
 LOG_MESSAGES = 100_000  # more than this is no curve but an attack on our memory or time
-Rows = npt.NDArray[np.uint16]
+SIGKILLED = (-9, 128 + 9)  # bubblewrap and docker return 128 + the signal that ended the box
 METRIC_NAME = re.compile(r"[A-Za-z0-9_./-]{1,40}")
 
 
@@ -65,31 +64,46 @@ class Trained:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
-    """The candidate's free choices that the metric must know."""
+class Begun:
+    """A training after go: what `finish` needs to end it."""
 
-    vocab_size: int
-    sequence_length: int
+    wire: Wire
+    startup_seconds: float
+    go: float  # time.monotonic()
+    budget: Budget
+    cpu_before: float
+
+
+PHASES = {  # the first part of a status, and what a box was doing
+    "startup": ("startup", "starting up"),
+    "smoke": ("startup", "in its smoke step, one step and one evaluation before the budget"),
+    "train": ("train", "training"),
+    "eval_startup": ("eval_startup", "loading its checkpoint"),
+    "eval": ("eval", "scoring"),
+    "audit_startup": ("audit_startup", "loading its checkpoint for the audit"),
+    "audit": ("audit", "being audited"),
+}
+SAW_VALIDATION = ("eval", "audit_startup", "audit")  # not one word of these boxes' logs may reach a proposer
 
 
 @contextlib.contextmanager
-def _blaming(box: Box, phase: str, deadline_seconds: float) -> Iterator[None]:
+def blaming(box: Box, phase: str, deadline_seconds: float) -> Iterator[None]:
     """Turns what went wrong inside the block into the status of this phase: `<phase>_timeout`, `<phase>_crashed`."""
-    names = {"startup": "starting up", "train": "training", "eval_startup": "loading its checkpoint", "eval": "scoring"}
-    doing = names[phase]
+    status, doing = PHASES[phase]
     try:
         yield
     except Silent:
-        raise Stopped(f"{phase}_timeout", f"was still {doing} after {deadline_seconds:.0f} s, the limit") from None
+        raise Stopped(f"{status}_timeout", f"was still {doing} after {deadline_seconds:.0f} s, the limit") from None
     except Closed:
         with contextlib.suppress(subprocess.TimeoutExpired):
             box.process.wait(timeout=2.0)  # it may have closed its socket and live on: it is killed a moment later
         box.watchdog.stop()
         if box.watchdog.verdict:  # a kill by the watchdog and a crash look alike from here
             raise Stopped(*box.watchdog.verdict) from None
-        # A box that scores has seen the validation text: not one word of its log may reach a proposer.
-        said = "its log is withheld" if phase == "eval" else last_line(box)
-        raise Stopped(f"{phase}_crashed", f"ended while {doing}: {said}") from None
+        if box.process.returncode in SIGKILLED:
+            raise Stopped("out_of_memory", f"was killed while {doing}: by the kernel for its memory, or by itself") from None
+        said = "its log is withheld" if phase in SAW_VALIDATION else last_line(box)
+        raise Stopped(f"{status}_crashed", f"ended while {doing}: {said}") from None
     except Malformed as error:
         raise Stopped("protocol_error", f"sent {error} while {doing}") from None
 
@@ -100,13 +114,15 @@ def last_line(box: Box) -> str:
     return lines[-1][:200] if lines else f"exit code {box.process.returncode} and no output"
 
 
-def expect_up(box: Box, wire: Wire, deadline: float) -> None:
-    """Waits for the fixed harness to say that it runs, before any line of the candidate does.
+def expect_up(box: Box, wire: Wire, deadline: float, *, warm: bool = False) -> None:
+    """Waits for the fixed harness to say that it runs (and is warm), before any line of the candidate does.
 
     Raises BoxUnavailable if it does not: then bubblewrap or the mounts failed, and the candidate is not to blame.
     """
     try:
         up = wire.read(deadline)
+        if warm:
+            expect(wire.read(deadline), "warm")
     except (Silent, Closed, Malformed) as error:
         box.kill()
         raise BoxUnavailable(f"the box did not start ({type(error).__name__.lower()}): {last_line(box)}") from None
@@ -114,12 +130,12 @@ def expect_up(box: Box, wire: Wire, deadline: float) -> None:
         raise BoxUnavailable(f"the box runs Python {up.get('python')!r}, not {sys.version!r}: its interpreter is a wrong one")
 
 
-def train(box: Box, gate: Gate, budget: Budget, checkpoint: Path, *, startup_seconds: float, max_bytes: int) -> Trained:
-    """One training: waits for ready, opens the data gate, starts the clock, takes the checkpoint. Raises Stopped."""
+def begin(box: Box, gate: Gate, budget: Budget, *, startup_seconds: float) -> Begun:
+    """Waits for ready, opens the data gate and starts the clock. Raises Stopped."""
     wire, deadline = Wire(box.wire), box.started + startup_seconds
     expect_up(box, wire, deadline)
-    with _blaming(box, "startup", startup_seconds):
-        _expect(wire.read(deadline), "ready")
+    with blaming(box, "startup", startup_seconds):
+        expect(wire.read(deadline), "ready")
         started_up = time.monotonic() - box.started
         cpu_before = box.watchdog.cpu_seconds()
         if budget.cpu_seconds is not None:
@@ -127,77 +143,75 @@ def train(box: Box, gate: Gate, budget: Budget, checkpoint: Path, *, startup_sec
         gate.open()
         go = time.monotonic()
         wire.send({"msg": "go", "kind": budget.kind, "amount": budget.amount}, deadline)
-    deadline = go + budget.deadline_seconds
+    return Begun(wire, started_up, go, budget, cpu_before)
+
+
+def finish(box: Box, begun: Begun, checkpoint: Path, *, max_bytes: int) -> Trained:
+    """Reads the curve and takes the checkpoint, whose last byte must arrive inside the budget. Raises Stopped."""
+    wire, allowed = begun.wire, begun.budget.deadline_seconds
+    deadline = begun.go + allowed
     curve: list[tuple[int, int, float]] = []
-    with _blaming(box, "train", budget.deadline_seconds):
-        for _ in range(LOG_MESSAGES):
-            message = wire.read(deadline)
-            if message["msg"] == "done":
-                break
-            _expect(message, "log")
-            if len(curve) < CURVE_POINTS and (point := _point(message)):
-                curve.append(point)
-        else:
-            raise Malformed(f"more than {LOG_MESSAGES} log messages")
+    with blaming(box, "train", allowed):
+        message = _read_logs(wire, "done", deadline, curve)
     _take_checkpoint(wire, message, checkpoint, deadline, max_bytes)
-    seconds = time.monotonic() - go
+    seconds = time.monotonic() - begun.go
     tokens = message.get("tokens")
     return Trained(
-        startup_seconds=started_up,
+        startup_seconds=begun.startup_seconds,
         seconds=seconds,
-        cpu_seconds=box.watchdog.cpu_seconds() - cpu_before,
+        cpu_seconds=box.watchdog.cpu_seconds() - begun.cpu_before,
         tokens=tokens if isinstance(tokens, int) and 0 <= tokens < 2**53 else None,
         metrics=_metrics(message.get("metrics")),
         curve=tuple(curve),
     )
 
 
-def claims(
-    box: Box,
-    gate: Gate,
-    streams: Mapping[int, tuple[Rows, int]],
-    cut: Callable[[Rows, int, int], Rows],
-    *,
-    startup_seconds: float,
-    eval_seconds: float,
-) -> tuple[Shape, Rows, npt.NDArray[np.float32]]:
-    """Shows a fresh box the checkpoint and the validation rows; returns its shape, the rows and its claims.
-
-    `streams` maps each prepared vocabulary size to its validation stream (uint16 [N]) and BOS id; `cut(stream, T, bos)`
-    gives the rows, uint16 [R, T+1]. Claims are nats per target, float32 [R, T]: checked for nothing but their number.
-    Raises Stopped.
-    """
+def smoke(box: Box, *, startup_seconds: float) -> None:
+    """Waits until a box whose data gate is open has made one step and one evaluation. Raises Stopped."""
     wire, deadline = Wire(box.wire), box.started + startup_seconds
     expect_up(box, wire, deadline)
-    with _blaming(box, "eval_startup", startup_seconds):
-        _expect(wire.read(deadline), "warm")
-        gate.open()
-        wire.send({"msg": "load"}, deadline)
-        ready = _expect(wire.read(deadline), "ready")
-    vocab, length = ready.get("vocab_size"), ready.get("sequence_length")
-    if not isinstance(vocab, int) or vocab not in streams:
-        raise Stopped("bad_claims", f"VOCAB_SIZE = {vocab!r} is not prepared; prepared: {sorted(streams)}")
-    if not isinstance(length, int) or isinstance(length, bool) or not 1 <= length <= 2**17:
-        raise Stopped("bad_claims", f"MAX_SEQ_LEN = {length!r}; it must be a whole number from 1 to {2**17}")
-    stream, bos = streams[vocab]
-    rows = cut(stream, length, bos)
-    deadline = time.monotonic() + eval_seconds
-    with _blaming(box, "eval", eval_seconds):
-        wire.send({"msg": "nll", "rows": len(rows)}, deadline, rows.astype("<u2").tobytes())
-        data = wire.read_bytes(len(rows) * length * 4, deadline)
-    return Shape(vocab, length), rows, np.frombuffer(data, dtype="<f4").reshape(len(rows), length)
+    with blaming(box, "smoke", startup_seconds):
+        expect(wire.read(deadline), "ready")
+        wire.send({"msg": "go", "kind": "flops", "amount": 1.0}, deadline)
+        _read_logs(wire, "smoked", deadline, [])
 
 
-def _expect(message: dict[str, Any], kind: str) -> dict[str, Any]:
+def take_kernels(begun: Begun, path: Path, *, seconds: float, max_bytes: int) -> bool:
+    """After `finish`, from a box that exports what it compiled: the baseline's alone. False if there is nothing usable."""
+    deadline = time.monotonic() + seconds
+    try:
+        size = expect(begun.wire.read(deadline), "cache").get("bytes")
+        if not isinstance(size, int) or not 0 < size <= max_bytes:
+            return False
+        begun.wire.read_to_file(size, path, deadline)
+    except (Silent, Closed, Malformed):
+        return False
+    return True
+
+
+def expect(message: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The message, if it is of this kind. Raises Malformed."""
     if message["msg"] != kind:
         raise Malformed(f"{message['msg'][:40]!r} where {kind!r} was due")
     return message
 
 
+def _read_logs(wire: Wire, end: str, deadline: float, curve: list[tuple[int, int, float]]) -> dict[str, Any]:
+    """Reads `log` messages into `curve` up to the message `end`, which is returned."""
+    for _ in range(LOG_MESSAGES):
+        message = wire.read(deadline)
+        if message["msg"] == end:
+            return message
+        expect(message, "log")
+        if len(curve) < CURVE_POINTS and (point := _point(message)):
+            curve.append(point)
+    raise Malformed(f"more than {LOG_MESSAGES} log messages")
+
+
 def _take_checkpoint(wire: Wire, done: dict[str, Any], path: Path, deadline: float, max_bytes: int) -> None:
     size = done.get("bytes")
     if not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= max_bytes:
-        raise Stopped("bad_checkpoint", f"announced a checkpoint of {size!r} bytes; it must be 1 to {max_bytes}")
+        raise Stopped("bad_checkpoint", f"announced a checkpoint of {size!r:.40} bytes; it must be 1 to {max_bytes}")
     try:
         wire.read_to_file(size, path, deadline)
     except Silent:

@@ -1,17 +1,58 @@
-"""From claims to a score: the checks that a claim must pass, and bits per byte by metric version 1."""
+"""From claims to a score: what a claim box is asked, what its claims must pass, and bits per byte by metric version 1."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from tasks.judge.protocol import Shape, Stopped
+from tasks.judge.box import Box
+from tasks.judge.bwrap import Gate
+from tasks.judge.protocol import Stopped, blaming, expect, expect_up
+from tasks.judge.wire import Wire
 from trainer import prepare
 
 LOWEST_CLAIM = -1e-4  # nats; a probability has none below 0, rounding may go a little under
+LONGEST_ROW = 2**17  # tokens
+MOST_ROWS = 2**16  # in a batch
+
+Rows = npt.NDArray[np.uint16]
+Nats = npt.NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """The candidate's free choices that the metric must know."""
+
+    vocab_size: int
+    sequence_length: int
+    batch_rows: int
+
+
+def load(box: Box, gate: Gate, phase: str, startup_seconds: float) -> tuple[Wire, Shape]:
+    """Has a warm box load the candidate and its checkpoint: `phase` is eval_startup or audit_startup. Raises Stopped.
+
+    Until `load` no line of the candidate has run in there, so a box that does not get warm is our failure: BoxUnavailable.
+    """
+    wire = Wire(box.wire)
+    expect_up(box, wire, time.monotonic() + startup_seconds, warm=True)
+    deadline = time.monotonic() + startup_seconds
+    with blaming(box, phase, startup_seconds):
+        gate.open()
+        wire.send({"msg": "load"}, deadline)
+        ready = expect(wire.read(deadline), "ready")
+    names = {"vocab_size": "VOCAB_SIZE", "sequence_length": "MAX_SEQ_LEN", "batch_rows": "DEVICE_BATCH_SIZE"}
+    limits = {"vocab_size": 2**16, "sequence_length": LONGEST_ROW, "batch_rows": MOST_ROWS}
+    for field, most in limits.items():
+        value = ready.get(field)
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            status = "bad_claims" if phase == "eval_startup" else "audit_failed"
+            raise Stopped(status, f"{names[field]} = {value!r:.40}; it must be a whole number from 1 to {most}")
+    return wire, Shape(*(ready[field] for field in limits))
 
 
 class Validation:
@@ -20,15 +61,34 @@ class Validation:
     def __init__(self, public: Path, folder: Path) -> None:
         meta = json.loads((public / "meta.json").read_text())
         self.documents_bytes = int(json.loads((folder / "manifest.json").read_text())["bytes"])
-        self.streams = {
-            int(vocab): (np.load(folder / f"stream_{vocab}.npy", mmap_mode="r"), int(bos)) for vocab, bos in meta["bos"].items()
-        }
-        self._token_bytes = {vocab: np.load(public / f"token_bytes_{vocab}.npy") for vocab in self.streams}
+        self.bos = {int(vocab): int(bos) for vocab, bos in meta["bos"].items()}
+        self._streams = {vocab: np.load(folder / f"stream_{vocab}.npy", mmap_mode="r") for vocab in self.bos}
+        self._token_bytes = {vocab: np.load(public / f"token_bytes_{vocab}.npy") for vocab in self.bos}
 
-    def score(self, shape: Shape, rows: npt.NDArray[np.uint16], claims: npt.NDArray[np.float32]) -> float:
+    def rows(self, shape: Shape) -> Rows:
+        """What is scored, uint16 [R, T+1]. Raises Stopped for a vocabulary that is not prepared."""
+        if shape.vocab_size not in self.bos:
+            raise Stopped("bad_claims", f"VOCAB_SIZE = {shape.vocab_size} is not prepared; prepared: {sorted(self.bos)}")
+        return prepare.cut_rows(self._streams[shape.vocab_size], shape.sequence_length, self.bos[shape.vocab_size])
+
+    def scored(self, shape: Shape, rows: Rows) -> npt.NDArray[np.bool_]:
+        """Which targets have bytes and are scored, bool [R, T]."""
+        scored: npt.NDArray[np.bool_] = self._token_bytes[shape.vocab_size][rows[:, 1:]] > 0
+        return scored
+
+    def score(self, shape: Shape, rows: Rows, claims: Nats) -> float:
         """Bits per byte of the claims, nats float32 [R, T]. Raises Stopped when they cannot be negative log-probabilities."""
         if not np.isfinite(claims).all():
             raise Stopped("bad_claims", f"{int((~np.isfinite(claims)).sum())} of {claims.size} claimed losses are not finite")
         if claims.min() < LOWEST_CLAIM:
             raise Stopped("bad_claims", f"claimed a loss of {claims.min():.4f} nats: no probability is above 1")
         return prepare.score(claims, rows, self._token_bytes[shape.vocab_size], self.documents_bytes)
+
+
+def claim(box: Box, wire: Wire, shape: Shape, rows: Rows, eval_seconds: float) -> Nats:
+    """Shows a loaded box the validation rows, uint16 [R, T+1]; its claims, nats float32 [R, T], unchecked. Raises Stopped."""
+    deadline = time.monotonic() + eval_seconds
+    with blaming(box, "eval", eval_seconds):
+        wire.send({"msg": "nll", "rows": len(rows)}, deadline, rows.astype("<u2").tobytes())
+        data = wire.read_bytes(len(rows) * shape.sequence_length * 4, deadline)
+    return np.frombuffer(data, dtype="<f4").reshape(len(rows), shape.sequence_length)

@@ -1,0 +1,56 @@
+"""The folder of one run: the candidate's package, the gates and the checkpoint; gone when the run is over."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from tasks.judge import watchdog
+from trainer import prepare
+
+TRAINER = Path(prepare.__file__).parent
+FIXED_FILES = ("__init__.py", "prepare.py", "harness.py", "roles.py")  # beside the candidate in a box
+
+
+@contextlib.contextmanager
+def workplace(home: Path) -> Iterator[Path]:
+    """A folder for one run, removed afterwards: what is kept of a run is in its RunResult.
+
+    Its name says whose it is, so that the folder of a process that was killed is removed by the next run.
+    """
+    boxes, host, pid = home / "boxes", platform.node(), os.getpid()
+    boxes.mkdir(parents=True, exist_ok=True)
+    for left in boxes.glob(f"{host}-*-*-*"):
+        owner, born = map(int, left.name.rsplit("-", 3)[1:3])
+        if not watchdog.is_alive(owner, born):
+            with contextlib.suppress(FileNotFoundError):  # another run removes it at the same time
+                _remove(left)
+    work = Path(tempfile.mkdtemp(prefix=f"{host}-{pid}-{watchdog.started_at(pid)}-", dir=boxes))
+    work.chmod(0o755)
+    try:
+        yield work
+    finally:
+        _remove(work)
+
+
+def _remove(work: Path) -> None:
+    for gate in work.glob("*-gate"):
+        gate.chmod(0o755)
+    shutil.rmtree(work)
+
+
+def assemble(source: str, work: Path) -> Path:
+    """The package `trainer` as a box sees it: our fixed files and the candidate, readable by the box's uid."""
+    package = work / "code" / "trainer"
+    package.mkdir(parents=True)
+    for name in FIXED_FILES:
+        shutil.copyfile(TRAINER / name, package / name)
+    (package / "train.py").write_text(source, encoding="utf-8", errors="surrogatepass", newline="")
+    for path in (package.parent, package, *package.iterdir()):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return package.parent

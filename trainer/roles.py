@@ -1,0 +1,138 @@
+"""What a box does that does not train: it claims losses, answers the audit, or tries a candidate out. Fixed, as the harness.
+
+    claim role   load  ->  ready  ->  nll + rows  ->  nats of every target
+    audit role   load  ->  ready  ->  (logits + prefixes + positions  ->  logits at those positions)*
+    smoke role   one step of training, its checkpoint loaded again, one batch evaluated  ->  smoked
+
+The model always sees batches of one shape, [DEVICE_BATCH_SIZE, MAX_SEQ_LEN]: the same kernels run in every role, so that
+what an honest model claims and what it answers differ by rounding alone. No torch at import.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer import prepare
+
+if TYPE_CHECKING:
+    from trainer.harness import Link
+
+
+def _load(candidate: ModuleType, path: str, device: str) -> tuple[Any, dict[str, int]]:
+    """The model of a checkpoint and the shape that the judge is told."""
+    model = candidate.load_model(path, device)
+    model.eval()
+    return model, {
+        "vocab_size": int(candidate.VOCAB_SIZE),
+        "sequence_length": int(candidate.MAX_SEQ_LEN),
+        "batch_rows": int(candidate.DEVICE_BATCH_SIZE),
+    }
+
+
+def _load_for_judge(link: Link, candidate: ModuleType, device: str) -> tuple[Any, int, int]:
+    """The model, its context length and its rows a batch, once the judge has been told of them."""
+    model, shape = _load(candidate, os.path.join(os.environ["NIGHTLY_CHECKPOINT"], "model.pt"), device)
+    link.send({"msg": "ready", **shape})
+    return model, shape["sequence_length"], shape["batch_rows"]
+
+
+def claim(link: Link, candidate: ModuleType, device: str) -> None:
+    """Claims nats for every target of the judge's rows."""
+    import torch
+
+    model, T, batch_rows = _load_for_judge(link, candidate, device)
+    count = int(link.read("nll")["rows"])
+    rows = np.frombuffer(link.read_bytes(count * (T + 1) * 2), "<u2").reshape(count, T + 1)
+    with torch.inference_mode():
+        for nats in claim_nats(model, rows, batch_rows, device):
+            link.send_bytes(nats.astype("<f4").tobytes())
+    link.wait_for_the_end()
+
+
+def claim_nats(model: Any, rows: prepare.Tokens, batch_rows: int, on: str) -> Iterator[npt.NDArray[np.float32]]:
+    """Nats of every target of `rows`, uint16 [n, T+1], in order: float32, one array a batch."""
+    import torch
+
+    for first in range(0, len(rows), batch_rows):
+        batch = rows[first : first + batch_rows]
+        tokens = torch.from_numpy(_filled(batch, batch_rows).astype(np.int64)).to(on)
+        nats = model(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), reduction="none")
+        yield nats.float().cpu().numpy().reshape(batch_rows, -1)[: len(batch)].reshape(-1)
+
+
+def _filled(batch: prepare.Tokens, batch_rows: int) -> prepare.Tokens:
+    """`batch` with its first row repeated up to `batch_rows`."""
+    return np.concatenate([batch, np.repeat(batch[:1], batch_rows - len(batch), axis=0)])
+
+
+def answer(link: Link, candidate: ModuleType, device: str) -> None:
+    """Answers each question, prefixes and one position in each, with the logits there, until the judge hangs up."""
+    import torch
+
+    model, T, batch_rows = _load_for_judge(link, candidate, device)
+    with torch.inference_mode():
+        while True:
+            count = int(link.read("logits")["rows"])
+            prefixes = np.frombuffer(link.read_bytes(count * T * 2), "<u2").reshape(count, T)
+            positions = np.frombuffer(link.read_bytes(count * 4), "<i4").astype(np.int64)
+            tokens = torch.from_numpy(_filled(prefixes, batch_rows).astype(np.int64)).to(device)
+            asked = model(tokens)[torch.arange(count, device=device), torch.from_numpy(positions).to(device)]
+            link.send_bytes(asked.float().cpu().numpy().astype("<f4").tobytes())
+
+
+def smoke(link: Link, candidate: ModuleType, device: str) -> None:
+    """Runs `main` under a budget of one step; its `harness.finish` leads to `try_out` and says smoked."""
+    import torch
+
+    try:
+        candidate.main()
+    except torch.OutOfMemoryError as error:
+        if device == "cpu":
+            raise
+        # Nothing is compiled here, and that takes more memory: the real start-up, compiled, has the last word.
+        print(f"smoke step: out of memory without the compiler, which says nothing: {error}", file=sys.stderr)
+        link.send({"msg": "smoked"})
+
+
+def try_out(candidate: ModuleType, checkpoint: memoryview, device: str) -> None:
+    """Loads a checkpoint as a scoring box would and checks what comes out of the model. Raises ValueError."""
+    import torch
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.pt")
+        path.write_bytes(checkpoint)
+        model, shape = _load(candidate, str(path), device)
+    V, T, batch_rows = shape.values()
+    tokens = torch.arange(batch_rows * (T + 1), device=device).view(batch_rows, T + 1) % V
+    inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    with torch.inference_mode():
+        nats, logits = model(inputs, targets, reduction="none"), model(inputs)
+    if nats.numel() != batch_rows * T:
+        raise ValueError(f'model(idx, targets, reduction="none") gave {nats.numel()} losses for {batch_rows * T} targets')
+    if tuple(logits.shape) != (batch_rows, T, V):
+        raise ValueError(f"model(idx) gave logits of shape {tuple(logits.shape)}, not [B, T, V] = {(batch_rows, T, V)}")
+
+
+def compiled_kernels() -> bytes:
+    """Everything that torch.compile made in this process, for other processes; empty when it made nothing."""
+    import torch
+
+    artifacts = torch.compiler.save_cache_artifacts()
+    return artifacts[0] if artifacts else b""
+
+
+def load_kernels(path: Path) -> None:
+    """Puts another process's `compiled_kernels` into this box's own cache, where torch.compile finds them."""
+    import torch
+
+    if kernels := path.read_bytes():
+        torch.compiler.load_cache_artifacts(kernels)
