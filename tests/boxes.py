@@ -51,7 +51,7 @@ def main():
 """
 
 
-def make_profile(**limits) -> Profile:
+def make_profile(share=0.0, **limits) -> Profile:
     """A CPU profile whose budget is a few hundred tokens."""
     data = Data(
         source="corpus",
@@ -71,7 +71,7 @@ def make_profile(**limits) -> Profile:
         data=data,
         budget=Budget(kind="flops", amount=300),
         limits=Limits(**{**defaults, **limits}),
-        audit=Audit(positions=8, share=0.0),
+        audit=Audit(positions=8, share=share),
     )
 
 

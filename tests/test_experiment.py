@@ -24,8 +24,8 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture
 def run(dataset, tmp_path):
-    def run(source: str, caps: dict[str, Any] | None = None, audit=False, smoke=False, **limits):
-        profile = make_profile(**limits)
+    def run(source: str, caps: dict[str, Any] | None = None, audit=False, smoke=False, share=0.0, **limits):
+        profile = make_profile(share=share, **limits)
         result = experiment.run_experiment(
             source,
             profile,
@@ -117,6 +117,63 @@ def test_one_that_closes_its_socket_and_lives_on_is_stopped(run):
 def test_a_checkpoint_over_the_limit_is_refused_unread(run):
     result = run(changed("Uniform().state_dict()", "{'x': torch.zeros(2**20)}"), checkpoint_mib=1)
     assert result.status == "bad_checkpoint"
+
+
+def test_an_honest_candidate_passes_its_audit_and_is_charged_nothing(run):
+    result = run(HONEST, audit=True)
+    assert (result.status, result.audit_gap) == ("ok", 0.0)
+    assert abs(result.audit_worst) < 1e-5
+    assert result.val_bpb == result.claimed_bpb
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "status", "reason"),
+    [
+        ("reduction=reduction)", "reduction=reduction) * 0.97", "audit_failed", "nats a token less"),
+        ("MAX_SEQ_LEN = 8", "MAX_SEQ_LEN = 8 - (os.environ['NIGHTLY_ROLE'] == 'audit')", "audit_failed", "another shape"),
+        ("MAX_SEQ_LEN = 8", "MAX_SEQ_LEN = 8 * (os.environ['NIGHTLY_ROLE'] != 'audit')", "audit_failed", "MAX_SEQ_LEN = 0"),
+        ("            return logits\n", "            return logits + float('inf')\n", "audit_failed", "not finite"),
+        ("            return logits\n", "            raise RuntimeError(str(idx))\n", "audit_crashed", "withheld"),
+        ("            return logits\n", "            import time; time.sleep(600)\n", "audit_timeout", "being audited"),
+        (
+            "    model = Uniform()\n",
+            "    model = Uniform(); assert os.environ['NIGHTLY_ROLE'] != 'audit'\n",
+            "audit_startup_crashed",
+            "withheld",
+        ),
+    ],
+    ids=["3% less", "another length", "no length", "infinite", "crash", "hang", "no load"],
+)
+def test_what_an_audit_stops_has_no_score_and_shows_no_row(run, old, new, status, reason):
+    result = run("import os\n" + changed(old, new), audit=True, eval_seconds=4)
+    assert (result.status, result.val_bpb) == (status, None)
+    assert result.claimed_bpb is not None
+    assert reason in result.reason
+    assert "tensor" not in result.reason + result.log
+
+
+def test_a_random_share_is_audited_though_it_decides_nothing(run):
+    assert run(HONEST, share=1.0).audit_gap == 0.0
+
+
+def test_a_smoke_step_stops_what_cannot_be_evaluated_before_it_is_trained(run):
+    result = run(changed("            return logits\n", "            return logits[0]\n"), smoke=True)
+    assert result.status == "startup_crashed"
+    assert "smoke step" in result.reason
+    assert "[B, T, V]" in result.reason
+    assert result.seconds is None
+    assert "Traceback" in result.log
+
+
+def test_a_smoke_step_leaves_the_log_to_the_run_itself(run):
+    result = run(changed("    tokens = 0\n", "    tokens = 0; print('training')\n"), smoke=True)
+    assert (result.status, result.log) == ("ok", "training\n")
+
+
+def test_what_the_scoring_boxes_print_is_kept_apart(run):
+    result = run(changed("        logits = self", "        print('seen', idx.tolist())\n        logits = self"))
+    assert "seen [[" in result.judge_log
+    assert "seen" not in result.log
 
 
 def test_300_mb_of_output_are_capped(run):

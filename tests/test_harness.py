@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tasks.judge.workplace import FIXED_FILES
 from trainer import alone, harness, prepare
 
 TRAINER = Path(harness.__file__).parent
@@ -80,7 +81,7 @@ def candidate(folder: Path, source: str, role: str) -> Iterator[Judge]:
     """A process that runs `source` as train.py under the harness; it is gone when the block ends."""
     package = folder / "trainer"
     package.mkdir()
-    for name in ("__init__.py", "prepare.py", "harness.py"):
+    for name in FIXED_FILES:
         (package / name).write_bytes((TRAINER / name).read_bytes())
     (package / "train.py").write_text(source)
     ours, theirs = socket.socketpair()
@@ -144,6 +145,85 @@ def test_claims_are_the_nats_of_every_target_in_order(tmp_path: Path) -> None:
         judge.send(ROWS.tobytes(), msg="nll", rows=3)
         claims = np.frombuffer(judge.stream.read(3 * 4 * 4), "<f4").reshape(3, 4)
         assert claims == pytest.approx(ROWS[:, :-1] + ROWS[:, 1:] / 100)
+
+
+ANSWERS = """
+import torch
+
+VOCAB_SIZE, MAX_SEQ_LEN, DEVICE_BATCH_SIZE = 16, 4, 2
+
+class Model:
+    def eval(self):
+        return self
+    def __call__(self, idx, targets=None, reduction="mean"):
+        assert idx.shape == (2, 4)
+        logits = torch.zeros(2, 4, 16)
+        logits[:, :, 0] = torch.arange(4.0)
+        logits[:, :, 1] = idx.sum(dim=1, keepdim=True).float()
+        if targets is None:
+            return logits
+        return torch.nn.functional.cross_entropy(logits.view(8, 16), targets.view(8), reduction="none")
+
+def load_model(path, device):
+    return Model()
+
+def main():
+    import trainer.harness as harness
+    budget = harness.ready(flops_per_token=2.0)
+    steps = 0
+    while budget.progress(steps * 8) < 1.0:
+        steps += 1
+    assert steps == 1
+    harness.finish({"steps": torch.tensor(steps)})
+"""
+
+
+def test_answers_are_the_logits_at_the_asked_positions_however_many_are_asked(tmp_path: Path) -> None:
+    with candidate(tmp_path, ANSWERS, "audit") as judge:
+        assert [judge.read()["msg"], judge.read()["msg"]] == ["up", "warm"]
+        judge.send(msg="load")
+        assert judge.read()["msg"] == "ready"
+        for positions in ([2, 0], [3]):
+            count = len(positions)
+            judge.send(ROWS[:count, :4].tobytes() + np.array(positions, "<i4").tobytes(), msg="logits", rows=count)
+            answer = np.frombuffer(judge.stream.read(count * 16 * 4), "<f4").reshape(count, 16)
+            assert answer[:, 0].tolist() == positions
+            assert answer[:, 1].tolist() == ROWS[:count, :4].sum(axis=1).tolist()
+
+
+def test_no_line_of_a_candidate_runs_in_a_scoring_box_before_load(tmp_path: Path) -> None:
+    with candidate(tmp_path, "raise RuntimeError('it ran')", "claim") as judge:
+        assert [judge.read()["msg"], judge.read()["msg"]] == ["up", "warm"]
+        judge.send(msg="load")
+        assert judge.read()["msg"] == "nothing"
+        assert "it ran" in judge.hang_up()[1]
+
+
+def test_a_smoke_step_is_one_step_and_one_evaluation(tmp_path: Path) -> None:
+    with candidate(tmp_path, ANSWERS, "smoke") as judge:
+        assert [judge.read()["msg"], judge.read()["msg"]] == ["up", "ready"]
+        judge.send(msg="go", kind="flops", amount=1.0)
+        assert judge.read() == {"msg": "smoked"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("return logits\n", "return logits[:, -1]\n", "logits of shape (2, 16), not [B, T, V] = (2, 4, 16)"),
+        ('reduction="none")', 'reduction="mean")', "gave 1 losses for 8 targets"),
+        ("harness.finish({", "({", "exit"),
+        ("return Model()", "raise RuntimeError('no such weights')", "no such weights"),
+    ],
+    ids=["logits", "losses", "no checkpoint", "load_model"],
+)
+def test_a_smoke_step_finds_what_would_fail_after_the_budget(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert old in ANSWERS
+    with candidate(tmp_path, ANSWERS.replace(old, new, 1), "smoke") as judge:
+        judge.read()
+        judge.read()
+        judge.send(msg="go", kind="flops", amount=1.0)
+        assert judge.read()["msg"] == "nothing"
+        assert said in judge.hang_up()[1] or said == "exit"
 
 
 def test_a_judge_that_hangs_up_early_ends_a_training(tmp_path: Path) -> None:
