@@ -10,7 +10,8 @@ class Driver:
     """The five functions that are used, of a GPU that is half busy."""
 
     def __init__(self, found: int = 0) -> None:
-        self.found, self.calls = found, []
+        self.found = found
+        self.calls: list[object] = []
 
     def nvmlInit_v2(self):
         return 0
@@ -37,6 +38,7 @@ def test_busy_seconds_are_the_share_of_the_time_by_a_made_up_driver(monkeypatch)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     driver, began = Driver(), time.monotonic()
     with busy_clock(driver) as clock:
+        assert clock is not None
         while driver.calls.count("rates") < 3:
             time.sleep(0.01)
     assert 0 < clock.seconds <= 0.5 * (time.monotonic() - began)
