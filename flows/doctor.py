@@ -43,7 +43,7 @@ def checks(home: Path, profile: configs.Profile) -> Iterator[Check]:
     """Every check in turn; each is done when it is asked for."""
     yield check_python()
     yield check_torch(profile.device)
-    yield from check_isolation(home, profile.device)
+    yield from check_isolation(home, profile.device, profile.limits.isolation)
     yield check_disk(home, FREE_BYTES[profile.device])
     yield from check_git(server.ROOT)
     yield check_mlflow(server.mlflow_uri(home))
@@ -86,13 +86,25 @@ def check_torch(device: str) -> Check:
     return Check("torch", usable, found, remedy)
 
 
-def check_isolation(home: Path, device: str) -> Iterator[Check]:
-    """What a real box refuses, tried in one."""
+def check_isolation(home: Path, device: str, wanted: str) -> Iterator[Check]:
+    """What a real box refuses, tried in one; what bubblewrap's does not hold is no failure where a container holds."""
+    from tasks.judge import container
     from tasks.judge.probe import probe
 
     remedy = "no night runs without a box, unless you say --allow-unsandboxed"
-    for name, holds, detail in probe(home, device):
-        yield Check(f"isolation, {name}", holds, detail or ("holds" if holds else "DOES NOT HOLD"), remedy)
+    engine = container.engine()
+    found = [] if wanted == "docker" else [(f"isolation, {name}", holds, said) for name, holds, said in probe(home, device)]
+    holds_bwrap = bool(found) and all(holds for _, holds, _ in found)
+    contained: list[tuple[str, bool, str]] = []
+    if wanted == "docker" or (wanted == "auto" and engine and not holds_bwrap):
+        contained = [(f"docker, {name}", holds, said) for name, holds, said in probe(home, device, "docker")]
+    enough = bool(contained) and all(holds for _, holds, _ in contained)
+    for name, holds, said in found:
+        yield Check(name, holds or (None if enough else False), said or ("holds" if holds else "DOES NOT HOLD"), remedy)
+    for name, holds, said in contained:
+        yield Check(name, holds, said or ("holds" if holds else "DOES NOT HOLD"), remedy)
+    answers = f"engine {engine} answers" if engine else "no engine answers"
+    yield Check("docker", None, f"{answers}{'; not needed: bubblewrap holds' if holds_bwrap else ''}")
 
 
 def check_disk(home: Path, need: int) -> Check:

@@ -14,11 +14,13 @@ from configs import knobs
 from flows import preparation, server
 from tasks import cache, champion, hardware, proposal, verdict
 from tasks.baseline import baseline_facts, baseline_file, read_baseline
-from tasks.judge import box, probe
-from tasks.judge.bwrap import Isolation
+from tasks.judge import box, container, probe
+from tasks.judge.bwrap import BoxUnavailable, Isolation
 from tasks.proposers.replay import ReplayProposer
 from tasks.proposers.tpe import TpeProposer
 from tasks.records import Baseline, BoxError, Dataset, UsageError
+
+LEVELS: dict[str, tuple[Isolation, ...]] = {"auto": ("bwrap", "docker"), "bwrap": ("bwrap",), "docker": ("docker",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +92,7 @@ def base_source(root: Path, header: dict[str, Any]) -> str:
 def open_night(header: dict[str, Any], base: str) -> Night:
     """Prepares data and baseline, from the cache where they are there, and puts the night together."""
     home, settings = server.state_home(), configs.load(header["profile"])
-    for pid in box.sweep(home):
-        get_run_logger().warning(f"ended process {pid}, a box that an earlier night left behind when it was killed")
+    end_orphans(home, header["isolation"])
     dataset = preparation.prepare_dataset(settings, home)
     return Night(
         tag=header["tag"],
@@ -109,17 +110,35 @@ def open_night(header: dict[str, Any], base: str) -> Night:
 
 
 def choose_isolation(home: Path, profile: configs.Profile, allow_unsandboxed: bool) -> Isolation:
-    """`bwrap` where a box holds, `none` where none can be made and a human allowed that by name. Raises BoxError."""
-    failed = [f"{name} {detail}".strip() for name, holds, detail in probe.probe(home, profile.device) if not holds]
-    if not failed:
-        return "bwrap"
+    """The first level of the profile's that holds here; `none` where none does and a human allowed that by name.
+
+    Raises BoxError.
+    """
+    failed = []
+    for level in LEVELS[profile.limits.isolation]:
+        found = [f"{name} {detail}".strip() for name, holds, detail in probe.probe(home, profile.device, level) if not holds]
+        if not found:
+            return level
+        failed.append(f"{level}: {'; '.join(found)}")
     if allow_unsandboxed:
         get_run_logger().warning("NOT SANDBOXED: candidates run with your rights, because you allowed it")
         return "none"
     raise BoxError(
-        f"candidates cannot be boxed here: {'; '.join(failed)}. `./run doctor` has the details; "
+        f"candidates cannot be boxed here: {'. '.join(failed)}. `./run doctor` has the details; "
         "--allow-unsandboxed would run them with your rights"
     )
+
+
+def end_orphans(home: Path, isolation: Isolation) -> None:
+    """Ends what an earlier process left in boxes when it was killed. Raises BoxError when the engine does not answer."""
+    try:
+        ended = [f"process {pid}" for pid in box.sweep(home)]
+        if isolation == "docker":
+            ended += [f"container {name}" for name in container.sweep(home)]
+    except BoxUnavailable as error:
+        raise BoxError(f"{error}. `./run doctor` looks closer") from error
+    for orphan in ended:
+        get_run_logger().warning(f"ended {orphan}, a box that an earlier run left behind when it was killed")
 
 
 def _baseline(base: str, profile: configs.Profile, dataset: Dataset, home: Path, isolation: Isolation) -> Baseline:

@@ -6,7 +6,7 @@ from prefect import flow
 
 from configs import Profile
 from flows import server
-from flows.opening import choose_isolation
+from flows.opening import choose_isolation, end_orphans
 from flows.preparation import prepare_dataset
 from tasks import experiment, proposal
 from tasks.baseline import first_caps
@@ -18,6 +18,7 @@ def single_run(source: str, profile: Profile, seed: int, allow_unsandboxed: bool
     """Trains, scores and audits `source` once. The static checks stop it before a box does; nothing is said of duplicates."""
     home = server.state_home()
     isolation = choose_isolation(home, profile, allow_unsandboxed)
+    end_orphans(home, isolation)
     if problem := proposal.check(source, {}):
         return experiment.without_figures("rejected_patch", problem, profile, seed, isolation)
     dataset = prepare_dataset(profile, home)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks.judge import probe, watchdog
+from tasks.judge import kernel_limits, probe, watchdog
 from tasks.judge.box import open_box, sweep
-from tasks.judge.bwrap import BoxUnavailable, box_name
+from tasks.judge.bwrap import BoxUnavailable, box_name, command, gpu_nodes
 from tests.boxes import make_spec
 
 SAY = """
@@ -29,8 +29,8 @@ def folder(tmp_path):
     (tmp_path / "gate").chmod(0o755)
 
 
-def answer(box):
-    box.wire.settimeout(20)
+def answer(box, seconds=20):
+    box.wire.settimeout(seconds)
     data = b""
     while not data.endswith(b"\n"):
         chunk = box.wire.recv(65536)
@@ -197,3 +197,105 @@ def test_sweep_ends_only_orphaned_boxes_of_this_folder(folder):
         for pid in (mine, other):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, 9)
+
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_a_fork_bomb_is_named(folder, attempt):
+    code = SAY + "\nwhile True:\n    try: os.fork()\n    except OSError: pass"
+    with open_box(make_spec(folder), ["-c", code]) as box:
+        box.process.wait(timeout=30)
+        box.watchdog.stop()
+        assert box.watchdog.verdict is not None
+        assert box.watchdog.verdict[0] == "too_many_tasks"
+        assert "the limit is 32" in box.watchdog.verdict[1]
+
+
+def test_the_compiled_kernels_of_the_baseline_are_read_only_in_a_box(folder):
+    kernels = folder / "kernels"
+    kernels.write_bytes(b"kernels")
+    kernels.chmod(0o644)
+    code = SAY + (
+        "\npath = os.environ['NIGHTLY_SEED_CACHE']\ntry: open(path, 'r+b'); wrote = True\nexcept OSError: wrote = False\n"
+        "say([open(path).read(), wrote, os.environ['NIGHTLY_EXPORT_CACHE']])"
+    )
+    with open_box(make_spec(folder, seed_cache=kernels, export_cache=True), ["-c", code]) as box:
+        assert answer(box) == ["kernels", False, "1"]
+
+
+def test_a_box_without_compiled_kernels_is_told_of_none(folder):
+    code = SAY + "say([name for name in os.environ if name.endswith('_CACHE')])"
+    with open_box(make_spec(folder), ["-c", code]) as box:
+        assert answer(box) == []
+
+
+def test_a_box_runs_under_small_limits(folder):
+    code = SAY + (
+        "import resource as r\n"
+        "names = r.RLIMIT_CORE, r.RLIMIT_NOFILE, r.RLIMIT_FSIZE, r.RLIMIT_MEMLOCK, 12  # MSGQUEUE\n"
+        "say([r.getrlimit(name)[1] for name in names])"
+    )
+    with open_box(make_spec(folder), ["-c", code]) as box:
+        assert answer(box) == [0, 4096, 16 * 2**20, 65536, 0]
+
+
+def test_the_nodes_of_every_gpu_and_of_its_slices_are_found(tmp_path):
+    for name in ("nvidia0", "nvidiactl", "nvidia-uvm", "sda"):
+        (tmp_path / name).touch()
+    (tmp_path / "nvidia-caps").mkdir()
+    assert [node.name for node in gpu_nodes(tmp_path)] == ["nvidia-caps", "nvidia-uvm", "nvidia0", "nvidiactl"]
+
+
+def test_a_cgroup_scope_for_root_not_run_here(monkeypatch):
+    monkeypatch.setattr(kernel_limits, "_cgroup_works", lambda: True)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    argv, environment = kernel_limits.cgroup(1000, 32)
+    assert " ".join(argv) == (
+        "systemd-run --scope --quiet --collect -p MemoryMax=1000 -p MemorySwapMax=0 -p TasksMax=96 -- "
+        "env -i PATH=/usr/bin:/bin:/usr/sbin:/sbin"
+    )
+    assert environment == {}
+
+
+def test_a_cgroup_scope_for_an_ordinary_user_not_run_here(monkeypatch):
+    monkeypatch.setattr(kernel_limits, "_cgroup_works", lambda: True)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
+    argv, environment = kernel_limits.cgroup(1000, 32)
+    assert argv[:5] == ["systemd-run", "--scope", "--quiet", "--collect", "--user"]
+    assert argv[-3:] == ["env", "-i", "PATH=/usr/bin:/bin:/usr/sbin:/sbin"]
+    assert environment == {"XDG_RUNTIME_DIR": "/run/user/1000"}
+
+
+def test_the_scope_comes_before_all_else_and_has_room_for_every_tmpfs_not_run_here(folder, monkeypatch):
+    monkeypatch.setattr(kernel_limits, "_cgroup_works", lambda: True)
+    argv, _ = command(make_spec(folder, memory_bytes=1000, tmp_bytes=10), 3, ["-c", ""], 4)
+    assert argv[0] == "systemd-run"
+    assert "MemoryMax=1030" in argv
+    assert argv[argv.index("--seccomp") + 1] == "4"
+
+
+@pytest.mark.parametrize("controllers", ["", "cpu io", "cpu memory"])
+def test_no_scope_without_both_controllers(tmp_path, monkeypatch, controllers):
+    (tmp_path / "cgroup.controllers").write_text(controllers)
+    monkeypatch.setattr(kernel_limits, "CGROUPS", tmp_path)
+    kernel_limits._cgroup_works.cache_clear()
+    try:
+        assert kernel_limits.cgroup(1000, 32) == ([], {})
+    finally:
+        kernel_limits._cgroup_works.cache_clear()
+
+
+def test_processes_are_not_counted_where_the_kernel_counts_those_of_others(monkeypatch):
+    kernel = os.uname()
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result((kernel[0], kernel[1], "5.4.0-99-generic", kernel[3], kernel[4])))
+    assert kernel_limits.processes(32) == []
+
+
+def test_the_limit_of_cpu_seconds_is_named(folder):
+    code = SAY + "\nwhile True: pass"
+    with open_box(make_spec(folder), ["-c", code]) as box:
+        box.watchdog.limit_cpu(0.5)
+        box.process.wait(timeout=30)
+        box.watchdog.stop()
+        assert box.watchdog.verdict is not None
+        assert "the limit is 0.5" in box.watchdog.verdict[1]

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import platform
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture
 def run(dataset, tmp_path):
-    def run(source: str, caps: dict[str, Any] | None = None, audit=False, smoke=False, share=0.0, **limits):
+    def run(
+        source: str, caps: dict[str, Any] | None = None, audit=False, smoke=False, share=0.0, export_kernels=None, **limits
+    ):
         profile = make_profile(share=share, **limits)
         result = experiment.run_experiment(
             source,
@@ -36,6 +39,7 @@ def run(dataset, tmp_path):
             isolation="bwrap",
             worth_audit=lambda claimed: audit,
             smoke=smoke,
+            export_kernels=export_kernels,
         )
         assert list((tmp_path / "boxes").iterdir()) == []
         return result
@@ -258,3 +262,28 @@ def test_without_a_sandbox_it_runs_and_says_so(dataset, tmp_path):
     )
     assert (result.status, result.isolation) == ("ok", "none")
     assert result.val_bpb == pytest.approx(8.0, abs=1e-6)
+
+
+COMPILED = """
+    step = torch.compile(lambda x: (x * 2).sin().sum())
+    step(torch.ones(1000))
+    from torch._dynamo.utils import counters
+    hits = counters["inductor"]["fxgraph_cache_hit"]
+    budget = harness.ready(flops_per_token=1.0)
+"""
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="on a CPU torch.compile needs g++")
+def test_kernels_of_a_run_that_had_some_serve_the_next(run, tmp_path):
+    source = changed("    budget = harness.ready(flops_per_token=1.0)\n", COMPILED).replace("answer=42", "hits=hits")
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert run(source, export_kernels=first).metrics == {"hits": 0.0}
+    run(source, caps={"kernels": str(first)}, export_kernels=second)
+    before = second.read_bytes()
+    assert run(source, caps={"kernels": str(second)}).metrics == {"hits": 1.0}
+    assert second.read_bytes() == before
+
+
+def test_a_run_that_compiled_nothing_leaves_no_kernels(run, tmp_path):
+    assert run(HONEST, export_kernels=tmp_path / "kernels").status == "ok"
+    assert not (tmp_path / "kernels").exists()

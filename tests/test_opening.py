@@ -1,5 +1,6 @@
 """What a night is opened with: no box means no night, unless a human said so; asked-for bounds replace the profile's."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from prefect import flow
 
 from flows import opening, server
 from tasks.records import BoxError, UsageError
+from tests import fake_docker
 from tests.boxes import make_profile
 from tests.checkouts import Checkout
 
@@ -14,20 +16,75 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
 
 @flow
-def isolation(home: Path, allowed: bool) -> str:
-    return opening.choose_isolation(home, make_profile(), allowed)
+def isolation(home: Path, wanted: str, allowed: bool = False) -> str:
+    return opening.choose_isolation(home, make_profile(isolation=wanted), allowed)
 
 
-def test_a_box_that_holds_is_used_even_where_none_is_allowed(tmp_path):
-    assert isolation(tmp_path, True) == "bwrap"
-
-
-def test_without_a_box_only_a_human_lets_the_night_go_on(tmp_path, monkeypatch, caplog):
+@pytest.fixture
+def without_bwrap(monkeypatch):
     monkeypatch.setattr("tasks.judge.bwrap.find_bwrap", lambda: Path("/bin/false"))
+
+
+@pytest.fixture
+def docker(tmp_path, monkeypatch):
+    """An engine, as far as fake_docker goes."""
+    made = fake_docker.install(tmp_path / "commands")
+    monkeypatch.setenv("PATH", f"{made.parent}:{os.environ['PATH']}")
+
+
+@pytest.fixture
+def no_engine(tmp_path, monkeypatch):
+    (tmp_path / "docker").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+
+@pytest.mark.usefixtures("docker")
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_bubblewrap_box_that_holds_comes_first(tmp_path, allowed):
+    assert isolation(tmp_path, "auto", allowed) == "bwrap"
+
+
+@pytest.mark.usefixtures("without_bwrap", "docker")
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_container_comes_next_by_a_fake_docker(tmp_path, allowed):
+    assert isolation(tmp_path, "auto", allowed) == "docker"
+
+
+@pytest.mark.usefixtures("docker")
+def test_a_container_is_used_where_the_profile_names_it_by_a_fake_docker(tmp_path):
+    assert isolation(tmp_path, "docker") == "docker"
+
+
+@pytest.mark.usefixtures("without_bwrap", "docker")
+def test_no_container_is_used_where_the_profile_names_bubblewrap(tmp_path):
+    with pytest.raises(BoxError, match="bwrap: a box starts"):
+        isolation(tmp_path, "bwrap")
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_docker_by_name_without_an_engine_is_said_with_the_remedy(tmp_path):
+    with pytest.raises(BoxError, match=r"no docker engine answers.*`docker info` must work"):
+        isolation(tmp_path, "docker")
+
+
+@pytest.mark.usefixtures("without_bwrap", "no_engine")
+def test_without_a_box_only_a_human_lets_the_night_go_on(tmp_path, caplog):
     with pytest.raises(BoxError, match="--allow-unsandboxed"):
-        isolation(tmp_path, False)
-    assert isolation(tmp_path, True) == "none"
+        isolation(tmp_path, "auto")
+    assert isolation(tmp_path, "auto", True) == "none"
     assert "NOT SANDBOXED" in caplog.text
+
+
+@flow
+def end_orphans(home: Path) -> None:
+    opening.end_orphans(home, "docker")
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_a_night_in_containers_does_not_go_on_without_its_engine(tmp_path):
+    with pytest.raises(BoxError, match="does not list its containers"):
+        end_orphans(tmp_path)
 
 
 @pytest.fixture

@@ -117,7 +117,7 @@ def test_only_the_step_that_made_the_file_is_done_again(home, pattern):
 
 def test_what_was_prepared_is_what_trainer_prepare_reads(home, monkeypatch):
     monkeypatch.setenv("NIGHTLY_HOME", str(home))
-    monkeypatch.delenv("NIGHTLY_FD", raising=False)
+    monkeypatch.delenv("NIGHTLY_ROLE", raising=False)
     meta, tokenizer = prepare.meta(), prepare.Tokenizer.load(512)
     assert (meta.vocab_sizes, meta.sequence_length, meta.bos) == ((512,), 64, {512: tokenizer.bos})
     rows = prepare.train_rows(64)

@@ -45,7 +45,7 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     np.save(folder / "train" / "lengths_259.npy", lengths)
     places = {"public": str(folder / "public"), "train": str(folder / "train"), "device": "cpu"}
     (tmp_path / "data" / "current.json").write_text(json.dumps(places))
-    monkeypatch.delenv("NIGHTLY_FD", raising=False)
+    monkeypatch.delenv("NIGHTLY_ROLE", raising=False)
     monkeypatch.setenv("NIGHTLY_HOME", str(tmp_path))
     return folder
 
@@ -180,7 +180,7 @@ def test_a_sequence_length_of_nothing_is_refused(prepared: Path) -> None:
 
 def test_nothing_prepared_says_what_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NIGHTLY_HOME", str(tmp_path))
-    monkeypatch.delenv("NIGHTLY_FD", raising=False)
+    monkeypatch.delenv("NIGHTLY_ROLE", raising=False)
     with pytest.raises(FileNotFoundError, match=r"Run \./run prepare first"):
         prepare.meta()
 

@@ -122,7 +122,7 @@ def test_tokens_that_lose_bytes_are_never_scored(tokenizer, tmp_path):
 def test_the_public_folder_is_what_a_candidate_reads(tokenizer, tmp_path, monkeypatch):
     meta = prepare.Meta("f" * 64, (320,), 16, {320: 319}, "public domain", prepare.METRIC_VERSION)
     tokenization.write_public(meta, [tokenizer], tmp_path)
-    monkeypatch.setenv("NIGHTLY_FD", "3")
+    monkeypatch.setenv("NIGHTLY_ROLE", "train")
     monkeypatch.setenv("NIGHTLY_PUBLIC", str(tmp_path))
     assert prepare.meta() == meta
     assert prepare.Tokenizer.load(320).to_dict() == tokenizer.to_dict()

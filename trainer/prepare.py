@@ -74,11 +74,11 @@ def current() -> dict[str, Any]:
 
 
 def _public() -> Path:
-    return Path(os.environ.get("NIGHTLY_PUBLIC", "/dataset") if "NIGHTLY_FD" in os.environ else current()["public"])
+    return Path(os.environ.get("NIGHTLY_PUBLIC", "/dataset") if "NIGHTLY_ROLE" in os.environ else current()["public"])
 
 
 def _train() -> Path:
-    return Path(os.environ.get("NIGHTLY_TRAIN", "/data/d") if "NIGHTLY_FD" in os.environ else current()["train"])
+    return Path(os.environ.get("NIGHTLY_TRAIN", "/data/d") if "NIGHTLY_ROLE" in os.environ else current()["train"])
 
 
 def meta() -> Meta:

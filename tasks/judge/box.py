@@ -1,8 +1,8 @@
 """The box: one untrusted process tree with no network, no secret, no writable host path and a clean environment.
 
-Bubblewrap makes it. What leaves a box is bytes on one socket and a capped log. A box lives inside one `with open_box(...)`
-block of one thread: bubblewrap's parent-death signal follows the thread that spawned it, so when that thread or the whole
-process is killed the kernel ends the box with it.
+Bubblewrap makes it, or docker where that cannot. What leaves a box is bytes on one socket and a capped log. A box lives
+inside one `with open_box(...)` block of one thread: bubblewrap's parent-death signal follows the thread that spawned it, so
+when that thread or the whole process is killed the kernel ends the box with it. A container has no such signal: see there.
 
 Not covered: the shared kernel, the GPU driver's ioctl surface, and timing between boxes.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import signal
 import socket
@@ -19,10 +20,10 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
-from tasks.judge import watchdog
+from tasks.judge import container, seccomp, watchdog
 from tasks.judge.bwrap import BoxSpec, BoxUnavailable, box_name, command
+from tasks.judge.door import open_door
 
 LOG_END_BYTES = 32 * 1024
 
@@ -31,25 +32,28 @@ LOG_END_BYTES = 32 * 1024
 class Box:
     """A running box: our end of its socket, its log so far, and the watchdog that measures and limits it."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes]  # our child
     wire: socket.socket
     log: CappedLog
     watchdog: watchdog.Watchdog
     started: float  # time.monotonic() just before the spawn
+    container: container.Container | None = None  # the box's, where `process` is only docker's client
 
     def kill(self) -> None:
         """Ends the whole process tree and waits until it is gone. Raises BoxUnavailable if something survives."""
-        tree = watchdog.process_tree(self.process.pid)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        if self.wire.fileno() < 0:
+            return  # it was ended before, and its number may be another process's by now
+        root = self.container
+        known = root is None or watchdog.is_alive(root.pid, root.born)  # else its number may be another's by now
+        tree = watchdog.process_tree(self.watchdog.root) if known else {}
+        _end(self.process, root.name if root else None)
         self.wire.close()
         for _ in range(200):
             survivors = [pid for pid, born in tree.items() if watchdog.is_alive(pid, born)]
             if not survivors:
                 return
             for pid in survivors:
-                with contextlib.suppress(ProcessLookupError):
+                with contextlib.suppress(ProcessLookupError, PermissionError):  # a container's may be another user's
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.01)
         raise BoxUnavailable(f"processes {survivors} of a box outlived SIGKILL by 2 s: a hung device driver? Look at dmesg")
@@ -58,11 +62,12 @@ class Box:
 class CappedLog:
     """Drains a pipe for as long as it is open and keeps its first and last 32 KiB, so that 300 MB of output cost nothing."""
 
-    def __init__(self, pipe: IO[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
         self._head = bytearray()
         self._tail = bytearray()
         self._dropped = 0
-        self._pipe = pipe
+        self._pipe = process.stdout
         self._thread = threading.Thread(target=self._drain, name="box-log", daemon=True)
         self._thread.start()
 
@@ -91,31 +96,70 @@ def open_box(spec: BoxSpec, python: list[str] | None = None) -> Iterator[Box]:
     `python` is what the interpreter in the box is given; by default the fixed harness, which loads the candidate.
     Raises BoxUnavailable when no box can be made here.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     entry = python or ["-u", "-c", "from trainer import harness; harness.enter()"]
     with contextlib.ExitStack() as undo:
-        undo.callback(ours.close)
-        with theirs:
-            argv, environment = command(spec, theirs.fileno(), entry)
-            started = time.monotonic()
-            process = subprocess.Popen(
-                argv,
-                env=environment,
-                cwd="/" if spec.isolation == "bwrap" else spec.code,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                pass_fds=[theirs.fileno()],
-            )
-        assert process.stdout is not None
-        log = CappedLog(process.stdout)
-        guard = watchdog.Watchdog(process.pid, memory_bytes=spec.memory_bytes, tasks=spec.tasks)
-        box = Box(process, ours, log, guard, started)
+        box = (_contain if spec.isolation == "docker" else _spawn)(spec, entry, undo)
         undo.callback(box.kill)
-        undo.callback(guard.stop)
-        guard.start()
+        undo.callback(box.watchdog.stop)
+        box.watchdog.start()
         yield box
+
+
+def _spawn(spec: BoxSpec, python: list[str], undo: contextlib.ExitStack) -> Box:
+    """A box that is our own child: bubblewrap's, or none at all. It inherits its end of the wire."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    undo.callback(ours.close)
+    filtered = seccomp.descriptor(spec.device) if spec.isolation == "bwrap" else contextlib.nullcontext()
+    with theirs, filtered as filter_fd:
+        argv, environment = command(spec, theirs.fileno(), python, filter_fd)
+        inherited = [theirs.fileno(), *([] if filter_fd is None else [filter_fd])]
+        started = time.monotonic()
+        process = _popen(argv, environment, "/" if spec.isolation == "bwrap" else str(spec.code), inherited)
+    guard = watchdog.Watchdog(process.pid, memory_bytes=spec.memory_bytes, tasks=spec.tasks)
+    return Box(process, ours, CappedLog(process), guard, started)
+
+
+def _contain(spec: BoxSpec, python: list[str], undo: contextlib.ExitStack) -> Box:
+    """A box that is the engine's: our child is only docker's client, which carries its log and its exit code."""
+    door = undo.enter_context(open_door(spec.gate.folder.parent))
+    name, started = container.new_name(spec.home), time.monotonic()
+    client = _popen(container.command(spec, name, door, python), dict(os.environ), "/", [])
+    undo.callback(_end, client, name)
+    log = CappedLog(client)
+    deadline = started + container.START_SECONDS
+    found = container.find(name, client, deadline)
+    wire = door.admit(client, deadline) if found else None
+    if found is None or wire is None:
+        _end(client, name)
+        raise BoxUnavailable(f"the container did not start: {log.text().strip()[-300:] or 'it never called'}")
+    undo.callback(wire.close)
+    limits = {"memory_bytes": spec.memory_bytes, "tasks": spec.tasks}
+    guard = watchdog.Watchdog(found.pid, **limits, end=functools.partial(container.kill, name))
+    return Box(client, wire, log, guard, started, found)
+
+
+def _popen(argv: list[str], environment: dict[str, str], folder: str, inherited: list[int]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        argv,
+        env=environment,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        pass_fds=inherited,
+    )
+
+
+def _end(process: subprocess.Popen[bytes], name: str | None) -> None:
+    """Kills our child and, as that leaves a container running, the container of this name."""
+    try:
+        if name is not None:
+            container.end(name)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def sweep(home: Path) -> list[int]:

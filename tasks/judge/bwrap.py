@@ -17,8 +17,12 @@ import sysconfig
 from pathlib import Path
 from typing import Literal
 
+from tasks.judge import kernel_limits
+
 Isolation = Literal["bwrap", "docker", "none"]
+SEED_CACHE = "/seed-cache"
 BOX_UID = 64998  # an account-less uid; the box's processes are this user on the host when we are root
+TMPFS = ("/dev/shm", "/tmp", "/scratch")  # all that a box can write to, tmp_bytes each
 STAGE = Path("/run/nightly-box")  # mount point of the stage tmpfs, private to each box's mount namespace
 STAGE_SCRIPT = """\
 uid=$1; dir=$2; shift 2
@@ -84,9 +88,15 @@ class BoxSpec:
     def paths(self) -> dict[str, str]:
         """Where the box finds its things, as environment variables that trainer.prepare and trainer.harness read."""
         gated = "NIGHTLY_TRAIN" if self.role in ("train", "smoke") else "NIGHTLY_CHECKPOINT"
-        if self.isolation == "none":
-            return {"PYTHONPATH": str(self.code), "NIGHTLY_PUBLIC": str(self.public), gated: str(self.gate.content)}
-        return {"PYTHONPATH": "/box", "NIGHTLY_PUBLIC": "/dataset", gated: "/data/d"}
+        outside = self.isolation == "none"
+        paths = {
+            "PYTHONPATH": str(self.code) if outside else "/box",
+            "NIGHTLY_PUBLIC": str(self.public) if outside else "/dataset",
+            gated: str(self.gate.content) if outside else "/data/d",
+        }
+        if self.seed_cache:
+            paths["NIGHTLY_SEED_CACHE"] = str(self.seed_cache) if outside else SEED_CACHE
+        return paths
 
 
 def find_bwrap() -> Path:
@@ -108,14 +118,14 @@ def box_name(home: Path) -> str:
     return "nightly-" + hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:12]
 
 
-def _mounts(spec: BoxSpec) -> list[tuple[Path, str]]:
+def mounts(spec: BoxSpec) -> list[tuple[Path, str]]:
     """(host source, target in the box), all read-only, in mount order.
 
     The interpreter appears as a synthetic venv whose base prefix keeps its path: RUNPATH in the binary names the original
     prefix, and mounted elsewhere it would silently load the system's libpython.
     """
     purelib, base = Path(sysconfig.get_paths()["purelib"]), Path(sys.base_prefix).resolve()
-    mounts = [
+    found = [
         (purelib, f"/venv/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"),
         (Path(sys.prefix) / "pyvenv.cfg", "/venv/pyvenv.cfg"),
         (spec.code, "/box"),
@@ -123,9 +133,16 @@ def _mounts(spec: BoxSpec) -> list[tuple[Path, str]]:
         (spec.gate.folder, "/data"),
         (spec.gate.content, "/data/d"),
     ]
+    if spec.seed_cache:
+        found.append((spec.seed_cache, SEED_CACHE))
     if not base.is_relative_to("/usr"):
-        mounts.insert(0, (base, str(base)))
-    return mounts
+        found.insert(0, (base, str(base)))
+    return found
+
+
+def gpu_nodes(dev: Path) -> list[Path]:
+    """NVIDIA's device nodes, and nvidia-caps as a whole: which of its nodes a slice of a GPU needs is the driver's business."""
+    return sorted(dev.glob("nvidia*"))
 
 
 def bwrap_arguments(spec: BoxSpec, sources: dict[Path, str], fd: int) -> list[str]:
@@ -146,23 +163,23 @@ def bwrap_arguments(spec: BoxSpec, sources: dict[Path, str], fd: int) -> list[st
     arguments += ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev"]
     if spec.device == "cuda":
         arguments += ["--ro-bind-try", "/sys", "/sys"]
-        for node in sorted(Path("/dev").glob("nvidia*")):
+        for node in gpu_nodes(Path("/dev")):
             arguments += ["--dev-bind-try", str(node), str(node)]
-    for target in ("/dev/shm", "/tmp", "/scratch"):
+    for target in TMPFS:
         arguments += ["--size", str(spec.tmp_bytes), "--tmpfs", target]
-    for source, target in _mounts(spec):
+    for source, target in mounts(spec):
         arguments += ["--ro-bind", sources[source], target]
     arguments += ["--symlink", os.path.realpath(sys.executable), "/venv/bin/python"]
     arguments += ["--remount-ro", "/dev", "--remount-ro", "/"]
-    for key, value in _environment(spec, fd).items():
+    for key, value in environment(spec, fd).items():
         arguments += ["--setenv", key, value]
-    return [*arguments, "--chdir", "/scratch", "--", "/venv/bin/python"]
+    return [*arguments, "--chdir", "/scratch", "--"]
 
 
-def _environment(spec: BoxSpec, fd: int) -> dict[str, str]:
+def environment(spec: BoxSpec, fd: int) -> dict[str, str]:
     """The whole environment inside: nothing of ours passes but the visible GPUs."""
-    scratch = "/scratch" if spec.isolation == "bwrap" else str(spec.code)
-    environment = {
+    scratch = str(spec.code) if spec.isolation == "none" else "/scratch"
+    inside = {
         "PATH": "/usr/bin:/bin",
         "HOME": scratch,
         "USER": "box",
@@ -183,26 +200,32 @@ def _environment(spec: BoxSpec, fd: int) -> dict[str, str]:
         "NIGHTLY_SEED": str(spec.seed),
         "NIGHTLY_DEVICE": spec.device,
         **spec.paths(),
+        **({"NIGHTLY_EXPORT_CACHE": "1"} if spec.export_cache else {}),
     }
     if "CUDA_VISIBLE_DEVICES" in os.environ:
-        environment["CUDA_VISIBLE_DEVICES"] = os.environ["CUDA_VISIBLE_DEVICES"]
-    return environment
+        inside["CUDA_VISIBLE_DEVICES"] = os.environ["CUDA_VISIBLE_DEVICES"]
+    return inside
 
 
-def command(spec: BoxSpec, fd: int, python: list[str]) -> tuple[list[str], dict[str, str]]:
-    """The argv and the environment to spawn. The outer environment is clean too: the box could read it at /proc/1/environ."""
-    limits = ["prlimit", "--core=0", "--nofile=4096", f"--fsize={spec.tmp_bytes}", "--"]
-    clean = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
+def command(spec: BoxSpec, fd: int, python: list[str], filter_fd: int | None = None) -> tuple[list[str], dict[str, str]]:
+    """The argv and the environment to spawn, with the box's socket at `fd` and its seccomp filter, if any, at `filter_fd`.
+
+    The outer environment is clean too: the box could read it at /proc/1/environ.
+    """
+    limits = kernel_limits.per_process(spec.tmp_bytes)
     if spec.isolation == "none":
-        return [*limits, sys.executable, *python], _environment(spec, fd)
-    mounts, bwrap = [source for source, _ in _mounts(spec)], find_bwrap()
-    if os.geteuid() != 0:
-        return [*limits, str(bwrap), *bwrap_arguments(spec, {s: str(s) for s in mounts}, fd), *python], clean
-    STAGE.mkdir(mode=0o755, exist_ok=True)
-    staged = {source: str(STAGE / str(i)) for i, source in enumerate(mounts)}
-    for source, place in staged.items():  # a bwrap from a wheel may itself lie below a 0700 home
-        if bwrap.is_relative_to(source):
-            bwrap = Path(place) / bwrap.relative_to(source)
-    stage = ["sh", "-ec", STAGE_SCRIPT, "stage", str(BOX_UID), str(STAGE), *map(str, mounts), "--"]
-    enter = ["unshare", "--mount", "--propagation", "private", "--", *stage]
-    return [*enter, *limits, str(bwrap), *bwrap_arguments(spec, staged, fd), *python], clean
+        return [*limits, sys.executable, *python], environment(spec, fd)
+    cgroup, for_systemd = kernel_limits.cgroup(spec.memory_bytes + len(TMPFS) * spec.tmp_bytes, spec.tasks)
+    sources, bwrap = [source for source, _ in mounts(spec)], find_bwrap()
+    enter, places = [*cgroup, *limits], {source: str(source) for source in sources}
+    if os.geteuid() == 0:
+        STAGE.mkdir(mode=0o755, exist_ok=True)
+        places = {source: str(STAGE / str(i)) for i, source in enumerate(sources)}
+        for source, place in places.items():  # a bwrap from a wheel may itself lie below a 0700 home
+            if bwrap.is_relative_to(source):
+                bwrap = Path(place) / bwrap.relative_to(source)
+        stage = ["sh", "-ec", STAGE_SCRIPT, "stage", str(BOX_UID), str(STAGE), *map(str, sources), "--"]
+        enter = [*cgroup, "unshare", "--mount", "--propagation", "private", "--", *stage, *limits]
+    filtered = [] if filter_fd is None else ["--seccomp", str(filter_fd)]
+    inside = [*kernel_limits.processes(spec.tasks), "/venv/bin/python", *python]
+    return [*enter, str(bwrap), *filtered, *bwrap_arguments(spec, places, fd), *inside], kernel_limits.CLEAN | for_systemd

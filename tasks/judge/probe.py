@@ -3,27 +3,45 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from tasks.judge import protocol
+from tasks.judge import container, protocol, seccomp
 from tasks.judge.box import open_box
-from tasks.judge.bwrap import BoxSpec, BoxUnavailable, Gate, find_bwrap
+from tasks.judge.bwrap import BoxSpec, BoxUnavailable, Gate, Isolation, find_bwrap
 from tasks.judge.wire import Closed, Malformed, Silent, Wire
 
 MARKER = "NIGHTLY_PROBE_SECRET"
+OWN_FILTER = ("system calls filtered by us", "ptrace refused", "memory outside its processes refused")  # docker has its own
+CALLS = {machine: seccomp.numbered(("clone", "unshare", "ptrace", "keyctl", "shmget"), machine) for machine in seccomp.MACHINES}
 INSIDE = f"""
-import json, os, socket, sys
-wire = socket.socket(fileno=int(os.environ["NIGHTLY_FD"]))
+import ctypes, json, os, platform, signal, socket, sys, time
+if "NIGHTLY_SOCKET" in os.environ:
+    wire = socket.socket(socket.AF_UNIX)
+    wire.connect(os.environ["NIGHTLY_SOCKET"])
+else:
+    wire = socket.socket(fileno=int(os.environ["NIGHTLY_FD"]))
 def refused(action):
     try:
         action()
     except OSError:
         return True
     return False
+libc = ctypes.CDLL(None, use_errno=True)
+def denied(name, *arguments):
+    number = {CALLS}.get(platform.machine(), {{}}).get(name)
+    if number is None:
+        return False
+    result = libc.syscall(ctypes.c_long(number), *(ctypes.c_long(a) for a in arguments))
+    if result == 0 and name == "clone":
+        os._exit(0)
+    return result == -1
+status = dict(line.split(":\t", 1) for line in open("/proc/self/status").read().splitlines() if ":\t" in line)
+NEW_USER = 0x10000000
 def say(**what):
     wire.sendall(json.dumps(what).encode() + b"\\n")
 everything = open("/proc/1/environ").read() + open("/proc/self/environ").read()
@@ -37,6 +55,19 @@ say(msg="probe", checks={{
     "kernel settings read-only": refused(lambda: open("/proc/sys/kernel/core_pattern", "r+")),
     "data gate closed before go": refused(lambda: os.listdir("/data/d")) and refused(lambda: os.chmod("/data", 0o755)),
     "own process tree only": len([p for p in os.listdir("/proc") if p.isdigit()]) < 5,
+    "no capabilities": not any(int(status[set], 16) for set in ("CapEff", "CapPrm", "CapInh", "CapAmb")),
+    "no new privileges": status["NoNewPrivs"] == "1",
+    "system calls filtered by us": status["Seccomp"] == "2",
+    "no user namespace in it": denied("clone", NEW_USER | signal.SIGCHLD, 0, 0, 0, 0) and denied("unshare", NEW_USER),
+    "ptrace refused": denied("ptrace", 0, 0, 0, 0),
+    "kernel keyring refused": denied("keyctl", 0, -3, 1),
+    "mount refused": libc.mount(b"none", b"/scratch", b"tmpfs", 0, None) == -1,
+    "setting the clock refused": refused(lambda: time.clock_settime(time.CLOCK_REALTIME, time.time())),
+    "no socket to a virtual machine's host": refused(lambda: socket.socket(40, socket.SOCK_STREAM)),
+    "memory outside its processes refused": denied("shmget", 0, 4096, 0o1600)
+        and (os.environ["NIGHTLY_DEVICE"] == "cuda" or refused(lambda: os.memfd_create("x"))),
+    "cgroups and /sys read-only": refused(lambda: os.mkdir("/sys/fs/cgroup/probe"))
+        and refused(lambda: open("/sys/kernel/mm/transparent_hugepage/enabled", "r+")),
 }})
 wire.recv(1)
 say(msg="probe", checks={{
@@ -47,22 +78,24 @@ wire.recv(1)
 """
 
 
-def probe(home: Path, device: str = "cpu") -> list[tuple[str, bool, str]]:
+def probe(home: Path, device: str = "cpu", isolation: Isolation = "bwrap") -> list[tuple[str, bool, str]]:
     """(what was tried, whether the box holds, detail). A box that does not start is one failed entry with the reason."""
     home.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=home))
     os.environ[MARKER] = "1"  # a secret of ours that must not show in there
     try:
-        return _probe(home, work, device)
+        return _probe(home, work, device, isolation)
     except BoxUnavailable as error:
-        return [("a box starts", False, _explain(str(error)))]
+        return [("a box starts", False, _explain(str(error)) if isolation == "bwrap" else str(error))]
     finally:
         del os.environ[MARKER]
-        (work / "gate").chmod(0o755)
+        if (work / "gate").exists():  # a docker level without an engine ends before there is one
+            (work / "gate").chmod(0o755)
         shutil.rmtree(work)
 
 
-def _probe(home: Path, work: Path, device: str) -> list[tuple[str, bool, str]]:
+def _probe(home: Path, work: Path, device: str, isolation: Isolation) -> list[tuple[str, bool, str]]:
+    by = container.prepare() if isolation == "docker" else str(find_bwrap())
     work.chmod(0o755)
     content = work / "content"
     content.mkdir(mode=0o755)
@@ -75,7 +108,7 @@ def _probe(home: Path, work: Path, device: str) -> list[tuple[str, bool, str]]:
         public=content,
         gate=gate,
         home=home,
-        isolation="bwrap",
+        isolation=isolation,
         seed=0,
         device=device,
         threads=1,
@@ -95,8 +128,10 @@ def _probe(home: Path, work: Path, device: str) -> list[tuple[str, bool, str]]:
         except (Silent, Closed, Malformed) as error:
             running.kill()
             raise BoxUnavailable(f"the probe ended early ({type(error).__name__}): {protocol.last_line(running)}") from None
-    started = ("a box starts", True, f"{find_bwrap()}, Python {sys.version.split()[0]}")
-    return [started, *((name, bool(holds), "") for name, holds in {**before, **after}.items())]
+    started = ("a box starts", True, f"{by}, Python {sys.version.split()[0]}")
+    tried = {name: holds for name, holds in {**before, **after}.items() if isolation == "bwrap" or name not in OWN_FILTER}
+    unfiltered = "" if platform.machine() in seccomp.MACHINES else f"there is no filter for {platform.machine()}"
+    return [started, *((name, bool(holds), unfiltered if name in OWN_FILTER else "") for name, holds in tried.items())]
 
 
 def _explain(error: str) -> str:

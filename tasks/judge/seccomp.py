@@ -1,0 +1,158 @@
+"""The system calls that no box may make: a seccomp filter, the part of the wall that namespaces leave open.
+
+Three kinds are refused: what only serves an attack on the kernel or on another process, what makes or changes namespaces,
+mounts and clocks, and what holds memory that is in no process's resident set, so that the watchdog could not see it. All else
+is allowed: an allow-list breaks with every new version of a driver or of the C library.
+
+A refused call fails with an error number, as on a kernel without it, so that a library falls back instead of dying. The
+filter is classic BPF after seccomp(2), built with struct alone; numbers are those of the kernel's own tables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import platform
+import struct
+from collections.abc import Iterable, Iterator
+
+LOAD, IF_EQUAL, IF_ANY_BIT, RETURN = 0x20, 0x15, 0x45, 0x06  # classic BPF: load a word, compare, test bits, return
+KILL_PROCESS, ALLOW, FAIL = 0x80000000, 0x7FFF0000, 0x00050000  # SECCOMP_RET_*; FAIL carries an error number
+NUMBER, MACHINE, FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data; the argument's low half on a little-endian machine
+MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # AUDIT_ARCH_*
+X32 = 0x40000000  # the bit of x86-64's second table, whose calls this filter does not know
+NEW_NAMESPACE = 0x7E020000  # every CLONE_NEW* flag of clone(); CLONE_NEWTIME is unshare's and clone3's alone
+FAMILIES = (1, 2, 10, 16)  # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK; AF_VSOCK (40) would reach the host of a virtual machine
+
+# name: (x86-64, aarch64); None where the machine has no such call.
+Calls = dict[str, tuple[int, int | None]]
+NOT_PERMITTED: Calls = {
+    # other processes, the kernel's keys, its instruments and its rarely used machinery
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "pidfd_getfd": (438, 438),
+    "kcmp": (312, 272),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
+    "bpf": (321, 280),
+    "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282),
+    "io_uring_setup": (425, 425),
+    "io_uring_enter": (426, 426),
+    "io_uring_register": (427, 427),
+    "name_to_handle_at": (303, 264),
+    "open_by_handle_at": (304, 265),
+    "lookup_dcookie": (212, 18),
+    # mounts and namespaces
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "pivot_root": (155, 41),
+    "chroot": (161, 51),
+    "open_tree": (428, 428),
+    "move_mount": (429, 429),
+    "fsopen": (430, 430),
+    "fsconfig": (431, 431),
+    "fsmount": (432, 432),
+    "fspick": (433, 433),
+    "mount_setattr": (442, 442),
+    "open_tree_attr": (467, 467),
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    # the machine: its kernel, clocks, disks, ports, log and terminals
+    "kexec_load": (246, 104),
+    "kexec_file_load": (320, 294),
+    "init_module": (175, 105),
+    "finit_module": (313, 273),
+    "delete_module": (176, 106),
+    "swapon": (167, 224),
+    "swapoff": (168, 225),
+    "reboot": (169, 142),
+    "acct": (163, 89),
+    "quotactl": (179, 60),
+    "quotactl_fd": (443, 443),
+    "clock_settime": (227, 112),
+    "settimeofday": (164, 170),
+    "adjtimex": (159, 171),
+    "clock_adjtime": (305, 266),
+    "iopl": (172, None),
+    "ioperm": (173, None),
+    "syslog": (103, 116),
+    "vhangup": (153, 58),
+}
+NOT_THERE: Calls = {
+    "clone3": (435, 435),  # its flags lie in memory, which a filter cannot read; the C library falls back to clone
+    # memory that outlives its mapping and that no process's resident set shows
+    "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
+    "shmget": (29, 194),
+}
+CLONE: Calls = {"clone": (56, 220)}
+SOCKET: Calls = {"socket": (41, 198), "socketpair": (53, 199)}
+CUDA_NEEDS = "memfd_create"  # cuInit fails with error 304 without it (NVIDIA/OpenShell issue 1696): there a cgroup must count
+
+
+def numbered(names: Iterable[str], machine: str) -> dict[str, int]:
+    """The numbers of those calls that this machine, a key of MACHINES, has."""
+    column, table = list(MACHINES).index(machine), NOT_PERMITTED | NOT_THERE | CLONE | SOCKET
+    return {name: number for name in names if (number := table[name][column]) is not None}
+
+
+def program(machine: str, device: str = "cpu") -> bytes | None:
+    """The filter as an array of struct sock_filter; None for a machine that it is not written for."""
+    if machine not in MACHINES:
+        return None
+    allow = _line(RETURN, ALLOW)
+    not_there = {name: row for name, row in NOT_THERE.items() if not (device == "cuda" and name == CUDA_NEEDS)}
+    no_new_namespace = [_line(LOAD, FIRST_ARGUMENT), _line(IF_ANY_BIT, NEW_NAMESPACE, 0, 1), _fail(errno.EPERM), allow]
+    known_families = [
+        _line(LOAD, FIRST_ARGUMENT),
+        *(line for family in FAMILIES for line in _when(family, [allow])),
+        _fail(errno.EAFNOSUPPORT),
+    ]
+    return b"".join(
+        [
+            _line(LOAD, MACHINE),
+            _line(IF_EQUAL, MACHINES[machine], 1, 0),
+            _line(RETURN, KILL_PROCESS),
+            _line(LOAD, NUMBER),
+            *([_line(IF_ANY_BIT, X32, 0, 1), _fail(errno.EPERM)] if machine == "x86_64" else []),
+            *(line for number in numbered(NOT_PERMITTED, machine).values() for line in _when(number, [_fail(errno.EPERM)])),
+            *(line for number in numbered(not_there, machine).values() for line in _when(number, [_fail(errno.ENOSYS)])),
+            *(line for number in numbered(CLONE, machine).values() for line in _when(number, no_new_namespace)),
+            *(line for number in numbered(SOCKET, machine).values() for line in _when(number, known_families)),
+            allow,
+        ]
+    )
+
+
+@contextlib.contextmanager
+def descriptor(device: str) -> Iterator[int | None]:
+    """The filter for this machine as an open file at its start, for `bwrap --seccomp`; None where there is none.
+
+    Bubblewrap reads it to the end, so each box needs its own. Pass it to the box with `pass_fds`.
+    """
+    code = program(platform.machine(), device)
+    if code is None:
+        yield None
+        return
+    with open(os.memfd_create("nightly-seccomp"), "wb+", buffering=0) as file:
+        file.write(code)
+        file.seek(0)
+        yield file.fileno()
+
+
+def _line(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+    """One struct sock_filter; jumps count the lines to skip."""
+    return struct.pack("=HBBI", code, if_true, if_false, value)
+
+
+def _fail(number: int) -> bytes:
+    return _line(RETURN, FAIL | number)
+
+
+def _when(value: int, then: list[bytes]) -> list[bytes]:
+    """`then`, which must end the program, if the loaded word is `value`."""
+    return [_line(IF_EQUAL, value, 0, len(then)), *then]
