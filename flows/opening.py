@@ -13,7 +13,7 @@ import configs
 from configs import knobs
 from flows import preparation, server
 from tasks import cache, champion, hardware, proposal, verdict
-from tasks.baseline import baseline_facts, baseline_file, read_baseline
+from tasks.baseline import baseline_facts, baseline_file, caps_after, read_baseline
 from tasks.judge import box, container, probe
 from tasks.judge.bwrap import BoxUnavailable, Isolation
 from tasks.proposers.replay import ReplayProposer
@@ -173,12 +173,14 @@ def _free_tag(home: Path, root: Path) -> str:
 
 def baseline_event(night: Night) -> dict[str, Any]:
     """The ledger's event `baseline`."""
-    scores, runs = night.baseline.scores, night.baseline.runs
+    scores, runs, caps = night.baseline.scores, night.baseline.runs, caps_after(night.baseline)
     return {
         "val_bpb": night.baseline.val_bpb,
         "scores": scores,
         "seeds": [run.seed for run in runs],
         "sd": verdict.pooled_sd([scores]),
+        "audit_gaps": [run.audit_gap for run in runs],
+        "audit_allowed": {"gap": caps.audit_gap, "position": caps.audit_position},
         "hardware": night.baseline.hardware,
         "seconds": sum(run.seconds or 0.0 for run in runs) / len(runs),
         "peak_memory_bytes": max(run.peak_memory_bytes or 0 for run in runs) or None,

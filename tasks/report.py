@@ -99,14 +99,29 @@ def _trust(state: NightState) -> str:
             f"- Selection: the best of {_count(len(state.trials), 'trial')} was picked by the score shown, so part of it is "
             f"luck and the true gain is likely smaller. Seeds that took no part in the choice would tell."
         )
-    lines.append(
-        "- Audit: not done. Scores are what a fresh box claimed of the checkpoint on held-out text, summed by the judge."
-    )
+    lines.append(_audit(state))
+    lines += [f"- Unusual: trial {trial.number}: {_text(trial.unusual)}." for trial in state.trials if trial.unusual]
     if header.get("isolation") == "none":
         lines.append("- Isolation: NONE. Candidates ran with your rights and could read the validation data.")
     else:
         lines.append(f"- Isolation: {_text(_number(header.get('isolation')))}.")
     return "\n".join(lines)
+
+
+def _audit(state: NightState) -> str:
+    audited = [trial for trial in state.trials if trial.audit_gap is not None]
+    unaudited = [str(trial.number) for trial in state.trials if trial.verdict == "keep" and trial.audit_gap is None]
+    if unaudited:
+        return f"- Audit: NOT DONE for what was kept (trial {', '.join(unaudited)}): these scores are claims."
+    if not audited:
+        return "- Audit: no score came near a keep, so none but the baseline's was audited: scores are a fresh box's claims."
+    caught = sum(trial.status == "audit_failed" for trial in audited)
+    gaps = [trial.audit_gap or 0.0 for trial in audited if trial.status != "audit_failed"]
+    honest = f"; in the others claims were at most {max(gaps):.6f} nats a token too low, which is charged" if gaps else ""
+    return (
+        f"- Audit: every score that entered a keep was earned again from secret prefixes, in {len(audited)} of "
+        f"{_count(len(state.trials), 'trial')}. {caught} failed it{honest}."
+    )
 
 
 def _table(state: NightState) -> str:

@@ -179,6 +179,7 @@ def _trial_tags(state: NightState, trial: Trial) -> dict[str, str]:
         "status": trial.status,
         "proposer": trial.proposer,
         "isolation": trial.isolation,
+        "unusual": trial.unusual or "-",
         "seeds": " ".join(map(str, trial.seeds)),
         "mlflow.source.name": "trainer/train.py",
         "mlflow.source.git.commit": commit,
@@ -188,13 +189,11 @@ def _trial_tags(state: NightState, trial: Trial) -> dict[str, str]:
 
 def _figures(child: Run, runs: Sequence[RunResult], val_bpb: float | None, z: float | None = None) -> list[Metric]:
     """Means over the runs of what the judge measured, each seed's score, and, named so, what the candidate said."""
+    measured = ("seconds", "cpu_seconds", "tokens", "startup_seconds", "startup_gpu_seconds", "audit_gap")
     means = {
         "val_bpb": val_bpb,
         "z": z,
-        "seconds": _mean(run.seconds for run in runs),
-        "cpu_seconds": _mean(run.cpu_seconds for run in runs),
-        "tokens": _mean(run.tokens for run in runs),
-        "startup_seconds": _mean(run.startup_seconds for run in runs),
+        **{name: _mean(getattr(run, name) for run in runs) for name in measured},
         "peak_memory_gib": _mean(run.peak_memory_bytes and run.peak_memory_bytes / 2**30 for run in runs),
     }
     if len(runs) > 1:

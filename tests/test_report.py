@@ -153,8 +153,30 @@ def test_what_is_unknown_is_a_dash_and_never_none_or_zero():
 
 def test_trust_tells_of_noise_runs_selection_audit_and_isolation():
     text = report.markdown(make_state(keep(score=1.6)))
-    for said in ("sd 0.01", "3 runs (seeds 1, 2, 3)", "mean of 1 run: 1.600000", "Selection:", "Audit: not done", "bwrap"):
+    for said in ("sd 0.01", "3 runs (seeds 1, 2, 3)", "mean of 1 run: 1.600000", "Selection:", "bwrap"):
         assert said in text
+
+
+@pytest.mark.parametrize(
+    ("trials", "said"),
+    [
+        ((make_trial(),), "no score came near a keep"),
+        ((keep(audit_gap=0.0), make_trial(2)), "in 1 of 2 trials. 0 failed it; in the others claims were at most 0.000000"),
+        (
+            (keep(audit_gap=2e-5), crash(2, status="audit_failed", audit_gap=3.0)),
+            "1 failed it; in the others claims were at most 0.000020",
+        ),
+        ((crash(status="audit_failed", audit_gap=3.0),), "1 failed it."),
+        ((keep(), keep(2, audit_gap=0.0)), "NOT DONE for what was kept (trial 1)"),
+    ],
+)
+def test_trust_tells_what_was_audited(trials, said):
+    assert said in report.markdown(make_state(*trials))
+
+
+def test_an_unusual_start_up_is_named():
+    text = report.markdown(make_state(make_trial(unusual="start-up took 95 s, the baseline's 40 s")))
+    assert "- Unusual: trial 1: start-up took 95 s, the baseline's 40 s." in text
 
 
 def test_a_night_without_a_sandbox_says_so_loudly():
