@@ -23,6 +23,7 @@ from tasks.judge.wire import Wire
 
 ANSWER_BYTES = 2**26  # most logits of one answer that we hold in memory
 HONEST_TIMES = 10  # a candidate may differ by this many times what the baseline's audits did
+EARLY = 4  # the first quarter of the batches
 LAX_SHARE = 0.004  # of the positions may be off where the position tolerance is at its widest
 
 Index = npt.NDArray[np.int64]
@@ -53,30 +54,31 @@ def calibrate(gaps: list[float], worst: list[float]) -> Tolerance:
 
 @dataclasses.dataclass(frozen=True)
 class Questions:
-    """Which targets are asked. Columns of rows are asked one after the other, each column position by position."""
+    """Which targets are asked, in the order of asking: one batch of rows after the other, each position by position."""
 
-    rows: Index  # [n] ascending
+    rows: Index  # [n]; batch_rows of them are a batch
     positions: Index  # [n, K] ascending in each row: an answer is given before the prefix that contains it is shown
-    counted: Mask  # [n, K] whether the answer counts: the target has bytes and no prefix shown before gives it away
-    columns: int  # index i is in column i % columns
+    counted: Mask  # [n, K] whether the answer counts: the target has bytes and no prefix shown by then gives it away
+    batch_rows: int
 
 
 def draw(scored: Mask, count: int, batch_rows: int, random: np.random.Generator) -> Questions:
     """About `count` targets of `scored`, bool [R, T]: rows without replacement, the same number of positions in each.
 
-    A row starts with the last target of the row before it. So neighbours go into different columns, the later one into
-    the later column; where that cannot be, the earlier one's last target does not count.
+    Their order is a secret as well: an audit box may learn from what it is asked, and so could a claim box if it knew what
+    its twin will have seen by when. A row starts with the last target of the row before it, which therefore counts only
+    where it is asked in an earlier batch.
     """
     R, T = scored.shape
-    rows = np.sort(random.choice(R, size=min(R, count), replace=False)).astype(np.int64)
+    rows = random.permutation(R)[:count].astype(np.int64)
+    batch_rows = min(batch_rows, -(-len(rows) // EARLY))  # in one batch every row would give away the one before it
     keys = random.random((len(rows), T)) + ~scored[rows]  # targets without bytes come last
     positions = np.sort(np.argsort(keys, axis=1)[:, : min(T, count // len(rows))], axis=1)
-    columns = -(-len(rows) // batch_rows)
-    index = np.arange(len(rows))
-    next_is_drawn = np.isin(rows + 1, rows)
-    given_away = next_is_drawn & (index % columns == columns - 1)
+    batch_of = np.full(R + 1, R)  # a row that is not drawn is never shown
+    batch_of[rows] = np.arange(len(rows)) // batch_rows
+    given_away = batch_of[rows + 1] <= batch_of[rows]
     counted = scored[rows[:, None], positions] & ~(given_away[:, None] & (positions == T - 1))
-    return Questions(rows, positions, counted, columns)
+    return Questions(rows, positions, counted, batch_rows)
 
 
 def ask(
@@ -88,8 +90,8 @@ def ask(
     nats = np.empty(questions.positions.shape)
     most = max(1, ANSWER_BYTES // (4 * V))
     with blaming(box, "audit", eval_seconds):
-        for column in range(questions.columns):
-            members = np.arange(column, len(questions.rows), questions.columns)
+        for first in range(0, len(questions.rows), questions.batch_rows):
+            members = np.arange(first, min(first + questions.batch_rows, len(questions.rows)))
             for k in range(questions.positions.shape[1]):
                 for chosen in np.split(members, range(most, len(members), most)):
                     asked, at = rows[questions.rows[chosen]], questions.positions[chosen, k]
@@ -115,26 +117,36 @@ def cross_entropy(logits: Nats, targets: Rows) -> npt.NDArray[Any]:
 class Finding:
     """What an audit found: answers less claims, in nats."""
 
-    gap: float  # mean, rounded to 1e-6: below lies the rounding of float32 claims
+    gap: float  # mean over all, or over the first ones if that is larger; rounded to 1e-6, as claims are float32
     worst: float  # the largest
     off: int  # positions above the tolerance
     asked: int
 
     @classmethod
     def of(cls, questions: Questions, claims: Nats, nats: npt.NDArray[Any], tolerance: Tolerance) -> Finding:
-        """Compares `nats` [n, K] with the claims, float32 [R, T], at the questions that count."""
-        difference = (nats - claims[questions.rows[:, None], questions.positions])[questions.counted]
-        if not len(difference):
+        """Compares `nats` [n, K] with the claims, float32 [R, T], at the questions that count.
+
+        A model that learns from the questions predicts late ones better than early ones: the early ones speak for it.
+        """
+        difference = nats - claims[questions.rows[:, None], questions.positions]
+        early = -(-len(questions.rows) // (EARLY * questions.batch_rows)) * questions.batch_rows
+        means = [
+            float(part.mean())
+            for first in (len(difference), early)
+            if len(part := difference[:first][questions.counted[:first]])
+        ]
+        if not means:
             raise ValueError("no position was audited: the validation rows hold no target with bytes")
-        off = int((difference > tolerance.position).sum())
-        return cls(round(float(difference.mean()), 6), float(difference.max()), off, len(difference))
+        counting = difference[questions.counted]
+        off = int((counting > tolerance.position).sum())
+        return cls(round(max(means), 6), float(counting.max()), off, len(counting))
 
     def problem(self, tolerance: Tolerance) -> str | None:
         """Why the claims are not believed, or None."""
         if self.gap <= tolerance.gap and self.off <= tolerance.allowed(self.asked):
             return None
         return (
-            f"claimed {self.gap:.6f} nats a token less than its predictions cost once what follows is hidden "
+            f"claimed {self.gap:.3g} nats a token less than its predictions cost once what follows is hidden "
             f"(allowed {tolerance.gap:g}); {self.off} of {self.asked} audited positions are off by more than "
             f"{tolerance.position:g} (allowed {tolerance.allowed(self.asked)}): "
             "it uses its targets, later tokens or other rows, or its loss is not the cross-entropy of its logits"

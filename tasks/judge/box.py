@@ -4,7 +4,8 @@ Bubblewrap makes it, or docker where that cannot. What leaves a box is bytes on 
 inside one `with open_box(...)` block of one thread: bubblewrap's parent-death signal follows the thread that spawned it, so
 when that thread or the whole process is killed the kernel ends the box with it. A container has no such signal: see there.
 
-Not covered: the shared kernel, the GPU driver's ioctl surface, and timing between boxes.
+Not covered: the shared kernel, the GPU driver's ioctl surface, and what a box can tell from timing or its own page faults,
+such as which pages of a library an earlier box has read.
 """
 
 from __future__ import annotations

@@ -99,7 +99,8 @@ def blaming(box: Box, phase: str, deadline_seconds: float) -> Iterator[None]:
             box.process.wait(timeout=2.0)  # it may have closed its socket and live on: it is killed a moment later
         box.watchdog.stop()
         if box.watchdog.verdict:  # a kill by the watchdog and a crash look alike from here
-            raise Stopped(*box.watchdog.verdict) from None
+            verdict, reason = box.watchdog.verdict
+            raise (BoxUnavailable(reason) if verdict == "sandbox_error" else Stopped(verdict, reason)) from None
         if box.process.returncode in SIGKILLED:
             raise Stopped("out_of_memory", f"was killed while {doing}: by the kernel for its memory, or by itself") from None
         said = "its log is withheld" if phase in SAW_VALIDATION else last_line(box)
@@ -160,7 +161,7 @@ def finish(box: Box, begun: Begun, checkpoint: Path, *, max_bytes: int) -> Train
         startup_seconds=begun.startup_seconds,
         seconds=seconds,
         cpu_seconds=box.watchdog.cpu_seconds() - begun.cpu_before,
-        tokens=tokens if isinstance(tokens, int) and 0 <= tokens < 2**53 else None,
+        tokens=tokens if isinstance(tokens, int) and not isinstance(tokens, bool) and 0 <= tokens < 2**53 else None,
         metrics=_metrics(message.get("metrics")),
         curve=tuple(curve),
     )

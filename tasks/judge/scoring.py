@@ -78,10 +78,10 @@ class Validation:
 
     def score(self, shape: Shape, rows: Rows, claims: Nats) -> float:
         """Bits per byte of the claims, nats float32 [R, T]. Raises Stopped when they cannot be negative log-probabilities."""
-        if not np.isfinite(claims).all():
-            raise Stopped("bad_claims", f"{int((~np.isfinite(claims)).sum())} of {claims.size} claimed losses are not finite")
+        if not np.isfinite(claims).all():  # no figures of theirs: a reason reaches the proposer
+            raise Stopped("bad_claims", "claimed losses that are not finite")
         if claims.min() < LOWEST_CLAIM:
-            raise Stopped("bad_claims", f"claimed a loss of {claims.min():.4f} nats: no probability is above 1")
+            raise Stopped("bad_claims", "claimed losses below 0: no probability is above 1")
         return prepare.score(claims, rows, self._token_bytes[shape.vocab_size], self.documents_bytes)
 
 

@@ -1,8 +1,9 @@
 """The system calls that no box may make: a seccomp filter, the part of the wall that namespaces leave open.
 
-Three kinds are refused: what only serves an attack on the kernel or on another process, what makes or changes namespaces,
-mounts and clocks, and what holds memory that is in no process's resident set, so that the watchdog could not see it. All else
-is allowed: an allow-list breaks with every new version of a driver or of the C library.
+Four kinds are refused: what only serves an attack on the kernel or on another process, what makes or changes namespaces,
+mounts and clocks, what holds memory that is in no process's resident set, so that the watchdog could not see it, and what
+tells which file pages another box has read. All else is allowed: an allow-list breaks with every new version of a driver or
+of the C library.
 
 A refused call fails with an error number, as on a kernel without it, so that a library falls back instead of dying. The
 filter is classic BPF after seccomp(2), built with struct alone; numbers are those of the kernel's own tables.
@@ -19,11 +20,11 @@ from collections.abc import Iterable, Iterator
 
 LOAD, IF_EQUAL, IF_ANY_BIT, RETURN = 0x20, 0x15, 0x45, 0x06  # classic BPF: load a word, compare, test bits, return
 KILL_PROCESS, ALLOW, FAIL = 0x80000000, 0x7FFF0000, 0x00050000  # SECCOMP_RET_*; FAIL carries an error number
-NUMBER, MACHINE, FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data; the argument's low half on a little-endian machine
+NUMBER, MACHINE, FIRST_ARGUMENT, THIRD_ARGUMENT = 0, 4, 16, 32  # offsets in struct seccomp_data, of low halves
 MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # AUDIT_ARCH_*
 X32 = 0x40000000  # the bit of x86-64's second table, whose calls this filter does not know
 NEW_NAMESPACE = 0x7E020000  # every CLONE_NEW* flag of clone(); CLONE_NEWTIME is unshare's and clone3's alone
-FAMILIES = (1, 2, 10, 16)  # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK; AF_VSOCK (40) would reach the host of a virtual machine
+FAMILIES = (1, 16)  # AF_UNIX, AF_NETLINK; AF_VSOCK (40) would reach a virtual machine's host, loopback buffers hide memory
 
 # name: (x86-64, aarch64); None where the machine has no such call.
 Calls = dict[str, tuple[int, int | None]]
@@ -33,6 +34,7 @@ NOT_PERMITTED: Calls = {
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
     "pidfd_getfd": (438, 438),
+    "process_madvise": (440, 440),
     "kcmp": (312, 272),
     "add_key": (248, 217),
     "request_key": (249, 218),
@@ -46,6 +48,9 @@ NOT_PERMITTED: Calls = {
     "name_to_handle_at": (303, 264),
     "open_by_handle_at": (304, 265),
     "lookup_dcookie": (212, 18),
+    # which pages of a file another box has left in the cache: a note from one to the next, a bit a page
+    "mincore": (27, 232),
+    "cachestat": (451, 451),
     # mounts and namespaces
     "mount": (165, 40),
     "umount2": (166, 39),
@@ -84,11 +89,15 @@ NOT_PERMITTED: Calls = {
 }
 NOT_THERE: Calls = {
     "clone3": (435, 435),  # its flags lie in memory, which a filter cannot read; the C library falls back to clone
+    "preadv2": (327, 286),  # its RWF_NOWAIT tells of cached pages; without flags the C library falls back to preadv
     # memory that outlives its mapping and that no process's resident set shows
     "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
     "shmget": (29, 194),
 }
+NOTHING_DONE: Calls = {"fadvise64": (221, 223)}  # it throws pages out of the cache; advice may be ignored, so it succeeds
+MADVISE: Calls = {"madvise": (28, 233)}
+EVICT = (20, 21)  # MADV_COLD and MADV_PAGEOUT: the same for a mapped file
 CLONE: Calls = {"clone": (56, 220)}
 SOCKET: Calls = {"socket": (41, 198), "socketpair": (53, 199)}
 CUDA_NEEDS = "memfd_create"  # cuInit fails with error 304 without it (NVIDIA/OpenShell issue 1696): there a cgroup must count
@@ -96,7 +105,7 @@ CUDA_NEEDS = "memfd_create"  # cuInit fails with error 304 without it (NVIDIA/Op
 
 def numbered(names: Iterable[str], machine: str) -> dict[str, int]:
     """The numbers of those calls that this machine, a key of MACHINES, has."""
-    column, table = list(MACHINES).index(machine), NOT_PERMITTED | NOT_THERE | CLONE | SOCKET
+    column, table = list(MACHINES).index(machine), NOT_PERMITTED | NOT_THERE | NOTHING_DONE | MADVISE | CLONE | SOCKET
     return {name: number for name in names if (number := table[name][column]) is not None}
 
 
@@ -107,6 +116,11 @@ def program(machine: str, device: str = "cpu") -> bytes | None:
     allow = _line(RETURN, ALLOW)
     not_there = {name: row for name, row in NOT_THERE.items() if not (device == "cuda" and name == CUDA_NEEDS)}
     no_new_namespace = [_line(LOAD, FIRST_ARGUMENT), _line(IF_ANY_BIT, NEW_NAMESPACE, 0, 1), _fail(errno.EPERM), allow]
+    keeping_pages = [
+        _line(LOAD, THIRD_ARGUMENT),
+        *(line for advice in EVICT for line in _when(advice, [_fail(0)])),
+        allow,
+    ]
     known_families = [
         _line(LOAD, FIRST_ARGUMENT),
         *(line for family in FAMILIES for line in _when(family, [allow])),
@@ -121,6 +135,8 @@ def program(machine: str, device: str = "cpu") -> bytes | None:
             *([_line(IF_ANY_BIT, X32, 0, 1), _fail(errno.EPERM)] if machine == "x86_64" else []),
             *(line for number in numbered(NOT_PERMITTED, machine).values() for line in _when(number, [_fail(errno.EPERM)])),
             *(line for number in numbered(not_there, machine).values() for line in _when(number, [_fail(errno.ENOSYS)])),
+            *(line for number in numbered(NOTHING_DONE, machine).values() for line in _when(number, [_fail(0)])),
+            *(line for number in numbered(MADVISE, machine).values() for line in _when(number, keeping_pages)),
             *(line for number in numbered(CLONE, machine).values() for line in _when(number, no_new_namespace)),
             *(line for number in numbered(SOCKET, machine).values() for line in _when(number, known_families)),
             allow,

@@ -10,12 +10,14 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 TICK = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 INTERVAL_SECONDS = 0.25
+HIDDEN_EVERY = 4  # polls between looks at memory that no resident set shows: those read long files
+FREE_SOCKETS = 64  # that are not suspected of holding memory
 READS = 3  # of a process without a parent, before it counts as gone
 
 
@@ -25,7 +27,7 @@ def all_pids() -> list[int]:
 
 def _stat(pid: int) -> list[str]:
     """The fields of /proc/PID/stat after the command name, so that [0] is the state. Raises OSError if it is gone."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()  # a name may be no text
 
 
 def parent_of(pid: int) -> int:
@@ -86,6 +88,31 @@ def _proportional(pid: int) -> int:
     return 0
 
 
+def _hidden(tree: Iterable[int]) -> int:
+    """At most how many bytes the processes hold that no resident set shows.
+
+    Shared anonymous memory keeps its pages when they are unmapped (counted: its size, less what is resident), and sockets
+    keep what nobody has read (counted: what the buffers of more than a few can take).
+    """
+    shared: dict[str, int] = {}
+    resident = sockets = 0
+    for pid in tree:
+        with contextlib.suppress(OSError):
+            found = Path(f"/proc/{pid}/maps").read_text(errors="replace")
+            if "/dev/zero" in found:
+                for line in found.splitlines():
+                    span, mode, _, device, inode, *name = line.split(maxsplit=5)
+                    if mode[3] == "s" and name and name[0].startswith("/dev/zero"):
+                        first, last = (int(address, 16) for address in span.split("-"))
+                        shared[device + inode] = max(shared.get(device + inode, 0), last - first)
+                status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+                resident += next((int(row.split()[1]) * 1024 for row in status.splitlines() if row.startswith("RssShmem:")), 0)
+            if os.readlink(f"/proc/{pid}/ns/net") != os.readlink("/proc/self/ns/net"):
+                sockets = int(Path(f"/proc/{pid}/net/sockstat").read_text().split()[2])  # of the box's network
+    buffers = 2 * int(Path("/proc/sys/net/core/wmem_max").read_text())
+    return max(sum(shared.values()) - resident, 0) + max(sockets - FREE_SOCKETS, 0) * buffers
+
+
 class Watchdog:
     """Polls a process tree in its own thread. `verdict` is set, and the tree killed, at the first limit that is passed."""
 
@@ -96,6 +123,9 @@ class Watchdog:
         self.tasks = tasks
         self.verdict: tuple[str, str] | None = None  # (status, reason)
         self.peak_memory_bytes = 0
+        self._polls = 0
+        self._hidden = 0  # bytes, at the last look
+        self._ticks: dict[tuple[int, int], int] = {}  # CPU time of every process ever seen: nobody may have waited for it
         self._cpu_limit: tuple[float, float] | None = None  # CPU-seconds of the tree: when the limit was set, and at most
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="box-watchdog", daemon=True)
@@ -109,12 +139,18 @@ class Watchdog:
             self._thread.join()
 
     def cpu_seconds(self) -> float:
-        """User and system time of the tree so far, ended and reaped children included."""
-        ticks = 0
+        """User and system time of the tree so far, ended children included, whether they were waited for or not."""
+        waited_for = 0
         for pid in process_tree(self.root):
             with contextlib.suppress(OSError):
-                ticks += sum(map(int, _stat(pid)[11:15]))
-        return ticks / TICK
+                waited_for += self._note(pid, _stat(pid))
+        return max(waited_for, sum(self._ticks.values())) / TICK
+
+    def _note(self, pid: int, stat: list[str]) -> int:
+        """Keeps a process's own CPU time and returns it with that of the children it has waited for, in clock ticks."""
+        own = int(stat[11]) + int(stat[12])
+        self._ticks[pid, int(stat[19])] = own
+        return own + int(stat[13]) + int(stat[14])
 
     def limit_cpu(self, seconds: float) -> None:
         """Allows `seconds` more CPU-seconds from now on."""
@@ -123,7 +159,10 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._stop.wait(INTERVAL_SECONDS):
-            problem = self._problem()
+            try:
+                problem = self._problem()
+            except Exception as error:  # unwatched it must not run on: ended, and the fault is ours
+                problem = "sandbox_error", f"the watchdog failed: {type(error).__name__}: {error}"
             if problem:
                 self.verdict = problem
                 self._end()
@@ -134,22 +173,27 @@ class Watchdog:
             os.killpg(self.root, signal.SIGKILL)
 
     def _problem(self) -> tuple[str, str] | None:
-        memory = tasks = ticks = 0
+        memory = tasks = waited_for = 0
         tree = process_tree(self.root)
         for pid in tree:
             with contextlib.suppress(OSError):
                 stat = _stat(pid)
-                ticks += sum(map(int, stat[11:15]))
+                waited_for += self._note(pid, stat)
                 tasks += int(stat[17])
                 memory += _resident(pid)
         if tasks > self.tasks:  # first: a fork bomb uses much memory too, and looking at that takes long in many processes
             return "too_many_tasks", f"the box ran {tasks} processes and threads, the limit is {self.tasks}"
         if memory > self.memory_bytes and len(tree) > 1:
             memory = sum(_proportional(pid) for pid in tree)
+        if self._polls % HIDDEN_EVERY == 0:
+            self._hidden = _hidden(tree)
+        self._polls += 1
+        memory += self._hidden
         self.peak_memory_bytes = max(self.peak_memory_bytes, memory)
         if memory > self.memory_bytes:
             used, limit = memory / 2**30, self.memory_bytes / 2**30
             return "out_of_memory", f"the box used {used:.2f} GiB of memory, the limit is {limit:.2f} GiB"
+        ticks = max(waited_for, sum(self._ticks.values()))
         if self._cpu_limit is not None and ticks / TICK > self._cpu_limit[1]:
             started, limit = self._cpu_limit
             return "train_timeout", (
