@@ -1,0 +1,1 @@
+"""Cheating candidates, unusual honest ones, and what the judge must say of each."""

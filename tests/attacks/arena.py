@@ -1,0 +1,253 @@
+"""Where attacks are run: what an attack is, the data set and the limits they meet, the bait, and who watches for survivors.
+
+Every candidate of the suite, the honest ones too, starts with a few lines of ours that try to write a file with a known
+name wherever a host would keep it, and look for that file from an earlier box. An attack that gets through says so by
+`GOT THROUGH` in its log; what it cannot know of, the suite looks at from outside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import socket
+import threading
+from base64 import b64encode
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from configs import Audit, Budget, Data, Limits, Profile
+from tasks.experiment import run_experiment
+from tasks.judge import watchdog
+from tasks.judge.bwrap import box_name
+from tasks.records import Caps, Dataset, RunResult, Status
+from trainer import prepare
+
+Room = Literal["lying about the score", "peeking", "cheating time", "breaking out"]
+VOCAB, LENGTH, BOS = 64, 32, 63
+SECRET = "sk-attack-suite-secret"
+MARKER = "NIGHTLY_ATTACK_WAS_HERE"
+THROUGH = "GOT THROUGH"
+LEAKED = "LEAKED-VALIDATION"  # what an attack writes in front of validation text
+HONEST = (Path(__file__).parent / "honest_candidate.py").read_text(encoding="utf-8")
+BEFORE_TORCH = "import torch\nimport torch.nn.functional as F\n"  # most attacks on the box and the clock need no torch
+
+CAPS = Caps(cpu_seconds=None, wall_seconds=60.0, startup_seconds=60.0, audit_gap=1e-4, audit_position=1e-2)
+LIMITS = Limits(train_seconds=60, eval_seconds=60, memory_gib=2, tmp_mib=16, tasks=64, checkpoint_mib=64)
+BUDGET = Budget(kind="flops", amount=8e9)
+STOPPED_BY = {  # unless the attack itself says it better
+    "ok": "nothing to gain",
+    "startup_timeout": "the limit on start-up",
+    "train_timeout": "the judge's clock",
+    "bad_checkpoint": "the limits of the checkpoint",
+    "protocol_error": "the limits of a message",
+    "out_of_memory": "the watchdog on memory",
+    "too_many_tasks": "the watchdog on tasks",
+    "eval_startup_timeout": "the limit on loading",
+    "eval_timeout": "the limit on scoring",
+    "bad_claims": "the checks of the claims",
+    "audit_timeout": "the limit on the audit",
+    "audit_failed": "the audit",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """A cheating or broken candidate: its difference to the honest one and what the judge must make of it."""
+
+    name: str
+    room: Room
+    what: str  # one line: how it cheats
+    edits: tuple[tuple[str, str], ...]  # (old, new); each old is in the honest source exactly once
+    status: Status
+    seen: str  # regular expression: somewhere in the reason
+    gains_nothing: bool = False  # it ends ok, with the honest score
+    by: str | None = None  # what stops it, where the status does not tell
+    caps: Caps = CAPS
+    limits: Limits = LIMITS
+    budget: Budget = BUDGET
+
+    @property
+    def stopped_by(self) -> str:
+        return self.by or STOPPED_BY.get(self.status, "its own end")
+
+
+@dataclasses.dataclass(frozen=True)
+class Control:
+    """An unusual but honest candidate, which must be scored and pass its audit."""
+
+    name: str
+    what: str
+    edits: tuple[tuple[str, str], ...]
+    caps: Caps = CAPS
+    limits: Limits = LIMITS
+    budget: Budget = BUDGET
+
+
+def before_torch(code: str) -> tuple[tuple[str, str], ...]:
+    """The edit that runs `code` before anything else of the candidate, in every box that loads it."""
+    return ((BEFORE_TORCH, code.strip("\n") + "\n" + BEFORE_TORCH),)
+
+
+def edited(edits: tuple[tuple[str, str], ...]) -> str:
+    """The honest source with all `edits`. Raises ValueError for one that does not match exactly once."""
+    source = HONEST
+    for old, new in edits:
+        if source.count(old) != 1:
+            raise ValueError(f"{old!r} is {source.count(old)} times in the candidate, it must be there once")
+        source = source.replace(old, new)
+    return source
+
+
+@dataclasses.dataclass(frozen=True)
+class Arena:
+    """One suite's data set and state folder, and what an attack may know of the host: everything but the secret."""
+
+    dataset: Dataset
+    home: Path
+    bait: dict[str, str | int]
+
+    def source(self, edits: tuple[tuple[str, str], ...]) -> str:
+        lines = [
+            "import os",
+            f"BAIT = {self.bait!r}",
+            "for folder in BAIT['folders'].split(':'):",
+            f"    if os.path.exists(folder + '/{MARKER}'): raise SystemExit('{THROUGH} a file of another box in ' + folder)",
+            f"    try: open(folder + '/{MARKER}', 'w').close()",
+            "    except OSError: continue",
+        ]
+        return "\n".join(lines) + "\n" + edited(edits)
+
+
+def run_attack(attack: Attack | Control, arena: Arena) -> RunResult:
+    """The candidate's run through real boxes, audited whatever it claims."""
+    return run_experiment(
+        arena.source(attack.edits),
+        make_profile(attack.limits, attack.budget),
+        arena.dataset,
+        arena.home,
+        seed=1,
+        caps=attack.caps,
+        isolation="bwrap",
+        worth_audit=lambda claimed: True,
+    )
+
+
+def make_profile(limits: Limits = LIMITS, budget: Budget = BUDGET) -> Profile:
+    data = Data(
+        source="synthetic",
+        train=("train",),
+        validation="validation",
+        license="none",
+        validation_documents=32,
+        vocab_sizes=(256,),  # the least a profile may name; the prepared one is VOCAB
+        sequence_length=LENGTH,
+    )
+    return Profile(
+        name="arena",
+        description="the attack suite",
+        device="cpu",
+        data=data,
+        budget=budget,
+        limits=limits,
+        audit=Audit(positions=2048, share=0.0),
+    )
+
+
+def make_dataset(folder: Path, validation_documents: int = 32) -> Dataset:
+    """Synthetic text of 48 letters and 15 pairs of them: each token has a few likely successors, so there is much to learn.
+
+    32 validation documents are 128 rows of 32 tokens; training has 2400 documents.
+    """
+    random = np.random.default_rng(0)
+    letters = [bytes([65 + i]) for i in range(48)]
+    vocabulary = letters + [letters[3 * i] + letters[3 * i + 1] for i in range(15)]
+    likely = np.stack([random.permutation(BOS)[:6] for _ in range(BOS)])
+    train, lengths = _documents(random, likely, 2400)
+    stream, _ = _documents(random, likely, validation_documents)
+    public, rows, hidden = (folder / name for name in ("public", "train", "validation"))
+    for path in (public, rows, hidden):
+        path.mkdir(parents=True)
+    ranks = [[b64encode(token).decode(), rank] for rank, token in enumerate(vocabulary)]
+    (public / f"tokenizer_{VOCAB}.json").write_text(
+        json.dumps({"pattern": ".", "ranks": ranks, "specials": {prepare.BOS: BOS}})
+    )
+    token_bytes = np.array([*map(len, vocabulary), 0], np.int32)
+    np.save(public / f"token_bytes_{VOCAB}.npy", token_bytes)
+    meta = prepare.Meta("arena", (VOCAB,), LENGTH, {VOCAB: BOS}, "none", prepare.METRIC_VERSION)
+    (public / "meta.json").write_text(json.dumps(meta.to_dict()))
+    train.tofile(rows / f"tokens_{VOCAB}.bin")
+    np.save(rows / f"lengths_{VOCAB}.npy", lengths)
+    np.save(rows / f"rows_{VOCAB}_{LENGTH}.npy", prepare.pack_rows(train, lengths, LENGTH))
+    np.save(hidden / f"stream_{VOCAB}.npy", stream)
+    scored = int(token_bytes[stream].sum())
+    (hidden / "manifest.json").write_text(json.dumps({"bytes": scored, "documents": validation_documents}))
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return Dataset("arena", str(public), str(rows), str(hidden), scored)
+
+
+def _documents(
+    random: np.random.Generator, likely: npt.NDArray[np.int64], count: int
+) -> tuple[prepare.Tokens, npt.NDArray[np.int32]]:
+    """(BOS-joined stream, tokens in each document): a chain of the first order with six likely successors and some noise."""
+    lengths = np.full(count, 128, np.int32)
+    tokens = np.empty((count, 128), np.uint16)
+    tokens[:, 0] = BOS
+    tokens[:, 1] = random.integers(BOS, size=count)
+    for i in range(2, 128):
+        choice = likely[tokens[:, i - 1], random.choice(6, size=count, p=(0.5, 0.2, 0.1, 0.1, 0.05, 0.05))]
+        tokens[:, i] = np.where(random.random(count) < 0.1, random.integers(BOS, size=count), choice)
+    return tokens.reshape(-1), lengths
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A TCP and an abstract unix socket of the host that wait for a call out of a box."""
+    with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(f"\0nightly-attack-suite-{os.getpid()}")
+        unix.listen()
+        tcp.setblocking(False)
+        unix.setblocking(False)
+        yield tcp, unix
+
+
+class Witness:
+    """Notes, from outside and twice a second, every process of every box of one state folder."""
+
+    def __init__(self, home: Path) -> None:
+        self._name = box_name(home).encode()
+        self._seen: dict[int, int] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Witness:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.5):
+            self.look()
+
+    def look(self) -> None:
+        for pid in watchdog.all_pids():
+            with contextlib.suppress(OSError):
+                if self._name in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                    self._seen |= watchdog.process_tree(pid)
+
+    @property
+    def count(self) -> int:
+        return len(self._seen)
+
+    def survivors(self) -> list[int]:
+        self.look()
+        return [pid for pid, born in self._seen.items() if watchdog.is_alive(pid, born)]

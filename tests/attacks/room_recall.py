@@ -1,0 +1,48 @@
+"""Room "peeking", one door of it: an audit box that remembers. It sees a prefix, answers, and is asked about other rows later.
+
+What it was shown before may serve it as training data. That is no use if a claim box cannot tell what its twin will have
+seen by the time it is asked; where the order of the questions can be foreseen, both can learn the same from the validation
+text, and the audit agrees with the claims.
+"""
+
+from __future__ import annotations
+
+from tests.attacks.arena import Attack, before_torch
+from tests.attacks.room_time import JUNK
+
+ATTACKS = [
+    Attack(
+        name="learns from the audit's questions",
+        room="peeking",
+        what="trains on nothing but the validation rows, in the order in which the audit will show them to its twin",
+        edits=before_torch(
+            JUNK
+            + """
+import numpy as np
+link.send({"msg": "ready", "vocab_size": 64, "sequence_length": 32, "batch_rows": 16})
+counts = np.full((64, 64), 0.05)
+def learn(rows): np.add.at(counts, (rows[:, :15].ravel(), rows[:, 1:16].ravel()), 1.0)
+def logits(tokens): return np.log(counts / counts.sum(1, keepdims=True)).astype("<f4")[tokens]
+if role == "claim":
+    n = link.read("nll")["rows"]
+    rows = np.frombuffer(link.read_bytes(n * 33 * 2), "<u2").reshape(n, 33)
+    nats, columns = np.empty((n, 32), "<f4"), -(-n // 16)
+    for column in range(columns):
+        own = rows[column::columns]
+        nats[column::columns] = -np.take_along_axis(logits(own[:, :-1]), own[:, 1:, None].astype(int), 2)[..., 0]
+        learn(own)
+    link.send_bytes(nats.tobytes())
+    link.wait_for_the_end()
+seen = None
+while True:
+    n = link.read("logits")["rows"]
+    prefixes, at = np.frombuffer(link.read_bytes(n * 64), "<u2").reshape(n, 32), np.frombuffer(link.read_bytes(n * 4), "<i4")
+    if seen is not None and (prefixes[:, 0] != seen[:, 0]).any(): learn(seen)
+    seen = prefixes
+    link.send_bytes(logits(prefixes[np.arange(n), at]).tobytes())
+"""
+        ),
+        status="audit_failed",
+        seen="nats a token less",
+    ),
+]
