@@ -13,7 +13,7 @@ import configs
 from configs import knobs
 from flows import preparation, server
 from tasks import cache, champion, hardware, proposal, verdict
-from tasks.baseline import baseline_facts, baseline_file, caps_after, read_baseline
+from tasks.baseline import baseline_facts, baseline_files, caps_after, read_baseline
 from tasks.judge import box, container, probe
 from tasks.judge.bwrap import BoxUnavailable, Isolation
 from tasks.proposers.replay import ReplayProposer
@@ -145,8 +145,8 @@ def _baseline(base: str, profile: configs.Profile, dataset: Dataset, home: Path,
     machine = hardware.describe(profile.device, profile.threads)
     facts = {**baseline_facts(base, profile, dataset, isolation), "home": str(home)}
     key = cache.key("baseline", 1, **facts, hardware=hardware.fingerprint(profile.device, profile.threads))
-    saved, cached = cache.ensure(baseline_file, key, base, profile, dataset, home, isolation, machine)
-    baseline = read_baseline(Path(saved.path))
+    files, cached = cache.ensure(baseline_files, key, base, profile, dataset, home, isolation, machine)
+    baseline = read_baseline(Path(files[0].path))
     sd = verdict.pooled_sd([baseline.scores])
     found = "cached" if cached else "measured"
     get_run_logger().info(f"baseline: {found}: {baseline.val_bpb:.6f} bits per byte, sd {sd:.6f} over 3 seeds")

@@ -41,7 +41,7 @@ def caps_after(baseline: Baseline) -> Caps:
         startup_seconds=max(STARTUP_TIMES * max(run.startup_seconds or 0.0 for run in runs), MIN_STARTUP_SECONDS),
         audit_gap=tolerance.gap,
         audit_position=tolerance.position,
-        kernels=baseline.kernels if baseline.kernels and Path(baseline.kernels).is_file() else None,
+        kernels=baseline.kernels,
     )
 
 
@@ -76,6 +76,7 @@ def measure_baseline(
     run does so again: torch names its kernels otherwise where some were loaded first, as for every run after it.
     """
     runs: list[RunResult] = []
+    kernels.unlink(missing_ok=True)
     caps = replace(first_caps(profile), audit_gap=audit.LAX.gap, audit_position=audit.LAX.position)
     for seed in SEEDS:
         exported = kernels if profile.device == "cuda" and len(runs) < 2 else None
@@ -106,17 +107,23 @@ def saved_run(saved: dict[str, Any]) -> RunResult:
 
 
 def read_baseline(path: Path) -> Baseline:
-    """The baseline that `baseline_file` wrote."""
+    """The baseline that `baseline_files` wrote."""
     saved = json.loads(path.read_text(encoding="utf-8"))
     return Baseline(**{**saved, "runs": tuple(map(saved_run, saved["runs"]))})
 
 
 @task(name="measure-baseline", persist_result=True, cache_key_fn=lambda _, parameters: str(parameters["key"]))
-def baseline_file(
+def baseline_files(
     key: str, source: str, profile: Profile, dataset: Dataset, home: Path, isolation: Isolation, hardware: str
-) -> FileRef:
-    """`measure_baseline` as a cached Prefect task: a JSON file under data/baselines."""
+) -> tuple[FileRef, ...]:
+    """`measure_baseline` as a cached Prefect task: a JSON file under data/baselines, and beside it what was compiled."""
     path = home / "data" / "baselines" / f"{key.rpartition(':')[2][:16]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     found = measure_baseline(source, profile, dataset, home, isolation, hardware, path.with_suffix(".kernels"))
-    return FileRef.write(path, json.dumps(asdict(found)).encode())
+    saved = FileRef.write(path, json.dumps(asdict(found)).encode())
+    return (saved, _reference(Path(found.kernels))) if found.kernels else (saved,)
+
+
+def _reference(path: Path) -> FileRef:
+    with path.open("rb") as file:
+        return FileRef(str(path), hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size)

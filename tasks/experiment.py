@@ -144,20 +144,35 @@ def _run(
         _read_whole(checkpoint)
         seen["claimed_bpb"] = claimed = validation.score(shape, rows, claims)
         if worth_audit(claimed) or secrets.SystemRandom().random() < profile.audit.share:
-            wire, again = scoring.load(auditing, audit_box.gate, "audit_startup", caps.startup_seconds)
-            if again != shape:
-                raise protocol.Stopped("audit_failed", f"told the audit another shape: {again}, not {shape}")
-            scored = validation.scored(shape, rows)
-            questions = audit.draw(scored, profile.audit.positions, shape.batch_rows, np.random.default_rng())
-            nats = audit.ask(auditing, wire, shape, rows, validation.bos[shape.vocab_size], questions, limits.eval_seconds)
-            tolerance = audit.Tolerance(caps.audit_gap, caps.audit_position)
-            finding = audit.Finding.of(questions, claims, nats, tolerance)
-            seen |= {"audit_gap": finding.gap, "audit_worst": finding.worst}
-            if problem := finding.problem(tolerance):
-                raise protocol.Stopped("audit_failed", problem)
-            charged = max(0.0, finding.gap) * int(scored.sum())
-            claimed += prepare.bits_per_byte(charged, validation.documents_bytes)
+            claimed += _audit(auditing, audit_box.gate, shape, rows, claims, validation, profile, caps, seen)
         seen["val_bpb"] = claimed
+
+
+def _audit(
+    box: Box,
+    gate: Gate,
+    shape: scoring.Shape,
+    rows: scoring.Rows,
+    claims: scoring.Nats,
+    validation: scoring.Validation,
+    profile: Profile,
+    caps: Caps,
+    seen: dict[str, Any],
+) -> float:
+    """What the claims are short of, bits per byte; Stopped when it is more than can be honest."""
+    wire, again = scoring.load(box, gate, "audit_startup", caps.startup_seconds)
+    if again != shape:
+        raise protocol.Stopped("audit_failed", f"told the audit another shape: {again}, not {shape}")
+    scored = validation.scored(shape, rows)
+    questions = audit.draw(scored, profile.audit.positions, shape.batch_rows, np.random.default_rng())
+    bos = validation.bos[shape.vocab_size]
+    nats = audit.ask(box, wire, shape, rows, bos, questions, profile.limits.eval_seconds)
+    tolerance = audit.Tolerance(caps.audit_gap, caps.audit_position)
+    finding = audit.Finding.of(questions, claims, nats, tolerance)
+    seen |= {"audit_gap": finding.gap, "audit_worst": finding.worst}
+    if problem := finding.problem(tolerance):
+        raise protocol.Stopped("audit_failed", problem)
+    return prepare.bits_per_byte(max(0.0, finding.gap) * int(scored.sum()), validation.documents_bytes)
 
 
 def _read_whole(path: Path) -> None:

@@ -1,15 +1,19 @@
 """A miniature of everything a run needs but torch: a dataset of a few bytes and candidates of a few lines, for real boxes."""
 
+import contextlib
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 
 from configs import Audit, Budget, Data, Limits, Profile
-from tasks.judge.bwrap import BoxSpec, Gate
+from tasks.judge import watchdog
+from tasks.judge.bwrap import BoxSpec, Gate, box_name
 from tasks.records import Dataset
 
 VOCAB, LENGTH = 256, 8
+KERNEL_THREAD = 0x00200000  # PF_KTHREAD of linux/sched.h
 STREAM = np.array([255, 1, 2, 3, 255, 4, 5, 6, 7, 8, 9], dtype=np.uint16)  # two documents, BOS = 255
 
 HONEST = """
@@ -123,3 +127,28 @@ def make_spec(folder: Path, **changes) -> BoxSpec:
         "tmp_bytes": 16 * 2**20,
     }
     return BoxSpec(**{**parts, **changes})
+
+
+def live_boxes(home: Path) -> dict[int, int]:
+    """The live processes of every box of a state folder, whoever their parent is, as pid -> start time.
+
+    Those that make a box carry its name in their command line, and whatever runs inside is below them.
+    """
+    name = box_name(home).encode()
+    found: dict[int, int] = {}
+    for pid in watchdog.all_pids():
+        with contextlib.suppress(OSError):
+            if name in _argv(pid):
+                found |= watchdog.process_tree(pid)
+    return {pid: born for pid, born in found.items() if watchdog.is_alive(pid, born)}
+
+
+def _argv(pid: int) -> list[bytes]:
+    """A process's command line. In the middle of an exec it is empty for a moment, and is read again. Raises OSError."""
+    for _ in range(100):
+        argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        state, *_, flags = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:7]
+        if argv != [b""] or state in "ZX" or int(flags) & KERNEL_THREAD:
+            return argv
+        time.sleep(0.001)
+    return []

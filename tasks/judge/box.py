@@ -166,13 +166,19 @@ def _end(process: subprocess.Popen[bytes], name: str | None) -> None:
 def sweep(home: Path) -> list[int]:
     """Ends boxes of this state folder whose parent is gone: a kill in the first 20 ms comes before bwrap asks to die with us.
 
-    Only a process that runs bwrap, whose command line names our own box name and whose parent is init, is ended.
+    Only a process that runs bwrap, whose command line names our own box name and whom init or a session's systemd has taken
+    over is ended.
     """
     name, ended = box_name(home).encode(), []
     for pid in watchdog.all_pids():
         with contextlib.suppress(OSError):
             argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if name in argv and argv[0].endswith(b"bwrap") and watchdog.parent_of(pid) == 1:
+            if name in argv and argv[0].endswith(b"bwrap") and _adopts(watchdog.parent_of(pid)):
                 os.kill(pid, signal.SIGKILL)
                 ended.append(pid)
     return ended
+
+
+def _adopts(pid: int) -> bool:
+    """Whether this process is one that orphans are given to, and not a judge: that may be a container's first process."""
+    return pid != os.getpid() and (pid == 1 or Path(f"/proc/{pid}/comm").read_bytes() == b"systemd\n")

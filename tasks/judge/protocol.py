@@ -184,7 +184,10 @@ def take_kernels(begun: Begun, path: Path, *, seconds: float, max_bytes: int) ->
         size = expect(begun.wire.read(deadline), "cache").get("bytes")
         if not isinstance(size, int) or not 0 < size <= max_bytes:
             return False
-        begun.wire.read_to_file(size, path, deadline)
+        part = path.with_suffix(".part")
+        begun.wire.read_to_file(size, part, deadline)
+        part.chmod(0o644)
+        part.replace(path)
     except (Silent, Closed, Malformed):
         return False
     return True
