@@ -117,7 +117,7 @@ def _audit(state: NightState) -> str:
         return "- Audit: no score came near a keep, so none but the baseline's was audited: scores are a fresh box's claims."
     caught = sum(trial.status == "audit_failed" for trial in audited)
     gaps = [trial.audit_gap or 0.0 for trial in audited if trial.status != "audit_failed"]
-    honest = f"; in the others claims were at most {max(gaps):.6f} nats a token too low, which is charged" if gaps else ""
+    honest = f"; the claims of the rest were at most {max(gaps):.6f} nats a token too low, which is charged" if gaps else ""
     return (
         f"- Audit: every score that entered a keep was earned again from secret prefixes, in {len(audited)} of "
         f"{_count(len(state.trials), 'trial')}. {caught} failed it{honest}."

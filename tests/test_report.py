@@ -161,10 +161,10 @@ def test_trust_tells_of_noise_runs_selection_audit_and_isolation():
     ("trials", "said"),
     [
         ((make_trial(),), "no score came near a keep"),
-        ((keep(audit_gap=0.0), make_trial(2)), "in 1 of 2 trials. 0 failed it; in the others claims were at most 0.000000"),
+        ((keep(audit_gap=0.0), make_trial(2)), "in 1 of 2 trials. 0 failed it; the claims of the rest were at most 0.000000"),
         (
             (keep(audit_gap=2e-5), crash(2, status="audit_failed", audit_gap=3.0)),
-            "1 failed it; in the others claims were at most 0.000020",
+            "1 failed it; the claims of the rest were at most 0.000020",
         ),
         ((crash(status="audit_failed", audit_gap=3.0),), "1 failed it."),
         ((keep(), keep(2, audit_gap=0.0)), "NOT DONE for what was kept (trial 1)"),
