@@ -66,6 +66,8 @@ def trial(arguments: argparse.Namespace, home: Path) -> int:
         print(f"{run.status}: {run.reason}\n{score}, seed {run.seed}{seconds}, isolation {run.isolation}")
     if run.status != "ok":
         print(run.log[-4000:], file=sys.stderr)
+        if run.judge_log:
+            print(f"--- the scoring boxes, which have seen validation text:\n{run.judge_log[-4000:]}", file=sys.stderr)
     return 0 if run.status == "ok" else 3
 
 

@@ -84,12 +84,16 @@ def draw(scored: Mask, count: int, batch_rows: int, random: np.random.Generator)
 def ask(
     box: Box, wire: Wire, shape: Shape, rows: Rows, bos: int, questions: Questions, eval_seconds: float
 ) -> npt.NDArray[Any]:
-    """The losses of the questions by a loaded box's logits, nats float64 [n, K]. Raises Stopped."""
+    """The losses of the questions by a loaded box's logits, nats float64 [n, K]. Raises Stopped.
+
+    `eval_seconds` is what claiming all rows may take: here it is allowed for each of the K positions of a row.
+    """
     V, T = shape.vocab_size, shape.sequence_length
-    deadline = time.monotonic() + eval_seconds
+    allowed = eval_seconds * questions.positions.shape[1]
+    deadline = time.monotonic() + allowed
     nats = np.empty(questions.positions.shape)
     most = max(1, ANSWER_BYTES // (4 * V))
-    with blaming(box, "audit", eval_seconds):
+    with blaming(box, "audit", allowed):
         for first in range(0, len(questions.rows), questions.batch_rows):
             members = np.arange(first, min(first + questions.batch_rows, len(questions.rows)))
             for k in range(questions.positions.shape[1]):

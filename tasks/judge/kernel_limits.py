@@ -13,9 +13,8 @@ import subprocess
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
-CLEAN = {
-    "PATH": "/usr/bin:/bin:/usr/sbin:/sbin"
-}  # the whole environment of what starts a box: it could read it at /proc/1/environ
+# The whole environment of what starts a box: a candidate could read it at /proc/1/environ.
+CLEAN = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
 SPARE_TASKS = 64  # above the watchdog's limit: bubblewrap's own, and room for a fork bomb to pass the limit that names it
 COUNTS_PER_NAMESPACE = (5, 14)  # the Linux from which RLIMIT_NPROC counts a user namespace by itself
 
