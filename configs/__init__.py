@@ -45,7 +45,7 @@ class Limits(Table):
     startup_seconds: pydantic.PositiveFloat = 180.0  # process start to ready: imports, model, compile
     train_seconds: pydantic.PositiveFloat = 900.0  # go to checkpoint while no baseline has set a tighter cap
     eval_seconds: pydantic.PositiveFloat = (
-        120.0  # from the first row to the last claim; an audit has as much for each position of a row
+        120.0  # from the first row to the last claim; an audit has as much for each of up to 16 positions of a row
     )
     memory_gib: pydantic.PositiveFloat = 8.0  # resident memory of the whole box
     tmp_mib: Positive = 512  # size of each tmpfs in the box: /tmp, /scratch, /dev/shm

@@ -23,6 +23,7 @@ from tasks.judge.wire import Wire
 
 ANSWER_BYTES = 2**26  # most logits of one answer that we hold in memory
 HONEST_TIMES = 10  # a candidate may differ by this many times what the baseline's audits did
+MOST_ROUNDS = 16  # over the rows that an audit's time is reckoned for
 EARLY = 4  # the first quarter of the batches
 LAX_SHARE = 0.004  # of the positions may be off where the position tolerance is at its widest
 
@@ -86,10 +87,11 @@ def ask(
 ) -> npt.NDArray[Any]:
     """The losses of the questions by a loaded box's logits, nats float64 [n, K]. Raises Stopped.
 
-    `eval_seconds` is what claiming all rows may take: here it is allowed for each of the K positions of a row.
+    `eval_seconds` is what claiming all rows may take: here it is allowed for each of the K positions of a row, but not
+    without end. A candidate with few long rows is asked as much as any other, and may run out of time.
     """
     V, T = shape.vocab_size, shape.sequence_length
-    allowed = eval_seconds * questions.positions.shape[1]
+    allowed = eval_seconds * min(questions.positions.shape[1], MOST_ROUNDS)
     deadline = time.monotonic() + allowed
     nats = np.empty(questions.positions.shape)
     most = max(1, ANSWER_BYTES // (4 * V))
