@@ -44,9 +44,7 @@ class Limits(Table):
     isolation: Literal["auto", "bwrap", "docker"] = "auto"  # auto: bwrap where it holds, else docker; never without
     startup_seconds: pydantic.PositiveFloat = 180.0  # process start to ready: imports, model, compile
     train_seconds: pydantic.PositiveFloat = 900.0  # go to checkpoint while no baseline has set a tighter cap
-    eval_seconds: pydantic.PositiveFloat = (
-        120.0  # from the first row to the last claim; an audit has as much for each of up to 16 positions of a row
-    )
+    eval_seconds: pydantic.PositiveFloat = 120.0  # first row to last claim; an audit: up to 16 times as much
     memory_gib: pydantic.PositiveFloat = 8.0  # resident memory of the whole box
     tmp_mib: Positive = 512  # size of each tmpfs in the box: /tmp, /scratch, /dev/shm
     tasks: Positive = 256  # processes and threads in the box
