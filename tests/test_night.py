@@ -71,7 +71,26 @@ def test_the_report_and_its_companions_are_there(checkout, first):
         "description",
     ]
     assert (folder / "progress.png").read_bytes().startswith(b"\x89PNG")
-    assert {p.name for p in (folder / "trials" / "1").iterdir()} >= {"train.py", "patch.diff", "run.log", "result.json"}
+    assert {p.name for p in (folder / "trials" / "1").iterdir()} >= {
+        "train.py",
+        "patch.diff",
+        "run.log",
+        "judge.log",
+        "result.json",
+    }
+
+
+def test_no_score_decides_anything_unaudited(checkout, first):
+    events = checkout.ledger("first")
+    baseline = next(event for event in events if event["event"] == "baseline")
+    assert [abs(gap) < 1e-5 for gap in baseline["audit_gaps"]] == [True] * 3
+    assert baseline["audit_allowed"] == {"gap": 1e-4, "position": 1e-2}
+    for trial in (event["trial"] for event in events if event["event"] == "decided"):
+        runs = json.loads((checkout.home / "nights" / "first" / "trials" / str(trial["number"]) / "result.json").read_text())[
+            "runs"
+        ]
+        decisive = runs if trial["verdict"] == "keep" else runs[:-1]  # whoever got a second run might have been kept
+        assert all(run["audit_gap"] is not None for run in decisive)
 
 
 def test_a_tag_that_exists_is_refused_with_the_remedy(checkout, first):
