@@ -109,7 +109,11 @@ def interrupt(checkout, tag, how):
     """Starts a night, sends it a signal in the middle of its first run; returns its exit code and what it said."""
     argv = [sys.executable, "-m", "flows.cli", "night", "--profile", SMALL, "--tag", tag, "--trials", "2"]
     place, environment = checkout.folder, checkout.environment()
-    with subprocess.Popen(argv, cwd=place, env=environment, stderr=subprocess.PIPE, text=True) as night:
+
+    def heed_ctrl_c():  # it is ignored in what a script starts in the background, and by all that starts from there
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(argv, cwd=place, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c) as night:
         assert night.stderr is not None
         said = []
         for line in night.stderr:

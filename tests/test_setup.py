@@ -89,7 +89,7 @@ def test_help_lists_what_the_command_line_has(checkout):
     listed = set(re.findall(r"^  (\w+) ", checkout.run().stdout, re.MULTILINE))
     argv = [sys.executable, "-m", "flows.cli", "--help"]
     known = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert listed - {"test", "check", "lock"} == set(re.findall(r"^    (\w+)\b", known, re.MULTILINE))
+    assert listed - {"test", "bench", "check", "lock"} == set(re.findall(r"^    (\w+)\b", known, re.MULTILINE))
 
 
 def test_unknown_command_is_a_usage_error_and_sets_nothing_up(checkout):
@@ -230,7 +230,9 @@ def test_quick_leaves_the_slow_tests_out(checkout):
 
 def test_every_variable_of_the_example_is_read():
     names = re.findall(r"^#?([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
-    code = (ROOT / "run").read_text() + "".join(path.read_text() for path in (ROOT / "flows").glob("*.py"))
+    code = (ROOT / "run").read_text() + "".join(
+        path.read_text() for package in ("flows", "tasks") for path in (ROOT / package).rglob("*.py")
+    )
     assert names
     assert [name for name in names if name not in code] == []
 
