@@ -375,8 +375,8 @@ while True:
 """
         ),
         status="audit_timeout",
-        seen="audited after 2 s",
-        limits=LIMITS.model_copy(update={"eval_seconds": 2.0}),
+        seen="audited after 16 s",
+        limits=LIMITS.model_copy(update={"eval_seconds": 1.0}),
     ),
     Attack(
         name="sets the machine's clock",
