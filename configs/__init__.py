@@ -1,7 +1,8 @@
 """Profiles: one TOML file each, checked when it is read. A setting is explained here and nowhere else.
 
-`load("laptop")` reads configs/laptop.toml; `load("mine.toml")` reads any file. The ALL_CAPS constants of train.py are
-in the `[train]` table; `configs.knobs` writes them into the file.
+`load("laptop")` reads configs/laptop.toml; `load("mine.toml")` reads any file. `extends = "h100"` at the top of a file takes
+every setting that it does not have from that profile. The ALL_CAPS constants of train.py are in the `[train]` table;
+`configs.knobs` writes them into the file.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import pydantic
 
 FOLDER = Path(__file__).resolve().parent
 Positive = Annotated[int, pydantic.Field(gt=0)]
+ShardName = Annotated[str, pydantic.Field(pattern=r"^[^#]+(#\d*:\d*)?$")]  # a file, or row groups of it: "all.parquet#20:"
+Pin = Annotated[str, pydantic.Field(pattern=r"^[\w-][\w.-]*/[\w-][\w.-]*@[0-9a-f]{40}$")]  # owner/name@commit
 
 
 class Table(pydantic.BaseModel):
@@ -23,10 +26,11 @@ class Table(pydantic.BaseModel):
 
 
 class Data(Table):
-    source: str  # folder of the shards: a path (relative to configs/) or an https:// address
-    train: tuple[str, ...] = pydantic.Field(min_length=1)  # parquet files with a column `text`
-    validation: str  # parquet file; never reaches a box
-    checksums: str | None = None  # a SHA256SUMS file in the source; without it the first download is trusted
+    source: str  # folder of the shards: a path (relative to configs/), https://, s3:// or hf://datasets/OWNER/NAME@COMMIT
+    train: tuple[ShardName, ...] = pydantic.Field(min_length=1)  # parquet files with a column `text`
+    validation: ShardName  # never reaches a box
+    holdout: ShardName | None = None  # no night reads it: kept out of the training, to confirm a result with one day
+    checksums: str | None = None  # a SHA256SUMS file in the source; else hf:// checks its own, and a first download is trusted
     license: str  # shown at every preparation
     validation_documents: Positive  # the first N documents of the validation file are the scored list
     vocab_sizes: tuple[Annotated[int, pydantic.Field(ge=256, le=65536)], ...] = pydantic.Field(min_length=1)
@@ -73,6 +77,7 @@ class Profile(Table):
     limits: Limits = Limits()
     audit: Audit = Audit()
     night: Night = Night()
+    attention_kernels: tuple[Pin, ...] = ()  # of the Hugging Face hub; naming one is trusting its publisher's native code
     train: dict[str, bool | int | float | str | list[float]] = {}  # knobs written into train.py by the night's first commit
 
 
@@ -94,10 +99,27 @@ def load(name: str) -> Profile:
     if not path.is_file() or path.stem == "search_space":
         raise ProfileError(f"unknown profile {name!r}: choose one of {', '.join(names())}, or give the path of a .toml file")
     try:
-        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-        return Profile(name=path.stem, **table)
+        return Profile(name=path.stem, **_table(path))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ProfileError(f"profile {path}: not valid TOML: {error}") from error
     except pydantic.ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in error.errors())
         raise ProfileError(f"profile {path}: {problems}") from error
+
+
+def _table(path: Path) -> dict[str, Any]:
+    """The file's settings over those of the profile that it extends."""
+    table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    if (base := table.pop("extends", None)) is None:
+        return table
+    if base not in names() or FOLDER / f"{base}.toml" == path:
+        raise ProfileError(f"profile {path}: extends = {base!r}: choose one of {', '.join(names())}")
+    return _over(_table(FOLDER / f"{base}.toml"), table)
+
+
+def _over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = {
+        name: _over(base[name], value) if isinstance(value, dict) and isinstance(base.get(name), dict) else value
+        for name, value in changes.items()
+    }
+    return {**base, **merged}

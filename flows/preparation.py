@@ -1,31 +1,30 @@
 """From a profile's [data] to a dataset on disk, each step cached by Prefect and verified before it is used again.
 
-The cached tasks are here, not beside the functions that they call, because each of them composes several modules. Their
-keys hold the content of their inputs, the folder of their output and the source of the code that makes it, so an edit of
-that code makes the step anew. A prepared dataset lies in data/<fingerprint>, its tokenizers and shards beside it.
+Keys hold the content of a step's inputs, the folder of its output and the source of the code that makes it, so an edit
+of that code makes the step anew. What is done shard by shard is cached shard by shard: a preparation that is killed
+goes on where it was. A prepared dataset lies in data/<fingerprint>; tokenizers and shards lie beside it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from prefect import State, Task, flow, get_run_logger, task
-from prefect.client.schemas.objects import TaskRun
+import numpy as np
+from prefect import flow, get_run_logger
 
 import configs
-from flows import server
-from tasks import cache, dataset, fetch, tokenization
+from flows import data_steps, server
+from tasks import attention_kernels, cache, dataset, fetch
+from tasks.dataset import Shard
 from tasks.records import DataError, Dataset, FileRef
 from trainer import prepare as fixed
 
-RETRY_SECONDS = (5, 30)  # a source that is away for longer ends the preparation with its message
-QUIET_BYTES = 32 << 20  # a smaller download is over before anybody asks how far it is
+Found = tuple[Any, bool]  # a step's result, and whether all of it came from the cache
 
 
 @flow(name="prepare", flow_run_name="prepare {profile.name}")
@@ -42,60 +41,95 @@ def prepare_dataset(profile: configs.Profile, home: Path) -> Dataset:
     data, root, cached = profile.data, _open_folder(home / "data"), []
     get_run_logger().info(f"data: {data.license}")
 
-    def step(name: str, work: Callable[[], tuple[Any, bool]]) -> Any:
+    def step(name: str, work: Callable[[], Found]) -> Any:
         started = time.monotonic()
         result, found = work()
         cached.extend([name] if found else [])
         get_run_logger().info(f"{name}: {'cached' if found else f'{time.monotonic() - started:.1f} s'}")
         return result
 
-    *train, validation = step("shards", lambda: _fetch_shards(data, root))
-    dataset.check_shards(train, validation)
-    tokenizers = step("tokenizer", lambda: _train_tokenizers(data, train, root))
-    fingerprint = dataset.fingerprint(train, validation, tokenizers, data.validation_documents, data.sequence_length)
+    source = _resolved(data.source, root)
+    train, validation, holdout = step("shards", lambda: _fetch_shards(data, source, root))
+    dataset.check_shards(train, [validation, holdout] if holdout else [validation])
+    held_out = step("held out", lambda: _hash_held_out(validation, holdout, root))
+    tokenizers = step("tokenizer", lambda: _train_tokenizers(data, train, held_out, root))
+    fingerprint = dataset.fingerprint(train, validation, holdout, tokenizers, data.validation_documents, data.sequence_length)
     folders = {name: _open_folder(root / fingerprint[:16] / name) for name in ("public", "train", "validation")}
     step("meta", lambda: _write_public(data, fingerprint, tokenizers, folders["public"]))
-    streams = step("tokens", lambda: _encode_shards(profile, train, tokenizers, folders["train"]))
+    streams = step("tokens", lambda: _encode_shards(train, held_out, tokenizers, folders["train"]))
+    left_out = _count_left_out(train, streams[0])
+    dataset.check_left_out(left_out, held_out.bytes // 8)
+    if left_out:
+        get_run_logger().info(f"{left_out} training documents are also held out: they were left out of the training")
     step("rows", lambda: _pack_rows(data, streams, folders["train"]))
-    *_, manifest = step("validation", lambda: _encode_validation(data, train, validation, tokenizers, folders["validation"]))
+    *_, manifest = step("validation", lambda: _encode_validation(data, validation, tokenizers, folders["validation"]))
     places = {name: str(folder) for name, folder in folders.items()}
+    _record(data, source, train, validation, holdout, folders["public"].parent)
     _make_current(profile, places, root)
-    scored_bytes = json.loads(Path(manifest.path).read_text(encoding="utf-8"))["bytes"]
-    return Dataset(fingerprint=fingerprint, **places, validation_bytes=scored_bytes, cached=tuple(cached))
+    kernels = attention_kernels.fetch_each(profile.attention_kernels, root / "kernels", get_run_logger().warning)
+    return Dataset(
+        fingerprint=fingerprint,
+        public=places["public"],
+        train=places["train"],
+        validation=places["validation"],
+        validation_bytes=json.loads(Path(manifest.path).read_text(encoding="utf-8"))["bytes"],
+        cached=tuple(cached),
+        attention_kernels=kernels,
+    )
 
 
-def _fetch_shards(data: configs.Data, root: Path) -> tuple[list[FileRef], bool]:
-    """The training shards and, last, the validation shard."""
-    source = str(configs.FOLDER / Path(data.source).expanduser()) if fetch.is_local(data.source) else data.source
+def _resolved(source: str, root: Path) -> str:
+    """The source as it was when it was first asked for: a branch of a hub keeps the commit that it had then."""
+    if fetch.is_local(source):
+        return str(configs.FOLDER / Path(source).expanduser())
+    kept = _open_folder(root / "sources") / hashlib.sha256(source.encode()).hexdigest()[:16]
+    if not kept.is_file():
+        FileRef.write(kept, fetch.resolve(source).encode())
+    return kept.read_text(encoding="utf-8")
+
+
+def _fetch_shards(data: configs.Data, source: str, root: Path) -> Found:
+    """The training shards, the validation shard, and the holdout shard if there is one."""
     folder = root / "shards" / hashlib.sha256(source.encode()).hexdigest()[:16]
-    names, known = [*data.train, data.validation], {}
+    written = [*data.train, data.validation, *([data.holdout] if data.holdout else [])]
+    names, known = list(dict.fromkeys(map(dataset.file_name, written))), {}
 
     def call(name: str, sha256: str | None) -> tuple[Any, ...]:
         key = cache.key("fetch-shard", 1, source=source, name=name, folder=str(folder), sha256=sha256)
         return key, source, name, folder, sha256
 
     if data.checksums:
-        listed, _ = cache.ensure(fetch_shard, *call(data.checksums, None))
+        listed, _ = cache.ensure(data_steps.fetch_shard, *call(data.checksums, None))
         known = fetch.checksums(Path(listed.path))
         if missing := [name for name in names if name not in known]:
             raise DataError(f"{data.checksums} of {source} has no checksum of {', '.join(missing)}: add it")
-    return cache.ensure_each(fetch_shard, [call(name, known.get(name)) for name in names])
+    files, found = cache.ensure_each(data_steps.fetch_shard, [call(name, known.get(name)) for name in names])
+    by_name = dict(zip(names, files, strict=True))
+    train, validation, holdout = (
+        [Shard.of(each, by_name[dataset.file_name(each)]) for each in part]
+        for part in (data.train, written[len(data.train) : len(data.train) + 1], written[len(data.train) + 1 :])
+    )
+    return (train, validation[0], holdout[0] if holdout else None), found
 
 
-def _train_tokenizers(data: configs.Data, train: Sequence[FileRef], root: Path) -> tuple[tuple[FileRef, ...], bool]:
-    parts = {**_sources(), "shards": _hashes(train), "characters": data.tokenizer_characters}
-    folder = _open_folder(root / "tokenizers")
+def _hash_held_out(validation: Shard, holdout: Shard | None, root: Path) -> Found:
+    folder, content = _open_folder(root / "held_out"), [shard.content for shard in (validation, holdout) if shard]
+    key = cache.key("hash-held-out", 1, **data_steps.sources(), content=content, folder=str(folder))
+    return cache.ensure(data_steps.hash_held_out, key, validation, holdout, folder)
 
-    def one(size: int) -> tuple[FileRef, bool]:
+
+def _train_tokenizers(data: configs.Data, train: Sequence[Shard], held_out: FileRef, root: Path) -> Found:
+    characters, folder = data.tokenizer_characters, _open_folder(root / "tokenizers")
+    parts = {**data_steps.sources(), "shards": _contents(train), "held_out": held_out.sha256, "characters": characters}
+
+    def one(size: int) -> Found:
         key = cache.key("train-tokenizer", 1, **parts, vocab_size=size, folder=str(folder))
-        return cache.ensure(train_tokenizer, key, train, size, data.tokenizer_characters, folder)
+        return cache.ensure(data_steps.train_tokenizer, key, train, held_out, size, characters, folder)
 
     return _each(one(size) for size in data.vocab_sizes)
 
 
-def _write_public(
-    data: configs.Data, fingerprint: str, tokenizers: Sequence[FileRef], folder: Path
-) -> tuple[tuple[FileRef, ...], bool]:
+def _write_public(data: configs.Data, fingerprint: str, tokenizers: Sequence[FileRef], folder: Path) -> Found:
     meta = fixed.Meta(
         fingerprint=fingerprint,
         vocab_sizes=data.vocab_sizes,
@@ -104,48 +138,44 @@ def _write_public(
         license=data.license,
         metric_version=fixed.METRIC_VERSION,
     )
-    parts = {**_sources(), "meta": meta.to_dict(), "tokenizers": _hashes(tokenizers), "folder": str(folder)}
-    return cache.ensure(write_public, cache.key("write-public", 1, **parts), meta, tokenizers, folder)
+    parts = {**data_steps.sources(), "meta": meta.to_dict(), "tokenizers": _hashes(tokenizers), "folder": str(folder)}
+    return cache.ensure(data_steps.write_public, cache.key("write-public", 1, **parts), meta, tokenizers, folder)
 
 
-def _encode_shards(
-    profile: configs.Profile, train: Sequence[FileRef], tokenizers: Sequence[FileRef], folder: Path
-) -> tuple[tuple[tuple[FileRef, FileRef], ...], bool]:
-    def one(tokenizer: FileRef) -> tuple[tuple[FileRef, FileRef], bool]:
-        parts = {**_sources(), "shards": _hashes(train), "tokenizer": tokenizer.sha256, "folder": str(folder)}
-        return cache.ensure(encode_shards, cache.key("encode-shards", 1, **parts), train, tokenizer, folder, profile.threads)
+def _encode_shards(train: Sequence[Shard], held_out: FileRef, tokenizers: Sequence[FileRef], folder: Path) -> Found:
+    """Of each tokenizer, the tokens and lengths of each shard."""
 
-    return _each(one(tokenizer) for tokenizer in tokenizers)
+    def one(tokenizer: FileRef, index: int, shard: Shard) -> Found:
+        facts = {"shard": shard.content, "held_out": held_out.sha256, "tokenizer": tokenizer.sha256}
+        key = cache.key("encode-shard", 1, **data_steps.sources(), **facts, index=index, folder=str(folder))
+        return cache.ensure(data_steps.encode_shard, key, shard, index, held_out, tokenizer, folder)
 
-
-def _pack_rows(
-    data: configs.Data, streams: Sequence[tuple[FileRef, FileRef]], folder: Path
-) -> tuple[tuple[FileRef, ...], bool]:
-    def one(size: int, tokens: FileRef, lengths: FileRef) -> tuple[FileRef, bool]:
-        length = data.sequence_length
-        parts = {
-            **_sources(),
-            "stream": _hashes([tokens, lengths]),
-            "vocab_size": size,
-            "length": length,
-            "folder": str(folder),
-        }
-        return cache.ensure(pack_rows, cache.key("pack-rows", 1, **parts), tokens, lengths, size, length, folder)
-
-    return _each(one(size, *stream) for size, stream in zip(data.vocab_sizes, streams, strict=True))
+    return _each(_each(one(tokenizer, i, shard) for i, shard in enumerate(train)) for tokenizer in tokenizers)
 
 
-def _encode_validation(
-    data: configs.Data, train: Sequence[FileRef], validation: FileRef, tokenizers: Sequence[FileRef], folder: Path
-) -> tuple[tuple[FileRef, ...], bool]:
+def _count_left_out(train: Sequence[Shard], encoded: Sequence[tuple[FileRef, FileRef]]) -> int:
+    kept = sum(len(np.load(lengths.path, mmap_mode="r")) for _, lengths in encoded)
+    return sum(map(dataset.count, train)) - kept
+
+
+def _pack_rows(data: configs.Data, streams: Sequence[Sequence[tuple[FileRef, FileRef]]], folder: Path) -> Found:
+    def one(size: int, shards: Sequence[tuple[FileRef, FileRef]]) -> Found:
+        hashes = [ref.sha256 for refs in shards for ref in refs]
+        facts = {"streams": hashes, "vocab_size": size, "length": data.sequence_length, "folder": str(folder)}
+        key = cache.key("pack-rows", 1, **data_steps.sources(), **facts)
+        return cache.ensure(data_steps.pack_rows, key, size, data.sequence_length, folder)
+
+    return _each(one(size, shards) for size, shards in zip(data.vocab_sizes, streams, strict=True))
+
+
+def _encode_validation(data: configs.Data, validation: Shard, tokenizers: Sequence[FileRef], folder: Path) -> Found:
     count = data.validation_documents
-    shards = {"train": _hashes(train), "validation": validation.sha256}
-    parts = {**_sources(), **shards, "tokenizers": _hashes(tokenizers), "count": count, "folder": str(folder)}
-    key = cache.key("encode-validation", 1, **parts)
-    return cache.ensure(encode_validation, key, train, validation, tokenizers, count, folder)
+    facts = {"validation": validation.content, "tokenizers": _hashes(tokenizers), "count": count, "folder": str(folder)}
+    key = cache.key("encode-validation", 1, **data_steps.sources(), **facts)
+    return cache.ensure(data_steps.encode_validation, key, validation, tokenizers, count, folder)
 
 
-def _each(results: Iterator[tuple[Any, bool]]) -> tuple[tuple[Any, ...], bool]:
+def _each(results: Iterator[Found]) -> Found:
     found = tuple(results)
     return tuple(result for result, _ in found), all(cached for _, cached in found)
 
@@ -154,14 +184,8 @@ def _hashes(refs: Sequence[FileRef]) -> list[str]:
     return [ref.sha256 for ref in refs]
 
 
-def _sources() -> dict[str, str]:
-    """sha256 of the modules that decide what the prepared files hold: a part of every key but the fetch's."""
-    paths = (Path(str(module.__file__)) for module in (fixed, tokenization, dataset))
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
-
-
-def _texts(shards: Sequence[FileRef]) -> Iterator[str]:
-    return itertools.chain.from_iterable(dataset.documents(Path(shard.path)) for shard in shards)
+def _contents(shards: Sequence[Shard]) -> list[str]:
+    return [shard.content for shard in shards]
 
 
 def _open_folder(path: Path) -> Path:
@@ -170,6 +194,24 @@ def _open_folder(path: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o755)
     return path
+
+
+def _record(
+    data: configs.Data, source: str, train: Sequence[Shard], validation: Shard, holdout: Shard | None, folder: Path
+) -> None:
+    """dataset.json: where every document came from. For people; no box sees it."""
+    parts = {"train": train, "validation": [validation], "holdout": [holdout] if holdout else []}
+    told = {
+        "source": source,
+        "license": data.license,
+        **{
+            part: [
+                {"file": Path(shard.file.path).name, "content": shard.content, "bytes": shard.file.bytes} for shard in shards
+            ]
+            for part, shards in parts.items()
+        },
+    }
+    FileRef.write(folder / "dataset.json", json.dumps(told, indent=1).encode())
 
 
 def _make_current(profile: configs.Profile, places: dict[str, str], root: Path) -> None:
@@ -182,64 +224,3 @@ def _make_current(profile: configs.Profile, places: dict[str, str], root: Path) 
         raise DataError(
             f"cannot write {root / 'current.json'}: {error.strerror}. Free some space, or set NIGHTLY_HOME"
         ) from error
-
-
-def _may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    return isinstance(state.data, fetch.Unreachable)
-
-
-def _tenths(name: str) -> fetch.Progress:
-    """Logs a long download at each tenth."""
-    log, told = get_run_logger(), 0
-
-    def progress(done: int, total: int | None) -> None:
-        nonlocal told
-        if total and total > QUIET_BYTES and done * 10 // total > told:
-            told = done * 10 // total
-            log.info(f"{name}: {done >> 20} of {total >> 20} MiB")
-
-    return progress
-
-
-@task(
-    task_run_name="fetch {name}",
-    persist_result=True,
-    cache_key_fn=cache.given_key,
-    retries=len(RETRY_SECONDS),
-    retry_delay_seconds=list(RETRY_SECONDS),
-    retry_condition_fn=_may_pass,
-)
-def fetch_shard(key: str, source: str, name: str, folder: Path, sha256: str | None) -> FileRef:
-    return fetch.fetch(source, name, folder, sha256, _tenths(name))
-
-
-@task(task_run_name="train tokenizer {size}", persist_result=True, cache_key_fn=cache.given_key)
-def train_tokenizer(key: str, train: Sequence[FileRef], size: int, characters: int, folder: Path) -> FileRef:
-    tokenizer = tokenization.train_tokenizer(_texts(train), size, characters)
-    return tokenization.write_tokenizer(tokenizer, folder / f"{key.rpartition(':')[2][:16]}.json")
-
-
-@task(task_run_name="write public files", persist_result=True, cache_key_fn=cache.given_key)
-def write_public(key: str, meta: fixed.Meta, tokenizers: Sequence[FileRef], folder: Path) -> tuple[FileRef, ...]:
-    return tokenization.write_public(meta, [tokenization.read_tokenizer(Path(ref.path)) for ref in tokenizers], folder)
-
-
-@task(task_run_name="encode shards", persist_result=True, cache_key_fn=cache.given_key)
-def encode_shards(
-    key: str, train: Sequence[FileRef], tokenizer: FileRef, folder: Path, threads: int
-) -> tuple[FileRef, FileRef]:
-    return tokenization.encode_shards(_texts(train), tokenization.read_tokenizer(Path(tokenizer.path)), folder, threads)
-
-
-@task(task_run_name="pack rows {size}x{length}", persist_result=True, cache_key_fn=cache.given_key)
-def pack_rows(key: str, tokens: FileRef, lengths: FileRef, size: int, length: int, folder: Path) -> FileRef:
-    return tokenization.pack(Path(tokens.path), Path(lengths.path), size, length, folder)
-
-
-@task(task_run_name="encode validation", persist_result=True, cache_key_fn=cache.given_key)
-def encode_validation(
-    key: str, train: Sequence[FileRef], validation: FileRef, tokenizers: Sequence[FileRef], count: int, folder: Path
-) -> tuple[FileRef, ...]:
-    scored = dataset.scored(Path(validation.path), count)
-    dataset.check_overlap(_texts(train), scored)
-    return tokenization.encode_validation(scored, [tokenization.read_tokenizer(Path(ref.path)) for ref in tokenizers], folder)

@@ -61,6 +61,7 @@ def baseline_facts(source: str, profile: Profile, dataset: Dataset, isolation: I
         **{name: hashlib.sha256((TRAINER / name).read_bytes()).hexdigest() for name in FIXED_FILES},
         "train.py": hashlib.sha256(source.encode()).hexdigest(),
         "dataset": dataset.fingerprint,
+        **{Path(kernel.path).stem: kernel.sha256 for kernel in dataset.attention_kernels},
         "budget": profile.budget.model_dump_json(),
         "metric": str(prepare.METRIC_VERSION),
         "isolation": isolation,

@@ -33,6 +33,11 @@ def key(task_name: str, version: int, **parts: Any) -> str:
     return f"{task_name}:v{version}:{hashlib.sha256(canonical.encode()).hexdigest()}"
 
 
+def short(key: str) -> str:
+    """Enough of a key to name a file after."""
+    return key.rpartition(":")[2][:16]
+
+
 def given_key(context: TaskRunContext, parameters: dict[str, Any]) -> str:
     """The `cache_key_fn` of every cached task: the key is made by its caller."""
     return str(parameters["key"])

@@ -17,12 +17,14 @@ import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from configs import Profile
+from configs import Profile, knobs
+from tasks import tokenization
 from tasks.judge import audit, nvml, protocol, scoring
 from tasks.judge.box import Box, open_box
 from tasks.judge.bwrap import BoxSpec, BoxUnavailable, Gate, Isolation
+from tasks.judge.native_code import NativeCodeChanged, NativeKernel
 from tasks.judge.workplace import assemble, workplace
-from tasks.records import BoxError, Caps, Dataset, RunResult, Status
+from tasks.records import BoxError, Caps, DataError, Dataset, RunResult, Status
 from trainer import prepare
 
 KERNEL_SECONDS, KERNEL_BYTES = 120.0, 2**30  # what a baseline may take to hand over what it compiled, and its size
@@ -47,14 +49,18 @@ def run_experiment(
     """Trains `source` (a whole train.py) with one seed and scores it; with `smoke` it must get through one step first.
 
     Audits what is worth it and a random share of the rest. `export_kernels` is where to put what a trusted source
-    compiled, a file that need not appear. Raises BoxError when this machine cannot run boxes.
+    compiled, a file that need not appear. Raises BoxError when this machine cannot run boxes, DataError when a native
+    kernel of the dataset is not what was fetched.
     """
+    native = _native(dataset)
+    named = knobs.read(source)
+    tokenization.pack_if_missing(Path(dataset.train), named.get("VOCAB_SIZE"), named.get("MAX_SEQ_LEN"))
     blank = without_figures("ok", "trained and scored", profile, seed, isolation)
     for attempt in range(1, BOX_TRIES + 1):
         seen: dict[str, Any] = {}  # what is known of the run; it stays when the candidate is stopped
         try:
             with workplace(home) as work:
-                spec = _train_box(source, profile, dataset, home, work, seed, caps, isolation)
+                spec = replace(_train_box(source, profile, dataset, home, work, seed, caps, isolation), native=native)
                 if smoke:
                     _smoke(spec, work, caps, seen)
                 spec = replace(spec, export_cache=export_kernels is not None)
@@ -86,6 +92,13 @@ def _train_box(
         tmp_bytes=profile.limits.tmp_mib * 2**20,
         seed_cache=Path(caps.kernels) if caps.kernels else None,
     )
+
+
+def _native(dataset: Dataset) -> tuple[NativeKernel, ...]:
+    try:
+        return tuple(NativeKernel.checked(Path(kept.path), kept.sha256) for kept in dataset.attention_kernels)
+    except NativeCodeChanged as error:
+        raise DataError(str(error)) from error
 
 
 @contextlib.contextmanager

@@ -105,10 +105,11 @@ class Dataset:
 
     fingerprint: str  # sha256 over the shards, the tokenizer and the preparation's version
     public: str  # folder: meta.json, tokenizer_<V>.json, token_bytes_<V>.npy
-    train: str  # folder: tokens_<V>.bin, lengths_<V>.npy, rows_<V>_<T>.npy
+    train: str  # folder: tokens_<V>_<shard>.bin, lengths_<V>_<shard>.npy, rows_<V>_<T>.npy
     validation: str  # folder: stream_<V>.npy, manifest.json
     validation_bytes: int  # UTF-8 bytes of the scored documents, the denominator of bits per byte
     cached: tuple[str, ...] = ()  # the steps that were served from the cache this time
+    attention_kernels: tuple[FileRef, ...] = ()  # manifests of native code that a box may load, read-only
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,11 +8,12 @@ count a part of a character as the three bytes of U+FFFD.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,21 +22,23 @@ import numpy.typing as npt
 import rustbpe
 
 from tasks.records import DataError, FileRef
-from trainer import prepare
+from trainer import packing, prepare
 
 # GPT-4's split pattern with numbers in groups of at most two digits, as karpathy/autoresearch has it.
 PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}"
     r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
-BATCH = 1024  # documents that are held as lists of tokens at a time
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, characters: int) -> prepare.Tokenizer:
     """A tokenizer of `vocab_size` tokens, BOS included, trained on the first `characters` of the texts.
 
-    Raises DataError when the text is too short to give so many tokens.
+    256 tokens are the bytes themselves and need no training. Raises DataError when the text is too short to give so
+    many tokens.
     """
+    if vocab_size == 256:
+        return prepare.Tokenizer(PATTERN, {bytes([byte]): byte for byte in range(255)}, {prepare.BOS: 255})
     trainer = rustbpe.Tokenizer()
     trainer.train_from_iterator(_head(texts, characters), vocab_size - 1, pattern=PATTERN)
     ranks = {bytes(token): int(rank) for token, rank in trainer.get_mergeable_ranks()}
@@ -78,36 +81,64 @@ def write_public(meta: prepare.Meta, tokenizers: Sequence[prepare.Tokenizer], fo
     return tuple(refs)
 
 
-def encode_shards(
-    texts: Iterable[str], tokenizer: prepare.Tokenizer, folder: Path, threads: int = 1
+def encode_shard(
+    batches: Iterable[Sequence[str]], tokenizer: prepare.Tokenizer, folder: Path, shard: int, threads: int = 1
 ) -> tuple[FileRef, FileRef]:
-    """Writes tokens_<V>.bin, the uint16 stream of BOS-led documents, and lengths_<V>.npy, int32 tokens of each.
+    """Writes tokens_<V>_<shard>.bin, the uint16 stream of BOS-led documents, and lengths_<V>_<shard>.npy, int32 each.
 
-    Holds BATCH documents at a time, and the lengths.
+    Batches are encoded beside one another, and few are held at a time, however long the shard is.
     """
-    lengths: list[int] = []
+    lengths: list[npt.NDArray[np.int32]] = [np.zeros(0, np.int32)]
 
     def fill(file: BinaryIO) -> None:
-        for encoded in _encoded(texts, tokenizer, threads):
-            lengths.extend(map(len, encoded))
-            file.write(_joined(encoded).tobytes())
+        for stream in _encoded(batches, tokenizer, threads):
+            file.write(stream.tobytes())
+            starts = np.append(np.flatnonzero(stream == tokenizer.bos), len(stream))
+            lengths.append(np.diff(starts).astype(np.int32))
 
-    tokens = _write(folder / f"tokens_{tokenizer.size}.bin", fill)
-    return tokens, _write_array(folder / f"lengths_{tokenizer.size}.npy", np.array(lengths, np.int32))
+    tokens = _write(folder / f"tokens_{tokenizer.size}_{shard:05d}.bin", fill)
+    return tokens, _write_array(folder / f"lengths_{tokenizer.size}_{shard:05d}.npy", np.concatenate(lengths))
 
 
-def pack(tokens: Path, lengths: Path, vocab_size: int, sequence_length: int, folder: Path) -> FileRef:
-    """Writes rows_<V>_<T>.npy, uint16 [n, T+1], one pass over the stream by `prepare.pack_rows`.
+def _encoded(batches: Iterable[Sequence[str]], tokenizer: prepare.Tokenizer, threads: int) -> Iterator[prepare.Tokens]:
+    """The stream of each batch, in order; the encoder leaves Python's lock to other threads."""
+    waiting: deque[Future[prepare.Tokens]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for batch in batches:
+            waiting.append(pool.submit(tokenizer.encode_documents, batch))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        yield from (future.result() for future in waiting)
+
+
+def pack(folder: Path, vocab_size: int, T: int) -> FileRef:
+    """Writes rows_<V>_<T>.npy, uint16 [n, T+1], one pass over the streams in `folder`, a block of rows at a time.
 
     Raises DataError when there is less than one row of text.
     """
-    stream = np.memmap(tokens, np.uint16, "r")
-    rows = prepare.pack_rows(stream, np.load(lengths), sequence_length)
-    if not len(rows):
-        raise DataError(
-            f"{len(stream)} training tokens fill no row of {sequence_length + 1}: lower sequence_length, or add text"
-        )
-    return _write_array(folder / f"rows_{vocab_size}_{sequence_length}.npy", rows)
+    streams, lengths = prepare.streams(folder, vocab_size)
+    plan = packing.plan_rows(lengths, T)
+    if not (n := packing.rows_in(plan, T)):
+        raise DataError(f"{sum(map(len, streams))} training tokens fill no row of {T + 1}: lower sequence_length, or add text")
+
+    def fill(file: BinaryIO) -> None:
+        header = {"descr": "<u2", "fortran_order": False, "shape": (n, T + 1)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for block in packing.blocks(streams, plan, T):
+            file.write(block.tobytes())
+
+    return _write(folder / f"rows_{vocab_size}_{T}.npy", fill)
+
+
+def pack_if_missing(folder: Path, vocab_size: object, T: object) -> None:
+    """`pack` for what a candidate's knobs name, once: in the box it would pay for it out of its budget.
+
+    What cannot be, a size that is not prepared or a T beyond the text, is left for the candidate to hear of.
+    """
+    if not (isinstance(vocab_size, int) and isinstance(T, int)) or (folder / f"rows_{vocab_size}_{T}.npy").is_file():
+        return
+    if 0 < T < sum(path.stat().st_size // 2 for path in folder.glob(f"tokens_{vocab_size}_*.bin")):
+        pack(folder, vocab_size, T)
 
 
 def encode_validation(documents: Sequence[str], tokenizers: Sequence[prepare.Tokenizer], folder: Path) -> tuple[FileRef, ...]:
@@ -117,7 +148,7 @@ def encode_validation(documents: Sequence[str], tokenizers: Sequence[prepare.Tok
     """
     total, refs = sum(len(document.encode("utf-8")) for document in documents), []
     for tokenizer in tokenizers:
-        stream = np.concatenate([_joined(encoded) for encoded in _encoded(documents, tokenizer, 1)])
+        stream = tokenizer.encode_documents(documents)
         covered = int(token_bytes(tokenizer)[stream].sum(dtype=np.int64))
         if covered != total:
             raise DataError(f"vocabulary {tokenizer.size}: tokens of {covered} bytes for {total} bytes of validation text")
@@ -133,17 +164,6 @@ def encode_validation(documents: Sequence[str], tokenizers: Sequence[prepare.Tok
     }
     refs.append(_write(folder / "manifest.json", lambda file: file.write(json.dumps(manifest).encode())))
     return tuple(refs)
-
-
-def _encoded(texts: Iterable[str], tokenizer: prepare.Tokenizer, threads: int) -> Iterator[list[list[int]]]:
-    """Batches of BOS-led documents."""
-    remaining = iter(texts)
-    while batch := list(itertools.islice(remaining, BATCH)):
-        yield [[tokenizer.bos, *tokens] for tokens in tokenizer.encode_batch(batch, threads)]
-
-
-def _joined(documents: list[list[int]]) -> prepare.Tokens:
-    return np.fromiter(itertools.chain.from_iterable(documents), np.uint16, sum(map(len, documents)))
 
 
 def _write_array(path: Path, array: npt.NDArray[np.generic]) -> FileRef:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
@@ -17,6 +20,7 @@ class Origin:
         self.ranges = True
         self.cut: int | None = None  # bytes of a body after which the connection breaks
         self.script: list[tuple[int, dict[str, str], bytes]] = []  # answers that come first, before any file
+        self.answers: dict[str, tuple[int, dict[str, str], bytes]] = {}  # by path: what is always answered
         self.requests: list[dict[str, str]] = []  # headers of each, with its path as "path"
         self.sent = 0  # bytes of bodies
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"origin": self}))
@@ -42,13 +46,21 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         origin = self.origin
         origin.requests.append({**self.headers, "path": self.path})
-        content = origin.files.get(self.path.lstrip("/"))
+        name = self.path.partition("?")[0].lstrip("/")
+        content = origin.files.get(name)
         if origin.script:
             self._answer(*origin.script.pop(0))
+        elif name in origin.answers:
+            self._answer(*origin.answers[name])
         elif content is None:
             self._answer(404, {}, b"nothing here")
         else:
             self._send_file(content)
+
+    def do_CONNECT(self) -> None:
+        """What a proxy is asked for https."""
+        self.origin.requests.append({**self.headers, "path": self.path})
+        self._answer(407, {}, b"")
 
     def _send_file(self, content: bytes) -> None:
         origin, start, code = self.origin, 0, 200
@@ -73,3 +85,63 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: Any) -> None:
         """Silence: the tests look at `requests`."""
+
+
+class Cutter:
+    """A TCP proxy before the server at `port` of the loopback that ends the first `cuts` connections after some bytes."""
+
+    def __init__(self, port: int, cuts: int, after: int) -> None:
+        self.port = port
+        self.cuts = cuts
+        self.after = after  # bytes of the server
+        self.done = 0
+        self.sent = 0  # bytes of the server that were handed on
+        self.on_cut: Callable[[int], None] = lambda number: None
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._thread = threading.Thread(target=self._accept)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def __enter__(self) -> Cutter:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+
+    def _accept(self) -> None:
+        """One connection at a time: a download has no more."""
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            with client, socket.create_connection(("127.0.0.1", self.port)) as server:
+                upward = threading.Thread(target=_pump, args=(client, server))
+                upward.start()
+                self._downward(server, client)
+                for end in (client, server):
+                    with contextlib.suppress(OSError):
+                        end.shutdown(socket.SHUT_RDWR)
+                upward.join()
+
+    def _downward(self, server: socket.socket, client: socket.socket) -> None:
+        left = self.after if self.done < self.cuts else None
+        with contextlib.suppress(OSError):
+            while data := server.recv(65536 if left is None else min(left, 65536)):
+                client.sendall(data)
+                self.sent += len(data)
+                if left is not None and not (left := left - len(data)):
+                    self.done += 1
+                    return self.on_cut(self.done)
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)

@@ -1,4 +1,4 @@
-"""The straightforward packer: a list scan for each pick, slow and plainly right. prepare.pack_rows must do the same."""
+"""The straightforward packer: a list scan for each pick, slow and plainly right. packing.pack_rows must do the same."""
 
 from __future__ import annotations
 

@@ -18,17 +18,19 @@ MOST_TASK_LINES = 15
 TAKEN = {*importlib.metadata.packages_distributions(), *sys.stdlib_module_names, *PACKAGES}
 # The first prefix that a module's name starts with says which of our modules it may import.
 MAY_IMPORT = {
-    "flows": ("flows", "tasks", "configs", "trainer.prepare"),
+    "flows": ("flows", "tasks", "configs", "trainer.prepare", "trainer.packing"),
     "tasks.judge": ("tasks.judge", "trainer.prepare"),
-    "tasks.experiment": ("tasks.records", "tasks.judge", "configs", "trainer.prepare"),
+    "tasks.experiment": ("tasks.records", "tasks.judge", "tasks.tokenization", "configs", "trainer.prepare"),
     "tasks.baseline": ("tasks.records", "tasks.experiment", "tasks.judge", "configs", "trainer.prepare"),
-    "tasks": ("tasks.records", "configs", "trainer.prepare"),
-    "trainer.harness": ("trainer.prepare", "trainer.roles", "trainer.alone"),
-    "trainer": ("trainer.prepare", "trainer.roles", "trainer.harness"),
+    "tasks.sources": ("tasks.records", "tasks.sources"),
+    "tasks.fetch": ("tasks.records", "tasks.sources"),
+    "tasks": ("tasks.records", "configs", "trainer.prepare", "trainer.packing"),
+    "trainer.harness": ("trainer.prepare", "trainer.speed", "trainer.roles", "trainer.alone"),
+    "trainer": ("trainer.prepare", "trainer.packing", "trainer.roles", "trainer.harness"),
     "configs": ("configs",),
 }
 KEPT_OUT_OF_TRAINER = {"prefect", "mlflow", "openai", "git"}
-WITHOUT_TORCH = {"trainer.prepare", "trainer.harness", "trainer.roles"}  # when they are imported, that is
+WITHOUT_TORCH = {"trainer.prepare", "trainer.packing", "trainer.harness", "trainer.roles"}  # when they are imported, that is
 
 
 def problems(root: Path) -> list[str]:

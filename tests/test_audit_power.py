@@ -52,7 +52,7 @@ class Recorded:
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     dataset = arena.make_dataset(tmp_path_factory.mktemp("power") / "data", DOCUMENTS)
-    text = np.fromfile(Path(dataset.train, f"tokens_{arena.VOCAB}.bin"), np.uint16)
+    text = np.fromfile(Path(dataset.train, f"tokens_{arena.VOCAB}_00000.bin"), np.uint16)
     counts = np.ones((arena.VOCAB, arena.VOCAB))
     np.add.at(counts, (text[:-1], text[1:]), 1)
     logits = np.log(counts).astype(np.float32)

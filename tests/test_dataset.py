@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks import dataset
+from tasks.dataset import Shard
 from tasks.records import DataError, FileRef
 
 
@@ -15,27 +16,31 @@ def write(path, texts, **options):
     return path
 
 
-def ref(name, sha256):
-    return FileRef(f"/data/{name}", sha256 * 64, 1)
+def shard(path, groups=""):
+    return Shard.of(f"{path}{groups}", FileRef(str(path), "0" * 64, 1))
+
+
+def ref(name, sha256, groups=""):
+    return Shard.of(f"{name}{groups}", FileRef(f"/data/{name}", sha256 * 64, 1))
 
 
 def test_documents_come_in_order_from_every_row_group(tmp_path):
     texts = [f"document {i} \u00e9\n" for i in range(25)]
     path = write(tmp_path / "shard", texts, row_group_size=10)
     assert pq.ParquetFile(path).num_row_groups == 3
-    assert list(dataset.documents(path)) == texts
+    assert list(dataset.documents(shard(path))) == texts
 
 
 def test_other_columns_are_left_alone(tmp_path):
     pq.write_table(pa.table({"id": [1, 2], "text": pa.array(["a", "b"], pa.large_string())}), tmp_path / "shard")
-    assert list(dataset.documents(tmp_path / "shard")) == ["a", "b"]
+    assert list(dataset.documents(shard(tmp_path / "shard"))) == ["a", "b"]
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"PAR1 and then nothing"])
 def test_a_file_that_is_no_parquet_is_named(tmp_path, content):
     (tmp_path / "shard").write_bytes(content)
     with pytest.raises(DataError, match=r"shard cannot be read as parquet"):
-        list(dataset.documents(tmp_path / "shard"))
+        list(dataset.documents(shard(tmp_path / "shard")))
 
 
 def test_a_damaged_page_is_said_to_be(tmp_path):
@@ -43,83 +48,143 @@ def test_a_damaged_page_is_said_to_be(tmp_path):
     content = path.read_bytes()
     path.write_bytes(content[:4] + b"\xff" * 200 + content[204:])
     with pytest.raises(DataError, match="cannot be read as parquet"):
-        list(dataset.documents(path))
+        list(dataset.documents(shard(path)))
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match="nowhere"):
-        list(dataset.documents(tmp_path / "nowhere"))
+        list(dataset.documents(shard(tmp_path / "nowhere")))
 
 
 def test_a_file_without_text_names_the_columns_it_has(tmp_path):
     pq.write_table(pa.table({"body": ["a"], "title": ["b"]}), tmp_path / "shard")
     with pytest.raises(DataError, match=r"no column `text`, only body, title"):
-        list(dataset.documents(tmp_path / "shard"))
+        list(dataset.documents(shard(tmp_path / "shard")))
 
 
 def test_text_that_is_no_string_is_refused(tmp_path):
     pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "shard")
     with pytest.raises(DataError, match="holds int64, not strings"):
-        list(dataset.documents(tmp_path / "shard"))
+        list(dataset.documents(shard(tmp_path / "shard")))
 
 
 def test_a_file_without_rows_is_refused(tmp_path):
     with pytest.raises(DataError, match="has no documents"):
-        list(dataset.documents(write(tmp_path / "shard", [])))
+        list(dataset.documents(shard(write(tmp_path / "shard", []))))
 
 
 def test_a_row_without_text_is_refused(tmp_path):
-    with pytest.raises(DataError, match="row group 1 has a row without a text"):
-        list(dataset.documents(write(tmp_path / "shard", ["a", "b", None], row_group_size=2)))
+    with pytest.raises(DataError, match="has a row without a text"):
+        list(dataset.documents(shard(write(tmp_path / "shard", ["a", "b", None], row_group_size=2))))
 
 
 def test_the_scored_documents_are_the_first_ones(tmp_path):
-    assert dataset.scored(write(tmp_path / "shard", ["a", "b", "c"]), 2) == ["a", "b"]
+    assert dataset.scored(shard(write(tmp_path / "shard", ["a", "b", "c"])), 2) == ["a", "b"]
 
 
 def test_too_few_documents_to_score_are_counted(tmp_path):
     with pytest.raises(DataError, match=r"has 3 documents, validation_documents = 4"):
-        dataset.scored(write(tmp_path / "shard", ["a", "b", "c"]), 4)
+        dataset.scored(shard(write(tmp_path / "shard", ["a", "b", "c"])), 4)
+
+
+GROUPS = [f"document {i}" for i in range(25)]  # in row groups of ten, the last one of five
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [("", GROUPS), ("#1:", GROUPS[10:]), ("#:1", GROUPS[:10]), ("#1:2", GROUPS[10:20]), ("#2:9", GROUPS[20:]), ("#:", GROUPS)],
+)
+def test_row_groups_are_taken_like_a_slice(tmp_path, groups, expected):
+    part = shard(write(tmp_path / "shard", GROUPS, row_group_size=10), groups)
+    assert list(dataset.documents(part)) == expected
+    assert dataset.count(part) == len(expected)
+
+
+def test_row_groups_that_are_not_there_are_said_to_be(tmp_path):
+    with pytest.raises(DataError, match=r"has 3 row groups, none in 3:"):
+        list(dataset.documents(shard(write(tmp_path / "shard", GROUPS, row_group_size=10), "#3:")))
+
+
+def test_few_documents_are_held_however_large_a_row_group_is(tmp_path):
+    path = write(tmp_path / "shard", [str(i) for i in range(3000)], row_group_size=3000)
+    assert [len(batch) for batch in dataset.batches(shard(path))] == [1024, 1024, 952]
 
 
 def test_no_training_shard_is_refused():
     with pytest.raises(DataError, match="no training shard"):
-        dataset.check_shards([], ref("val", "a"))
+        dataset.check_shards([], [ref("val", "a")])
 
 
-def test_a_training_shard_with_the_validation_shards_content_is_refused():
-    with pytest.raises(DataError, match="/data/copy is the validation shard /data/val"):
-        dataset.check_shards([ref("train", "a"), ref("copy", "b")], ref("val", "b"))
+def test_a_training_shard_with_a_held_out_shards_content_is_refused():
+    with pytest.raises(DataError, match="/data/copy and held-out shard /data/val"):
+        dataset.check_shards([ref("train", "a"), ref("copy", "b")], [ref("holdout", "c"), ref("val", "b")])
 
 
 def test_different_shards_pass():
-    dataset.check_shards([ref("train", "a")], ref("val", "b"))
+    dataset.check_shards([ref("train", "a")], [ref("val", "b")])
 
 
-def test_shared_documents_are_counted():
-    with pytest.raises(DataError, match="2 of 3 validation documents"):
-        dataset.check_overlap(iter(["x", "b", "c", "c"]), iter(["a", "b", "c"]))
+@pytest.mark.parametrize(
+    ("train", "validation", "shared"),
+    [("#20:", "#:20", False), ("#20:30", "#30:", False), ("#19:", "#:20", True), ("", "#:20", True), ("#5:9", "", True)],
+)
+def test_row_groups_of_one_file_may_not_overlap(train, validation, shared):
+    parts = [ref("all", "a", train)], [ref("all", "a", validation)]
+    if shared:
+        with pytest.raises(DataError, match="share content"):
+            dataset.check_shards(*parts)
+    else:
+        dataset.check_shards(*parts)
 
 
-def test_documents_that_differ_in_one_character_are_different():
-    dataset.check_overlap(["a ", "b"], ["a", "B"])
+def held_out(tmp_path, validation, holdout=None):
+    parts = [shard(write(tmp_path / name, texts)) for name, texts in (("val", validation), ("hold", holdout)) if texts]
+    return dataset.held_out(parts[0], parts[1] if holdout else None)
+
+
+def test_held_out_documents_are_no_training_documents(tmp_path):
+    digests = set(held_out(tmp_path, ["a", "b"], ["c"]).tolist())
+    assert list(dataset.unseen(["x", "b", "c", "a ", "B", "c"], digests)) == ["x", "a ", "B"]
+
+
+def test_a_holdout_of_validation_documents_is_refused(tmp_path):
+    with pytest.raises(DataError, match="2 of 3 holdout documents are also validation documents"):
+        held_out(tmp_path, ["a", "b", "c"], ["b", "c", "d"])
+
+
+def test_a_document_that_two_held_out_shards_share_by_chance_is_let_pass(tmp_path):
+    assert len(held_out(tmp_path, ["a", "a"], ["a", *map(str, range(200))])) == 201
+
+
+def test_more_shared_documents_than_chance_explains_are_refused():
+    dataset.check_left_out(7, 700)
+    with pytest.raises(DataError, match="8 training documents are among the 700 held-out documents"):
+        dataset.check_left_out(8, 700)
 
 
 def test_the_fingerprint_tells_everything_apart_that_a_score_depends_on():
     a, b, c = (ref(name, name) for name in "abc")
+    x, y = (FileRef(f"/t/{name}", name * 64, 1) for name in "xy")
     datasets = [
-        ([a], b, [c], 10, 64),
-        ([b], a, [c], 10, 64),
-        ([a, a], b, [c], 10, 64),
-        ([a], b, [a], 10, 64),
-        ([a], b, [c, c], 10, 64),
-        ([a], b, [c], 11, 64),
-        ([a], b, [c], 10, 65),
+        ([a], b, None, [x], 10, 64),
+        ([b], a, None, [x], 10, 64),
+        ([a, a], b, None, [x], 10, 64),
+        ([ref("a", "a", "#1:")], b, None, [x], 10, 64),
+        ([ref("a", "a", "#:1")], b, None, [x], 10, 64),
+        ([a], ref("b", "b", "#:1"), None, [x], 10, 64),
+        ([a], b, c, [x], 10, 64),
+        ([a], b, None, [y], 10, 64),
+        ([a], b, None, [x, x], 10, 64),
+        ([a], b, None, [x], 11, 64),
+        ([a], b, None, [x], 10, 65),
     ]
     found = sorted(dataset.fingerprint(*each) for each in datasets)
     assert all(one != other for one, other in pairwise(found))
 
 
 def test_the_fingerprint_is_of_content_not_of_places():
-    one, other = (FileRef(path, "a" * 64, 1) for path in ("/here/x", "/there/y"))
-    assert dataset.fingerprint([one], one, [one], 1, 1) == dataset.fingerprint([other], other, [other], 1, 1)
+    one, other = (Shard(FileRef(path, "a" * 64, 1)) for path in ("/here/x", "/there/y"))
+    tokenizers = [one.file], [other.file]
+    assert dataset.fingerprint([one], one, None, tokenizers[0], 1, 1) == dataset.fingerprint(
+        [other], other, None, tokenizers[1], 1, 1
+    )

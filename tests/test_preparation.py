@@ -13,23 +13,25 @@ import pytest
 from prefect import flow
 
 import configs
-from flows import preparation
-from tasks import cache, dataset, fetch
+from flows import data_steps, preparation
+from tasks import cache, dataset
 from tasks.records import DataError, Dataset, FileRef
+from tasks.sources import web
 from tests.origin import Origin
 from trainer import prepare
 
 pytestmark = pytest.mark.slow  # a Prefect server
 
 CORPUS = configs.FOLDER / "corpus"
-STEPS = ("shards", "tokenizer", "meta", "tokens", "rows", "validation")
+STEPS = ("shards", "held out", "tokenizer", "meta", "tokens", "rows", "validation")
 KINDS = {
+    "held_out/*.bin": "held out",
     "tokenizers/*.json": "tokenizer",
     "*/public/meta.json": "meta",
     "*/public/tokenizer_512.json": "meta",
     "*/public/token_bytes_512.npy": "meta",
-    "*/train/tokens_512.bin": "tokens",
-    "*/train/lengths_512.npy": "tokens",
+    "*/train/tokens_512_00000.bin": "tokens",
+    "*/train/lengths_512_00000.npy": "tokens",
     "*/train/rows_512_64.npy": "rows",
     "*/validation/stream_512.npy": "validation",
     "*/validation/manifest.json": "validation",
@@ -51,6 +53,10 @@ def profile(**changes):
     budget = {"kind": "flops", "amount": 1e9}
     whole = {"name": "small", "description": "small", "device": "cpu", "budget": budget, "data": data | changes}
     return configs.Profile.model_validate(whole)
+
+
+def corpus_shard(name, folder=CORPUS):
+    return dataset.Shard(FileRef(str(folder / name), "", 0))
 
 
 @flow
@@ -123,14 +129,14 @@ def test_what_was_prepared_is_what_trainer_prepare_reads(home, monkeypatch):
     rows = prepare.train_rows(64)
     assert rows.shape[1] == 65
     assert (rows[:, 0] == tokenizer.bos).all()
-    documents = list(dataset.documents(CORPUS / "train_00000.parquet"))
-    assert len(np.load(Path(prepare.current()["train"]) / "lengths_512.npy")) == len(documents)
+    documents = list(dataset.documents(corpus_shard("train_00000.parquet")))
+    assert len(np.load(Path(prepare.current()["train"]) / "lengths_512_00000.npy")) == len(documents)
     assert any(document.startswith(tokenizer.decode(rows[0, 1:].tolist())) for document in documents)
 
 
 def test_the_denominator_is_the_bytes_of_the_scored_documents(home):
     prepared = prepare_in(home, profile())
-    documents = dataset.scored(CORPUS / "val_00000.parquet", 20)
+    documents = dataset.scored(corpus_shard("val_00000.parquet"), 20)
     assert prepared.validation_bytes == sum(len(text.encode()) for text in documents)
     tokenizer = prepare.Tokenizer.from_dict(json.loads((Path(prepared.public) / "tokenizer_512.json").read_text()))
     stream = np.load(Path(prepared.validation) / "stream_512.npy")
@@ -167,8 +173,8 @@ def test_another_license_is_another_meta_and_nothing_else(home):
 
 
 def test_an_edit_of_the_code_that_prepares_makes_it_anew(home, monkeypatch):
-    sources = preparation._sources()
-    monkeypatch.setattr(preparation, "_sources", lambda: sources | {"prepare.py": "edited"})
+    sources = data_steps.sources()
+    monkeypatch.setattr(data_steps, "sources", lambda: sources | {"prepare.py": "edited"})
     assert prepare_in(home, profile()).cached == ("shards",)
 
 
@@ -191,21 +197,61 @@ def test_a_local_file_that_changed_is_noticed(prefect_server, corpus, tmp_path):
     shutil.copy(corpus / "train_00001.parquet", corpus / "train_00000.parquet")
     after = prepare_in(tmp_path, mine)
     assert after.fingerprint != before.fingerprint
-    assert after.cached == ()
+    assert after.cached == ("held out",)
 
 
 def test_the_validation_shard_under_another_name_is_no_training_shard(prefect_server, corpus, tmp_path):
     shutil.copy(corpus / "val_00000.parquet", corpus / "train_00000.parquet")
-    with pytest.raises(DataError, match="is the validation shard"):
+    with pytest.raises(DataError, match="share content"):
         prepare_in(tmp_path, profile(source=str(corpus), checksums=None))
 
 
-def test_validation_documents_in_a_training_shard_are_counted(prefect_server, corpus, tmp_path):
-    texts = list(dataset.documents(corpus / "train_00000.parquet"))[:500]
-    texts[100:103] = dataset.scored(corpus / "val_00000.parquet", 3)
+def with_validation_documents(corpus, count):
+    """A profile whose training shard holds `count` of the 697 validation documents in the place of its own."""
+    texts = list(dataset.documents(corpus_shard("train_00000.parquet", corpus)))[:500]
+    texts[100 : 100 + count] = dataset.scored(corpus_shard("val_00000.parquet", corpus), count)
     pq.write_table(pa.table({"text": texts}), corpus / "train_00000.parquet")
-    with pytest.raises(DataError, match="3 of 20 validation documents are also in the training shards"):
-        prepare_in(tmp_path, profile(source=str(corpus), checksums=None))
+    return profile(source=str(corpus), checksums=None)
+
+
+def test_a_few_validation_documents_are_left_out_of_the_training(prefect_server, corpus, tmp_path):
+    prepared = prepare_in(tmp_path, with_validation_documents(corpus, 3))
+    assert len(np.load(Path(prepared.train) / "lengths_512_00000.npy")) == 497
+    tokenizer = prepare.Tokenizer.from_dict(json.loads((Path(prepared.public) / "tokenizer_512.json").read_text()))
+    trained_on = tokenizer.decode(np.fromfile(Path(prepared.train) / "tokens_512_00000.bin", np.uint16).tolist())
+    first, kept = dataset.scored(corpus_shard("val_00000.parquet"), 4)[::3]
+    assert first not in trained_on
+    assert next(dataset.documents(corpus_shard("train_00000.parquet", corpus))) in trained_on
+    assert kept not in trained_on
+
+
+def test_a_wrong_split_is_refused(prefect_server, corpus, tmp_path):
+    with pytest.raises(DataError, match="8 training documents are among the 697 held-out documents"):
+        prepare_in(tmp_path, with_validation_documents(corpus, 8))
+    assert not (tmp_path / "data" / "current.json").exists()
+
+
+def test_one_file_is_split_by_row_groups(prefect_server, tmp_path):
+    texts = list(dict.fromkeys(dataset.documents(corpus_shard("train_00000.parquet"))))[:600]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "all.parquet", row_group_size=100)
+    mine = {"source": str(tmp_path), "checksums": None, "train": ["all.parquet#1:4"], "validation": "all.parquet#:1"}
+    prepared = prepare_in(tmp_path / "home", profile(**mine, holdout="all.parquet#4:"))
+    assert len(np.load(Path(prepared.train) / "lengths_512_00000.npy")) == 300
+    assert json.loads((Path(prepared.validation) / "manifest.json").read_text())["documents"] == 20
+    without = prepare_in(tmp_path / "home", profile(**mine))
+    assert without.fingerprint != prepared.fingerprint
+    with pytest.raises(DataError, match="share content"):
+        prepare_in(tmp_path / "home", profile(**mine, holdout="all.parquet#3:"))
+
+
+def test_several_vocabularies_score_the_same_bytes(prefect_server, tmp_path):
+    prepared = prepare_in(tmp_path, profile(vocab_sizes=[512, 256, 300], train=["train_00000.parquet", "train_00001.parquet"]))
+    bytes_scored = set()
+    for size in (512, 256, 300):
+        table = np.load(Path(prepared.public) / f"token_bytes_{size}.npy")
+        bytes_scored.add(int(table[np.load(Path(prepared.validation) / f"stream_{size}.npy")].sum()))
+        assert len(np.load(Path(prepared.train) / f"rows_{size}_64.npy", mmap_mode="r")) > 1000
+    assert bytes_scored == {prepared.validation_bytes}
 
 
 def test_a_shard_without_a_checksum_in_the_list_is_named(prefect_server, corpus, tmp_path):
@@ -230,14 +276,14 @@ def test_a_download_is_made_once_and_again_when_its_file_is_gone(prefect_server,
 
 @flow
 def fetch_once(origin, folder) -> FileRef:
-    patient = preparation.fetch_shard.with_options(retry_delay_seconds=0)
+    patient = data_steps.fetch_shard.with_options(retry_delay_seconds=0)
     return patient(cache.key("fetch-shard", 1, folder=str(folder)), origin.url, "file", folder, None)
 
 
 @pytest.mark.parametrize(("code", "requests"), [(503, 2), (404, 1)])
 def test_only_a_failure_that_may_pass_is_tried_again(prefect_server, tmp_path, monkeypatch, code, requests):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(fetch, "TRIES", 1)
+    monkeypatch.setattr(web, "TRIES", 1)
     with Origin({"file": b"content"}) as origin:
         origin.script = [(code, {}, b"")]
         if code == 503:
@@ -252,8 +298,9 @@ def test_only_a_failure_that_may_pass_is_tried_again(prefect_server, tmp_path, m
 def test_the_embedded_corpus_is_prepared_whole(prefect_server, tmp_path):
     laptop = configs.load("laptop")
     prepared = prepare_in(tmp_path, laptop)
+    assert prepared.fingerprint.startswith("1c1fc6d359e5e9b8"), "scores of the laptop profile can no longer be compared"
     assert prepared.validation_bytes == 220_883
-    lengths = np.load(Path(prepared.train) / "lengths_2048.npy")
-    assert len(lengths) == 6870
+    lengths = sorted(Path(prepared.train).glob("lengths_2048_*.npy"))
+    assert [len(lengths), sum(len(np.load(path)) for path in lengths)] == [4, 6870]
     assert len(np.load(Path(prepared.train) / "rows_2048_128.npy", mmap_mode="r")) > 5000
     assert prepare_in(tmp_path, laptop).cached == STEPS

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.packer_reference import pack
-from trainer import prepare
+from tests.test_packing import corpus
+from trainer import packing, prepare
 
 BOS_ID = 258
 ROOT = Path(prepare.__file__).parent.parent
@@ -21,13 +21,6 @@ ROOT = Path(prepare.__file__).parent.parent
 def tokenizer() -> prepare.Tokenizer:
     ranks = {bytes([byte]): byte for byte in range(256)} | {b"th": 256, b"the": 257}
     return prepare.Tokenizer(r"\p{L}+|\s+|[^\s\p{L}]+", ranks, {prepare.BOS: BOS_ID})
-
-
-def corpus(lengths: list[int]) -> tuple[list[list[int]], np.ndarray, np.ndarray]:
-    """Documents of these lengths, told apart by their tokens; the same as a stream with lengths."""
-    documents = [[65535] + [(31 * i + j) % 60000 for j in range(length - 1)] for i, length in enumerate(lengths)]
-    stream = np.array([token for document in documents for token in document], np.uint16)
-    return documents, stream, np.array(lengths, np.int32)
 
 
 @pytest.fixture
@@ -41,56 +34,13 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "public" / "tokenizer_259.json").write_text(json.dumps(tokenizer().to_dict()))
     np.save(folder / "public" / "token_bytes_259.npy", np.array([1] * 256 + [2, 3, 0], np.int32))
     _, stream, lengths = corpus([3, 40, 7, 9, 2, 12])
-    stream.tofile(folder / "train" / "tokens_259.bin")
-    np.save(folder / "train" / "lengths_259.npy", lengths)
+    stream.tofile(folder / "train" / "tokens_259_00000.bin")
+    np.save(folder / "train" / "lengths_259_00000.npy", lengths)
     places = {"public": str(folder / "public"), "train": str(folder / "train"), "device": "cpu"}
     (tmp_path / "data" / "current.json").write_text(json.dumps(places))
     monkeypatch.delenv("NIGHTLY_ROLE", raising=False)
     monkeypatch.setenv("NIGHTLY_HOME", str(tmp_path))
     return folder
-
-
-@pytest.mark.parametrize("T", [1, 16, 128])
-@pytest.mark.parametrize(("buffer", "batch"), [(1, 1), (50, 8), (1000, 128)])
-@pytest.mark.parametrize("epochs", [1, 3])
-def test_packed_rows_are_those_of_the_plain_packer(T: int, buffer: int, batch: int, epochs: int) -> None:
-    lengths = np.random.default_rng(T).lognormal(math.log(T + 2), 1.0, 400).astype(int).clip(1).tolist()
-    documents, stream, counts = corpus(lengths)
-    rows = prepare.pack_rows(stream, counts, T, buffer=buffer, batch=batch, epochs=epochs)
-    assert rows.tolist() == pack(documents, T, buffer=buffer, batch=batch, epochs=epochs)
-    assert len(rows) > 0
-
-
-@settings(deadline=None)
-@given(
-    lengths=st.lists(st.integers(1, 40), max_size=60),
-    T=st.integers(1, 30),
-    buffer=st.integers(1, 20),
-    batch=st.integers(1, 9),
-    epochs=st.integers(1, 3),
-)
-def test_packed_rows_are_those_of_the_plain_packer_always(
-    lengths: list[int], T: int, buffer: int, batch: int, epochs: int
-) -> None:
-    documents, stream, counts = corpus(lengths)
-    rows = prepare.pack_rows(stream, counts, T, buffer=buffer, batch=batch, epochs=epochs)
-    assert rows.shape == (len(rows), T + 1)
-    assert rows.tolist() == pack(documents, T, buffer=buffer, batch=batch, epochs=epochs)
-
-
-def test_more_epochs_go_on_where_one_begins_to_drain() -> None:
-    lengths = np.random.default_rng(0).integers(1, 60, 300).tolist()
-    _, stream, counts = corpus(lengths)
-    once = prepare.pack_rows(stream, counts, 32, buffer=20, batch=4)
-    twice = prepare.pack_rows(stream, counts, 32, buffer=20, batch=4, epochs=2)
-    undrained = len(once) - 20 * 60 // 33
-    assert undrained > 50
-    assert (once[:undrained] == twice[:undrained]).all()
-
-
-def test_every_packed_row_begins_with_bos() -> None:
-    _, stream, counts = corpus([5, 90, 33, 2, 61, 17, 40])
-    assert (prepare.pack_rows(stream, counts, 20)[:, 0] == 65535).all()
 
 
 @given(tokens=st.lists(st.integers(0, 9), max_size=50), T=st.integers(1, 60))
@@ -145,9 +95,16 @@ def test_tokenizer_round_trip_of_any_text() -> None:
     assert BOS_ID not in tokens  # text never makes a special token
 
 
-def test_encode_batch_is_encode_of_each() -> None:
-    texts = ["the cat", "", "th the"]
-    assert tokenizer().encode_batch(texts) == [tokenizer().encode(text) for text in texts]
+@given(st.lists(st.text(st.sampled_from("the cat<|bos|>\N{SNOWMAN}\n"))))
+def test_documents_are_encoded_each_by_itself_behind_bos(texts: list[str]) -> None:
+    one_by_one = [token for text in texts for token in (BOS_ID, *tokenizer().encode(text))]
+    stream = tokenizer().encode_documents(texts)
+    assert stream.dtype == np.uint16
+    assert stream.tolist() == one_by_one
+
+
+def test_a_text_that_spells_bos_is_text() -> None:
+    assert tokenizer().encode_documents([f"the{prepare.BOS}the"]).tolist().count(BOS_ID) == 1
 
 
 def test_prepared_parts_are_read(prepared: Path) -> None:
@@ -158,7 +115,7 @@ def test_prepared_parts_are_read(prepared: Path) -> None:
 
 def test_train_rows_are_packed_where_no_packed_file_is(prepared: Path) -> None:
     _, stream, lengths = corpus([3, 40, 7, 9, 2, 12])
-    assert (prepare.train_rows(5) == prepare.pack_rows(stream, lengths, 5)).all()
+    assert (prepare.train_rows(5) == packing.pack_rows([stream], lengths, 5)).all()
 
 
 def test_train_rows_are_a_memory_map_where_they_were_packed(prepared: Path) -> None:

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,37 @@ def test_every_train_knob_exists_in_train_py_and_is_used(name):
     assert set(values) <= set(knobs.read(TRAIN)) - knobs.unused(TRAIN)
     written = knobs.read(knobs.write(TRAIN, values))
     assert {name: list(v) if isinstance(v := written[name], tuple) else v for name in values} == values
+
+
+@pytest.mark.parametrize("name", configs.names())
+def test_a_profile_trains_on_what_it_prepares_and_in_whole_passes(name):
+    profile = configs.load(name)
+    train: dict[str, Any] = dict(knobs.read(knobs.write(TRAIN, profile.train)))
+    assert train["VOCAB_SIZE"] in profile.data.vocab_sizes
+    assert train["MAX_SEQ_LEN"] == profile.data.sequence_length
+    assert train["TOTAL_BATCH_SIZE"] % (train["DEVICE_BATCH_SIZE"] * train["MAX_SEQ_LEN"]) == 0
+    assert train["DEPTH"] * train["ASPECT_RATIO"] >= train["HEAD_DIM"]
+
+
+def test_the_shipped_profiles_are_those_of_the_design():
+    assert configs.names() == ["consumer", "h100", "h200", "laptop", "mps", "rocm"]
+
+
+@pytest.mark.parametrize("name", [name for name in configs.names() if name != "laptop"])
+def test_what_was_not_run_says_so(name):
+    assert "Not run yet" in configs.load(name).description
+
+
+@pytest.mark.parametrize("name", ["h200", "rocm"])
+def test_the_large_cards_train_the_same_recipe(name):
+    assert configs.load(name).train == configs.load("h100").train
+
+
+def test_the_laptop_trains_with_upstreams_recipe():
+    recipe = {"ROPE_BASE": 10000.0, "SHORT_WINDOW_DIVISOR": 2, "QK_SCALE": 1.0, "INIT_SCALE": 1.0, "X0_LAMBDA_INIT": 0.1}
+    decays = dict.fromkeys(("EMBEDDING_DECAY", "VALUE_EMBEDDING_DECAY", "UNEMBEDDING_DECAY"), 0.0)
+    ours = knobs.read(knobs.write(TRAIN, configs.load("laptop").train))
+    assert {name: ours[name] for name in recipe | decays} == recipe | decays
 
 
 def test_train_py_carries_the_laptops_values():
@@ -80,3 +112,25 @@ def test_a_profile_of_ones_own_is_named_after_its_file(tmp_path):
 def test_a_profile_cannot_be_changed_after_it_was_read():
     with pytest.raises(ValueError, match="frozen"):
         configs.load("laptop").device = "cuda"
+
+
+def extending(tmp_path, base, text=""):
+    path = tmp_path / "mine.toml"
+    path.write_text(f'extends = "{base}"\ndescription = "mine"\n{text}')
+    return configs.load(str(path))
+
+
+def test_a_profile_takes_what_it_does_not_say_from_the_one_it_extends(tmp_path):
+    mine, h100 = extending(tmp_path, "h100", "[train]\nDEPTH = 4\n[budget]\namount = 60\n"), configs.load("h100")
+    assert mine.train == {**h100.train, "DEPTH": 4}
+    assert (mine.budget.kind, mine.budget.amount, mine.name) == ("seconds", 60, "mine")
+    assert mine.data == h100.data
+
+
+def test_an_extended_profile_may_extend_another(tmp_path):
+    assert extending(tmp_path, "mps").data.license == configs.load("h100").data.license
+
+
+def test_extending_what_is_no_profile_names_those_that_are(tmp_path):
+    with pytest.raises(configs.ProfileError, match="extends = 'h1000': choose one of consumer, h100"):
+        extending(tmp_path, "h1000")

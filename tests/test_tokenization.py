@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tasks import tokenization
 from tasks.records import DataError
-from trainer import prepare
+from trainer import packing, prepare
 
 MIXED = "The price is 1234 \u20ac, na\u00efve \u6771\u4eac \U0001f642\U0001f642 <|bos|>\r\n\tan\u0301d so on.  "
 TEXTS = [MIXED * 20, "", "plain English words, again and again and again. " * 40, "\U0001f600" * 50]
@@ -74,30 +74,61 @@ def test_the_tokenizer_comes_back_from_its_file(tokenizer, tmp_path):
 
 
 def test_a_shard_comes_back_from_its_tokens(tokenizer, tmp_path):
-    texts = [*TEXTS, *(f"number {i}" for i in range(2 * tokenization.BATCH))]
-    tokens, lengths = tokenization.encode_shards(texts, tokenizer, tmp_path)
-    assert documents(Path(tokens.path), Path(lengths.path), tokenizer) == texts
+    batches = [TEXTS, [], [f"number {i}" for i in range(2000)], TEXTS]
+    tokens, lengths = tokenization.encode_shard(batches, tokenizer, tmp_path, 3)
+    assert documents(Path(tokens.path), Path(lengths.path), tokenizer) == [text for batch in batches for text in batch]
     assert np.load(lengths.path).dtype == np.int32
+    assert (Path(tokens.path).name, Path(lengths.path).name) == ("tokens_320_00003.bin", "lengths_320_00003.npy")
 
 
 def test_threads_do_not_change_the_tokens(tokenizer, tmp_path):
-    one, two = (tokenization.encode_shards(TEXTS * 9, tokenizer, tmp_path / str(n), n) for n in (1, 2))
-    assert [ref.sha256 for ref in one] == [ref.sha256 for ref in two]
+    batches = [TEXTS * n for n in range(20)]
+    one, many = (tokenization.encode_shard(batches, tokenizer, tmp_path / str(n), 0, n) for n in (1, 3))
+    assert [ref.sha256 for ref in one] == [ref.sha256 for ref in many]
 
 
-def test_rows_are_the_packed_tokens(tokenizer, tmp_path):
-    tokens, lengths = tokenization.encode_shards(TEXTS, tokenizer, tmp_path)
-    ref = tokenization.pack(Path(tokens.path), Path(lengths.path), 320, 16, tmp_path)
+def test_a_failure_between_batches_ends_it_and_leaves_nothing(tokenizer, tmp_path):
+    def failing():
+        yield TEXTS
+        raise DataError("the shard is broken")
+
+    with pytest.raises(DataError, match="the shard is broken"):
+        tokenization.encode_shard(failing(), tokenizer, tmp_path, 0, 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_256_tokens_are_the_bytes(tmp_path):
+    tokenizer = tokenization.train_tokenizer([], 256, 1)
+    stream = tokenizer.encode_documents([MIXED])
+    assert (tokenizer.size, tokenizer.bos, len(stream)) == (256, 255, 1 + len(MIXED.encode()))
+    assert bytes(stream[1:].tolist()) == MIXED.encode()
+
+
+def test_65536_tokens_fit_into_16_bits():
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    pairs = ((a, b, c) for a in range(256) for b in range(256) for c in range(256))
+    for rank in range(256, 65535):
+        a, b, c = next(pairs)
+        ranks[bytes((a, b, c))] = rank
+    assert prepare.Tokenizer(r".", ranks, {prepare.BOS: 65535}).encode_documents(["", "a"]).tolist() == [65535, 65535, 97]
+
+
+def test_rows_are_the_packed_tokens_of_all_shards(tokenizer, tmp_path):
+    for shard in range(3):
+        tokenization.encode_shard([TEXTS[shard:]], tokenizer, tmp_path, shard)
+    ref = tokenization.pack(tmp_path, 320, 16)
     rows = np.load(ref.path, mmap_mode="r")
     assert ref.path.endswith("rows_320_16.npy")
-    assert rows.tolist() == prepare.pack_rows(np.fromfile(tokens.path, np.uint16), np.load(lengths.path), 16).tolist()
+    stream = tokenizer.encode_documents([*TEXTS, *TEXTS[1:], *TEXTS[2:]])
+    lengths = np.diff(np.append(np.flatnonzero(stream == tokenizer.bos), len(stream))).astype(np.int32)
+    assert rows.tolist() == packing.pack_rows([stream], lengths, 16).tolist()
     assert (rows[:, 0] == tokenizer.bos).all()
 
 
 def test_text_for_less_than_a_row_is_refused(tokenizer, tmp_path):
-    tokens, lengths = tokenization.encode_shards(["ab"], tokenizer, tmp_path)
+    tokenization.encode_shard([["ab"]], tokenizer, tmp_path, 0)
     with pytest.raises(DataError, match="fill no row of 101"):
-        tokenization.pack(Path(tokens.path), Path(lengths.path), 320, 100, tmp_path)
+        tokenization.pack(tmp_path, 320, 100)
 
 
 def test_the_validation_stream_is_every_document_behind_its_bos(tokenizer, tmp_path):
@@ -137,7 +168,8 @@ def test_files_can_be_read_by_another_user(tokenizer, tmp_path):
 
 @pytest.fixture
 def encoded(tokenizer, tmp_path):
-    return [Path(ref.path) for ref in tokenization.encode_shards(TEXTS * 20, tokenizer, tmp_path / "encoded")]
+    tokenization.encode_shard([TEXTS * 20], tokenizer, tmp_path / "encoded", 0)
+    return tmp_path / "encoded"
 
 
 @pytest.fixture
@@ -151,16 +183,16 @@ def full_disk(encoded):
 
 @pytest.mark.usefixtures("full_disk")
 def test_a_full_disk_leaves_nothing_behind(tokenizer, tmp_path):
-    with pytest.raises(DataError, match=r"cannot write .*tokens_320\.bin: .* MiB are free.*NIGHTLY_HOME"):
-        tokenization.encode_shards(TEXTS * 20, tokenizer, tmp_path)
+    with pytest.raises(DataError, match=r"cannot write .*tokens_320_00000\.bin: .* MiB are free.*NIGHTLY_HOME"):
+        tokenization.encode_shard([TEXTS * 20], tokenizer, tmp_path, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["encoded"]
 
 
 @pytest.mark.usefixtures("full_disk")
-def test_a_full_disk_spares_the_old_file(encoded, tmp_path):
-    tokens, lengths = encoded
-    (tmp_path / "rows_320_64.npy").write_bytes(b"old")
+def test_a_full_disk_spares_the_old_file(encoded):
+    (encoded / "rows_320_64.npy").write_bytes(b"old")
+    before = sorted(path.name for path in encoded.iterdir())
     with pytest.raises(DataError, match=r"cannot write .*rows_320_64\.npy"):
-        tokenization.pack(tokens, lengths, 320, 64, tmp_path)
-    assert (tmp_path / "rows_320_64.npy").read_bytes() == b"old"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["encoded", "rows_320_64.npy"]
+        tokenization.pack(encoded, 320, 64)
+    assert (encoded / "rows_320_64.npy").read_bytes() == b"old"
+    assert sorted(path.name for path in encoded.iterdir()) == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import json
 import math
@@ -22,7 +23,18 @@ from trainer import prepare
 FILE = Path(prepare.__file__).with_name("train.py")
 RATES = {"EMBEDDING_LR", "UNEMBEDDING_LR", "MATRIX_LR", "SCALAR_LR", "WARMUP_RATIO", "WARMDOWN_RATIO", "FINAL_LR_FRAC"}
 SIZES = {"DEPTH", "ASPECT_RATIO", "HEAD_DIM", "MAX_SEQ_LEN", "VOCAB_SIZE", "TOTAL_BATCH_SIZE", "DEVICE_BATCH_SIZE"}
-KNOBS = RATES | SIZES | {"WINDOW_PATTERN", "WEIGHT_DECAY", "ADAM_BETAS"}
+DECAYS = {"WEIGHT_DECAY", "EMBEDDING_DECAY", "VALUE_EMBEDDING_DECAY", "UNEMBEDDING_DECAY"}
+RECIPE = {
+    "ROPE_BASE",
+    "QK_SCALE",
+    "VE_GATE_CHANNELS",
+    "VE_GATE_MAX",
+    "INIT_SCALE",
+    "X0_LAMBDA_INIT",
+    "MUON_MOMENTUM",
+    "MUON_BETA2",
+}
+KNOBS = RATES | SIZES | DECAYS | RECIPE | {"WINDOW_PATTERN", "SHORT_WINDOW_DIVISOR", "ADAM_BETAS"}
 VOCAB, LENGTH = 61, 16
 TINY = {"HEAD_DIM": 8, "ASPECT_RATIO": 8, "MAX_SEQ_LEN": LENGTH, "VOCAB_SIZE": VOCAB, "DEVICE_BATCH_SIZE": 4}
 
@@ -115,6 +127,104 @@ def test_local_attention_has_the_gradients_of_a_band_mask(train: Any) -> None:
         assert torch.allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("heads", [(2, 2), (4, 2)])
+@pytest.mark.parametrize("window", [1, 5, 8, LENGTH])
+def test_flex_attention_is_local_attention(train: Any, window: int, heads: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, LENGTH, n, 8, generator=generator) for n in (heads[0], heads[1], heads[1]))
+    flex = train.flex_attention([window], LENGTH, "cpu")  # forward alone: torch has no backward of it on a CPU
+    assert torch.allclose(flex(q, k, v, window), train.local_attention(q, k, v, window), atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_flex_attention_passes_the_smoke_test_on_a_gpu(train: Any) -> None:
+    train.HEAD_DIM = 64
+    config = wide(train)
+    attend = train.flex_attention(config.windows(), LENGTH, "cuda")
+    train.smoke_test(torch.compile(attend, dynamic=False), config, "cuda", torch.bfloat16)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("scale", [1.0, 1.4])
+def test_scores_are_scaled_alike_by_every_attention(train: Any, scale: float) -> None:
+    train.QK_SCALE, (q, k, v) = scale, torch.randn(3, 1, LENGTH, 1, 8)
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * scale / math.sqrt(8)
+    weights = scores.masked_fill(torch.ones(LENGTH, LENGTH).triu(1).bool(), -math.inf).softmax(-1)
+    expected = torch.einsum("bhqk,bkhd->bqhd", weights, v)
+    for attend in (train.local_attention, train.flex_attention([LENGTH], LENGTH, "cpu")):
+        assert torch.allclose(attend(q, k, v, LENGTH), expected, atol=1e-5)
+
+
+def wide(train: Any) -> Any:
+    """A configuration with both windows."""
+    train.WINDOW_PATTERN, train.DEPTH = "SL", 2
+    return train.GPTConfig.from_knobs()
+
+
+def test_an_attention_that_is_right_passes_the_smoke_test(train: Any) -> None:
+    def banded(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int) -> torch.Tensor:
+        distance = torch.arange(LENGTH)[:, None] - torch.arange(LENGTH)
+        attended: torch.Tensor = train._sdpa(q, k, v, (distance >= 0) & (distance <= window))
+        return attended
+
+    train.smoke_test(banded, wide(train), "cpu", torch.bfloat16)
+
+
+def wrong_window(train: Any, q: Any, k: Any, v: Any, window: int) -> torch.Tensor:
+    attended: torch.Tensor = train.local_attention(q, k, v, LENGTH)
+    return attended
+
+
+def wrong_gradient(train: Any, q: Any, k: Any, v: Any, window: int) -> torch.Tensor:
+    attended: torch.Tensor = train.local_attention(q, k * 2 - k.detach(), v, window)
+    return attended
+
+
+def not_a_number(train: Any, q: Any, k: Any, v: Any, window: int) -> torch.Tensor:
+    attended: torch.Tensor = train.local_attention(q, k, v, window) * math.nan
+    return attended
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [(wrong_window, "y is off by .* at window 8"), (wrong_gradient, "k is off by"), (not_a_number, "y is off by nan%")],
+)
+def test_an_attention_that_is_wrong_fails_the_smoke_test(train: Any, broken: Callable[..., Any], said: str) -> None:
+    with pytest.raises(RuntimeError, match=said):
+        train.smoke_test(functools.partial(broken, train), wide(train), "cpu", torch.float32)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_each_refused_attention_says_why(train: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.choose_attention("cuda", wide(train)) is train.local_attention
+    said = capsys.readouterr().err.splitlines()
+    names = ["FlashAttention-3 for Hopper", "FlashAttention-3", "FlexAttention"]
+    assert [line.split(":")[1] for line in said] == [f" no {name}" for name in names]
+    assert all("CUDA" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("card", "majors", "hip", "said"),
+    [
+        ((9, 0), (9,), None, "LOCAL_KERNELS names no a/b"),
+        ((8, 9), (8, 9), None, "LOCAL_KERNELS names no a/b"),
+        ((8, 0), (9,), None, r"compute capabilities \(9,\) and this is \(8, 0\)"),
+        ((12, 0), (8, 9), None, r"compute capabilities \(8, 9\) and this is \(12, 0\)"),
+        ((9, 4), (9,), "6.4", r"compute capabilities \(9,\) and this is \(9, 4\)"),
+    ],
+)
+def test_flash_attention_is_for_the_cards_it_was_built_for(
+    train: Any, monkeypatch: pytest.MonkeyPatch, card: tuple[int, int], majors: tuple[int, ...], hip: str | None, said: str
+) -> None:
+    monkeypatch.delenv("LOCAL_KERNELS", raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: card)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    with pytest.raises(RuntimeError, match=said):
+        train.flash_attention_3("a/b", majors)
+
+
 def test_the_initial_loss_is_that_of_a_uniform_guess(train: Any) -> None:
     torch.manual_seed(0)
     model = train.build_model("cpu", train.local_attention)
@@ -126,6 +236,64 @@ def test_the_last_layer_is_always_long(train: Any) -> None:
     for knob, value in {"WINDOW_PATTERN": "SSL", "DEPTH": 5, "ASPECT_RATIO": 8}.items():
         setattr(train, knob, value)
     assert train.GPTConfig.from_knobs().windows() == [8, 8, 16, 8, 16]
+
+
+def test_a_short_window_is_a_share_of_the_context(train: Any) -> None:
+    for divisor, window in {1: 16, 8: 2, 99: 1}.items():
+        train.WINDOW_PATTERN, train.SHORT_WINDOW_DIVISOR, train.DEPTH = "S", divisor, 2
+        assert train.GPTConfig.from_knobs().windows() == [window, LENGTH]
+
+
+@pytest.mark.parametrize(
+    ("knob", "value"),
+    [
+        ("ROPE_BASE", 100.0),
+        ("QK_SCALE", 1.5),
+        ("VE_GATE_CHANNELS", 4),
+        ("VE_GATE_MAX", 3.0),
+        ("INIT_SCALE", 0.5),
+        ("X0_LAMBDA_INIT", 0.5),
+    ],
+)
+def test_a_knob_of_the_model_changes_what_it_says(train: Any, knob: str, value: float) -> None:
+    plain = build(train)(tokens())
+    assert not torch.allclose(build(train, **{knob: value})(tokens()), plain, atol=1e-4)
+
+
+def test_muons_second_moment_is_a_knob(train: Any) -> None:
+    def stepped(beta: float) -> torch.Tensor:
+        model = build(train, MUON_BETA2=beta)
+        _, muon = train.build_optimizers(model, compiled=False)
+        model(tokens(4), tokens(4)).backward()
+        muon.step(1.0, 0.9, 0.1)
+        weight: torch.Tensor = model.h[0].mlp.c_fc.weight.detach()
+        return weight
+
+    assert torch.equal(stepped(0.95), stepped(0.95))
+    assert not torch.equal(stepped(0.95), stepped(0.5))
+
+
+@pytest.mark.parametrize(
+    ("knob", "name"),
+    [
+        ("EMBEDDING_DECAY", "wte.weight"),
+        ("VALUE_EMBEDDING_DECAY", "value_embeds.0.weight"),
+        ("UNEMBEDDING_DECAY", "lm_head.weight"),
+    ],
+)
+def test_weight_decay_shrinks_its_own_table_and_no_other(train: Any, knob: str, name: str) -> None:
+    def stepped(**knobs: float) -> dict[str, torch.Tensor]:
+        model = build(train, DEPTH=1, **knobs)
+        adamw, _ = train.build_optimizers(model, compiled=False)
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        adamw.step(0.5)
+        return {name: weight.detach() for name, weight in model.named_parameters()}
+
+    plain, decayed = stepped(), stepped(**{knob: 0.01})
+    rate = (train.UNEMBEDDING_LR if name == "lm_head.weight" else train.EMBEDDING_LR) * (8 / 768) ** -0.5
+    assert torch.allclose(decayed.pop(name), plain.pop(name) * (1 - 0.5 * rate * 0.01))
+    assert all(torch.equal(weight, plain[other]) for other, weight in decayed.items())
 
 
 def test_every_weight_of_the_model_is_trained(train: Any) -> None:
@@ -175,6 +343,19 @@ def test_nats_are_the_cross_entropy_of_the_logits(train: Any) -> None:
     assert model(idx, targets).item() == pytest.approx(nats.mean().item(), abs=1e-5)
 
 
+def test_the_fused_loss_is_the_plain_one_with_its_gradients(train: Any) -> None:
+    torch.manual_seed(0)
+    x, head = torch.randn(2, 5, 8), 5 * torch.randn(11, 8)  # logits to the cap
+    targets, found = torch.randint(11, (2, 5)), []
+    for loss in (train.fused_cross_entropy, train.cross_entropy):
+        inputs = x.clone().requires_grad_(), head.clone().requires_grad_()
+        nats = loss(*inputs, targets)
+        pull = torch.linspace(-1, 2, 10)  # each target weighs differently
+        found.append([nats, *torch.autograd.grad(nats, inputs, pull)])
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
+
+
 def test_a_checkpoint_is_loaded_as_it_was_saved(train: Any, tmp_path: Path) -> None:
     model = build(train, WINDOW_PATTERN="SL")
     train.build_optimizers(model, compiled=False)  # makes parameters views of stacks
@@ -192,6 +373,96 @@ def test_batches_follow_the_packed_order_and_wrap_around(train: Any) -> None:
     assert all(torch.equal(x[:, 1:], y[:, :-1]) for x, y in seen)
 
 
+class OnlyReads:
+    """What a reader of rows promises: a length, and rows by slice or by an array of numbers."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, chosen: Any) -> Any:
+        assert isinstance(chosen, slice | np.ndarray)
+        return self.rows[chosen]
+
+
+def test_batches_need_no_more_of_rows_than_a_length_and_an_index(train: Any) -> None:
+    train.DEVICE_BATCH_SIZE = 2
+    rows = np.arange(5 * (LENGTH + 1), dtype=np.uint16).reshape(5, -1)
+    plain, read = (train.batches(source, "cpu") for source in (rows, OnlyReads(rows)))
+    for _ in range(6):
+        assert all(torch.equal(a, b) for a, b in zip(next(plain), next(read), strict=True))
+
+
+class SlowBus:
+    """A bus whose copies are made as late as possible: when somebody waits for them."""
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+
+    def buffer(self) -> torch.Tensor:
+        return torch.zeros(2, LENGTH + 1, dtype=torch.int16)
+
+    def send(self, buffer: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        self.in_flight += 1
+        return (landed := LateCopy(self, buffer)).tokens, landed
+
+    def receive(self, tokens: torch.Tensor, landed: Any) -> torch.Tensor:
+        landed.synchronize()
+        return tokens
+
+
+class LateCopy:
+    def __init__(self, bus: SlowBus, source: torch.Tensor) -> None:
+        self.bus, self.source, self.tokens, self.pending = bus, source, torch.empty_like(source), True
+
+    def synchronize(self) -> None:
+        if self.pending:
+            self.tokens.copy_(self.source)
+            self.bus.in_flight -= 1
+        self.pending = False
+
+
+def test_staged_batches_come_in_order_and_no_buffer_changes_under_a_copy(train: Any) -> None:
+    batches = [np.full((2, LENGTH + 1), number, np.uint16) for number in (1, 2, 40_000, 65_535, 5, 6)]
+    seen = [int(tokens[1, -1]) for tokens in train.staged(iter(batches), SlowBus())]
+    assert seen == [1, 2, 40_000, 65_535, 5]
+
+
+def test_the_next_batch_is_under_way_before_a_batch_is_handed_over(train: Any) -> None:
+    bus = SlowBus()
+    stream = train.staged(iter(np.zeros((4, 2, LENGTH + 1), np.uint16)), bus)
+    for _ in range(3):
+        next(stream)
+        assert bus.in_flight == 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler warns of its own insides, and a warning inside it ends it
+def test_compiled_regions_compute_what_eager_ones_do_and_more_layers_compile_nothing(
+    train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    graphs = {}
+    for depth in (3, 4):
+        gradients = []
+        for compiled in (False, True):
+            model = build(train, DEPTH=depth, ASPECT_RATIO=2)  # one head of 8, whatever the depth
+            if compiled:
+                model.compile_regions()
+            counters.clear()
+            nats = model(tokens(4), tokens(4).roll(-1, 1), reduction="none")
+            nats.mean().backward()
+            gradients.append([nats.detach(), *(p.grad for p in model.parameters())])
+        graphs[depth] = counters["stats"]["unique_graphs"]
+        for eager, regional in zip(*gradients, strict=True):
+            assert torch.allclose(eager, regional, rtol=1e-4, atol=1e-5)
+    assert graphs == {3: 3, 4: 0}  # a block with value embeddings, one without, the head
+
+
 def test_rates_are_full_then_fall_to_the_final_share(train: Any) -> None:
     train.WARMUP_RATIO, train.WARMDOWN_RATIO, train.FINAL_LR_FRAC = 0.1, 0.5, 0.2
     rates = [train.lr_multiplier(done) for done in (0.0, 0.05, 0.1, 0.5, 0.75, 1.0)]
@@ -205,6 +476,7 @@ def test_rates_are_full_then_fall_to_the_final_share(train: Any) -> None:
         ("WINDOW_PATTERN", "LX", "must be made of S and L"),
         ("HEAD_DIM", 7, "HEAD_DIM = 7 even"),
         ("DEPTH", 0, "DEPTH = 0 must be at least 1"),
+        ("SHORT_WINDOW_DIVISOR", 0, "SHORT_WINDOW_DIVISOR = 0 must be at least 1"),
     ],
 )
 def test_knobs_that_do_not_fit_are_named(train: Any, knob: str, value: object, message: str) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from trainer import prepare, roles
+from trainer import prepare, roles, speed
 
 SAVE_SECONDS = 1.0  # the allowance for the checkpoint under a `seconds` budget, at most 2% of the budget
 CURVE_POINTS = 1000  # of the training curve in the log: one for each thousandth of the budget
@@ -77,7 +77,7 @@ class Budget:
         self.amount = amount
         self.tokens = 0  # as last reported
         self.done = 0.0
-        self._flops_per_token = flops_per_token
+        self.flops_per_token = flops_per_token
         self._steps: deque[float] = deque(maxlen=16)  # seconds between calls of `progress`
         self.started = self._called = time.monotonic()
 
@@ -89,7 +89,7 @@ class Budget:
         """
         self.tokens = tokens
         if self.kind == "flops":
-            spent = tokens * self._flops_per_token / self.amount
+            spent = tokens * self.flops_per_token / self.amount
         else:
             now = time.monotonic()
             self._steps.append(now - self._called)
@@ -213,6 +213,8 @@ def finish(state_dict: dict[str, Any], **metrics: float) -> None:
     budget = _Run.budget
     if budget is None:
         raise RuntimeError("harness.finish() before harness.ready()")
+    card = torch.cuda.get_device_name() if device() == "cuda" else ""
+    metrics |= speed.figures(budget.flops_per_token, budget.tokens, time.monotonic() - budget.started, card)
     blob = io.BytesIO()
     torch.save({name: tensor.detach().to("cpu") for name, tensor in state_dict.items()}, blob)
     if link := _link():

@@ -5,7 +5,7 @@ scores the validation rows with the same functions. numpy and the standard libra
 is built, torch never.
 
     public/   meta.json  tokenizer_<V>.json  token_bytes_<V>.npy
-    train/    tokens_<V>.bin  lengths_<V>.npy  rows_<V>_<T>.npy
+    train/    tokens_<V>_<shard>.bin  lengths_<V>_<shard>.npy  rows_<V>_<T>.npy
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import functools
 import json
 import math
 import os
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,14 +23,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from trainer import packing
+
 if TYPE_CHECKING:
     import tiktoken
 
 METRIC_VERSION = 1  # scores of different versions are never compared
-PACKER_VERSION = 1  # part of the cache key of packed rows: raise it when pack_rows gives other rows
 BOS = "<|bos|>"  # the one special token; it leads every document
 
-Tokens = npt.NDArray[np.uint16]
+Tokens = packing.Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,10 @@ def _prepared(vocab_size: int | None) -> int:
 
 
 class Tokenizer:
-    """A byte-pair encoding kept as JSON: {"pattern", "ranks": [[base64 bytes, rank], ...], "specials": {text: id}}."""
+    """A byte-pair encoding kept as JSON: {"pattern", "ranks": [[base64 bytes, rank], ...], "specials": {text: id}}.
+
+    With 256 tokens it is the bytes themselves, and BOS in the place of 0xFF, which is in no UTF-8 text.
+    """
 
     def __init__(self, pattern: str, ranks: dict[bytes, int], specials: dict[str, int]) -> None:
         self.pattern, self.ranks, self.specials = pattern, ranks, specials
@@ -136,8 +139,11 @@ class Tokenizer:
         """Token ids without BOS. Text that looks like a special token is encoded as plain text."""
         return self._encoding.encode_ordinary(text)
 
-    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-        return self._encoding.encode_ordinary_batch(list(texts), num_threads=threads)
+    def encode_documents(self, texts: Sequence[str]) -> Tokens:
+        """The stream of BOS-led documents, uint16. One call of the encoder for all of them: no token is a Python int."""
+        if any(BOS in text for text in texts):  # a text that spells BOS is still only text
+            return np.array([token for text in texts for token in (self.bos, *self.encode(text))], np.uint16)
+        return self._encoding.encode_to_numpy("".join(BOS + text for text in texts), allowed_special={BOS}).astype(np.uint16)
 
     def decode(self, tokens: Sequence[int]) -> str:
         return self._encoding.decode(list(tokens))
@@ -149,59 +155,12 @@ def token_bytes(vocab_size: int | None = None) -> npt.NDArray[np.int32]:
     return table
 
 
-def pack_rows(
-    tokens: Tokens, lengths: npt.NDArray[np.int32], T: int, *, buffer: int = 1000, batch: int = 128, epochs: int = 1
-) -> Tokens:
-    """Packs BOS-led documents into rows, uint16 [n, T+1]: best fit, in the order of karpathy/autoresearch's loader.
-
-    `tokens` is the stream of all documents, `lengths` their token counts. Before each pick the buffer is refilled,
-    `batch` documents at a time, until it holds at least `buffer`. The pick is the longest document that fits what is
-    left of the row; where none fits, the shortest one is cropped to fill it and its tail is dropped. Ties go to the
-    oldest. Every row starts with BOS.
-
-    Upstream's stream never ends. Here it ends after `epochs` passes: then the buffer is drained by the same rule, and a
-    last row that cannot be filled is dropped. A cached file holds one pass, and its reader wraps around modulo n. Up to
-    the draining the rows are upstream's, given shards of whole batches: upstream starts a new one at every row group.
-    """
-    row_tokens, starts = T + 1, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).tolist()
-    plan: list[tuple[int, int]] = []  # (first token, count) of each pick: end to end they are the rows
-    sizes = lengths.tolist()
-    waiting: dict[int, deque[int]] = {}  # by length: documents in order of arrival
-    # One bit for each length that is waiting: the longest that fits and the shortest are bit scans, not a list scan.
-    present, held, arrived, room = 0, 0, 0, row_tokens
-    total = len(sizes) * epochs
-    while True:
-        while held < buffer and arrived < total:
-            first = arrived % len(sizes)
-            for document in range(first, min(first + batch, len(sizes))):  # a batch ends with its pass, as upstream's
-                waiting.setdefault(sizes[document], deque()).append(document)
-                present |= 1 << sizes[document]
-                arrived, held = arrived + 1, held + 1
-        if not held:
-            break
-        fitting = present & ((2 << room) - 1)
-        length = (fitting if fitting else present & -present).bit_length() - 1
-        queue = waiting[length]
-        plan.append((starts[queue.popleft()], min(length, room)))
-        if not queue:
-            del waiting[length]
-            present ^= 1 << length
-        held -= 1
-        room = room - plan[-1][1] or row_tokens
-    rows = np.empty((sum(count for _, count in plan) // row_tokens, row_tokens), np.uint16)
-    flat, filled, stream = rows.reshape(-1), 0, np.asarray(tokens)  # slices of a plain view cost less than a memmap's
-    for start, count in plan:
-        count = min(count, len(flat) - filled)  # only the picks of the dropped row are cut short
-        flat[filled : filled + count] = stream[start : start + count]
-        filled += count
-    return rows
-
-
 def train_rows(T: int, vocab_size: int | None = None) -> Tokens:
     """Training rows, uint16 [n, T+1], one pass over the data in packed order; read modulo n for more.
 
-    A memory map where the rows were packed in advance, else packed here and now (in the budget's time). In a box they
-    exist only after go: before that it raises PermissionError. Raises ValueError for a size or length that cannot be.
+    A memory map where the rows were packed in advance: for the profile's T, and for the T and vocabulary size that a
+    candidate's knobs name. Else they are packed here and now, in memory and in the budget's time. In a box they exist
+    only after go: before that it raises PermissionError. Raises ValueError for a size or length that cannot be.
     """
     size, folder = _prepared(vocab_size), _train()
     if T < 1:
@@ -209,8 +168,14 @@ def train_rows(T: int, vocab_size: int | None = None) -> Tokens:
     if (packed := folder / f"rows_{size}_{T}.npy").is_file():
         rows: Tokens = np.load(packed, mmap_mode="r")
         return rows
-    lengths = np.load(folder / f"lengths_{size}.npy")
-    return pack_rows(np.memmap(folder / f"tokens_{size}.bin", np.uint16, "r"), lengths, T)
+    return packing.pack_rows(*streams(folder, size), T)
+
+
+def streams(folder: Path, vocab_size: int) -> tuple[list[Tokens], npt.NDArray[np.int32]]:
+    """The token stream of each training shard, as memory maps, and the token counts of all their documents in order."""
+    shards = [folder / f"tokens_{vocab_size}_{i:05d}.bin" for i in range(len(list(folder.glob(f"tokens_{vocab_size}_*.bin"))))]
+    lengths = [np.load(shard.with_name(shard.name.replace("tokens", "lengths")).with_suffix(".npy")) for shard in shards]
+    return [np.memmap(shard, np.uint16, "r") for shard in shards], np.concatenate(lengths)
 
 
 def cut_rows(stream: Tokens, T: int, bos: int) -> Tokens:

@@ -12,8 +12,11 @@ import gc
 import math
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,17 +32,29 @@ from trainer import prepare
 DEPTH = 3  # transformer layers
 ASPECT_RATIO = 21  # model width = depth x this, rounded up to a whole number of heads
 HEAD_DIM = 32  # width of one attention head, even
-WINDOW_PATTERN = "L"  # attention of each layer, repeated: L whole context, S half of it; the last layer is always L
+WINDOW_PATTERN = "L"  # attention of each layer, repeated: L whole context, S a part of it; the last layer is always L
+SHORT_WINDOW_DIVISOR = 2  # S looks back MAX_SEQ_LEN / this
 MAX_SEQ_LEN = 128  # context length in tokens
 VOCAB_SIZE = 2048  # one of the prepared tokenizers
 TOTAL_BATCH_SIZE = 1024  # tokens an optimizer step
 DEVICE_BATCH_SIZE = 8  # rows a forward pass; what is missing to a step is accumulated
+ROPE_BASE = 10000.0  # the slowest of the rotary embedding's wavelengths is nearly 2 pi x this, in tokens
+QK_SCALE = 1.0  # factor on attention scores, after QK-norm and 1/sqrt(head_dim)
+VE_GATE_CHANNELS = 32  # channels of the stream that a value embedding's gate sees
+VE_GATE_MAX = 2.0  # how wide that gate opens; it starts half open
+INIT_SCALE = 1.0  # factor on the uniform initial weights of layers and value embeddings
+X0_LAMBDA_INIT = 0.1  # share of the token embedding that enters each layer at first
 EMBEDDING_LR = 0.6  # token and value embeddings (AdamW)
 UNEMBEDDING_LR = 0.004  # output head (AdamW)
 MATRIX_LR = 0.04  # matrices of the layers (Muon)
 SCALAR_LR = 0.5  # per-layer scalars (AdamW)
 WEIGHT_DECAY = 0.2  # of the matrices, cautious, falls to 0 over the budget
+EMBEDDING_DECAY = 0.0  # weight decay of the token embedding, times its rate, as the next two
+VALUE_EMBEDDING_DECAY = 0.0
+UNEMBEDDING_DECAY = 0.0
 ADAM_BETAS = (0.8, 0.95)  # decay of AdamW's first and second moment
+MUON_MOMENTUM = 0.95  # Nesterov momentum, reached from 0.85 in 300 steps
+MUON_BETA2 = 0.95  # decay of the running size of each neuron's update
 WARMUP_RATIO = 0.0  # share of the budget over which rates rise from 0
 WARMDOWN_RATIO = 0.5  # share of the budget over which rates fall at the end
 FINAL_LR_FRAC = 0.0  # share of the rates that is left at the end
@@ -48,20 +63,19 @@ FINAL_LR_FRAC = 0.0  # share of the rates that is left at the end
 # Attention: attend(q, k, v, window) -> y, all [B, T, heads, head_dim]. Token t sees the tokens t - window ... t.
 
 Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-FLASH_ATTENTION_3 = "kernels-community/flash-attn3"
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Plain scaled dot-product attention, causal where no mask is given; [B, T, heads, head_dim] like all in here."""
-    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None).transpose(1, 2)
+    q, k, v, scale = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), QK_SCALE / math.sqrt(q.size(-1))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale).transpose(1, 2)
 
 
 def local_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     """Exact sliding-window attention without a T x T mask, for every device.
 
-    Queries are cut into chunks of `window`; a chunk only needs the keys of itself and of the chunk before it, so the
-    cost grows with T * window. A mask over the whole T x T would make it dearer than full attention.
+    Queries are cut into chunks of `window`, which need the keys of their own chunk and of the one before: the cost grows
+    with T * window. A mask over the whole T x T would make it dearer than full attention.
     """
     B, T, heads, dim = q.shape
     if (groups := heads // k.size(2)) > 1:
@@ -80,53 +94,89 @@ def local_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     return torch.cat([first, rest.reshape(B, -1, heads, dim)], dim=1)[:, :T]
 
 
-def flash_attention_3() -> Attention:
-    """FlashAttention-3 from a local copy of its kernel: a box has no network. Raises when there is none or it fails."""
-    if "LOCAL_KERNELS" not in os.environ:
-        raise RuntimeError("no local kernel is configured (LOCAL_KERNELS)")
+def local_kernel(repo: str) -> Any:
+    """A kernel of the `kernels` package from its local copy, for a box has no network. Raises when there is none."""
+    folders = dict(entry.split("=", 1) for entry in os.environ.get("LOCAL_KERNELS", "").split(":") if "=" in entry)
+    if repo not in folders:
+        raise RuntimeError(f"LOCAL_KERNELS names no {repo}")
     import kernels
 
-    flash = kernels.get_kernel(FLASH_ATTENTION_3, version=1)
+    return kernels.get_local_kernel(Path(folders[repo]), trust_remote_code=[repo])
+
+
+def flash_attention_3(repo: str, majors: tuple[int, ...]) -> Attention:
+    """FlashAttention-3 (Shah et al., arXiv 2407.08608), built for compute capabilities `majors`. Raises elsewhere.
+
+    Compiled, it is one node of a block's graph if the kernel registers it as an operator, else a break in the graph.
+    """
+    capability = torch.cuda.get_device_capability()
+    if torch.version.hip or capability[0] not in majors:  # HIP counts its own: an MI300 calls itself 9.4
+        raise RuntimeError(f"it is built for NVIDIA's compute capabilities {majors} and this is {capability}")
+    kernel = local_kernel(repo)
+    flash = getattr(kernel, "flash_attn_interface", kernel).flash_attn_func
 
     def attend(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-        y: Tensor = flash.flash_attn_func(q, k, v, causal=True, window_size=(window, 0))
-        return y
+        y = flash(q, k, v, softmax_scale=QK_SCALE / math.sqrt(q.size(-1)), causal=True, window_size=(window, 0))
+        attended: Tensor = y[0] if isinstance(y, tuple) else y  # some builds give the log-sum-exp as well
+        return attended
 
-    probe = torch.zeros(1, 1, 1, 64, dtype=torch.bfloat16, device="cuda")
-    attend(probe, probe, probe, 1)  # a kernel built for another GPU loads well and dies at its first launch
-    torch.cuda.synchronize()
     return attend
 
 
-def flex_attention(windows: list[int], T: int) -> Attention:
+def flex_attention(windows: list[int], T: int, device: str) -> Attention:
     """FlexAttention, which torch.compile turns into one kernel. Raises below compute capability 8.0."""
     from torch.nn.attention import flex_attention as flex
 
-    if torch.cuda.get_device_capability() < (8, 0):
-        raise RuntimeError(f"compute capability {torch.cuda.get_device_capability()} is below (8, 0)")
+    if device == "cuda" and torch.cuda.get_device_capability() < (8, 0):
+        raise RuntimeError(f"it needs compute capability (8, 0) and this is {torch.cuda.get_device_capability()}")
 
     def causal_window(window: int) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
         return lambda batch, head, query, key: (key <= query) & (query - key <= window)
 
-    masks = {w: flex.create_block_mask(causal_window(w), None, None, T, T, device="cuda") for w in set(windows)}
+    masks = {w: flex.create_block_mask(causal_window(w), None, None, T, T, device=device) for w in set(windows)}
 
     def attend(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        y = flex.flex_attention(q, k, v, block_mask=masks[window], enable_gqa=q.size(1) != k.size(1))
+        grouped, scale = q.size(1) != k.size(1), QK_SCALE / math.sqrt(q.size(-1))
+        y = flex.flex_attention(q, k, v, block_mask=masks[window], scale=scale, enable_gqa=grouped)
         assert isinstance(y, Tensor)
         return y.transpose(1, 2)
 
     return attend
 
 
-def choose_attention(device: str, windows: list[int], T: int) -> Attention:
-    """The fastest attention that works here; says on stderr why a faster one was refused."""
+def smoke_test(attend: Attention, config: GPTConfig, device: str, dtype: torch.dtype) -> None:
+    """One row of the real shape, forward and backward, against `local_attention`. Raises RuntimeError if they differ."""
+    noise = torch.Generator(device).manual_seed(0)
+    heads = (config.n_head, config.n_kv_head, config.n_kv_head, config.n_head)
+    shapes = [(1, config.sequence_len, n, config.n_embd // config.n_head) for n in heads]
+    *qkv, pull = (torch.randn(shape, generator=noise, device=device, dtype=dtype) for shape in shapes)
+    for window in sorted(set(config.windows())):
+        found = []
+        for tried in (attend, local_attention):
+            q, k, v = (x.clone().requires_grad_() for x in qkv)
+            found.append([y := tried(q, k, v, window), *torch.autograd.grad(y, (q, k, v), pull)])
+        for name, ours, exact in zip("yqkv", *found, strict=True):
+            error = ((ours.float() - exact.float()).norm() / exact.float().norm()).item()
+            if not error < 0.03:  # bf16 rounds to 0.4%; NaN fails as well
+                raise RuntimeError(f"{name} is off by {error:.2%} at window {window}, where 3% is allowed")
+
+
+def choose_attention(device: str, config: GPTConfig) -> Attention:
+    """The fastest attention that works here; says on stderr which, and why a faster one was refused."""
     if device != "cuda":
         return local_attention
-    backends: list[Callable[[], Attention]] = [flash_attention_3, functools.partial(flex_attention, windows, T)]
-    for name, backend in zip(("flash-attn3", "FlexAttention"), backends, strict=True):
+    backends: dict[str, Callable[[], Attention]] = {
+        "FlashAttention-3 for Hopper": functools.partial(flash_attention_3, "varunneal/flash-attention-3", (9,)),
+        "FlashAttention-3": functools.partial(flash_attention_3, "kernels-community/flash-attn3", (8, 9)),
+        "FlexAttention": functools.partial(flex_attention, config.windows(), config.sequence_len, device),
+    }
+    for name, backend in backends.items():
         try:
-            return backend()
+            attend = backend()
+            smoke_test(torch.compile(attend, dynamic=False), config, device, torch.bfloat16)
+            print(f"attention: {name}", file=sys.stderr)
+            return attend
         except Exception as reason:  # an optional kernel may fail in any way; local_attention is always right
             print(f"attention: no {name}: {reason}", file=sys.stderr)
     return local_attention
@@ -134,6 +184,9 @@ def choose_attention(device: str, windows: list[int], T: int) -> Attention:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Model
+
+Lambdas = tuple[Tensor, Tensor]  # 0-D: how much of the stream, and of the token embedding, enters a layer
+Rotary = tuple[Tensor, Tensor]  # cosine and sine, [1, T, 1, head_dim / 2]
 
 
 @dataclass(frozen=True)
@@ -153,18 +206,20 @@ class GPTConfig:
             raise ValueError(f"DEPTH = {DEPTH} must be at least 1 and HEAD_DIM = {HEAD_DIM} even")
         if not WINDOW_PATTERN or set(WINDOW_PATTERN) - set("SL"):
             raise ValueError(f"WINDOW_PATTERN = {WINDOW_PATTERN!r} must be made of S and L")
+        if SHORT_WINDOW_DIVISOR < 1:
+            raise ValueError(f"SHORT_WINDOW_DIVISOR = {SHORT_WINDOW_DIVISOR} must be at least 1")
         n_head = max(-(-DEPTH * ASPECT_RATIO // HEAD_DIM), 1)
         return cls(MAX_SEQ_LEN, VOCAB_SIZE, DEPTH, n_head, n_head, n_head * HEAD_DIM, WINDOW_PATTERN)
 
     def windows(self) -> list[int]:
         """How far each layer looks back, in tokens."""
-        sizes = {"L": self.sequence_len, "S": max(self.sequence_len // 2, 1)}
+        sizes = {"L": self.sequence_len, "S": max(self.sequence_len // SHORT_WINDOW_DIVISOR, 1)}
         pattern = [self.window_pattern[i % len(self.window_pattern)] for i in range(self.n_layer - 1)]
         return [sizes[letter] for letter in [*pattern, "L"]]
 
 
 def norm(x: Tensor) -> Tensor:
-    return F.rms_norm(x, (x.size(-1),))
+    return F.rms_norm(x, (x.size(-1),)).to(x.dtype)  # autocast makes it float32, and the whole stream after it
 
 
 def has_ve(layer_idx: int, n_layer: int) -> bool:
@@ -188,19 +243,18 @@ class CausalSelfAttention(nn.Module):
         self.c_k = nn.Linear(config.n_embd, kv_dim, bias=False)
         self.c_v = nn.Linear(config.n_embd, kv_dim, bias=False)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
-        self.gate_channels = min(32, config.n_embd)
+        self.gate_channels = min(VE_GATE_CHANNELS, config.n_embd)
         self.ve_gate = nn.Linear(self.gate_channels, self.n_kv_head, bias=False) if has_ve(layer_idx, config.n_layer) else None
 
     def forward(self, x: Tensor, ve: Tensor | None, cos: Tensor, sin: Tensor, window: int) -> Tensor:
         B, T, _ = x.shape
-        q = self.c_q(x).view(B, T, self.n_head, self.head_dim)
-        k = self.c_k(x).view(B, T, self.n_kv_head, self.head_dim)
+        qk = F.linear(x, torch.cat([self.c_q.weight, self.c_k.weight])).view(B, T, -1, self.head_dim)
         v = self.c_v(x).view(B, T, self.n_kv_head, self.head_dim)
         if ve is not None and self.ve_gate is not None:  # each token opens or shuts its own value embedding
-            gate = 2 * torch.sigmoid(self.ve_gate(x[..., : self.gate_channels]))
+            gate = VE_GATE_MAX * torch.sigmoid(self.ve_gate(x[..., : self.gate_channels]))
             v = v + gate.unsqueeze(-1) * ve.view(B, T, self.n_kv_head, self.head_dim)
-        q = norm(apply_rotary_emb(q, cos, sin)).to(v.dtype)
-        k = norm(apply_rotary_emb(k, cos, sin)).to(v.dtype)
+        qk = norm(apply_rotary_emb(qk, cos, sin)).to(v.dtype)
+        q, k = qk[:, :, : self.n_head], qk[:, :, self.n_head :]
         y: Tensor = self.c_proj(self.attend(q, k, v, window).reshape(B, T, -1))
         return y
 
@@ -222,10 +276,50 @@ class Block(nn.Module):
         self.attn = CausalSelfAttention(config, layer_idx, attend)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, ve: Tensor | None, cos: Tensor, sin: Tensor, window: int) -> Tensor:
-        x = x + self.attn(norm(x), ve, cos, sin, window)
-        x = x + self.mlp(norm(x))
-        return x
+    def forward(self, x: Tensor, x0: Tensor, lambdas: Lambdas, ve: Tensor | None, rotary: Rotary, window: int) -> Tensor:
+        x = lambdas[0] * x + lambdas[1] * x0
+        x = x + self.attn(norm(x), ve, *rotary, window)
+        y: Tensor = x + self.mlp(norm(x))
+        return y
+
+
+def soft_cap(logits: Tensor) -> Tensor:
+    return 15 * torch.tanh(logits.float() / 15)  # no logit leaves +-15
+
+
+def cross_entropy(x: Tensor, lm_head: Tensor, targets: Tensor) -> Tensor:
+    """Nats of each target, [B*T]. Compiled as one region, cap and softmax are fused: no float32 logits lie in memory."""
+    logits = soft_cap(F.linear(norm(x), lm_head))
+    return F.cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1), reduction="none")
+
+
+class FusedCrossEntropy(torch.autograd.Function):
+    """The same without a compiler, in float32: 7 passes over the logits where autograd makes 14, and one backward.
+
+    x [N, D], lm_head [V, D], targets [N] -> nats [N].
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, lm_head: Tensor, targets: Tensor) -> Tensor:
+        half = F.linear(x * (2 / 15), lm_head).sigmoid_()  # 15 tanh(l / 15) = 30 sigmoid(2 l / 15) - 15
+        powers = torch.add(half.new_tensor(-15), half, alpha=30).exp_()
+        total = powers.sum(dim=1, keepdim=True)
+        ctx.save_for_backward(x, lm_head, targets[:, None], half, powers, total)
+        nats: Tensor = total.log() - (30 * half.gather(1, targets[:, None]) - 15)
+        return nats[:, 0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, lm_head, targets, half, powers, total = ctx.saved_tensors
+        grad = 4 * grad[:, None]  # of the capped logits; 30 * 2 / 15 is the cap's own derivative, half (1 - half) apart
+        logits = torch.ops.aten.sigmoid_backward(powers.mul_(grad / total).scatter_add_(1, targets, -grad), half)
+        return logits @ lm_head, logits.T @ x, None
+
+
+def fused_cross_entropy(x: Tensor, lm_head: Tensor, targets: Tensor) -> Tensor:
+    x = norm(x).view(-1, x.size(-1))
+    nats: Tensor = FusedCrossEntropy.apply(x, lm_head, targets.reshape(-1))  # type: ignore[no-untyped-call]
+    return nats
 
 
 class GPT(nn.Module):
@@ -238,36 +332,33 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.windows = config.windows()
-        layers = range(config.n_layer)
+        self.cross_entropy = fused_cross_entropy
         kv_dim = config.n_embd // config.n_head * config.n_kv_head
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.value_embeds = nn.ModuleDict(
-            {str(i): nn.Embedding(config.vocab_size, kv_dim) for i in layers if has_ve(i, config.n_layer)}
-        )
-        self.h = nn.ModuleList([Block(config, i, attend) for i in layers])
+        with_ve = [i for i in range(config.n_layer) if has_ve(i, config.n_layer)]
+        self.value_embeds = nn.ModuleDict({str(i): nn.Embedding(config.vocab_size, kv_dim) for i in with_ve})
+        self.h = nn.ModuleList([Block(config, i, attend) for i in range(config.n_layer)])
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.resid_lambdas = nn.Parameter(torch.ones(config.n_layer))  # how much of the stream enters each layer
-        self.x0_lambdas = nn.Parameter(torch.zeros(config.n_layer))  # and how much of the token embedding
+        self.resid_lambdas = nn.Parameter(torch.ones(config.n_layer))
+        self.x0_lambdas = nn.Parameter(torch.zeros(config.n_layer))
         half = config.n_embd // config.n_head // 2
-        angles = torch.outer(torch.arange(config.sequence_len), 10000.0 ** (-torch.arange(half) / half))
+        angles = torch.outer(torch.arange(config.sequence_len), ROPE_BASE ** (-torch.arange(half) / half))
         self.register_buffer("cos", angles.cos()[None, :, None, :], persistent=False)
         self.register_buffer("sin", angles.sin()[None, :, None, :], persistent=False)
 
     @torch.no_grad()
     def init_weights(self) -> None:
         """Every layer starts as the identity: what it adds to the stream goes through a projection of zeros."""
-        bound = math.sqrt(3 / self.config.n_embd)  # uniform in +-bound has standard deviation 1/sqrt(width)
+        bound = INIT_SCALE * math.sqrt(3 / self.config.n_embd)  # uniform: a standard deviation of scale / sqrt(width)
         nn.init.normal_(self.wte.weight, std=1.0)
         nn.init.normal_(self.lm_head.weight, std=0.001)
-        for name, weight in self.h.named_parameters():
-            if "c_proj" in name or "ve_gate" in name:  # a gate of zeros is half open: 2 * sigmoid(0) = 1
+        for name, weight in (*self.h.named_parameters(), *self.value_embeds.named_parameters()):
+            if "c_proj" in name or "ve_gate" in name:  # a gate of zeros is half open
                 nn.init.zeros_(weight)
             else:
                 nn.init.uniform_(weight, -bound, bound)
-        for weight in self.value_embeds.parameters():
-            nn.init.uniform_(weight, -bound, bound)
         nn.init.ones_(self.resid_lambdas)
-        nn.init.constant_(self.x0_lambdas, 0.1)
+        nn.init.constant_(self.x0_lambdas, X0_LAMBDA_INIT)
 
     def flops_per_token(self) -> int:
         """Forward and backward: 6 a matrix weight, and 12 a head channel and key looked at, as upstream counts."""
@@ -275,33 +366,39 @@ class GPT(nn.Module):
         keys = sum(min(window, self.config.sequence_len) for window in self.windows)
         return 6 * matrices + 12 * self.config.n_embd * keys
 
+    def compile_regions(self) -> None:
+        """Compiles each block and the head on its own: equal blocks share a graph, so more of them compile nothing."""
+        for block in self.h:
+            block.compile(dynamic=False)
+        self.cross_entropy = torch.compile(cross_entropy, dynamic=False)
+
     def forward(self, idx: Tensor, targets: Tensor | None = None, reduction: str = "mean") -> Tensor:
         # bf16 matrix products on a GPU; a CPU without AMX only emulates them
         with torch.autocast(idx.device.type, torch.bfloat16, enabled=idx.is_cuda):
-            x = norm(self.wte(idx))
-            x0 = x
-            cos, sin = self.cos[:, : idx.size(1)].to(x.dtype), self.sin[:, : idx.size(1)].to(x.dtype)
-            for i, block in enumerate(self.h):
-                x = self.resid_lambdas[i] * x + self.x0_lambdas[i] * x0
+            x0 = norm(self.wte(idx))
+            x = x0.view_as(x0)  # two tensors to the compiler as well, or the first block gets graphs of its own
+            rotary = self.cos[:, : idx.size(1)].to(x.dtype), self.sin[:, : idx.size(1)].to(x.dtype)
+            lambdas = zip(self.resid_lambdas.unbind(), self.x0_lambdas.unbind(), strict=True)
+            for i, (block, pair) in enumerate(zip(self.h, lambdas, strict=True)):
                 ve = self.value_embeds[str(i)](idx) if str(i) in self.value_embeds else None
-                x = block(x, ve, cos, sin, self.windows[i])
-            logits: Tensor = self.lm_head(norm(x))
-        logits = 15 * torch.tanh(logits.float() / 15)  # soft cap: no logit leaves +-15
-        if targets is None:
-            return logits
-        return F.cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1), reduction=reduction)
+                x = block(x, x0, pair, ve, rotary, self.windows[i])
+            if targets is None:
+                return soft_cap(self.lm_head(norm(x)))
+            nats = self.cross_entropy(x, self.lm_head.weight, targets)
+        return nats if reduction == "none" else nats.mean()
 
 
 def build_model(device: str, attend: Attention) -> GPT:
     model = GPT(GPTConfig.from_knobs(), attend).to(device)
-    if device == "cuda":  # lookups in bf16: half the memory, no loss
+    if device == "cuda":  # lookups in bf16: half the memory, no loss; and a loss to be compiled
         model.wte.bfloat16()
         model.value_embeds.bfloat16()
+        model.cross_entropy = cross_entropy
     return model
 
 
 def load_model(path: str, device: str) -> nn.Module:
-    """The model of a checkpoint, as the judge scores it: eager and with exact attention, so that it starts quickly."""
+    """The model of a checkpoint, as the judge scores it: eager, for a fresh box would compile longer than it scores."""
     use_threads(device)
     model = build_model(device, local_attention)
     model.load_state_dict(torch.load(path, map_location=device, weights_only=True))
@@ -311,22 +408,28 @@ def load_model(path: str, device: str) -> nn.Module:
 # ---------------------------------------------------------------------------------------------------------------------
 # Optimizer. Plain classes: torch.optim's base class imports torch's compiler, 2 s that a short run does not have.
 
+Betas = tuple[float, float]
 Number = float | Tensor  # rates are 0-D tensors where a step is compiled: a new value must not compile it anew
 
 
 def adamw_update(
-    p: Tensor, grad: Tensor, m: Tensor, v: Tensor, lr: Number, correction: Number, betas: tuple[float, float]
+    p: Tensor, grad: Tensor, m: Tensor, v: Tensor, lr: Number, correction: Number, keep: Number | None, betas: Betas
 ) -> None:
-    """One step of Adam (Kingma & Ba, arXiv 1412.6980); `lr` and `correction` hold the bias corrections of m and v."""
+    """One step of AdamW (Loshchilov & Hutter, arXiv 1711.05101).
+
+    `lr` and `correction` hold the bias corrections of m and v; `keep` is what weight decay leaves, None for no decay.
+    """
     m.lerp_(grad, 1 - betas[0])
     v.lerp_(grad.square(), 1 - betas[1])
+    if keep is not None:
+        p.mul_(keep)
     p.sub_(m / (v.sqrt() * correction + 1e-10) * lr)
 
 
 class AdamW:
-    """Groups of (parameters, rate, betas), for all that is no matrix of a layer; their weights do not decay."""
+    """Groups of (parameters, rate, betas, weight decay), for all that is no matrix of a layer."""
 
-    def __init__(self, groups: list[tuple[list[Tensor], float, tuple[float, float]]], compiled: bool) -> None:
+    def __init__(self, groups: list[tuple[list[Tensor], float, Betas, float]], compiled: bool) -> None:
         self.groups = groups
         self.scalar = torch.tensor if compiled else float
         self.update = torch.compile(adamw_update, dynamic=False) if compiled else adamw_update
@@ -339,12 +442,14 @@ class AdamW:
     @torch.no_grad()
     def step(self, multiplier: float) -> None:
         self.steps += 1
-        for (params, lr, betas), moments in zip(self.groups, self.moments, strict=True):
+        for (params, lr, betas, decay), moments in zip(self.groups, self.moments, strict=True):
             rate = self.scalar(lr * multiplier / (1 - betas[0] ** self.steps))
             correction = self.scalar(1 / math.sqrt(1 - betas[1] ** self.steps))
+            keep = self.scalar(1 - lr * multiplier * decay) if decay else None
             for p, (m, v) in zip(params, moments, strict=True):
                 assert p.grad is not None
-                self.update(p, p.grad, m, v, rate, correction, betas)
+                update = self.update if p.ndim > 1 else adamw_update  # a vector has the depth's length: not compiled anew
+                update(p, p.grad, m, v, rate, correction, keep, betas)
                 p.grad = None
 
 
@@ -364,9 +469,9 @@ def polar_express(g: Tensor) -> Tensor:
     x = g.bfloat16() if g.is_cuda else g
     x = x.mT if tall else x
     x = x / (x.square().sum(dim=(1, 2), keepdim=True).sqrt() * 1.02 + 1e-6)
-    for a, b, c in POLAR_EXPRESS:
+    for a, b, c in POLAR_EXPRESS:  # x <- a x + (b G + c G G) x with G = x x^T
         gram = x @ x.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).type_as(g)
 
 
@@ -379,9 +484,8 @@ def muon_update(p: Tensor, grad: Tensor, buffer: Tensor, second: Tensor, lr: Num
     """
     buffer.lerp_(grad, 1 - momentum)
     g = polar_express(grad.lerp(buffer, momentum))
-    neuron = -1 if g.size(1) >= g.size(2) else -2
-    size = g.square().mean(dim=neuron, keepdim=True)
-    second.lerp_(size, 0.05)
+    size = g.square().mean(dim=-1 if second.size(2) == 1 else -2, keepdim=True)
+    second.lerp_(size, 1 - MUON_BETA2)
     scale = second.clamp_min(1e-10).rsqrt()
     before, after = size.sum(dim=(1, 2), keepdim=True), (size * scale.square()).sum(dim=(1, 2), keepdim=True)
     g = g * (scale * (before / after.clamp_min(1e-20)).sqrt())
@@ -403,13 +507,17 @@ class Muon:
         for group, stack, grad in zip(by_shape.values(), self.stacks, self.grads, strict=True):
             for i, p in enumerate(group):
                 p.data, p.grad = stack[i], grad[i]  # backward adds to a gradient in place, so nothing is ever copied
-        self.reset()
+        self.buffers = [torch.zeros_like(stack) for stack in self.stacks]
+        self.seconds = [torch.zeros_like(s[:, :, :1] if s.size(1) >= s.size(2) else s[:, :1]) for s in self.stacks]
+        if compiled:
+            from torch._dynamo import maybe_mark_dynamic
+
+            for tensor in (*self.stacks, *self.grads, *self.buffers, *self.seconds):
+                maybe_mark_dynamic(tensor, 0)  # how many matrices: so the graph outlives a change of depth
 
     def reset(self) -> None:
-        self.buffers = [torch.zeros_like(stack) for stack in self.stacks]
-        self.seconds = [
-            torch.zeros_like(stack.sum(dim=-1 if stack.size(1) >= stack.size(2) else -2, keepdim=True)) for stack in self.stacks
-        ]
+        for state in (*self.buffers, *self.seconds):
+            state.zero_()
 
     @torch.no_grad()
     def step(self, multiplier: float, momentum: float, decay: float) -> None:
@@ -421,20 +529,18 @@ class Muon:
 
 def build_optimizers(model: GPT, compiled: bool) -> tuple[AdamW, Muon]:
     scale = (model.config.n_embd / 768) ** -0.5  # rates were tuned at width 768
-    adamw = AdamW(
-        [
-            ([model.lm_head.weight], UNEMBEDDING_LR * scale, ADAM_BETAS),
-            ([model.wte.weight, *model.value_embeds.parameters()], EMBEDDING_LR * scale, ADAM_BETAS),
-            ([model.resid_lambdas], SCALAR_LR * 0.01, ADAM_BETAS),
-            ([model.x0_lambdas], SCALAR_LR, (0.96, 0.95)),
-        ],
-        compiled,
-    )
-    return adamw, Muon(list(model.h.parameters()), MATRIX_LR, compiled)
+    groups: list[tuple[list[Tensor], float, Betas, float]] = [
+        ([model.lm_head.weight], UNEMBEDDING_LR * scale, ADAM_BETAS, UNEMBEDDING_DECAY),
+        ([model.wte.weight], EMBEDDING_LR * scale, ADAM_BETAS, EMBEDDING_DECAY),
+        (list(model.value_embeds.parameters()), EMBEDDING_LR * scale, ADAM_BETAS, VALUE_EMBEDDING_DECAY),
+        ([model.resid_lambdas], SCALAR_LR * 0.01, ADAM_BETAS, 0.0),
+        ([model.x0_lambdas], SCALAR_LR, (0.96, 0.95), 0.0),
+    ]
+    return AdamW(groups, compiled), Muon(list(model.h.parameters()), MATRIX_LR, compiled)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Schedules: `done` is the share of the budget that is spent.
+# Training. `done` is the share of the budget that is spent.
 
 
 def lr_multiplier(done: float) -> float:
@@ -446,18 +552,6 @@ def lr_multiplier(done: float) -> float:
     return left + (1 - left) * FINAL_LR_FRAC
 
 
-def muon_momentum(step: int) -> float:
-    return 0.85 + 0.1 * min(step / 300, 1)
-
-
-def weight_decay(done: float) -> float:
-    return WEIGHT_DECAY * (1 - done)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Training
-
-
 def use_threads(device: str) -> None:
     if device == "cpu":  # more threads than the judge grants only wait for each other
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -467,23 +561,71 @@ def accumulation_steps() -> int:
     """Raises ValueError when a step is no whole number of forward passes."""
     tokens = DEVICE_BATCH_SIZE * MAX_SEQ_LEN
     if TOTAL_BATCH_SIZE < 1 or TOTAL_BATCH_SIZE % tokens:
-        raise ValueError(
-            f"TOTAL_BATCH_SIZE = {TOTAL_BATCH_SIZE} must be a multiple of DEVICE_BATCH_SIZE * MAX_SEQ_LEN = {tokens}"
-        )
+        raise ValueError(f"{TOTAL_BATCH_SIZE = } must be a multiple of DEVICE_BATCH_SIZE * MAX_SEQ_LEN = {tokens}")
     return TOTAL_BATCH_SIZE // tokens
+
+
+def packed_batches(rows: prepare.Tokens) -> Iterator[prepare.Tokens]:
+    """Endless uint16 [DEVICE_BATCH_SIZE, T+1], in the order of the packed rows."""
+    first = 0
+    while True:
+        last = first + DEVICE_BATCH_SIZE
+        yield rows[first:last] if last <= len(rows) else rows[np.arange(first, last) % len(rows)]
+        first = last % len(rows)
+
+
+class Bus:
+    """The way to the GPU: pinned memory, and a stream of its own, so that copies run beside the work."""
+
+    def __init__(self) -> None:
+        self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+    def buffer(self) -> Tensor:
+        return torch.empty((DEVICE_BATCH_SIZE, MAX_SEQ_LEN + 1), dtype=torch.int16, pin_memory=True)
+
+    def send(self, buffer: Tensor) -> tuple[Tensor, torch.cuda.Event]:
+        """The batch on the device, and the event before which it is not there and `buffer` must not change."""
+        with torch.cuda.stream(self.stream):
+            return buffer.to("cuda", non_blocking=True), self.stream.record_event()
+
+    def receive(self, tokens: Tensor, landed: torch.cuda.Event) -> Tensor:
+        """The batch for the main stream, which waits for it; the host does not."""
+        (main := torch.cuda.current_stream()).wait_event(landed)
+        tokens.record_stream(main)  # or the copies' stream would reuse its memory while the main stream reads
+        return tokens
+
+
+def staged(batches: Iterator[prepare.Tokens], bus: Bus) -> Iterator[Tensor]:
+    """The batches on the device, int64, in order; each is copied while the one before it is worked on.
+
+    They take turns in two pinned buffers, and one is filled again only when its last copy has landed.
+    """
+    buffers = [bus.buffer() for _ in range(2)]
+    sent: deque[tuple[Tensor, torch.cuda.Event]] = deque(maxlen=2)
+    for turn, batch in enumerate(batches):
+        if turn > 1:
+            sent[0][1].synchronize()
+        buffers[turn % 2].numpy()[:] = batch.view(np.int16)  # torch has few kernels for uint16
+        sent.append(bus.send(buffers[turn % 2]))
+        if turn > 0:
+            yield bus.receive(*sent[0]).long() & 0xFFFF
 
 
 def batches(rows: prepare.Tokens, device: str) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless (inputs, targets), int64 [DEVICE_BATCH_SIZE, T] each, in the order of the packed rows."""
-    first = 0
-    while True:
-        chosen = np.arange(first, first + DEVICE_BATCH_SIZE) % len(rows)
-        tokens = torch.from_numpy(rows[chosen].astype(np.int32))
-        if device == "cuda":
-            tokens = tokens.pin_memory().to(device, non_blocking=True)
-        tokens = tokens.to(device).long()
+    packed = packed_batches(rows)
+    on_device = staged(packed, Bus()) if device == "cuda" else (torch.from_numpy(b.astype(np.int64)).to(device) for b in packed)
+    for tokens in on_device:
         yield tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-        first = (first + DEVICE_BATCH_SIZE) % len(rows)
+
+
+def on_its_way(loss: Tensor) -> Callable[[], float]:
+    """Starts the copy of a loss to the host; the function waits for that copy, and for nothing that was queued after it."""
+    if not loss.is_cuda:
+        return loss.item
+    host = torch.empty((), pin_memory=True).copy_(loss, non_blocking=True)
+    copied = torch.cuda.current_stream().record_event()
+    return lambda: (copied.synchronize(), host.item())[1]
 
 
 def check(loss: float, step: int) -> None:
@@ -498,24 +640,25 @@ def main() -> None:
     passes = accumulation_steps()
     if VOCAB_SIZE not in prepare.meta().vocab_sizes:
         raise ValueError(f"VOCAB_SIZE = {VOCAB_SIZE} is not prepared; prepared: {prepare.meta().vocab_sizes}")
-
     compiled = device == "cuda"
     config = GPTConfig.from_knobs()
     torch.manual_seed(harness.seed())
-    model = build_model(device, choose_attention(device, config.windows(), config.sequence_len))
+    model = build_model(device, choose_attention(device, config))
     model.init_weights()
     adamw, muon = build_optimizers(model, compiled)
-    forward = torch.compile(model, dynamic=False) if compiled else model
+    if compiled:
+        model.compile_regions()
 
     def train_step(data: Iterator[tuple[Tensor, Tensor]], step: int, done: float) -> Tensor:
         """One optimizer step; returns its mean loss, not yet waited for."""
         total = torch.zeros((), device=device)
         for _ in range(passes):
-            loss = forward(*next(data)) / passes
+            loss = model(*next(data)) / passes
             loss.backward()
             total += loss.detach()
+        momentum = 0.85 + (MUON_MOMENTUM - 0.85) * min(step / 300, 1)
         adamw.step(lr_multiplier(done))
-        muon.step(lr_multiplier(done), muon_momentum(step), weight_decay(done))
+        muon.step(lr_multiplier(done), momentum, WEIGHT_DECAY * (1 - done))
         return total
 
     if compiled:  # compile on noise before the clock runs, then forget it
@@ -529,20 +672,20 @@ def main() -> None:
 
     budget = harness.ready(flops_per_token=model.flops_per_token())
     data = batches(prepare.train_rows(MAX_SEQ_LEN, VOCAB_SIZE), device)
-    step, tokens, running = 0, 0, None
+    step, tokens, last_loss = 0, 0, None
     while (done := budget.progress(tokens)) < 1.0:
-        queued = train_step(data, step, done)
-        if running is not None:  # a GPU works on the queued step while we wait for the one before it
-            check(loss := running.item(), step - 1)
-            harness.log(step=step - 1, tokens=tokens, loss=loss)
-        running, step, tokens = queued, step + 1, tokens + TOTAL_BATCH_SIZE
+        loss = on_its_way(train_step(data, step, done))
+        if last_loss is not None:  # a GPU works on the queued step meanwhile; the host, whose clock counts, is one ahead
+            check(value := last_loss(), step - 1)
+            harness.log(step=step - 1, tokens=tokens, loss=value)
+        last_loss, step, tokens = loss, step + 1, tokens + TOTAL_BATCH_SIZE
         if step == 1:  # nothing that lives now dies before the end: spare the collector the search
             gc.collect()
             gc.freeze()
             gc.disable()
-    if running is not None:
-        check(loss := running.item(), step - 1)
-        harness.log(step=step - 1, tokens=tokens, loss=loss)
+    if last_loss is not None:
+        check(value := last_loss(), step - 1)
+        harness.log(step=step - 1, tokens=tokens, loss=value)
     metrics = {"num_steps": step, "num_params_M": sum(p.numel() for p in model.parameters()) / 1e6, "depth": DEPTH}
     if device == "cuda":
         metrics["peak_vram_mb"] = torch.cuda.max_memory_allocated() / 2**20

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Literal
 
 from tasks.judge import kernel_limits
+from tasks.judge.native_code import NativeKernel
 
 Isolation = Literal["bwrap", "docker", "none"]
 SEED_CACHE = "/seed-cache"
+NATIVE = "/kernels"  # native kernels, numbered from 0
 BOX_UID = 64998  # an account-less uid; the box's processes are this user on the host when we are root
 TMPFS = ("/dev/shm", "/tmp", "/scratch")  # all that a box can write to, tmp_bytes each
 STAGE = Path("/run/nightly-box")  # mount point of the stage tmpfs, private to each box's mount namespace
@@ -84,6 +86,7 @@ class BoxSpec:
     tmp_bytes: int
     export_cache: bool = False  # the harness hands over what was compiled, after the checkpoint
     seed_cache: Path | None = None  # compiled kernels of the baseline, one file, read-only in the box
+    native: tuple[NativeKernel, ...] = ()  # checked by whoever makes the spec, read-only in the box
 
     def paths(self) -> dict[str, str]:
         """Where the box finds its things, as environment variables that trainer.prepare and trainer.harness read."""
@@ -96,6 +99,9 @@ class BoxSpec:
         }
         if self.seed_cache:
             paths["NIGHTLY_SEED_CACHE"] = str(self.seed_cache) if outside else SEED_CACHE
+        if self.native:  # where the package `kernels` looks before it asks a hub
+            places = [kernel.folder if outside else f"{NATIVE}/{i}" for i, kernel in enumerate(self.native)]
+            paths["LOCAL_KERNELS"] = ":".join(f"{k.repository}={place}" for k, place in zip(self.native, places, strict=True))
         return paths
 
 
@@ -135,6 +141,7 @@ def mounts(spec: BoxSpec) -> list[tuple[Path, str]]:
     ]
     if spec.seed_cache:
         found.append((spec.seed_cache, SEED_CACHE))
+    found += [(kernel.folder, f"{NATIVE}/{i}") for i, kernel in enumerate(spec.native)]
     if not base.is_relative_to("/usr"):
         found.insert(0, (base, str(base)))
     return found

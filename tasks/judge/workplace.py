@@ -14,7 +14,7 @@ from tasks.judge import watchdog
 from trainer import prepare
 
 TRAINER = Path(prepare.__file__).parent
-FIXED_FILES = ("__init__.py", "prepare.py", "harness.py", "roles.py")  # beside the candidate in a box
+FIXED_FILES = ("__init__.py", "prepare.py", "packing.py", "harness.py", "roles.py", "speed.py")  # beside the candidate in a box
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from tasks.experiment import run_experiment
 from tasks.judge import watchdog
 from tasks.judge.bwrap import box_name
 from tasks.records import Caps, Dataset, RunResult, Status
-from trainer import prepare
+from trainer import packing, prepare
 
 Room = Literal["lying about the score", "peeking", "cheating time", "breaking out"]
 VOCAB, LENGTH, BOS = 64, 32, 63
@@ -181,9 +181,9 @@ def make_dataset(folder: Path, validation_documents: int = 32) -> Dataset:
     np.save(public / f"token_bytes_{VOCAB}.npy", token_bytes)
     meta = prepare.Meta("arena", (VOCAB,), LENGTH, {VOCAB: BOS}, "none", prepare.METRIC_VERSION)
     (public / "meta.json").write_text(json.dumps(meta.to_dict()))
-    train.tofile(rows / f"tokens_{VOCAB}.bin")
-    np.save(rows / f"lengths_{VOCAB}.npy", lengths)
-    np.save(rows / f"rows_{VOCAB}_{LENGTH}.npy", prepare.pack_rows(train, lengths, LENGTH))
+    train.tofile(rows / f"tokens_{VOCAB}_00000.bin")
+    np.save(rows / f"lengths_{VOCAB}_00000.npy", lengths)
+    np.save(rows / f"rows_{VOCAB}_{LENGTH}.npy", packing.pack_rows([train], lengths, LENGTH))
     np.save(hidden / f"stream_{VOCAB}.npy", stream)
     scored = int(token_bytes[stream].sum())
     (hidden / "manifest.json").write_text(json.dumps({"bytes": scored, "documents": validation_documents}))

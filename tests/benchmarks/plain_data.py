@@ -1,0 +1,90 @@
+"""What the data path is measured against: the straightforward ways to do the same, written as one would at first.
+
+The loader tokenizes on the fly and packs by a scan of the list of waiting documents, as karpathy/autoresearch's does. The
+pipeline prepares a shard with the most used tokenizer library, one step after the other, all of it in memory.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from tasks.tokenization import PATTERN
+from trainer import prepare
+
+BUFFER, BATCH = 1000, 128
+
+
+def packed(documents: Iterator[Sequence[list[int]]], T: int) -> Iterator[list[int]]:
+    """Rows of T + 1 tokens from batches of documents: best fit by list scan, else the shortest document cropped."""
+    waiting: list[list[int]] = []
+    while True:
+        row: list[int] = []
+        while (room := T + 1 - len(row)) > 0:
+            while len(waiting) < BUFFER and (more := next(documents, None)) is not None:
+                waiting.extend(more)
+            if not waiting:
+                return
+            best, best_length = -1, 0
+            for i, document in enumerate(waiting):
+                if best_length < len(document) <= room:
+                    best, best_length = i, len(document)
+            if best < 0:
+                best = min(range(len(waiting)), key=lambda i: len(waiting[i]))
+            row.extend(waiting.pop(best)[:room])
+        yield row
+
+
+def on_the_fly(
+    texts: Sequence[str], tokenizer: prepare.Tokenizer, B: int, T: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of (inputs, targets), int64 [B, T] each, from text; one thread."""
+
+    def encoded() -> Iterator[list[list[int]]]:
+        for first in range(0, len(texts), BATCH):
+            yield [[tokenizer.bos, *tokenizer.encode(text)] for text in texts[first : first + BATCH]]
+
+    rows = packed(encoded(), T)
+    while len(batch := list(itertools.islice(rows, B))) == B:
+        tokens = torch.tensor(batch)
+        yield tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+
+def prepare_plainly(shard: Path, vocab_size: int, T: int, folder: Path) -> None:
+    """Tokenizer, tokens and rows of a shard with Hugging Face's tokenizers, which uses all cores by itself."""
+    texts = pq.read_table(shard).column("text").to_pylist()
+    tokenizer = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(PATTERN), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[prepare.BOS], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    bos = int(tokenizer.token_to_id(prepare.BOS) or 0)
+    documents: list[list[int]] = [[bos, *each.ids] for each in tokenizer.encode_batch(texts)]
+    np.save(folder / "tokens.npy", np.array([token for document in documents for token in document], np.int32))
+    batches = (documents[first : first + BATCH] for first in range(0, len(documents), BATCH))
+    np.save(folder / "rows.npy", np.array(list(packed(batches, T)), np.int32))
+
+
+def prepare_with_our_parts(shard: Path, vocab_size: int, T: int, folder: Path) -> None:
+    """The same with rustbpe and tiktoken, the parts that the project uses too, a document at a time."""
+    from tasks import tokenization
+
+    texts = pq.read_table(shard).column("text").to_pylist()
+    tokenizer = tokenization.train_tokenizer(texts, vocab_size, 1 << 40)
+    documents = [[tokenizer.bos, *tokenizer.encode(text)] for text in texts]
+    np.save(folder / "tokens.npy", np.array([token for document in documents for token in document], np.int32))
+    batches = (documents[first : first + BATCH] for first in range(0, len(documents), BATCH))
+    np.save(folder / "rows.npy", np.array(list(packed(batches, T)), np.int32))

@@ -1,0 +1,93 @@
+"""Text of ClimbMix's shape for machines that cannot fetch it: Zipf's law over many words, documents of very unequal length.
+
+Real text repeats its words more. A long tail is the harder case for a tokenizer, so what is measured here is no flattery.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+WORDS = 400_000
+ONSETS = [
+    "b",
+    "c",
+    "d",
+    "f",
+    "g",
+    "h",
+    "j",
+    "k",
+    "l",
+    "m",
+    "n",
+    "p",
+    "qu",
+    "r",
+    "s",
+    "t",
+    "v",
+    "w",
+    "x",
+    "z",
+    "st",
+    "tr",
+    "ch",
+    "sh",
+    "pl",
+    "gr",
+    "th",
+    "br",
+]
+VOWELS = ["a", "e", "i", "o", "u", "ea", "ou", "ai", "ee", "io"]
+ENDS = ["", "", *["n", "r", "s", "t", "l", "nd", "ng", "ck", "st", "m"]]
+AT_A_TIME = 400_000
+
+
+def write_shard(path: Path, characters: int, seed: int = 0) -> int:
+    """A shard as ClimbMix's are written: row groups of 1024, zstd, no dictionary, no statistics. Returns its characters."""
+    texts = documents(characters, np.random.default_rng(seed))
+    table = pa.table({"text": texts})
+    pq.write_table(table, path, row_group_size=1024, compression="zstd", use_dictionary=False, write_statistics=False)
+    return sum(map(len, texts))
+
+
+def documents(characters: int, random: np.random.Generator) -> list[str]:
+    """At least so many characters, in documents whose word counts are log-normal (median 300)."""
+    words, found, written = _words(random), list[str](), 0
+    frequency = np.cumsum(1 / (np.arange(WORDS) + 2.7) ** 1.05)
+    while written < characters:
+        drawn = np.searchsorted(frequency / frequency[-1], random.random(AT_A_TIME))
+        prose = _prose([words[i] for i in drawn], random.random(AT_A_TIME).tolist())
+        first = 0
+        while first < len(prose):
+            length = max(20, int(random.lognormal(5.7, 1.0)))
+            found.append(" ".join(prose[first : first + length]))
+            first, written = first + length, written + len(found[-1])
+    return found
+
+
+def _prose(words: list[str], chance: list[float]) -> list[str]:
+    """Sentences, commas, paragraphs and a number now and then."""
+    written, starts = [], True
+    for word, x in zip(words, chance, strict=True):
+        word = str(int(x * 1e8) % 5000) if x < 0.002 else word
+        word = word.capitalize() if starts else word
+        starts = 0.866 < x <= 0.93
+        written.append(word + ("," if x > 0.93 else "." if x > 0.87 else ".\n\n" if starts else ""))
+    return written
+
+
+def _words(random: np.random.Generator) -> list[str]:
+    """WORDS different words of one to four syllables, the frequent ones mostly short."""
+    found: dict[str, None] = {}
+    while len(found) < WORDS:
+        syllables = [np.array(part, object)[random.integers(len(part), size=(4, WORDS))] for part in (ONSETS, VOWELS, ENDS)]
+        joined = syllables[0] + syllables[1] + syllables[2]
+        counts = random.integers(1, 5, WORDS)
+        found |= dict.fromkeys("".join(joined[: counts[i], i]) for i in range(WORDS))
+    words = sorted(list(found)[:WORDS], key=len)
+    return [words[i] for i in np.argsort(np.arange(WORDS) + random.normal(0, WORDS / 6, WORDS))]

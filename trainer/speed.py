@@ -1,0 +1,34 @@
+"""How fast a training was: tokens a second, and the share of its card's peak that the model's FLOPs are (MFU).
+
+After PaLM (Chowdhery et al., arXiv 2204.02311, appendix B). A card that is not in the table has no MFU, never a guessed one.
+"""
+
+from __future__ import annotations
+
+import re
+
+# Dense bf16 FLOP/s of a card by its whole name, from the makers' data sheets: a laptop's 4090 is another card.
+PEAK_FLOPS = {
+    r"NVIDIA B200": 2250e12,
+    r"NVIDIA (H200|H800|GH200 .*|H100 80GB HBM3)": 989.4e12,
+    r"NVIDIA H[18]00 PCIe": 756e12,
+    r"NVIDIA A[18]00.*": 312e12,
+    r"NVIDIA L40S": 362e12,
+    r"NVIDIA L4": 121e12,
+    r"NVIDIA GeForce RTX 5090": 209.5e12,
+    r"NVIDIA GeForce RTX 4090": 165.2e12,
+    r"NVIDIA GeForce RTX 3090": 71e12,
+    r"AMD Instinct MI3(00|25)X.*": 1307.4e12,
+}
+
+
+def peak_flops(card: str) -> float | None:
+    return next((peak for name, peak in PEAK_FLOPS.items() if re.fullmatch(name, card)), None)
+
+
+def figures(flops_per_token: float, tokens: int, seconds: float, card: str) -> dict[str, float]:
+    """Tokens a second, and the share of the card's peak that the model's FLOPs are; no share of a peak not in the table."""
+    metrics = {"tokens_per_second": tokens / seconds}
+    if peak := peak_flops(card):
+        metrics["mfu_percent"] = 100 * flops_per_token * tokens / seconds / peak
+    return metrics
