@@ -30,6 +30,8 @@ PATTERN = (
     r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
 
+BUFFER = 1024  # texts that the training holds at a time
+
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, characters: int) -> prepare.Tokenizer:
     """A tokenizer of `vocab_size` tokens, BOS included, trained on the first `characters` of the texts.
@@ -40,7 +42,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, characters: int) -> p
     if vocab_size == 256:
         return prepare.Tokenizer(PATTERN, {bytes([byte]): byte for byte in range(255)}, {prepare.BOS: 255})
     trainer = rustbpe.Tokenizer()
-    trainer.train_from_iterator(_head(texts, characters), vocab_size - 1, pattern=PATTERN)
+    trainer.train_from_iterator(_head(texts, characters), vocab_size - 1, BUFFER, PATTERN)
     ranks = {bytes(token): int(rank) for token, rank in trainer.get_mergeable_ranks()}
     if len(ranks) < vocab_size - 1:
         raise DataError(f"the training text gives {len(ranks) + 1} tokens, vocab_sizes has {vocab_size}: lower it, or add text")
@@ -52,7 +54,7 @@ def _head(texts: Iterable[str], characters: int) -> Iterator[str]:
     for text in texts:
         if left <= 0:
             return
-        yield text[:left]
+        yield from prepare.pieces(text[:left])
         left -= len(text)
 
 

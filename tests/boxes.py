@@ -97,6 +97,8 @@ def make_dataset(folder: Path) -> Dataset:
     }
     (public / "meta.json").write_text(json.dumps(meta))
     np.save(train / f"rows_{VOCAB}_{LENGTH}.npy", np.arange(4 * (LENGTH + 1), dtype=np.uint16).reshape(4, -1))
+    np.arange(4 * (LENGTH + 1), dtype=np.uint16).tofile(train / f"tokens_{VOCAB}_00000.bin")
+    np.save(train / f"lengths_{VOCAB}_00000.npy", np.full(4, LENGTH + 1, np.int32))
     np.save(validation / f"stream_{VOCAB}.npy", STREAM)
     (validation / "manifest.json").write_text(json.dumps({"bytes": 9, "documents": 2}))
     for path in folder.rglob("*"):

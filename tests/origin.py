@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -23,6 +24,7 @@ class Origin:
         self.answers: dict[str, tuple[int, dict[str, str], bytes]] = {}  # by path: what is always answered
         self.requests: list[dict[str, str]] = []  # headers of each, with its path as "path"
         self.sent = 0  # bytes of bodies
+        self.pace = 0.0  # seconds between two pieces of a body
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"origin": self}))
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
 
@@ -80,8 +82,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.origin.cut is not None and code < 300:
             body = body[: self.origin.cut]
-        self.origin.sent += len(body)
-        self.wfile.write(body)
+        with contextlib.suppress(ConnectionError):  # who asked has gone
+            for first in range(0, len(body), 65536):
+                self.origin.sent += len(piece := body[first : first + 65536])
+                self.wfile.write(piece)
+                time.sleep(self.origin.pace)
 
     def log_message(self, format: str, *arguments: Any) -> None:
         """Silence: the tests look at `requests`."""

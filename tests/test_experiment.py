@@ -59,14 +59,15 @@ def test_an_honest_candidate_is_scored_by_the_judge(run):
     assert result.claimed_bpb == result.val_bpb
     assert result.audit_gap is None
     assert result.tokens == 320
-    assert result.metrics == {"answer": 42.0}
+    assert result.metrics["answer"] == 42.0
+    assert result.metrics["tokens_per_second"] > 0
     assert len(result.curve) == 10
     assert result.startup_seconds > result.seconds > 0
     assert result.peak_memory_bytes > 10e6
 
 
 def test_the_judges_seed_reaches_the_candidate(run):
-    assert run(changed("answer=42", "answer=harness.seed()")).metrics == {"answer": 7.0}
+    assert run(changed("answer=42", "answer=harness.seed()")).metrics["answer"] == 7.0
 
 
 @pytest.mark.parametrize(
@@ -264,6 +265,16 @@ def test_without_a_sandbox_it_runs_and_says_so(dataset, tmp_path):
     assert result.val_bpb == pytest.approx(8.0, abs=1e-6)
 
 
+def test_rows_of_the_candidates_own_length_are_packed_before_it_pays_for_them(run):
+    check = "    rows = prepare.train_rows(MAX_SEQ_LEN)\n    assert isinstance(rows, np.memmap), type(rows)\n"
+    source = changed("    rows = prepare.train_rows(MAX_SEQ_LEN)\n", check).replace(
+        "import torch\n", "import numpy as np\nimport torch\n", 1
+    )
+    assert run(source).status == "ok"
+    assert run(source.replace("MAX_SEQ_LEN = 8", "MAX_SEQ_LEN = 4")).status == "ok"
+    assert run(source.replace("MAX_SEQ_LEN = 8", "MAX_SEQ_LEN = 10**6")).status == "train_crashed"
+
+
 COMPILED = """
     step = torch.compile(lambda x: (x * 2).sin().sum())
     step(torch.ones(1000))
@@ -277,10 +288,10 @@ COMPILED = """
 def test_kernels_of_a_run_that_had_some_serve_the_next(run, tmp_path):
     source = changed("    budget = harness.ready(flops_per_token=1.0)\n", COMPILED).replace("answer=42", "hits=hits")
     first, second, patience = tmp_path / "first", tmp_path / "second", {"startup_seconds": 300}
-    assert run(source, export_kernels=first, **patience).metrics == {"hits": 0.0}
+    assert run(source, export_kernels=first, **patience).metrics["hits"] == 0.0
     assert run(source, caps={"kernels": str(first)}, export_kernels=second, **patience).status == "ok"
     before = second.read_bytes()
-    assert run(source, caps={"kernels": str(second)}, **patience).metrics == {"hits": 1.0}
+    assert run(source, caps={"kernels": str(second)}, **patience).metrics["hits"] == 1.0
     assert second.read_bytes() == before
 
 

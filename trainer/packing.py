@@ -6,6 +6,7 @@ neither the tokens nor the rows need to fit in memory. numpy and the standard li
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Iterator, Sequence
 
@@ -34,27 +35,36 @@ def plan_rows(lengths: npt.NDArray[np.int32], T: int, *, buffer: int = 1000, bat
     sizes = lengths.tolist()
     firsts: list[int] = []
     counts: list[int] = []
-    waiting: dict[int, deque[int]] = {}  # by length: documents in order of arrival
-    # One bit for each length that is waiting: the longest that fits and the shortest are bit scans, not a list scan.
+    waiting: dict[int, deque[int]] = {}  # of those that fit a row, by length: documents in order of arrival
+    longer: list[tuple[int, int, int]] = []  # of the others, a heap: length, place of arrival, document
+    # One bit for each length that fits and is waiting: the longest that fits and the shortest are bit scans, not a list
+    # scan. A long document has no bit, as every pick would pay for one of 10 MB with a number of that many bits.
     present, held, arrived, room = 0, 0, 0, T + 1
     total = len(sizes) * epochs
     while True:
         while held < buffer and arrived < total:
             first = arrived % len(sizes)
             for document in range(first, min(first + batch, len(sizes))):  # a batch ends with its pass, as upstream's
-                waiting.setdefault(sizes[document], deque()).append(document)
-                present |= 1 << sizes[document]
+                if sizes[document] > T + 1:
+                    heapq.heappush(longer, (sizes[document], arrived, document))
+                else:
+                    waiting.setdefault(sizes[document], deque()).append(document)
+                    present |= 1 << sizes[document]
                 arrived, held = arrived + 1, held + 1
         if not held:
             break
-        fitting = present & ((2 << room) - 1)
-        length = (fitting if fitting else present & -present).bit_length() - 1
-        queue = waiting[length]
-        firsts.append(starts[queue.popleft()])
+        if present:
+            fitting = present & ((2 << room) - 1)
+            length = (fitting if fitting else present & -present).bit_length() - 1
+            queue = waiting[length]
+            firsts.append(starts[queue.popleft()])
+            if not queue:
+                del waiting[length]
+                present ^= 1 << length
+        else:
+            length, _, document = heapq.heappop(longer)
+            firsts.append(starts[document])
         counts.append(min(length, room))
-        if not queue:
-            del waiting[length]
-            present ^= 1 << length
         held -= 1
         room = room - counts[-1] or T + 1
     left = sum(counts) % (T + 1)

@@ -13,9 +13,11 @@ from __future__ import annotations
 import base64
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 METRIC_VERSION = 1  # scores of different versions are never compared
 BOS = "<|bos|>"  # the one special token; it leads every document
+BLANKS = re.compile(r"\s{100000}")  # the splitters of tiktoken and rustbpe give up on a run of about a million
 
 Tokens = packing.Tokens
 
@@ -137,16 +140,28 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids without BOS. Text that looks like a special token is encoded as plain text."""
-        return self._encoding.encode_ordinary(text)
+        return [token for piece in pieces(text) for token in self._encoding.encode_ordinary(piece)]
 
     def encode_documents(self, texts: Sequence[str]) -> Tokens:
         """The stream of BOS-led documents, uint16. One call of the encoder for all of them: no token is a Python int."""
-        if any(BOS in text for text in texts):  # a text that spells BOS is still only text
-            return np.array([token for text in texts for token in (self.bos, *self.encode(text))], np.uint16)
+        if any(BOS in text or len(pieces(text)) > 1 for text in texts):  # a text that spells BOS is still only text
+            parts = [part for text in texts for part in (np.array([self.bos]), *map(self._plain, pieces(text)))]
+            return np.concatenate(parts).astype(np.uint16)
         return self._encoding.encode_to_numpy("".join(BOS + text for text in texts), allowed_special={BOS}).astype(np.uint16)
+
+    def _plain(self, text: str) -> npt.NDArray[np.uint32]:
+        return self._encoding.encode_to_numpy(text, disallowed_special=())
 
     def decode(self, tokens: Sequence[int]) -> str:
         return self._encoding.decode(list(tokens))
+
+
+def pieces(text: str) -> list[str]:
+    """The text, cut where a run of white space is so long that no splitter gets through it: each piece is encoded alone."""
+    if len(text) < 100_000:
+        return [text]
+    cuts = [0, *(found.end() for found in BLANKS.finditer(text)), len(text)]
+    return [text[start:end] for start, end in itertools.pairwise(cuts)]
 
 
 def token_bytes(vocab_size: int | None = None) -> npt.NDArray[np.int32]:
@@ -175,7 +190,8 @@ def streams(folder: Path, vocab_size: int) -> tuple[list[Tokens], npt.NDArray[np
     """The token stream of each training shard, as memory maps, and the token counts of all their documents in order."""
     shards = [folder / f"tokens_{vocab_size}_{i:05d}.bin" for i in range(len(list(folder.glob(f"tokens_{vocab_size}_*.bin"))))]
     lengths = [np.load(shard.with_name(shard.name.replace("tokens", "lengths")).with_suffix(".npy")) for shard in shards]
-    return [np.memmap(shard, np.uint16, "r") for shard in shards], np.concatenate(lengths)
+    found = [np.memmap(shard, np.uint16, "r") if shard.stat().st_size else np.zeros(0, np.uint16) for shard in shards]
+    return found, np.concatenate(lengths)
 
 
 def cut_rows(stream: Tokens, T: int, bos: int) -> Tokens:
