@@ -140,9 +140,9 @@ def test_flex_attention_is_local_attention(train: Any, window: int, heads: tuple
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_flex_attention_passes_the_smoke_test_on_a_gpu(train: Any) -> None:
-    train.HEAD_DIM = 64
+    train.HEAD_DIM, train.MAX_SEQ_LEN = 64, 256
     config = wide(train)
-    attend = train.flex_attention(config.windows(), LENGTH, "cuda")
+    attend = train.flex_attention(config.windows(), 256, "cuda")
     train.smoke_test(torch.compile(attend, dynamic=False), config, "cuda", torch.bfloat16)
 
 
@@ -451,6 +451,7 @@ def test_compiled_regions_compute_what_eager_ones_do_and_more_layers_compile_not
         gradients = []
         for compiled in (False, True):
             model = build(train, DEPTH=depth, ASPECT_RATIO=2)  # one head of 8, whatever the depth
+            train.build_optimizers(model, compiled=False)  # makes parameters views of stacks: equal blocks begin elsewhere
             if compiled:
                 model.compile_regions()
             counters.clear()
@@ -461,6 +462,50 @@ def test_compiled_regions_compute_what_eager_ones_do_and_more_layers_compile_not
         for eager, regional in zip(*gradients, strict=True):
             assert torch.allclose(eager, regional, rtol=1e-4, atol=1e-5)
     assert graphs == {3: 3, 4: 0}  # a block with value embeddings, one without, the head
+
+
+def optimizer_state(train: Any, compiled: bool) -> dict[str, torch.Tensor]:
+    """All weights, moments and buffers after three steps on gradients so large that no rounding turns their sign."""
+    model = build(train)
+    adamw, muon = train.build_optimizers(model, compiled)
+    noise = torch.Generator().manual_seed(2)
+    for step in range(3):
+        for p in model.parameters():
+            gradient = torch.randn(p.shape, generator=noise)
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            p.grad.copy_(gradient + gradient.sign())
+        adamw.step(0.9**step)
+        muon.step(0.9**step, 0.85 + 0.03 * step, 0.2 - 0.05 * step)
+    state = {name: weight.detach() for name, weight in model.named_parameters()}
+    state |= {f"moments {i}": torch.cat([x.flatten() for pair in group for x in pair]) for i, group in enumerate(adamw.moments)}
+    return state | {f"muon {i}": x for i, x in enumerate([*muon.buffers, *muon.seconds])}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_compiled_optimizers_take_the_steps_of_eager_ones_and_more_layers_compile_nothing(
+    train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    train.EMBEDDING_DECAY, train.VALUE_EMBEDDING_DECAY, train.UNEMBEDDING_DECAY = 0.01, 0.02, 0.03
+    train.ASPECT_RATIO, graphs = 4, {}  # two heads of 8 at either depth
+    for train.DEPTH in (3, 4):
+        eager = optimizer_state(train, compiled=False)
+        counters.clear()
+        compiled = optimizer_state(train, compiled=True)
+        graphs[train.DEPTH] = counters["stats"]["unique_graphs"]
+        torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-6)
+    assert graphs == {3: 5, 4: 0}  # a table, and Muon's four shapes: attention, both of the MLP, gates
+
+
+def test_every_matrix_begins_where_a_graph_of_its_like_expects_it(train: Any) -> None:
+    model = build(train, DEPTH=4, ASPECT_RATIO=6, VE_GATE_CHANNELS=2)  # three heads: gates of 6 weights
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    train.build_optimizers(model, compiled=False)
+    assert all(p.data_ptr() % 16 == 0 for p in model.h.parameters())
+    assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
 
 
 def test_rates_are_full_then_fall_to_the_final_share(train: Any) -> None:
@@ -561,6 +606,17 @@ def test_a_seed_repeats_to_the_last_bit_and_another_differs(home: Path) -> None:
     scores = [figure(run_alone(home, seed), "val_bpb") for seed in (1, 1, 2)]
     assert scores[0] == scores[1] != scores[2]
     assert float(scores[0]) < 0.5 * math.log2(VOCAB)  # it learned: a uniform guess costs log2(V) bits a token of one byte
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_it_learns_on_a_gpu_compiled_from_end_to_end(home: Path) -> None:
+    current = json.loads((home / "data" / "current.json").read_text())
+    current |= {"device": "cuda", "budget": {"kind": "flops", "amount": 5e10}}
+    (home / "data" / "current.json").write_text(json.dumps(current))
+    run = run_alone(home, HEAD_DIM=64, WINDOW_PATTERN="SL", TOTAL_BATCH_SIZE=8 * LENGTH)
+    assert float(figure(run, "val_bpb")) < 0.5 * math.log2(VOCAB), run.stderr
 
 
 def test_divergence_ends_the_process_with_its_reason(home: Path) -> None:

@@ -505,7 +505,7 @@ class Muon:
         self.stacks = []
         for shape, group in by_shape.items():  # each at a multiple of 16 bytes, as blocks that share a graph take for granted
             flat = F.pad(torch.stack([p.data.flatten() for p in group]), (0, -shape.numel() % 4))
-            self.stacks.append(flat[:, : shape.numel()].unflatten(1, shape))
+            self.stacks.append(flat[:, : shape.numel()].view(-1, *shape))
         self.grads = [torch.zeros_like(stack) for stack in self.stacks]
         for group, stack, grad in zip(by_shape.values(), self.stacks, self.grads, strict=True):
             for i, p in enumerate(group):

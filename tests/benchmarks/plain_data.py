@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from tasks.tokenization import PATTERN
+from tasks.tokenization import PATTERN, train_tokenizer
 from trainer import prepare
 
 BUFFER, BATCH = 1000, 128
@@ -73,18 +73,18 @@ def prepare_plainly(shard: Path, vocab_size: int, T: int, folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     bos = int(tokenizer.token_to_id(prepare.BOS) or 0)
     documents: list[list[int]] = [[bos, *each.ids] for each in tokenizer.encode_batch(texts)]
-    np.save(folder / "tokens.npy", np.array([token for document in documents for token in document], np.int32))
-    batches = (documents[first : first + BATCH] for first in range(0, len(documents), BATCH))
-    np.save(folder / "rows.npy", np.array(list(packed(batches, T)), np.int32))
+    _pack(documents, T, folder)
 
 
 def prepare_with_our_parts(shard: Path, vocab_size: int, T: int, folder: Path) -> None:
     """The same with rustbpe and tiktoken, the parts that the project uses too, a document at a time."""
-    from tasks import tokenization
-
     texts = pq.read_table(shard).column("text").to_pylist()
-    tokenizer = tokenization.train_tokenizer(texts, vocab_size, 1 << 40)
+    tokenizer = train_tokenizer(texts, vocab_size, 1 << 40)
     documents = [[tokenizer.bos, *tokenizer.encode(text)] for text in texts]
+    _pack(documents, T, folder)
+
+
+def _pack(documents: list[list[int]], T: int, folder: Path) -> None:
     np.save(folder / "tokens.npy", np.array([token for document in documents for token in document], np.int32))
     batches = (documents[first : first + BATCH] for first in range(0, len(documents), BATCH))
     np.save(folder / "rows.npy", np.array(list(packed(batches, T)), np.int32))
