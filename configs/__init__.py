@@ -7,6 +7,7 @@ every setting that it does not have from that profile. The ALL_CAPS constants of
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -95,13 +96,15 @@ def load(name: str) -> Profile:
 
     Raises ProfileError for an unknown name, a file that is no TOML, or a key or value the model does not allow.
     """
-    path = Path(name).expanduser() if name.endswith(".toml") else FOLDER / f"{name}.toml"
+    path = Path(os.path.expanduser(name)) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     if not path.is_file() or path.stem == "search_space":
         raise ProfileError(f"unknown profile {name!r}: choose one of {', '.join(names())}, or give the path of a .toml file")
     try:
         return Profile(name=path.stem, **_table(path))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ProfileError(f"profile {path}: not valid TOML: {error}") from error
+    except OSError as error:
+        raise ProfileError(f"profile {path} cannot be read: {error.strerror}") from error
     except pydantic.ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in error.errors())
         raise ProfileError(f"profile {path}: {problems}") from error

@@ -22,6 +22,7 @@ from tasks.records import FileRef
 from trainer import packing
 from trainer import prepare as fixed
 
+MOST_THREADS = 16
 RETRY_SECONDS = (5, 30)  # a source that is away for longer ends the preparation with its message
 
 
@@ -51,7 +52,7 @@ def fetch_shard(key: str, source: str, name: str, folder: Path, sha256: str | No
 @task(task_run_name="hash held-out documents", persist_result=True, cache_key_fn=cache.given_key)
 def hash_held_out(key: str, validation: Shard, holdout: Shard | None, folder: Path) -> FileRef:
     digests = dataset.held_out(validation, holdout)
-    return FileRef.write(folder / f"{cache.short(key)}.bin", digests.tobytes())
+    return tokenization.write(folder / f"{cache.short(key)}.bin", lambda file: file.write(digests.tobytes()))
 
 
 @task(task_run_name="train tokenizer {size}", persist_result=True, cache_key_fn=cache.given_key)
@@ -72,7 +73,7 @@ def encode_shard(
     key: str, shard: Shard, index: int, held_out: FileRef, tokenizer: FileRef, folder: Path
 ) -> tuple[FileRef, FileRef]:
     reader = tokenization.read_tokenizer(Path(tokenizer.path))
-    return tokenization.encode_shard(_unseen(shard, held_out), reader, folder, index, len(os.sched_getaffinity(0)))
+    return tokenization.encode_shard(_unseen(shard, held_out), reader, folder, index, _threads())
 
 
 @task(task_run_name="pack rows {size}x{length}", persist_result=True, cache_key_fn=cache.given_key)
@@ -86,6 +87,12 @@ def encode_validation(
 ) -> tuple[FileRef, ...]:
     scored = dataset.scored(validation, count)
     return tokenization.encode_validation(scored, [tokenization.read_tokenizer(Path(ref.path)) for ref in tokenizers], folder)
+
+
+def _threads() -> int:
+    """Encoders beside one another: what one reader keeps busy, and each holds a few batches."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
+    return min(usable, MOST_THREADS)
 
 
 def _unseen(shard: Shard, held_out: FileRef) -> Iterator[list[str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -57,10 +58,7 @@ def prepare_dataset(profile: configs.Profile, home: Path) -> Dataset:
     folders = {name: _open_folder(root / fingerprint[:16] / name) for name in ("public", "train", "validation")}
     step("meta", lambda: _write_public(data, fingerprint, tokenizers, folders["public"]))
     streams = step("tokens", lambda: _encode_shards(train, held_out, tokenizers, folders["train"]))
-    left_out = _count_left_out(train, streams[0])
-    dataset.check_left_out(left_out, held_out.bytes // 8)
-    if left_out:
-        get_run_logger().info(f"{left_out} training documents are also held out: they were left out of the training")
+    _check_left_out(train, streams[0])
     step("rows", lambda: _pack_rows(data, streams, folders["train"]))
     *_, manifest = step("validation", lambda: _encode_validation(data, validation, tokenizers, folders["validation"]))
     places = {name: str(folder) for name, folder in folders.items()}
@@ -81,10 +79,12 @@ def prepare_dataset(profile: configs.Profile, home: Path) -> Dataset:
 def _resolved(source: str, root: Path) -> str:
     """The source as it was when it was first asked for: a branch of a hub keeps the commit that it had then."""
     if fetch.is_local(source):
-        return str(configs.FOLDER / Path(source).expanduser())
+        return str(configs.FOLDER / os.path.expanduser(source))
+    if not source.startswith("hf://"):
+        return source
     kept = _open_folder(root / "sources") / hashlib.sha256(source.encode()).hexdigest()[:16]
     if not kept.is_file():
-        FileRef.write(kept, fetch.resolve(source).encode())
+        _write(kept, fetch.resolve(source))
     return kept.read_text(encoding="utf-8")
 
 
@@ -102,7 +102,7 @@ def _fetch_shards(data: configs.Data, source: str, root: Path) -> Found:
         listed, _ = cache.ensure(data_steps.fetch_shard, *call(data.checksums, None))
         known = fetch.checksums(Path(listed.path))
         if missing := [name for name in names if name not in known]:
-            raise DataError(f"{data.checksums} of {source} has no checksum of {', '.join(missing)}: add it")
+            raise DataError(f"{data.checksums} of {fetch.shown(source)} has no checksum of {', '.join(missing)}: add it")
     files, found = cache.ensure_each(data_steps.fetch_shard, [call(name, known.get(name)) for name in names])
     by_name = dict(zip(names, files, strict=True))
     train, validation, holdout = (
@@ -153,9 +153,12 @@ def _encode_shards(train: Sequence[Shard], held_out: FileRef, tokenizers: Sequen
     return _each(_each(one(tokenizer, i, shard) for i, shard in enumerate(train)) for tokenizer in tokenizers)
 
 
-def _count_left_out(train: Sequence[Shard], encoded: Sequence[tuple[FileRef, FileRef]]) -> int:
-    kept = sum(len(np.load(lengths.path, mmap_mode="r")) for _, lengths in encoded)
-    return sum(map(dataset.count, train)) - kept
+def _check_left_out(train: Sequence[Shard], encoded: Sequence[tuple[FileRef, FileRef]]) -> None:
+    documents = sum(map(dataset.count, train))
+    left_out = documents - sum(len(np.load(lengths.path, mmap_mode="r")) for _, lengths in encoded)
+    dataset.check_left_out(left_out, documents)
+    if left_out:
+        get_run_logger().info(f"{left_out} training documents are also held out: they were left out of the training")
 
 
 def _pack_rows(data: configs.Data, streams: Sequence[Sequence[tuple[FileRef, FileRef]]], folder: Path) -> Found:
@@ -190,37 +193,45 @@ def _contents(shards: Sequence[Shard]) -> list[str]:
 
 def _open_folder(path: Path) -> Path:
     """The folder, made if need be, readable by everybody: a box runs under another uid."""
-    for folder in (path.parent, path):
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o755)
+    try:
+        for folder in (path.parent, path):
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o755)
+    except OSError as error:
+        raise DataError(f"{path} cannot be used: {error.strerror}. Set NIGHTLY_HOME to a folder that you own") from error
     return path
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        FileRef.write(path, text.encode())
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}. Free some space, or set NIGHTLY_HOME") from error
 
 
 def _record(
     data: configs.Data, source: str, train: Sequence[Shard], validation: Shard, holdout: Shard | None, folder: Path
 ) -> None:
     """dataset.json: where every document came from. For people; no box sees it."""
-    parts = {"train": train, "validation": [validation], "holdout": [holdout] if holdout else []}
+
+    def of(written: Sequence[str | None], shards: Sequence[Shard | None]) -> list[dict[str, Any]]:
+        pairs = zip(written, shards, strict=True)
+        return [
+            {"file": dataset.file_name(name), "content": s.content, "bytes": s.file.bytes} for name, s in pairs if name and s
+        ]
+
     told = {
-        "source": source,
+        "source": fetch.shown(source),
         "license": data.license,
-        **{
-            part: [
-                {"file": Path(shard.file.path).name, "content": shard.content, "bytes": shard.file.bytes} for shard in shards
-            ]
-            for part, shards in parts.items()
-        },
+        "train": of(data.train, train),
+        "validation": of([data.validation], [validation]),
+        "holdout": of([data.holdout], [holdout]),
     }
-    FileRef.write(folder / "dataset.json", json.dumps(told, indent=1).encode())
+    _write(folder / "dataset.json", json.dumps(told, indent=1))
 
 
 def _make_current(profile: configs.Profile, places: dict[str, str], root: Path) -> None:
     """data/current.json: what `python -m trainer.train` uses when a human runs it outside a box."""
     budget = {"kind": profile.budget.kind, "amount": profile.budget.amount}
     current = {"profile": profile.name, **places, "budget": budget, "device": profile.device, "threads": profile.threads}
-    try:
-        FileRef.write(root / "current.json", json.dumps(current, indent=1).encode())
-    except OSError as error:
-        raise DataError(
-            f"cannot write {root / 'current.json'}: {error.strerror}. Free some space, or set NIGHTLY_HOME"
-        ) from error
+    _write(root / "current.json", json.dumps(current, indent=1))

@@ -26,7 +26,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tasks.records import FileRef
+from tasks.files import FileRef, locked
 
 PROBE_SECONDS = 3.0  # to the hub's first answer; the hub's own client would retry for 23 s
 FETCH_SECONDS = 1800.0  # for one build, about 0.8 GB of FlashAttention-3
@@ -67,14 +67,24 @@ def fetch(pin: str, folder: Path) -> FileRef:
         raise KernelUnavailable(problem)
     part = kept.with_name(f".{kept.name}.part")
     try:
-        part.mkdir(parents=True, exist_ok=True)
-        variant = _install(repository, revision, part)
-        shutil.rmtree(part / ".cache")  # where the hub's client notes how far it is
-        manifest.unlink(missing_ok=True)
-        shutil.rmtree(kept, ignore_errors=True)
-        part.replace(kept)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with locked(lock := part.with_suffix(".lock")):  # the workers of several GPUs begin at once
+            try:
+                return _found(manifest, kept) or _fetch(repository, revision, torch, part, kept)
+            finally:
+                lock.unlink()
     except OSError as error:
         raise KernelUnavailable(f"cannot be kept in {folder}: {error.strerror}") from error
+
+
+def _fetch(repository: str, revision: str, torch: str, part: Path, kept: Path) -> FileRef:
+    part.mkdir(exist_ok=True)
+    variant = _install(repository, revision, part)
+    shutil.rmtree(part / ".cache")  # where the hub's client notes how far it is
+    manifest = kept.with_name(f"{kept.name}.json")
+    manifest.unlink(missing_ok=True)
+    shutil.rmtree(kept, ignore_errors=True)
+    part.replace(kept)
     _make_readable(kept)
     told = {"repository": repository, "revision": revision, "variant": variant, "torch": torch, "files": _files(kept)}
     return FileRef.write(manifest, json.dumps(told, indent=1).encode())
@@ -85,8 +95,11 @@ def _found(manifest: Path, kept: Path) -> FileRef | None:
     if not manifest.is_file():
         return None
     text = manifest.read_bytes()
-    if json.loads(text)["files"] != _files(kept):
-        return None
+    try:
+        if json.loads(text)["files"] != _files(kept):
+            return None
+    except (ValueError, KeyError, TypeError):
+        return None  # the manifest itself is damaged
     return FileRef(str(manifest), hashlib.sha256(text).hexdigest(), len(text))
 
 

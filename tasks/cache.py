@@ -20,6 +20,8 @@ from prefect.futures import wait
 
 from tasks.records import FileRef
 
+AT_ONCE = 16  # of Prefect's threads, which have no limit of their own: a hub refuses the requests of hundreds
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -73,9 +75,12 @@ def ensure_each(task: Task[..., R], calls: Sequence[tuple[Any, ...]]) -> tuple[l
 
 
 def _states(task: Task[..., R], calls: Sequence[tuple[Any, ...]]) -> list[State[R]]:
-    futures = [task.submit(*call) for call in calls]
-    wait(futures)
-    return [future.state for future in futures]
+    states: list[State[R]] = []
+    for first in range(0, len(calls), AT_ONCE):
+        futures = [task.submit(*call) for call in calls[first : first + AT_ONCE]]
+        wait(futures)
+        states.extend(future.state for future in futures)
+    return states
 
 
 def _trusted(state: State[R], result: R) -> bool:

@@ -22,8 +22,9 @@ import pyarrow.parquet as pq
 from tasks.records import DataError, FileRef
 from trainer import packing, prepare
 
-BATCH = 1024  # documents that are held at a time
-MOST_SHARED = 0.01  # of the held-out documents that may also be training documents: more is no accident but a wrong split
+BATCH = 1024  # documents that are held at a time, and
+BATCH_BYTES = 8 << 20  # about how much of their text: those of books are fewer
+MOST_SHARED = 0.01  # of documents that two parts of the data may share: more is no accident but a wrong split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ def batches(shard: Shard) -> Iterator[list[str]]:
             groups = range(file.num_row_groups)[shard.first : shard.stop]
             if not groups:
                 raise DataError(f"{path} has {file.num_row_groups} row groups, none in {shard.first}:{shard.stop or ''}")
-            for batch in file.iter_batches(BATCH, row_groups=groups, columns=["text"]):
+            for batch in file.iter_batches(_batch_size(file, groups), row_groups=groups, columns=["text"]):
                 texts: list[str | None] = batch.column(0).to_pylist()
                 if None in texts:
                     raise DataError(f"{path} has a row without a text: drop such rows from the file")
@@ -89,13 +90,25 @@ def count(shard: Shard) -> int:
         return sum(file.metadata.row_group(group).num_rows for group in groups)
 
 
+def _batch_size(file: pq.ParquetFile, groups: Iterable[int]) -> int:
+    """Documents a batch: BATCH, or fewer where those of a row group are long on average."""
+    place, sizes = file.schema.names.index("text"), [BATCH]
+    for group in map(file.metadata.row_group, groups):
+        sizes.append(BATCH_BYTES * group.num_rows // max(group.column(place).total_uncompressed_size, 1))
+    return max(min(sizes), 1)
+
+
 def _check_schema(path: Path, file: pq.ParquetFile) -> None:
     schema = file.schema_arrow
+    if schema.names.count("text") > 1:
+        raise DataError(f"{path} has {schema.names.count('text')} columns `text`: rename all but that with the documents")
     if "text" not in schema.names:
         raise DataError(
             f"{path} has no column `text`, only {', '.join(schema.names) or 'none'}: rename the one with the documents"
         )
     kind = schema.field("text").type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise DataError(f"{path}: column `text` holds {kind}, not strings")
     if file.metadata.num_rows == 0:
@@ -111,9 +124,15 @@ def scored(shard: Shard, count: int) -> list[str]:
 
 
 def check_shards(train: Sequence[Shard], held_out: Sequence[Shard]) -> None:
-    """Raises DataError when there is no training shard, or one has content of a validation or holdout shard."""
+    """Raises DataError when there is no training shard, or one has content of another, a validation or a holdout shard."""
     if not train:
         raise DataError("no training shard: name at least one in [data] train of the profile")
+    for shard, other in itertools.combinations(train, 2):
+        if shard.overlaps(other):
+            raise DataError(
+                f"training shards {shard.file.path} and {other.file.path} share content (equal sha256 "
+                f"{shard.file.sha256[:16]}...): a pass would read it twice. Leave one out of [data] train"
+            )
     for shard, held in itertools.product(train, held_out):
         if shard.overlaps(held):
             raise DataError(
@@ -142,12 +161,12 @@ def unseen(texts: Iterable[str], held_out: Container[int]) -> Iterator[str]:
     return (text for text in texts if _digest(text) not in held_out)
 
 
-def check_left_out(left_out: int, held_out: int) -> None:
-    """Raises DataError when so many training documents are held out that the split must be wrong."""
-    if left_out > MOST_SHARED * held_out:
+def check_left_out(left_out: int, documents: int) -> None:
+    """Raises DataError when so many of the training documents are held out that the split must be wrong."""
+    if left_out > MOST_SHARED * documents:
         raise DataError(
-            f"{left_out} training documents are among the {held_out} held-out documents, more than the {MOST_SHARED:.0%} that "
-            "chance explains: a score on text that was trained on means nothing. Choose other training or held-out shards"
+            f"{left_out} of {documents} training documents are held-out documents too, more than the {MOST_SHARED:.0%} that "
+            "chance explains: choose other training or held-out shards"
         )
 
 

@@ -33,6 +33,11 @@ def resolve(source: str) -> str:
     return hub.resolve(source) if source.startswith("hf://") else source
 
 
+def shown(source: str) -> str:
+    """The source for people to read: without the password or the signature of an address."""
+    return source if is_local(source) else web.safe(source)
+
+
 def fetch(source: str, name: str, folder: Path, sha256: str | None, progress: Progress = lambda done, total: None) -> FileRef:
     """The file `name` of `source`: a local one where it lies, a remote one downloaded to `folder`.
 
@@ -44,7 +49,9 @@ def fetch(source: str, name: str, folder: Path, sha256: str | None, progress: Pr
         return _verified(Path(source, name), sha256, "restore the file, or correct its checksum if it was meant to change")
     make = SCHEMES.get(source.partition("://")[0])
     if make is None:
-        raise DataError(f"source {source!r} is not known: give a folder, https://, http://, s3:// or hf://datasets/")
+        raise DataError(f"source {shown(source)!r} is not known: give a folder, https://, http://, s3:// or hf://datasets/")
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise DataError(f"{name!r} is no file below {shown(source)}: write it in [data] without .. and without a / in front")
     address, path = make(source, name), folder / name
     note = part.read_note(path, address.shown)
     if path.is_file() and (known := sha256 or (note and note.sha256)):
@@ -62,7 +69,7 @@ def checksums(path: Path) -> dict[str, str]:
             raise DataError(
                 f"{path}, line {number}: {line[:80]!r} is not `<64 hex digits>  <file name>`, as sha256sum writes it"
             )
-        found[name.strip().removeprefix("*")] = digest.lower()
+        found[name.strip().removeprefix("*").removeprefix("./")] = digest.lower()
     return found
 
 

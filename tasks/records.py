@@ -12,14 +12,12 @@ A candidate that crashes, hangs or cheats is a value (`RunResult.status`); an ex
 
 from __future__ import annotations
 
-import builtins
 import dataclasses
-import hashlib
-import os
 import statistics
 import unicodedata
-from pathlib import Path
 from typing import Any, Literal
+
+from tasks.files import FileRef as FileRef
 
 Status = Literal[
     "ok",
@@ -73,30 +71,6 @@ class BoxError(NightlyError):
 
 class BaselineStopped(NightlyError):
     exit_code = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class FileRef:
-    """A file by content: what cached tasks return instead of data. `sha256` is lower-case hex."""
-
-    path: str
-    sha256: str
-    bytes: int
-
-    @classmethod
-    def write(cls, path: Path, content: builtins.bytes) -> FileRef:
-        """Writes a small file so that it is there whole or not at all: temporary name, fsync, rename."""
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            with part.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            part.chmod(0o644)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-        return cls(str(path), hashlib.sha256(content).hexdigest(), len(content))
 
 
 @dataclasses.dataclass(frozen=True)

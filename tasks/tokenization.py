@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -67,7 +66,7 @@ def token_bytes(tokenizer: prepare.Tokenizer) -> npt.NDArray[np.int32]:
 
 
 def write_tokenizer(tokenizer: prepare.Tokenizer, path: Path) -> FileRef:
-    return _write(path, lambda file: file.write(json.dumps(tokenizer.to_dict()).encode("ascii")))
+    return write(path, lambda file: file.write(json.dumps(tokenizer.to_dict()).encode("ascii")))
 
 
 def read_tokenizer(path: Path) -> prepare.Tokenizer:
@@ -76,7 +75,7 @@ def read_tokenizer(path: Path) -> prepare.Tokenizer:
 
 def write_public(meta: prepare.Meta, tokenizers: Sequence[prepare.Tokenizer], folder: Path) -> tuple[FileRef, ...]:
     """The folder that a candidate may read at any time: meta.json, and of each size tokenizer and token bytes."""
-    refs = [_write(folder / "meta.json", lambda file: file.write(json.dumps(meta.to_dict()).encode()))]
+    refs = [write(folder / "meta.json", lambda file: file.write(json.dumps(meta.to_dict()).encode()))]
     for tokenizer in tokenizers:
         refs.append(write_tokenizer(tokenizer, folder / f"tokenizer_{tokenizer.size}.json"))
         refs.append(_write_array(folder / f"token_bytes_{tokenizer.size}.npy", token_bytes(tokenizer)))
@@ -98,7 +97,7 @@ def encode_shard(
             starts = np.append(np.flatnonzero(stream == tokenizer.bos), len(stream))
             lengths.append(np.diff(starts).astype(np.int32))
 
-    tokens = _write(folder / f"tokens_{tokenizer.size}_{shard:05d}.bin", fill)
+    tokens = write(folder / f"tokens_{tokenizer.size}_{shard:05d}.bin", fill)
     return tokens, _write_array(folder / f"lengths_{tokenizer.size}_{shard:05d}.npy", np.concatenate(lengths))
 
 
@@ -129,7 +128,7 @@ def pack(folder: Path, vocab_size: int, T: int) -> FileRef:
         for block in packing.blocks(streams, plan, T):
             file.write(block.tobytes())
 
-    return _write(folder / f"rows_{vocab_size}_{T}.npy", fill)
+    return write(folder / f"rows_{vocab_size}_{T}.npy", fill)
 
 
 def pack_if_missing(folder: Path, vocab_size: object, T: object) -> None:
@@ -149,6 +148,10 @@ def encode_validation(documents: Sequence[str], tokenizers: Sequence[prepare.Tok
     Raises DataError unless the scored tokens' bytes are the documents' UTF-8 bytes exactly: the metric's denominator.
     """
     total, refs = sum(len(document.encode("utf-8")) for document in documents), []
+    if not total:
+        raise DataError(
+            f"the {len(documents)} validation documents are all empty: there is no text to score. Choose another shard"
+        )
     for tokenizer in tokenizers:
         stream = tokenizer.encode_documents(documents)
         covered = int(token_bytes(tokenizer)[stream].sum(dtype=np.int64))
@@ -164,34 +167,23 @@ def encode_validation(documents: Sequence[str], tokenizers: Sequence[prepare.Tok
         "sha256": content.hexdigest(),
         "metric_version": prepare.METRIC_VERSION,
     }
-    refs.append(_write(folder / "manifest.json", lambda file: file.write(json.dumps(manifest).encode())))
+    refs.append(write(folder / "manifest.json", lambda file: file.write(json.dumps(manifest).encode())))
     return tuple(refs)
 
 
 def _write_array(path: Path, array: npt.NDArray[np.generic]) -> FileRef:
-    return _write(path, lambda file: np.save(file, array))
+    return write(path, lambda file: np.save(file, array))
 
 
-def _write(path: Path, fill: Callable[[BinaryIO], object]) -> FileRef:
+def write(path: Path, fill: Callable[[BinaryIO], object]) -> FileRef:
     """A file that is there whole or not at all, readable by a box's uid. Raises DataError when the disk refuses it."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.parent.chmod(0o755)
-        with part.open("wb") as file:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.chmod(0o644)
-        with part.open("rb") as file:
-            ref = FileRef(str(path), hashlib.file_digest(file, "sha256").hexdigest(), part.stat().st_size)
-        part.replace(path)
+        return FileRef.write(path, fill)
     except OSError as error:
         free = shutil.disk_usage(path.parent).free >> 20 if path.parent.is_dir() else 0
         raise DataError(
             f"cannot write {path}: {error.strerror or error} ({free} MiB are free). Nothing was left behind: free some space, "
             "or set NIGHTLY_HOME to a larger disk"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
-    return ref

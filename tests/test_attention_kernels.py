@@ -8,6 +8,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -170,6 +171,26 @@ def test_no_build_for_this_machine_is_one_line_that_says_so(hub: type[Hub], tmp_
     assert len(told) == 1
     assert "no build for this machine: torch28-cxx11-cu128-x86_64-linux" in told[0]
     assert "\n" not in told[0]
+
+
+@pytest.mark.slow
+def test_two_at_once_fetch_a_kernel_once(hub: type[Hub], tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda folder: fetch(PIN, folder), [tmp_path, tmp_path])
+    assert first == second
+    assert len([path for path in hub.paths if path.endswith(f"resolve/{COMMIT}/{BUILD}/layers.py")]) <= 2  # HEAD and GET
+    assert sorted(path.name for path in tmp_path.iterdir()) == [Path(first.path).stem, Path(first.path).name]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
+def test_a_damaged_manifest_is_a_kernel_that_is_not_here(
+    kept: FileRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    torch = importlib.metadata.version("torch")
+    (tmp_path / f"someone--tiny-attention@{COMMIT}-torch{torch}.json").write_text(text)
+    with pytest.raises(KernelUnavailable, match="not fetched yet"):
+        fetch(PIN, tmp_path)
 
 
 def test_what_was_fetched_is_found_again_without_a_network(kept: FileRef, tmp_path: Path, monkeypatch: Any) -> None:

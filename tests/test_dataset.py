@@ -158,7 +158,7 @@ def test_a_document_that_two_held_out_shards_share_by_chance_is_let_pass(tmp_pat
 
 def test_more_shared_documents_than_chance_explains_are_refused():
     dataset.check_left_out(7, 700)
-    with pytest.raises(DataError, match="8 training documents are among the 700 held-out documents"):
+    with pytest.raises(DataError, match="8 of 700 training documents are held-out documents too"):
         dataset.check_left_out(8, 700)
 
 
@@ -188,3 +188,26 @@ def test_the_fingerprint_is_of_content_not_of_places():
     assert dataset.fingerprint([one], one, None, tokenizers[0], 1, 1) == dataset.fingerprint(
         [other], other, None, tokenizers[1], 1, 1
     )
+
+
+def test_few_bytes_are_held_where_documents_are_long(tmp_path):
+    path = write(tmp_path / "shard", [f"{i}" * (1 << 20) for i in range(10)] * 3, use_dictionary=False)
+    assert [len(batch) for batch in dataset.batches(shard(path))][:2] == [7, 7]
+    assert dataset.count(shard(path)) == len(list(dataset.documents(shard(path))))
+
+
+def test_a_column_with_a_dictionary_is_text(tmp_path):
+    pq.write_table(pa.table({"text": pa.array(["a", "b", "a"]).dictionary_encode()}), tmp_path / "shard")
+    assert list(dataset.documents(shard(tmp_path / "shard"))) == ["a", "b", "a"]
+
+
+def test_two_columns_of_text_are_refused(tmp_path):
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), tmp_path / "shard")
+    with pytest.raises(DataError, match="has 2 columns `text`"):
+        list(dataset.documents(shard(tmp_path / "shard")))
+
+
+@pytest.mark.parametrize("train", [["a", "a"], ["a#:3", "a#2:"], ["a", "a#5:6"]])
+def test_training_shards_that_share_content_are_refused(train):
+    with pytest.raises(DataError, match="training shards /data/a and /data/a share content"):
+        dataset.check_shards([ref("a", "a", each[1:]) for each in train], [ref("val", "b")])

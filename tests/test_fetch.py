@@ -480,3 +480,33 @@ def test_a_folder_that_cannot_be_made_is_named(origin, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(DataError, match=r"cannot write .*Not a directory"):
         fetch.fetch(origin.url, NAME, tmp_path / "file" / "folder", None)
+
+
+@pytest.mark.parametrize("name", ["/tmp/shard.parquet", "../current.json", "data/../../x"])
+def test_a_name_that_leads_out_of_the_folder_is_refused(origin, tmp_path, name):
+    with pytest.raises(DataError, match="is no file below"):
+        fetch.fetch(origin.url, name, tmp_path / "shards", None)
+    assert origin.requests == []
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("https://me:pass@word@host/data?sig=secret", "https://host/data"),
+        ("s3://bucket/prefix", "s3://bucket/prefix"),
+        ("hf://datasets/me/data@main/en", "hf://datasets/me/data@main/en"),
+        ("/data/a?b@c", "/data/a?b@c"),
+    ],
+)
+def test_a_source_is_shown_without_its_secrets(source, shown):
+    assert fetch.shown(source) == shown
+
+
+def test_an_unknown_scheme_shows_no_password(tmp_path):
+    with pytest.raises(DataError, match="'ftp://host/data' is not known"):
+        fetch.fetch("ftp://me:secret@host/data", NAME, tmp_path, None)
+
+
+def test_checksums_of_find_are_those_of_the_names(tmp_path):
+    (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  ./data/train-0.parquet\n")
+    assert fetch.checksums(tmp_path / "SHA256SUMS") == {"data/train-0.parquet": "0" * 64}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -87,3 +88,20 @@ def test_blocks_are_the_rows_in_order(size: int, monkeypatch: pytest.MonkeyPatch
 def test_text_for_less_than_a_row_makes_none() -> None:
     _, stream, counts = corpus([3, 4])
     assert packing.pack_rows([stream], counts, 20).shape == (0, 21)
+
+
+def test_documents_that_are_longer_than_a_row_are_packed_as_the_plain_packer_packs_them() -> None:
+    lengths = np.random.default_rng(5).integers(10, 90, 300).tolist()
+    documents, stream, counts = corpus(lengths)
+    rows = packing.pack_rows([stream], counts, 16, buffer=30, batch=8, epochs=2)
+    assert rows.tolist() == pack(documents, 16, buffer=30, batch=8, epochs=2)
+
+
+def test_a_document_of_a_hundred_megabytes_makes_no_number_of_as_many_bits() -> None:
+    lengths = np.full(3000, 100, np.int32)
+    lengths[0] = 1 << 31 - 6
+    tracemalloc.start()
+    packing.plan_rows(lengths, 64)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20

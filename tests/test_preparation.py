@@ -226,7 +226,7 @@ def test_a_few_validation_documents_are_left_out_of_the_training(prefect_server,
 
 
 def test_a_wrong_split_is_refused(prefect_server, corpus, tmp_path):
-    with pytest.raises(DataError, match="8 training documents are among the 697 held-out documents"):
+    with pytest.raises(DataError, match="8 of 500 training documents are held-out documents too"):
         prepare_in(tmp_path, with_validation_documents(corpus, 8))
     assert not (tmp_path / "data" / "current.json").exists()
 
@@ -304,3 +304,30 @@ def test_the_embedded_corpus_is_prepared_whole(prefect_server, tmp_path):
     assert [len(lengths), sum(len(np.load(path)) for path in lengths)] == [4, 6870]
     assert len(np.load(Path(prepared.train) / "rows_2048_128.npy", mmap_mode="r")) > 5000
     assert prepare_in(tmp_path, laptop).cached == STEPS
+
+
+def test_files_in_sub_folders_and_a_login_leave_no_secret_behind(prefect_server, tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    names = {"train_00000.parquet": "data/train%200.parquet", "val_00000.parquet": "val/0.parquet"}
+    with Origin({name: (CORPUS / old).read_bytes() for old, name in names.items()}) as origin:
+        source = f"{origin.url.replace('//', '//me:hidden@')}?sig=concealed"
+        mine = {"train": ["data/train 0.parquet"], "validation": "val/0.parquet", "checksums": None}
+        prepare_in(tmp_path, profile(source=source, **mine))
+        (told,) = (tmp_path / "data").glob("*/dataset.json")
+        assert json.loads(told.read_text())["source"] == origin.url
+        assert json.loads(told.read_text())["train"][0]["file"] == "data/train 0.parquet"
+    kept = b"".join(path.read_bytes() for path in (tmp_path / "data").rglob("*.*") if path.suffix != ".parquet")
+    assert b"hidden" not in kept
+    assert b"concealed" not in kept
+    assert not (tmp_path / "data" / "sources").exists()
+
+
+def test_a_state_folder_that_cannot_be_used_is_named(prefect_server, tmp_path):
+    (tmp_path / "data").write_text("a file in the place of the folder")
+    with pytest.raises(DataError, match=r"data cannot be used: File exists\. Set NIGHTLY_HOME"):
+        prepare_in(tmp_path, profile())
+
+
+def test_a_home_of_nobody_is_a_folder_that_is_not_there(prefect_server, tmp_path):
+    with pytest.raises(DataError, match=r"cannot read .*~nobody-of-this-name/x/SHA256SUMS"):
+        prepare_in(tmp_path, profile(source="~nobody-of-this-name/x"))

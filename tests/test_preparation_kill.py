@@ -89,7 +89,8 @@ def test_a_preparation_that_is_killed_ten_times_ends_as_one_that_was_not(prefect
     assert calm.wait() == 0
     lasts, moments = time.monotonic() - began, random.Random(4)
 
-    home, downloaded, ended = tmp_path / "home", set(), 0
+    home, ended = tmp_path / "home", 0
+    downloaded: set[str] = set()
     for _ in range(KILLS):
         requests = len(origin.requests)
         process = begin(home, profile)

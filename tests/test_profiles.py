@@ -134,3 +134,9 @@ def test_an_extended_profile_may_extend_another(tmp_path):
 def test_extending_what_is_no_profile_names_those_that_are(tmp_path):
     with pytest.raises(configs.ProfileError, match="extends = 'h1000': choose one of consumer, h100"):
         extending(tmp_path, "h1000")
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/mine.toml", "~mine.toml"])
+def test_a_home_of_nobody_is_an_unknown_profile(name):
+    with pytest.raises(configs.ProfileError, match="unknown profile"):
+        configs.load(name)

@@ -196,3 +196,40 @@ def test_a_full_disk_spares_the_old_file(encoded):
         tokenization.pack(encoded, 320, 64)
     assert (encoded / "rows_320_64.npy").read_bytes() == b"old"
     assert sorted(path.name for path in encoded.iterdir()) == before
+
+
+BLANK = "a" + " " * 1_200_000 + "b"  # tiktoken and rustbpe give up on it in one piece
+
+
+def test_a_very_long_run_of_white_space_is_encoded_and_trained_on(tokenizer):
+    stream = tokenizer.encode_documents(["first", BLANK, "last"])
+    assert np.flatnonzero(stream == tokenizer.bos).tolist() == [
+        0,
+        1 + len(tokenizer.encode("first")),
+        len(stream) - 1 - len(tokenizer.encode("last")),
+    ]
+    assert tokenizer.decode(stream[stream != tokenizer.bos].tolist()) == f"first{BLANK}last"
+    assert tokenization.train_tokenizer([*TEXTS, BLANK], 320, 10**9).size == 320
+
+
+def test_a_text_that_spells_bos_is_encoded_as_text_and_changes_no_other(tokenizer):
+    texts = ["before", f"{prepare.BOS} in {prepare.BOS}", "after"]
+    expected = [token for text in texts for token in (tokenizer.bos, *tokenizer.encode(text))]
+    stream = tokenizer.encode_documents(texts)
+    assert (stream.tolist(), stream.dtype) == (expected, np.uint16)
+    assert expected.count(tokenizer.bos) == 3
+
+
+def test_a_shard_without_a_document_is_passed_over(tokenizer, tmp_path):
+    for shard, texts in enumerate((TEXTS, [], TEXTS)):
+        tokenization.encode_shard([texts], tokenizer, tmp_path, shard)
+    rows = np.load(tokenization.pack(tmp_path, 320, 16).path)
+    (tmp_path / "without").mkdir()
+    for shard in range(2):
+        tokenization.encode_shard([TEXTS], tokenizer, tmp_path / "without", shard)
+    assert rows.tolist() == np.load(tokenization.pack(tmp_path / "without", 320, 16).path).tolist()
+
+
+def test_no_text_at_all_is_no_validation(tokenizer, tmp_path):
+    with pytest.raises(DataError, match="the 2 validation documents are all empty"):
+        tokenization.encode_validation(["", ""], [tokenizer], tmp_path)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 METRIC_VERSION = 1  # scores of different versions are never compared
 BOS = "<|bos|>"  # the one special token; it leads every document
-BLANKS = re.compile(r"\s{100000}")  # the splitters of tiktoken and rustbpe give up on a run of about a million
+BLANKS = re.compile(r"\s{500000}")  # the splitters of tiktoken and rustbpe give up on a run of about a million
 
 Tokens = packing.Tokens
 
@@ -158,7 +158,7 @@ class Tokenizer:
 
 def pieces(text: str) -> list[str]:
     """The text, cut where a run of white space is so long that no splitter gets through it: each piece is encoded alone."""
-    if len(text) < 100_000:
+    if len(text) < 500_000:
         return [text]
     cuts = [0, *(found.end() for found in BLANKS.finditer(text)), len(text)]
     return [text[start:end] for start, end in itertools.pairwise(cuts)]

@@ -148,15 +148,15 @@ def answered(address: Address, headers: dict[str, str]) -> Iterator[requests.Res
         except requests.RequestException:
             raise
         except OSError as error:  # REQUESTS_CA_BUNDLE names no file, say; one of the disk is not ours to explain
-            raise DataError(f"{address.shown}: {_safe(error)}") from error
+            raise DataError(f"{address.shown}: {safe(error)}") from error
         with answer:
             yield answer
     except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
         cause = error.args[0] if error.args else error
         reason = getattr(cause, "reason", None) or (getattr(cause, "args", ()) or (cause,))[0]
-        raise Unreachable(f"{address.shown}: {_safe(reason)}. Check the network and the address") from error
+        raise Unreachable(f"{address.shown}: {safe(reason)}. Check the network and the address") from error
     except requests.RequestException as error:
-        raise DataError(f"{address.shown}: {_safe(error)}") from error
+        raise DataError(f"{address.shown}: {safe(error)}") from error
 
 
 def check(answer: requests.Response, address: Address, resumed: bool = False) -> None:
@@ -228,6 +228,6 @@ def _seconds(retry_after: str) -> float:
     return 0.0
 
 
-def _safe(reason: object) -> str:
+def safe(reason: object) -> str:
     """A reason as one line, without the password or the query of an address in it."""
-    return one_line(re.sub(r"\?[^\s'\")]*", "", re.sub(r"//[^/@\s]*@", "//", str(reason))))[:300]
+    return one_line(re.sub(r"\?[^\s'\")]*", "", re.sub(r"//[^/\s]*@", "//", str(reason))))[:300]

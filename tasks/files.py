@@ -1,0 +1,59 @@
+"""Files that are there whole or not at all, known by their content: what cached tasks return instead of data."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+@dataclasses.dataclass(frozen=True)
+class FileRef:
+    """A file by content. `sha256` is lower-case hex."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+    @classmethod
+    def write(cls, path: Path, content: builtins.bytes | Callable[[BinaryIO], object]) -> FileRef:
+        """Writes `content`, or what it writes into the file that it is given, readable by everybody: a box's uid too.
+
+        Temporary name, fsync, rename. What a killed process left under that name is written over; of two processes that
+        write the same file, one waits.
+        """
+        part = path.with_name(f".{path.name}.part")
+        with locked(part) as file:
+            try:
+                file.truncate(0)
+                file.write(content) if isinstance(content, builtins.bytes) else content(file)
+                file.flush()
+                os.fsync(file.fileno())
+                part.chmod(0o644)
+                with part.open("rb") as written:
+                    ref = cls(str(path), hashlib.file_digest(written, "sha256").hexdigest(), os.fstat(file.fileno()).st_size)
+                part.replace(path)
+            except BaseException:
+                part.unlink()
+                raise
+        return ref
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[BinaryIO]:
+    """A file opened to be appended to, made if need be, once no other process has it. Whoever has it may move it."""
+    with contextlib.ExitStack() as stack:
+        while True:
+            file = stack.enter_context(path.open("ab"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):  # whoever had it has removed or renamed it meanwhile
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    break
+            file.close()
+        yield file
