@@ -90,7 +90,8 @@ for name, source in json.load(sys.stdin).items():
     )
     seen[name] = {
         "status": run.status, "val_bpb": run.val_bpb, "claimed_bpb": run.claimed_bpb, "audit_gap": run.audit_gap,
-        "tokens": run.tokens, "metrics": run.metrics, "reason": run.reason,
+        "tokens": run.tokens, "reason": run.reason,
+        "metrics": {name: value for name, value in run.metrics.items() if name != "tokens_per_second"},
     }
 seen["marks"] = [str(path) for path in (*folder.rglob(mark), *(Path(place, mark) for place in places)) if path.exists()]
 print(json.dumps(seen))

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from trainer import prepare
 
@@ -341,6 +342,9 @@ def test_nats_are_the_cross_entropy_of_the_logits(train: Any) -> None:
     expected = -model(idx).log_softmax(-1).gather(2, targets[..., None]).reshape(-1)
     assert torch.allclose(nats, expected, atol=1e-5)
     assert model(idx, targets).item() == pytest.approx(nats.mean().item(), abs=1e-5)
+    scored, logits = model.eval()(idx, targets, reduction="none"), model(idx)
+    exact = F.cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1), reduction="none")
+    assert torch.equal(scored, exact), "an audit finds no gap that is not there"
 
 
 def test_the_fused_loss_is_the_plain_one_with_its_gradients(train: Any) -> None:
