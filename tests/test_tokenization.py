@@ -1,5 +1,6 @@
 """From text to tokens, with the real rustbpe and tiktoken."""
 
+import contextlib
 import json
 import resource
 from pathlib import Path
@@ -172,27 +173,28 @@ def encoded(tokenizer, tmp_path):
     return tmp_path / "encoded"
 
 
-@pytest.fixture
-def full_disk(encoded):
-    """No file of this process may grow beyond 4 KiB: a full disk for those that do."""
+@contextlib.contextmanager
+def full_disk():
+    """No file of this process may grow beyond 4 KiB, its log neither: so it is for as few lines as can be."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.usefixtures("full_disk")
 def test_a_full_disk_leaves_nothing_behind(tokenizer, tmp_path):
-    with pytest.raises(DataError, match=r"cannot write .*tokens_320_00000\.bin: .* MiB are free.*NIGHTLY_HOME"):
+    message = r"cannot write .*tokens_320_00000\.bin: .* MiB are free.*NIGHTLY_HOME"
+    with pytest.raises(DataError, match=message), full_disk():
         tokenization.encode_shard([TEXTS * 20], tokenizer, tmp_path, 0)
-    assert [path.name for path in tmp_path.iterdir()] == ["encoded"]
+    assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("full_disk")
 def test_a_full_disk_spares_the_old_file(encoded):
     (encoded / "rows_320_64.npy").write_bytes(b"old")
     before = sorted(path.name for path in encoded.iterdir())
-    with pytest.raises(DataError, match=r"cannot write .*rows_320_64\.npy"):
+    with pytest.raises(DataError, match=r"cannot write .*rows_320_64\.npy"), full_disk():
         tokenization.pack(encoded, 320, 64)
     assert (encoded / "rows_320_64.npy").read_bytes() == b"old"
     assert sorted(path.name for path in encoded.iterdir()) == before
