@@ -25,7 +25,7 @@ def main(way: str, shard: Path, folder: Path) -> None:
 
         profile = data_bench.profile(shard.parent) if way == "ours" else configs.load("laptop")
         with server.prefect_api(folder):
-            flow(int)()  # waits for the server
+            flow(server.state_home)()  # waits for the server
             began = time.perf_counter()
             prepare(profile)
             seconds = time.perf_counter() - began
