@@ -31,7 +31,8 @@ MANY = 100
 READER_TARGET, FIRST_BATCH_TARGET, CORPUS_TARGET, PIPELINE_TARGET = 200, 0.050, 5.0, 4.0
 WAYS = {
     "ours": "ours, as a Prefect flow",
-    "prepare_plainly": "Hugging Face tokenizers, list scan",
+    "prepare_plainly": "Hugging Face tokenizers, a document at a time, list scan",
+    "prepare_in_one_batch": "Hugging Face tokenizers, one batch on all cores, list scan",
     "prepare_with_our_parts": "rustbpe and tiktoken a document at a time, list scan",
 }
 

@@ -57,8 +57,20 @@ def on_the_fly(
 
 
 def prepare_plainly(shard: Path, vocab_size: int, T: int, folder: Path) -> None:
-    """Tokenizer, tokens and rows of a shard with Hugging Face's tokenizers, which uses all cores by itself."""
-    texts = pq.read_table(shard).column("text").to_pylist()
+    """Tokenizer, tokens and rows of a shard with Hugging Face's tokenizers, a document at a time."""
+    texts, tokenizer, bos = _with_tokenizer(shard, vocab_size, folder)
+    _pack([[bos, *tokenizer.encode(text).ids] for text in texts], T, folder)
+
+
+def prepare_in_one_batch(shard: Path, vocab_size: int, T: int, folder: Path) -> None:
+    """The same with all documents in one call, which encodes them on all cores."""
+    texts, tokenizer, bos = _with_tokenizer(shard, vocab_size, folder)
+    _pack([[bos, *each.ids] for each in tokenizer.encode_batch(texts)], T, folder)
+
+
+def _with_tokenizer(shard: Path, vocab_size: int, folder: Path) -> tuple[list[str], Tokenizer, int]:
+    """The documents, a tokenizer that was trained on them on all cores, and the id of its BOS."""
+    texts: list[str] = pq.read_table(shard).column("text").to_pylist()
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(PATTERN), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -71,9 +83,7 @@ def prepare_plainly(shard: Path, vocab_size: int, T: int, folder: Path) -> None:
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
-    bos = int(tokenizer.token_to_id(prepare.BOS) or 0)
-    documents: list[list[int]] = [[bos, *each.ids] for each in tokenizer.encode_batch(texts)]
-    _pack(documents, T, folder)
+    return texts, tokenizer, int(tokenizer.token_to_id(prepare.BOS) or 0)
 
 
 def prepare_with_our_parts(shard: Path, vocab_size: int, T: int, folder: Path) -> None:
