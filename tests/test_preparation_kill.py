@@ -101,7 +101,7 @@ def test_a_preparation_that_is_killed_ten_times_ends_as_one_that_was_not(prefect
         asked = {request["path"].rpartition("/")[2] for request in origin.requests[requests:]}
         assert not asked & downloaded, "downloaded again"
         downloaded = whole(home, origin)
-    assert ended < KILLS / 2, "too few were killed in the middle"
+    assert ended <= 0.7 * KILLS, "too few were killed in the middle"
     assert begin(home, profile).wait() == 0
     assert prepared(home) == prepared(tmp_path / "calm")
     assert [path for path in (home / "data").rglob("*.part")] == []
