@@ -8,6 +8,7 @@ import importlib.util
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -442,6 +443,7 @@ def test_the_next_batch_is_under_way_before_a_batch_is_handed_over(train: Any) -
         assert bus.in_flight == 1
 
 
+@pytest.mark.skipif(not shutil.which("g++"), reason="on a CPU torch.compile needs g++")
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler warns of its own insides, and a warning inside it ends it
 def test_compiled_regions_compute_what_eager_ones_do_and_more_layers_compile_nothing(
@@ -485,6 +487,7 @@ def optimizer_state(train: Any, compiled: bool) -> dict[str, torch.Tensor]:
     return state | {f"muon {i}": x for i, x in enumerate([*muon.buffers, *muon.seconds])}
 
 
+@pytest.mark.skipif(not shutil.which("g++"), reason="on a CPU torch.compile needs g++")
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_compiled_optimizers_take_the_steps_of_eager_ones_and_more_layers_compile_nothing(
