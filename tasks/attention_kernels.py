@@ -27,10 +27,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tasks.files import FileRef, locked
+from tasks.sources import hub
 
 PROBE_SECONDS = 3.0  # to the hub's first answer; the hub's own client would retry for 23 s
 FETCH_SECONDS = 1800.0  # for one build, about 0.8 GB of FlashAttention-3
-HUB = "https://huggingface.co"
 INSTALL = "from tasks import attention_kernels as a; a.install_and_tell()"
 
 
@@ -152,14 +152,14 @@ def install_and_tell() -> None:
     from kernels.variants import get_variants, resolve_variant, variants_trace_str
 
     repository, revision, folder = sys.argv[1:]
-    hub = HfApi(library_name="kernels")
+    api = HfApi(library_name="kernels")
     try:
-        variant, trace = resolve_variant(get_variants(hub, repo_id=repository, revision=revision))
+        variant, trace = resolve_variant(get_variants(api, repo_id=repository, revision=revision))
         if variant is None:
             reasons = "; ".join(variants_trace_str(trace).splitlines())
             sys.exit(f"no build for this machine: {reasons or 'it has none at all'}")
         wanted = [f"build/{variant.variant_str}/*"]
-        hub.snapshot_download(repository, repo_type="kernel", revision=revision, allow_patterns=wanted, local_dir=folder)
+        api.snapshot_download(repository, repo_type="kernel", revision=revision, allow_patterns=wanted, local_dir=folder)
         print(variant.variant_str)
     except Exception as error:  # whatever the hub or its client finds wrong, told in its own first line
         sys.exit(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
@@ -167,9 +167,9 @@ def install_and_tell() -> None:
 
 def _unreachable() -> str | None:
     """Why the hub cannot be asked, found out in PROBE_SECONDS; None when it can."""
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+    if hub.offline():
         return "not fetched yet, and HF_HUB_OFFLINE is set"
-    address = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT") or HUB)
+    address = urllib.parse.urlsplit(hub.endpoint())
     host, port = address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
     if address.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
         return None  # a name that only the proxy can look up

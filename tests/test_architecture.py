@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "tasks.baseline": ("tasks.records", "tasks.experiment", "tasks.judge", "configs", "trainer.prepare"),
     "tasks.sources": ("tasks.records", "tasks.sources"),
     "tasks.fetch": ("tasks.records", "tasks.sources"),
+    "tasks.attention_kernels": ("tasks.files", "tasks.sources"),
     "tasks": ("tasks.records", "tasks.files", "configs", "trainer.prepare", "trainer.packing"),
     "trainer.harness": ("trainer.prepare", "trainer.speed", "trainer.roles", "trainer.alone"),
     "trainer": ("trainer.prepare", "trainer.packing", "trainer.roles", "trainer.harness"),

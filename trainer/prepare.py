@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 METRIC_VERSION = 1  # scores of different versions are never compared
 BOS = "<|bos|>"  # the one special token; it leads every document
-BLANKS = re.compile(r"\s{500000}")  # the splitters of tiktoken and rustbpe give up on a run of about a million
+LONGEST_BLANK = 500_000  # white space in a row: the splitters of tiktoken and rustbpe give up at about a million
 
 Tokens = packing.Tokens
 
@@ -158,9 +158,9 @@ class Tokenizer:
 
 def pieces(text: str) -> list[str]:
     """The text, cut where a run of white space is so long that no splitter gets through it: each piece is encoded alone."""
-    if len(text) < 500_000:
+    if len(text) < LONGEST_BLANK:
         return [text]
-    cuts = [0, *(found.end() for found in BLANKS.finditer(text)), len(text)]
+    cuts = [0, *(found.end() for found in re.finditer(rf"\s{{{LONGEST_BLANK}}}", text)), len(text)]
     return [text[start:end] for start, end in itertools.pairwise(cuts)]
 
 
@@ -188,7 +188,9 @@ def train_rows(T: int, vocab_size: int | None = None) -> Tokens:
 
 def streams(folder: Path, vocab_size: int) -> tuple[list[Tokens], npt.NDArray[np.int32]]:
     """The token stream of each training shard, as memory maps, and the token counts of all their documents in order."""
-    shards = [folder / f"tokens_{vocab_size}_{i:05d}.bin" for i in range(len(list(folder.glob(f"tokens_{vocab_size}_*.bin"))))]
+    shards = sorted(folder.glob(f"tokens_{vocab_size}_*.bin"))
+    if not shards:
+        raise FileNotFoundError(f"No such file: {folder}/tokens_{vocab_size}_*.bin")
     lengths = [np.load(shard.with_name(shard.name.replace("tokens", "lengths")).with_suffix(".npy")) for shard in shards]
     found = [np.memmap(shard, np.uint16, "r") if shard.stat().st_size else np.zeros(0, np.uint16) for shard in shards]
     return found, np.concatenate(lengths)

@@ -70,17 +70,26 @@ def resolve(source: str) -> str:
     return dataclasses.replace(repo, revision=web.patiently(ask)).shown
 
 
+def offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids to ask the hub."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def endpoint() -> str:
+    """The hub's address, or a mirror's."""
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
 def _address(repo: Repository, shown: str, path: str) -> web.Address:
     token = _token()
 
     def url() -> str:
-        offline = os.environ.get("HF_HUB_OFFLINE", "")
-        if offline.upper() in ("1", "ON", "YES", "TRUE"):
+        if offline():
             raise DataError(
-                f"{shown} is not here, and HF_HUB_OFFLINE={offline} forbids to ask for it: unset it, name the commit behind "
-                "the @ if the shards are here, or put them into a folder and name that in [data] source"
+                f"{shown} is not here, and HF_HUB_OFFLINE={os.environ['HF_HUB_OFFLINE']} forbids to ask for it: unset it, name "
+                "the commit behind the @ if the shards are here, or put them into a folder and name that in [data] source"
             )
-        return f"{(os.environ.get('HF_ENDPOINT') or 'https://huggingface.co').rstrip('/')}/{path}"
+        return f"{endpoint()}/{path}"
 
     def sign(request: requests.PreparedRequest) -> requests.PreparedRequest:
         request.headers["Authorization"] = f"Bearer {token}"  # requests drops it when it is sent on to another host

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import torch
 
 import configs
+from tasks.files import FileRef
 from tests.benchmarks import plain_data, synthetic_text
 from trainer import prepare
 
@@ -54,7 +55,7 @@ def run(repeats: int, json_file: Path | None = None) -> bool:
     median = {way: {name: statistics.median(each[name] for each in found) for name in found[0]} for way, found in whole.items()}
     figures = {"characters": characters, "preparation": median, "reader": reader, "repeats": repeats}
     if json_file:
-        json_file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        FileRef.write(json_file, json.dumps(figures, indent=1).encode())
     return _print(figures)
 
 

@@ -1,0 +1,42 @@
+"""What a test changes in our processes, and only there: Python imports this module at its start if PYTHONPATH leads here.
+
+Boxes get tests/faults/torch_stub beside `trainer`, in front of the real torch. With NIGHTLY_TEST_KILL_AT="decided:3" a
+process that reaches the milestone `decided` for the third time ends as by `kill -9`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections import Counter
+from pathlib import Path
+
+from tasks import milestones
+from tasks.judge import workplace
+
+TORCH_STUB = Path(__file__).resolve().parent.parent / "torch_stub" / "torch"
+
+_assemble = workplace.assemble
+_reached: Counter[str] = Counter()
+
+
+def assemble_with_stub(source: str, work: Path) -> Path:
+    code = _assemble(source, work)
+    package = code / "torch"
+    package.mkdir(mode=0o755)
+    package.chmod(0o755)
+    shutil.copyfile(TORCH_STUB / "__init__.py", package / "__init__.py")
+    (package / "__init__.py").chmod(0o644)
+    return code
+
+
+def die_at(name: str) -> None:
+    _reached[name] += 1
+    place, _, count = os.environ.get("NIGHTLY_TEST_KILL_AT", "").partition(":")
+    if name == place and _reached[name] == int(count or 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+workplace.assemble = assemble_with_stub
+milestones.reached = die_at
