@@ -43,8 +43,8 @@ def register(file: Path = FILE) -> list[str]:
                 _put(client, described.name, wanted)
             except PrefectHTTPStatusError as error:
                 raise NightlyError(
-                    f"the Prefect server refused the automation {described.name!r} ({error.response.status_code}: "
-                    f"{error.response.text[:500]}): it must be Prefect 3.8 or later; then ./run deploy again"
+                    f"the Prefect server refused the automation {described.name!r} (HTTP {error.response.status_code}): "
+                    "bring the server to Prefect 3.8 or later, then ./run deploy again"
                 ) from error
             there += [described.name] if wanted else []
     return there

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import configs
-from flows import commands, server
+from flows import commands, server, services
 from tasks.records import NightlyError, UsageError
 
 PROPOSERS = ("tpe", "replay")
@@ -28,9 +28,9 @@ def main(argv: list[str] | None = None) -> int:
     except (NightlyError, configs.ProfileError) as error:
         print(f"nightly-research: {error}", file=sys.stderr)
         return error.exit_code if isinstance(error, NightlyError) else UsageError.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("nightly-research: interrupted; nothing that was decided is lost", file=sys.stderr)
-        return 130
+        return 143 if str(interrupt) == "SIGTERM" else 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: `| head`
         return 141
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--trials", type=_positive(int), metavar="N", help="end after N trials (default, without --hours: the profile's)"
     )
-    sub.add_argument("--hours", type=_positive(float), metavar="H", help="start no trial after H hours")
+    sub.add_argument("--hours", type=_positive(float), metavar="H", help="end in time before H hours of work are over")
     sub.add_argument("--proposer", choices=PROPOSERS, help="who proposes (default: the profile's)")
     sub.add_argument("--patches", metavar="DIR", help="replay: the folder of patches")
     sub.add_argument(
@@ -77,13 +77,18 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
     sub.add_argument("--allow-unsandboxed", **unsandboxed)
 
-    sub = command("resume", commands.resume, "Goes on with a night that was interrupted, at the trial where it stopped.")
+    sub = command("resume", commands.resume, "Goes on with a night, at the trial where it stopped.")
     sub.add_argument("tag")
+    sub.add_argument("--trials", type=_positive(int), metavar="N", help="from now on end after N trials, done ones included")
+    sub.add_argument("--hours", type=_positive(float), metavar="H", help="from now on end in time before H hours of work")
+    sub.add_argument("--json", action="store_true", help="print one JSON object instead of the report")
     sub = command("status", commands.status, "Says where a night is.")
     sub.add_argument("tag")
     sub.add_argument("--json", action="store_true")
     command("stop", commands.stop, "Ends a night after its current trial.").add_argument("tag")
     command("report", commands.report, "Writes a night's report again, from its ledger, and prints it.").add_argument("tag")
+    text = "Makes MLflow, results.tsv, the report and Prefect's pages of a night once more, from its ledger and git."
+    command("rebuild", commands.rebuild, text).add_argument("tag")
     sub = command("replay", commands.replay, "Earns the score of a kept commit again, with the seeds that it recorded.")
     sub.add_argument("commit")
     sub.add_argument("--profile", **profile)
@@ -92,10 +97,10 @@ def _parser() -> argparse.ArgumentParser:
     command("doctor", commands.doctor, "Looks at this machine and says what would fail, and the remedy.").add_argument(
         "--profile", **profile
     )
-    command("server", commands.serve, "Starts the Prefect and MLflow pages and keeps them up until Ctrl-C.")
-    command("deploy", commands.deploy, "Makes the work pools and the deployments of prefect.yaml.")
-    command("worker", commands.worker, "Runs a worker for a pool: one night, or one GPU, at a time.").add_argument("pool")
-    sub = command("prefect", commands.prefect, "Runs prefect's own command line with this project's settings.")
+    command("server", services.serve, "Starts the Prefect and MLflow pages and keeps them up until Ctrl-C.")
+    command("deploy", services.deploy, "Makes the work pools and the deployments of prefect.yaml.")
+    command("worker", services.worker, "Runs a worker for a pool: one night, or one GPU, at a time.").add_argument("pool")
+    sub = command("prefect", services.prefect, "Runs prefect's own command line with this project's settings.")
     sub.add_argument("arguments", nargs=argparse.REMAINDER)
     return parser
 

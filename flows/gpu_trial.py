@@ -12,7 +12,7 @@ from pathlib import Path
 
 from configs import Profile
 from tasks import verdict
-from tasks.experiment import train_candidate
+from tasks.experiment import Tell, train_candidate
 from tasks.judge.bwrap import Isolation
 from tasks.records import Caps, Dataset, RunResult, Verdict
 
@@ -32,6 +32,7 @@ def run_trial(
     seed: int,
     caps: Caps,
     isolation: Isolation,
+    tell: Tell = lambda phase: None,
 ) -> tuple[tuple[RunResult, ...], Verdict]:
     """Runs `source` until the verdict is keep or discard; a stopped run is discarded at once.
 
@@ -51,6 +52,7 @@ def run_trial(
             isolation=isolation,
             worth_audit=functools.partial(_may_be_kept, champion_scores, tuple(scores), sd, lines_added),
             smoke=not runs,
+            tell=functools.partial(_tell, tell, f"trial {number}, seed {seed + len(runs)}"),
         )
         runs.append(run)
         if run.val_bpb is None:
@@ -61,6 +63,10 @@ def run_trial(
             return tuple(runs), decided
         if len(runs) == MOST_RUNS:
             raise AssertionError(f"the rule asked for a run beyond {MOST_RUNS}")
+
+
+def _tell(tell: Tell, run: str, phase: str) -> None:
+    tell(f"{run}: {phase}")
 
 
 def _may_be_kept(

@@ -1,29 +1,25 @@
 """The night: prepare, measure the baseline, then propose, train, judge, keep or discard, until trials or hours are over.
 
 Git and the ledger are the truth; Prefect and MLflow are views of it. The order for a trial: ledger `started`, its runs,
-ledger `decided` (the commit point), git, ledger `applied`, MLflow. So a night that was killed goes on where it stopped.
+ledger `decided` (the commit point), git, ledger `applied`, MLflow. So a night that was killed goes on where it stopped:
+every start with its tag, a retried flow run and `./run resume` are the same thing.
 """
 
 from __future__ import annotations
 
-import ast
-import dataclasses
-import difflib
-import json
-import statistics
-import time
-from datetime import datetime
-from pathlib import Path
+from typing import Any
 
 from prefect import flow, get_run_logger
 
-from configs import knobs
-from flows import server, views
-from flows.gpu_trial import run_trial
-from flows.opening import Night, base_source, baseline_event, new_header, open_night
-from tasks import champion, ledger, proposal, verdict
-from tasks.baseline import caps_after, unusual
-from tasks.records import FileRef, NightSoFar, NightState, Proposal, RunResult, Trial, UsageError, Verdict
+from flows import budget, disk, interruption, night_folder, notices, resuming, server, session
+from flows.opening import Night, Request, baseline_event, new_night, open_night
+from flows.session import Session
+from flows.trial_steps import apply_verdict, one_trial
+from flows.views import Views, name_flow_run
+from tasks import champion, milestones, notification
+from tasks.records import FileRef, NightlyError, UsageError
+
+MOST_TRIES = 20  # of one step that a full disk stops, while there seems to be room
 
 
 @flow(name="nightly-research")
@@ -37,13 +33,14 @@ def nightly_research(
     seed: int = 1,
     allow_unsandboxed: bool = False,
 ) -> str:
-    """Runs a research night and returns its tag.
+    """Runs a research night, or goes on with one, and returns its tag.
 
     Args:
-        tag: the night's name; its branch is autoresearch/TAG. Default: today, as in nov21.
+        tag: the night's name; its branch is autoresearch/TAG. Default: today, as in nov21. A night of this name that is
+            not finished goes on.
         profile: a name from configs/ or the path of a .toml file.
         trials: end after this many trials. Without trials and hours, the profile's.
-        hours: start no trial after this many hours.
+        hours: end in time before this many hours of work are over.
         proposer: tpe or replay. Default: the profile's.
         patches: replay only: the folder of patches.
         seed: first training seed of every candidate, and the proposer's.
@@ -52,178 +49,118 @@ def nightly_research(
     Raises:
         NightlyError: a subclass says who must act; the text has the value, the limit and the remedy.
     """
-    header = new_header(tag, profile, trials, hours, proposer, patches, seed, allow_unsandboxed)
-    views.name_flow_run(header["tag"])
-    night = open_night(header, base_source(server.ROOT, header))
-    with ledger.Ledger.create(night.folder / "ledger.jsonl") as book:
-        FileRef.write(night.folder / "base.py", night.base.encode())
-        book.append("night", **header, dataset=night.dataset.fingerprint)
-        return go_on(night, book)
+    request = Request(profile, trials, hours, proposer, patches, seed, allow_unsandboxed)
+    return research(tag or resuming.choose_tag(request), request)
 
 
 @flow(name="resume-night", flow_run_name="resume {tag}")
-def resume_night(tag: str) -> str:
-    """Goes on with an interrupted night: finishes what was decided, runs again only the trial that was in flight."""
-    path = server.state_home() / "nights" / tag / "ledger.jsonl"
-    with ledger.Ledger.open(path) as book:
-        state = ledger.fold(book.events())
-        if state.finished:
-            raise UsageError(f"night {tag} is finished ({state.finished}); start a new one with another --tag")
-        champion.check_not_checked_out(server.ROOT, tag)
-        (path.parent / "stop").unlink(missing_ok=True)
-        night = open_night(state.header, (path.parent / "base.py").read_text(encoding="utf-8"))
-        return go_on(night, book)
+def resume_night(tag: str, trials: int | None = None, hours: float | None = None) -> str:
+    """Goes on with a night: finishes what was decided, runs again only the trial that was in flight.
+
+    Args:
+        tag: the night's name.
+        trials: its number of trials from now on, done ones included; so a finished night goes on, too.
+        hours: its hours from now on, used ones included.
+    """
+    header = night_folder.read_state(night_folder.find(server.state_home(), tag)).header
+    as_begun = Request(
+        profile=header["profile"],
+        trials=trials or header["trials"],
+        hours=hours or header["hours"],
+        proposer=header["proposer"],
+        patches=header["patches"],
+        seed=header["seed"],
+        allow_unsandboxed=header["isolation"] == "none",
+    )
+    return research(tag, as_begun, resuming_it=True)
 
 
-def go_on(night: Night, book: ledger.Ledger) -> str:
-    """The loop, from wherever the ledger says the night is, to its end and its report."""
-    state = ledger.fold(book.events())
-    if not state.champion:
+def research(tag: str, request: Request, *, resuming_it: bool = False) -> str:
+    """The night of this tag, new or not, from wherever its ledger says it is, to its end and its report."""
+    folder = server.state_home() / "nights" / tag
+    notification.check()
+    name_flow_run(tag)
+    new = new_night(tag, request) if resuming.begins_anew(folder) else None
+    with notices.failure_told(folder), session.hold(folder, new[0] if new else None) as held:
+        if new:
+            begin(held, *new)
+        else:
+            resuming.check_request(held.state, request)
+            go_on(held, request, resuming_it=resuming_it)
+        night = open_night(held)
+        views = Views(night, held.pulse)
+        if not held.state.finished:
+            resuming.put_in_order(night, held.state)
+            disk.prune(night)
+            run_trials(night, held, views)
+        end(night, held, views)
+    return tag
+
+
+def begin(held: Session, header: dict[str, Any], base: str) -> None:
+    """The first event of a new night. The source of its baseline is there before."""
+    held.book.clear()
+    FileRef.write(held.folder / night_folder.BASE, base.encode())
+    held.book.append("night", **header)
+    milestones.reached("opened")
+
+
+def go_on(held: Session, request: Request, *, resuming_it: bool) -> None:
+    """The event `resumed`. A finished night has one only when it gets more trials or hours."""
+    tag, state = held.folder.name, held.state
+    champion.check_not_checked_out(server.ROOT, tag)
+    more = {name: value for name in ("trials", "hours") if (value := getattr(request, name)) not in (None, state.header[name])}
+    if state.finished and not more:
+        if resuming_it or resuming.is_retry(state):
+            get_run_logger().info(f"night {tag} is finished ({state.finished}); --trials or --hours would give it more")
+            return
+        raise UsageError(
+            f"night {tag} exists and is finished ({state.finished}): `./run resume {tag} --trials N` gives it more, "
+            f"or choose another --tag"
+        )
+    held.book.append("resumed", **more)
+    get_run_logger().info(f"night {tag} goes on after {len(held.state.trials)} trials")
+
+
+def run_trials(night: Night, held: Session, views: Views) -> None:
+    """The loop, until a budget is used up, the proposer has nothing left, or somebody asks for its end."""
+    if held.state.champion is None:
         title = f"night {night.tag}: train.py with the knobs of profile {night.profile.name}"
-        commit = champion.start_branch(night.root, night.tag, state.header["head"], night.base, title)
-        book.append("baseline", **baseline_event(night), start_commit=commit)
-    views.show_baseline(night, ledger.fold(book.events()))
-    while (reason := why_over(night, state := ledger.fold(book.events()))) is None:
-        if state.pending:  # killed between `decided` and `applied`
-            apply_verdict(night, book, state.pending)
-        elif not one_trial(night, book, state):
-            reason = f"the proposer {night.proposer.name} has nothing left to propose"
-            break
-    book.append("finished", reason=reason)
-    get_run_logger().info(f"night {night.tag} is over: {reason}")
-    views.show_end(night, ledger.fold(book.events()))
-    return night.tag
+        commit = champion.start_branch(night.root, night.tag, held.state.header["head"], night.base, title)
+        milestones.reached("branched")
+        held.book.append("baseline", **baseline_event(night), start_commit=commit)
+        milestones.reached("measured")
+    views.show(held.state)
+    tries = 0
+    while (reason := budget.over(held.state, held.book.used_seconds())) is None:
+        if not held.state.pending and (who := interruption.asked(held.folder)):
+            held.book.append("stopped", reason=f"stopped by {who}", failed=False)
+            return
+        try:
+            if held.state.pending:  # killed, or out of room, between `decided` and `applied`
+                apply_verdict(night, held, held.state.pending)
+                views.show(held.state)
+                if held.state.trials[-1].verdict == "keep":
+                    notices.tell("new-champion", held.state)
+                milestones.reached("shown")
+            elif not one_trial(night, held):
+                reason = f"the proposer {night.proposer.name} has nothing left to propose"
+                break
+            tries = 0
+        except (OSError, NightlyError) as error:
+            tries += 1
+            if tries > MOST_TRIES or not disk.made_room(night, held, error):
+                raise
+    held.book.append("finished", reason=reason)
+    milestones.reached("finished")
 
 
-def why_over(night: Night, state: NightState) -> str | None:
-    """Why the night ends now, or None."""
-    trials, hours = state.header["trials"], state.header["hours"]
-    if state.pending:
-        return None
-    if trials and len(state.trials) >= trials:
-        return f"all {trials} trials are done"
-    if hours and time.time() - datetime.fromisoformat(state.header["began"]).timestamp() >= hours * 3600:
-        return f"the {hours:g} hours are over"
-    return "stopped by ./run stop" if (night.folder / "stop").exists() else None
-
-
-def one_trial(night: Night, book: ledger.Ledger, state: NightState) -> bool:
-    """Proposes and takes one trial to its end. False when nothing was proposed."""
-    log, number, parent = get_run_logger(), len(state.trials) + 1, state.champion
-    assert parent is not None
-    current = champion.source_at(night.root, parent)
-    proposed = proposal.propose_patch(night.proposer, so_far(night, state, current), seen(night, state))
-    if proposed is None:
-        return False
-    folder = night.folder / "trials" / str(number)
-    keep_proposal(folder, current, proposed)
-    book.append("started", trial=number, proposer=proposed.proposer, summary=proposed.summary, parent=parent)
-    log.info(f"trial {number}: {proposed.summary}")
-    runs, decided = run_and_judge(night, state, current, proposed)
-    trial = trial_of(night, number, parent, proposed, runs, decided)
-    keep_runs(folder, runs, trial)
-    book.append("decided", trial=dataclasses.asdict(trial))
-    apply_verdict(night, book, trial)
-    score = "no score" if trial.val_bpb is None else f"{trial.val_bpb:.6f}"
-    log.info(f"trial {number}: {trial.verdict} ({score}): {trial.reason}")
-    return True
-
-
-def run_and_judge(night: Night, state: NightState, current: str, proposed: Proposal) -> tuple[tuple[RunResult, ...], Verdict]:
-    if proposed.problem:
-        return (), verdict.failed("rejected_patch", proposed.problem)
-    return run_trial(
-        len(state.trials) + 1,
-        proposed.source,
-        lines_added=code_lines(proposed.source) - code_lines(current),
-        champion_scores=state.champion_scores,
-        sd=verdict.pooled_sd(state.groups),
-        profile=night.profile,
-        dataset=night.dataset,
-        home=night.home,
-        seed=night.seed,
-        caps=caps_after(night.baseline),
-        isolation=night.isolation,
-    )
-
-
-def apply_verdict(night: Night, book: ledger.Ledger, trial: Trial) -> None:
-    """Git, then ledger `applied`, then the views: each may be done again after a kill and then changes nothing."""
-    source = (night.folder / "trials" / str(trial.number) / "train.py").read_bytes().decode("utf-8", "surrogatepass")
-    commit = champion.commit_candidate(night.root, night.tag, trial, source)
-    if trial.verdict == "keep":
-        champion.advance(night.root, night.tag, commit, trial.parent)
-    book.append("applied", trial=trial.number, commit=commit)
-    views.show_trial(night, ledger.fold(book.events()))
-
-
-def so_far(night: Night, state: NightState, current: str) -> NightSoFar:
-    assert state.champion_bpb is not None
-    return NightSoFar(
-        tag=night.tag,
-        seed=night.seed,
-        next_trial=len(state.trials) + 1,
-        champion=current,
-        champion_bpb=state.champion_bpb,
-        baseline_bpb=night.baseline.val_bpb,
-        baseline_knobs=dict(knobs.read(night.base)),
-        trials=state.trials,
-    )
-
-
-def seen(night: Night, state: NightState) -> dict[str, int]:
-    """Every code that was measured so far, by AST, and its trial; 0 is the baseline."""
-    earlier = {trial.ast_sha256: trial.number for trial in reversed(state.trials) if trial.ast_sha256}
-    return {**earlier, str(knobs.ast_sha256(night.base)): 0}
-
-
-def code_lines(source: str) -> int:
-    """Lines of code in a normal form: comments, blank lines and formatting neither cost nor earn anything."""
-    return len(ast.unparse(ast.parse(source)).splitlines())
-
-
-def trial_of(
-    night: Night, number: int, parent: str, proposed: Proposal, runs: tuple[RunResult, ...], decided: Verdict
-) -> Trial:
-    scores = tuple(run.val_bpb for run in runs if run.val_bpb is not None)
-    whole = bool(runs) and len(scores) == len(runs)
-    return Trial(
-        number=number,
-        proposer=proposed.proposer,
-        summary=proposed.summary,
-        status=runs[-1].status if runs else "rejected_patch",
-        verdict=decided.decision,
-        reason=decided.reason,
-        z=decided.z,
-        val_bpb=statistics.fmean(scores) if whole else None,
-        scores=scores,
-        seeds=tuple(run.seed for run in runs),
-        knobs=dict(knobs.read(proposed.source)),
-        ast_sha256=knobs.ast_sha256(proposed.source),
-        parent=parent,
-        commit=None,
-        seconds=statistics.fmean(run.seconds or 0.0 for run in runs) if whole else None,
-        peak_memory_bytes=max((run.peak_memory_bytes or 0 for run in runs), default=0) or None,
-        isolation=night.isolation,
-        audit_gap=max((run.audit_gap for run in runs if run.audit_gap is not None), default=None),
-        unusual=next((found for run in runs if (found := unusual(night.baseline, run))), None),
-    )
-
-
-def keep_proposal(folder: Path, current: str, proposed: Proposal) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    old, new = (text.splitlines(keepends=True) for text in (current, proposed.source))
-    patch = "".join(difflib.unified_diff(old, new, f"a/{champion.TRAIN}", f"b/{champion.TRAIN}"))
-    FileRef.write(folder / "train.py", proposed.source.encode("utf-8", "surrogatepass"))
-    FileRef.write(folder / "patch.diff", patch.encode("utf-8", "surrogatepass"))
-
-
-def keep_runs(folder: Path, runs: tuple[RunResult, ...], trial: Trial) -> None:
-    logs = [f"--- seed {run.seed}: {run.status}: {run.reason}\n{run.log}" for run in runs]
-    FileRef.write(folder / "run.log", "\n".join(logs).encode("utf-8", "replace"))
-    withheld = [f"--- seed {run.seed}: what the scoring boxes printed; no proposer sees it\n{run.judge_log}" for run in runs]
-    FileRef.write(folder / "judge.log", "\n".join(withheld).encode("utf-8", "replace"))
-    logs_apart = ("log", "judge_log")
-    shown = [{name: value for name, value in dataclasses.asdict(run).items() if name not in logs_apart} for run in runs]
-    result = {"trial": dataclasses.asdict(trial), "runs": shown}
-    FileRef.write(folder / "result.json", json.dumps(result, indent=1).encode())
+def end(night: Night, held: Session, views: Views) -> None:
+    """What a person sees in the morning."""
+    over = held.state.finished or held.state.stopped
+    held.pulse.enter("writing the report")
+    views.show_end(held.state)
+    if held.state.finished:
+        notices.tell("finished", held.state)
+    milestones.reached("reported")
+    get_run_logger().info(f"night {night.tag} is over: {over}")

@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from prefect import get_run_logger
+from prefect import get_run_logger, runtime
 
 import configs
 from configs import knobs
-from flows import preparation, server
+from flows import night_folder, preparation, server
+from flows.session import Session
 from tasks import cache, champion, hardware, proposal, verdict
 from tasks.baseline import baseline_facts, baseline_files, caps_after, read_baseline
-from tasks.judge import box, container, probe
+from tasks.experiment import Tell
+from tasks.judge import box, container, probe, processes
 from tasks.judge.bwrap import BoxUnavailable, Isolation
 from tasks.proposers.replay import ReplayProposer
 from tasks.proposers.tpe import TpeProposer
 from tasks.records import Baseline, BoxError, Dataset, UsageError
 
 LEVELS: dict[str, tuple[Isolation, ...]] = {"auto": ("bwrap", "docker"), "bwrap": ("bwrap",), "docker": ("docker",)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What somebody asks of a night; None leaves it to the profile, or to the night that goes on."""
+
+    profile: str
+    trials: int | None
+    hours: float | None
+    proposer: str | None
+    patches: str | None
+    seed: int
+    allow_unsandboxed: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,73 +55,95 @@ class Night:
     proposer: proposal.Proposer
 
 
-def new_header(
-    tag: str | None,
-    profile: str,
-    trials: int | None,
-    hours: float | None,
-    proposer: str | None,
-    patches: str | None,
-    seed: int,
-    allow_unsandboxed: bool,
-) -> dict[str, Any]:
-    """The ledger's first event: every choice of the night, the profile's where none was given.
+def new_night(tag: str, request: Request) -> tuple[dict[str, Any], str]:
+    """The ledger's first event, every choice of the night, the profile's where none was given; and the source of its baseline.
 
     Raises UsageError for whatever cannot become a night, BoxError where no box can be made: before any work is done.
     """
-    home, settings = server.state_home(), configs.load(profile)
+    home, settings = server.state_home(), configs.load(request.profile)
     checkout = champion.open_checkout(server.ROOT)
-    tag = tag or _free_tag(home, checkout.root)
     champion.check_tag(checkout.root, tag)
+    trials, hours = request.trials, request.hours
     if not (trials or hours):  # eight hours asked for are not the profile's four trials
         trials, hours = settings.night.trials, settings.night.hours
     header = {
         "tag": tag,
         "began": datetime.now(UTC).isoformat(),
-        "profile": profile,
-        "proposer": proposer or settings.night.proposer,
-        "patches": patches or settings.night.patches,
-        "seed": seed,
+        "profile": request.profile,
+        "proposer": request.proposer or settings.night.proposer,
+        "patches": request.patches or settings.night.patches,
+        "seed": request.seed,
         "trials": trials,
         "hours": hours,
         "head": checkout.head,
         "branch": checkout.branch,
         "dirty": checkout.dirty,
         "train_dirty": checkout.train_dirty,
-        "isolation": choose_isolation(home, settings, allow_unsandboxed),
+        "isolation": choose_isolation(home, settings, request.allow_unsandboxed),
+        "flow_run": str(runtime.flow_run.id),
+        "deployment": runtime.deployment.name,
+        "settings": settings.model_dump(mode="json"),  # a profile that is edited later is another night's
     }
     _proposer(header)  # a missing folder of patches is said now, not after the baseline
     get_run_logger().info(f"night {tag}: profile {settings.name}, from {checkout.describe()}")
-    return header
+    return header, base_source(checkout.root, settings)
 
 
-def base_source(root: Path, header: dict[str, Any]) -> str:
+def base_source(root: Path, profile: configs.Profile) -> str:
     """The checkout's train.py with the profile's knobs written into it: what the night is measured against."""
-    profile = configs.load(header["profile"])
     try:
         return knobs.write((root / champion.TRAIN).read_text(encoding="utf-8"), profile.train)
     except knobs.KnobError as error:
         raise UsageError(f"profile {profile.name}, [train]: {error}") from error
 
 
-def open_night(header: dict[str, Any], base: str) -> Night:
-    """Prepares data and baseline, from the cache where they are there, and puts the night together."""
-    home, settings = server.state_home(), configs.load(header["profile"])
+def open_night(held: Session) -> Night:
+    """Prepares data and baseline, from the cache where they are there, and puts the night together.
+
+    Raises NightlyError when a night that goes on would be measured with other data or on other hardware than it began with.
+    """
+    header, home = held.state.header, server.state_home()
+    settings = _profile(header)
     end_orphans(home, header["isolation"])
+    held.pulse.enter("preparing the data")
     dataset = preparation.prepare_dataset(settings, home)
-    return Night(
+    base = _base(held)
+    night = Night(
         tag=header["tag"],
-        folder=home / "nights" / header["tag"],
+        folder=held.folder,
         home=home,
         root=server.ROOT,
         profile=settings,
         dataset=dataset,
         base=base,
-        baseline=_baseline(base, settings, dataset, home, header["isolation"]),
+        baseline=_baseline(base, settings, dataset, home, header["isolation"], held.pulse.enter),
         isolation=header["isolation"],
         seed=header["seed"],
         proposer=_proposer(header),
     )
+    if began := held.state.baseline:
+        _expect_same("data", began.get("dataset", dataset.fingerprint), dataset.fingerprint, night.tag)
+        _expect_same("hardware", began["hardware"], night.baseline.hardware, night.tag)
+    return night
+
+
+def _profile(header: dict[str, Any]) -> configs.Profile:
+    return configs.Profile(**header["settings"]) if "settings" in header else configs.load(header["profile"])
+
+
+def _base(held: Session) -> str:
+    """The baseline's train.py: a file until git has it."""
+    if held.state.start_commit:
+        return champion.source_at(server.ROOT, held.state.start_commit)
+    return (held.folder / night_folder.BASE).read_text(encoding="utf-8")
+
+
+def _expect_same(what: str, began: str, found: str, tag: str) -> None:
+    if began != found:
+        raise UsageError(
+            f"night {tag} was begun with {what} {began} and would go on with {found}: scores of the two are never compared. "
+            f"Go on where it began, or start a new night with another --tag"
+        )
 
 
 def choose_isolation(home: Path, profile: configs.Profile, allow_unsandboxed: bool) -> Isolation:
@@ -130,22 +167,22 @@ def choose_isolation(home: Path, profile: configs.Profile, allow_unsandboxed: bo
 
 
 def end_orphans(home: Path, isolation: Isolation) -> None:
-    """Ends what an earlier process left in boxes when it was killed. Raises BoxError when the engine does not answer."""
+    """Ends what an earlier process left when it was killed: boxes, servers. Raises BoxError when the engine does not answer."""
     try:
-        ended = [f"process {pid}" for pid in box.sweep(home)]
+        ended = [f"process {pid}" for pid in (*processes.end_orphans(home), *box.sweep(home))]
         if isolation == "docker":
             ended += [f"container {name}" for name in container.sweep(home)]
     except BoxUnavailable as error:
         raise BoxError(f"{error}. `./run doctor` looks closer") from error
     for orphan in ended:
-        get_run_logger().warning(f"ended {orphan}, a box that an earlier run left behind when it was killed")
+        get_run_logger().warning(f"ended {orphan}, which an earlier command left behind when it was killed")
 
 
-def _baseline(base: str, profile: configs.Profile, dataset: Dataset, home: Path, isolation: Isolation) -> Baseline:
+def _baseline(base: str, profile: configs.Profile, dataset: Dataset, home: Path, isolation: Isolation, tell: Tell) -> Baseline:
     machine = hardware.describe(profile.device, profile.threads)
     facts = {**baseline_facts(base, profile, dataset, isolation), "home": str(home)}
-    key = cache.key("baseline", 1, **facts, hardware=hardware.fingerprint(profile.device, profile.threads))
-    files, cached = cache.ensure(baseline_files, key, base, profile, dataset, home, isolation, machine)
+    key = cache.key("baseline", 2, **facts, hardware=hardware.fingerprint(profile.device, profile.threads))
+    files, cached = cache.ensure(baseline_files, key, base, profile, dataset, home, isolation, machine, tell)
     baseline = read_baseline(Path(files[0].path))
     sd = verdict.pooled_sd([baseline.scores])
     found = "cached" if cached else "measured"
@@ -164,13 +201,6 @@ def _proposer(header: dict[str, Any]) -> proposal.Proposer:
     raise UsageError(f"proposer {name!r} is not built yet; choose tpe or replay")
 
 
-def _free_tag(home: Path, root: Path) -> str:
-    """Today as in nov21; nov21-2 where that night or its branch exists."""
-    today = date.today().strftime("%b%d").lower()
-    names = (today, *(f"{today}-{i}" for i in range(2, 1000)))
-    return next(name for name in names if not (home / "nights" / name).exists() and champion.tip(root, name) is None)
-
-
 def baseline_event(night: Night) -> dict[str, Any]:
     """The ledger's event `baseline`."""
     scores, runs, caps = night.baseline.scores, night.baseline.runs, caps_after(night.baseline)
@@ -182,6 +212,8 @@ def baseline_event(night: Night) -> dict[str, Any]:
         "audit_gaps": [run.audit_gap for run in runs],
         "audit_allowed": {"gap": caps.audit_gap, "position": caps.audit_position},
         "hardware": night.baseline.hardware,
+        "dataset": night.dataset.fingerprint,
+        "wall_seconds": max(run.wall_seconds or 0.0 for run in runs),
         "seconds": sum(run.seconds or 0.0 for run in runs) / len(runs),
         "peak_memory_bytes": max(run.peak_memory_bytes or 0 for run in runs) or None,
         "knobs": knobs.read(night.base),

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -21,7 +21,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-import configs
+from flows import api_outage, interruption
+from tasks.judge import processes
 from tasks.records import NightlyError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent  # the checkout
@@ -46,6 +47,7 @@ def configure(home: Path) -> None:
         "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "60",  # deployments/automations.yaml counts on it
         "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(home / "prefect" / "ui"),
         "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": "%(asctime)s | %(message)s",
         "DO_NOT_TRACK": "1",
@@ -73,7 +75,16 @@ def spawn(argv: list[str], **environment: str) -> subprocess.Popen[bytes]:
     """A child that gets SIGTERM when this thread ends, however it ends. Call it from the main thread."""
     if setpriv := shutil.which("setpriv"):  # not on macOS: there a kill -9 leaves the child
         argv = [setpriv, "--pdeathsig", "TERM", *argv]
-    return subprocess.Popen(argv, env={**os.environ, **environment}, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+    child = subprocess.Popen(
+        argv,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr,
+        start_new_session=True,  # a Ctrl-C in the terminal is the night's, which still needs its server
+    )
+    with contextlib.suppress(OSError):  # no /proc, or a full disk
+        processes.record(state_home(), child.pid)
+    return child
 
 
 def end(child: subprocess.Popen[bytes]) -> None:
@@ -83,6 +94,7 @@ def end(child: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         child.kill()
         child.wait()
+    processes.forget(state_home(), child.pid)
 
 
 def start_prefect(port: int, *, ui: bool) -> subprocess.Popen[bytes]:
@@ -96,6 +108,7 @@ def start_prefect(port: int, *, ui: bool) -> subprocess.Popen[bytes]:
         PREFECT_SERVER_UI_ENABLED="true" if ui else "false",
         PREFECT_API_URL="",
         PREFECT_UI_API_URL=f"http://127.0.0.1:{port}/api",
+        **({"PREFECT_UI_URL": f"http://127.0.0.1:{port}"} if ui else {}),  # for links in notices
         PREFECT_SERVER_LOGGING_LEVEL="ERROR",
         PREFECT_LOGGING_LEVEL="ERROR",
     )
@@ -112,9 +125,9 @@ def start_mlflow(port: int, home: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def is_healthy(api_url: str) -> bool:
+def is_healthy(api_url: str, seconds: float = 5.0) -> bool:
     try:
-        with urllib.request.urlopen(f"{api_url}/health", timeout=5) as answer:
+        with urllib.request.urlopen(f"{api_url}/health", timeout=seconds) as answer:
             return bool(answer.status == 200)
     except urllib.error.HTTPError as error:
         return error.code in (401, 403, 404)  # a hosted API that wants a key, or has no such page, is up
@@ -153,21 +166,10 @@ def running_server(home: Path) -> str | None:
     return url if is_healthy(url) else None
 
 
-def _worth_telling(record: logging.LogRecord) -> bool:
-    """Filters Prefect's own lines: those that say nothing of the night, and tracebacks of errors that are messages."""
-    if record.exc_info and isinstance(record.exc_info[1], NightlyError | configs.ProfileError):
-        return False  # the command line prints it, or the flow that catches it does
-    return not record.getMessage().startswith(("Finished in state", "Beginning flow run", "View at"))
-
-
-def _quiet() -> None:
-    for logger in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(logger).addFilter(_worth_telling)
-
-
 @contextlib.contextmanager
 def prefect_api(home: Path) -> Iterator[None]:
     """PREFECT_API_URL for the block: the user's, a running `./run server`'s, or a private server's that ends with it."""
+    signal.signal(signal.SIGTERM, interruption.terminate)
     known = os.environ.get("PREFECT_API_URL") or running_server(home)
     if known and not is_healthy(known):
         raise UsageError(f"PREFECT_API_URL = {known} does not answer: start that server, or unset the variable")
@@ -175,8 +177,12 @@ def prefect_api(home: Path) -> Iterator[None]:
         os.environ["PREFECT_API_URL"] = known
         import prefect
 
-        _quiet()
-        yield
+        api_outage.quiet()
+        try:
+            with api_outage.said_plainly(known):
+                yield
+        finally:
+            api_outage.hand_over()
         return
     port = free_port()
     server = start_prefect(port, ui=False)
@@ -184,12 +190,11 @@ def prefect_api(home: Path) -> Iterator[None]:
         os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
         import prefect  # noqa: F401  # both start at once: this takes about as long as the server
 
-        _quiet()
+        api_outage.quiet()
         await_prefect(os.environ["PREFECT_API_URL"], server)
-        yield
+        with api_outage.said_plainly(os.environ["PREFECT_API_URL"]):
+            yield
     finally:
-        from prefect.logging.handlers import APILogHandler
-
-        APILogHandler().flush()  # or its last lines find nobody to take them
+        api_outage.hand_over()
         del os.environ["PREFECT_API_URL"]
         end(server)

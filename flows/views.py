@@ -1,23 +1,51 @@
 """What people look at while and after a night: MLflow runs, Prefect artifacts, the report. All made from the ledger's state.
 
-A view that fails is said and made again at the end; it never costs a trial.
+A view that fails is said and made again at the end; it costs a trial seconds at most and never its result.
 """
 
 from __future__ import annotations
 
-import json
+import time
 from collections.abc import Callable
-from pathlib import Path
 
+import httpx
 from prefect import get_client, get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext
+from prefect.exceptions import Abort
+from prefect.settings import get_current_settings
 
 from flows import server
+from flows.mlflow_view import MlflowView
 from flows.opening import Night
-from tasks import chart, report, tracking
-from tasks.baseline import saved_run
-from tasks.records import NightlyError, NightState, RunResult, Trial
+from tasks import chart, heartbeat, report
+from tasks.records import NightlyError, NightState
+
+BACK_SECONDS = 15.0  # for which a night that is over waits for Prefect's API
+ROWS = 20  # of the table on Prefect's page, besides the keeps: it is sent whole after each trial
+
+
+class Untold(Abort):
+    """A night is over and Prefect's API is gone: for an Abort Prefect makes no call, where it would try for minutes."""
+
+    def __init__(self, tag: str) -> None:
+        super().__init__(f"night {tag} is over")
+        self.tag = tag
+
+
+def take_leave(tag: str) -> None:
+    """Waits for Prefect's API, which is to hear of a night's end. Raises Untold when it stays away.
+
+    A worker's flow run waits as long as Prefect does: nobody sits before it.
+    """
+    here, api, until = FlowRunContext.get(), get_current_settings().api.url, time.monotonic() + BACK_SECONDS
+    ours = here is not None and here.flow_run is not None and here.flow_run.deployment_id is None
+    while api and ours and not server.is_healthy(api, seconds=2.0):
+        if time.monotonic() > until:
+            get_run_logger().warning("Prefect's API does not answer: on its pages the night goes on, but it is over")
+            raise Untold(tag)
+        time.sleep(0.5)
 
 
 def name_flow_run(tag: str) -> None:
@@ -26,61 +54,72 @@ def name_flow_run(tag: str) -> None:
         client.update_flow_run(runtime.flow_run.id, name=tag)
 
 
-def show_baseline(night: Night, state: NightState) -> None:
-    _try("MLflow", lambda: log_baseline(night, state))
+class Views:
+    """All views of one night. What goes wrong with one is logged and shown in the heartbeat."""
 
+    def __init__(self, night: Night, pulse: heartbeat.Pulse) -> None:
+        self._night = night
+        self._pulse = pulse
+        self._mlflow = MlflowView(night)
+        self._failed: dict[str, str] = {}  # view -> what was said of it
 
-def show_trial(night: Night, state: NightState) -> None:
-    """The last applied trial, in MLflow and in the night's table."""
-    _try("MLflow", lambda: log_trial(night, state, state.trials[-1]))
-    fields = ("number", "summary", "verdict", "status", "val_bpb", "z", "reason")
-    table = [{name: getattr(trial, name) for name in fields} for trial in state.trials]
-    create_table_artifact(table, key="trials", description=f"night {night.tag}")
+    def show(self, state: NightState) -> None:
+        """The baseline and every applied trial so far, in MLflow and in the night's table."""
+        self._try("MLflow", lambda: self._mlflow.follow(state))
+        self._try("Prefect", lambda: _on_prefect(lambda: _create_table(state)))
 
+    def show_end(self, state: NightState) -> None:
+        """The report and its companions, and whatever MLflow has missed."""
+        write_report(self._night, state)
+        self._try("Prefect", lambda: _on_prefect(lambda: _create_report(self._night)))
+        self._try("MLflow", lambda: self._mlflow.finish(state))
 
-def show_end(night: Night, state: NightState) -> None:
-    """The report and its companions, and whatever MLflow has missed."""
-    write_report(night, state)
-    _try("MLflow", lambda: finish_night(night, state))
+    def rebuild(self, state: NightState) -> None:
+        """Everything, once more. Raises NightlyError where a view cannot be written."""
+        write_report(self._night, state)
+        self._mlflow.finish(state)
+        _on_prefect(lambda: _create_table(state))
+        _on_prefect(lambda: _create_report(self._night))
 
-
-@task(name="log-baseline-to-mlflow", cache_policy=NO_CACHE)
-def log_baseline(night: Night, state: NightState) -> None:
-    tracking.log_baseline(server.mlflow_uri(night.home), night.home / "mlartifacts", state, night.baseline.runs)
-
-
-@task(name="log-trial-to-mlflow", task_run_name="log trial {trial.number} to mlflow", cache_policy=NO_CACHE)
-def log_trial(night: Night, state: NightState, trial: Trial) -> None:
-    folder = night.folder / "trials" / str(trial.number)
-    tracking.log_trial(server.mlflow_uri(night.home), night.home / "mlartifacts", state, trial, read_runs(folder), folder)
+    def _try(self, view: str, show: Callable[[], None]) -> None:
+        """An outage is said once, not after each trial, and so is its end."""
+        try:
+            show()
+        except NightlyError as error:
+            self._pulse.note(str(error))
+            if self._failed.get(view) != str(error):
+                get_run_logger().warning(str(error))
+            self._failed[view] = str(error)
+        else:
+            if self._failed.pop(view, None):
+                get_run_logger().info(f"{view} takes it again")
 
 
 @task(name="write-report", cache_policy=NO_CACHE)
 def write_report(night: Night, state: NightState) -> None:
+    """report.md, results.tsv and progress.png in the night's folder."""
     report.write(state, night.folder)
     chart.draw(state, night.folder / "progress.png")
-    create_markdown_artifact((night.folder / "report.md").read_text(encoding="utf-8"), key="report", description=night.tag)
 
 
-@task(name="finish-night-in-mlflow", cache_policy=NO_CACHE)
-def finish_night(night: Night, state: NightState) -> None:
-    """Every trial once more (one that is there is left alone), then the night's own files."""
-    uri, artifacts = server.mlflow_uri(night.home), night.home / "mlartifacts"
-    tracking.log_baseline(uri, artifacts, state, night.baseline.runs)
-    for trial in state.trials:
-        folder = night.folder / "trials" / str(trial.number)
-        tracking.log_trial(uri, artifacts, state, trial, read_runs(folder), folder)
-    tracking.finish_night(uri, artifacts, state, night.folder)
+def _create_table(state: NightState) -> None:
+    fields = ("number", "summary", "verdict", "status", "val_bpb", "z", "reason")
+    shown = [trial for trial in state.trials if trial.verdict == "keep" or trial.number > len(state.trials) - ROWS]
+    table = [{name: getattr(trial, name) for name in fields} for trial in shown]
+    create_table_artifact(table, key="trials", description=f"night {state.header['tag']}")
 
 
-def read_runs(folder: Path) -> tuple[RunResult, ...]:
-    """The runs of a trial from its result.json."""
-    saved = json.loads((folder / "result.json").read_text(encoding="utf-8"))["runs"]
-    return tuple(map(saved_run, saved))
+def _create_report(night: Night) -> None:
+    text = (night.folder / "report.md").read_text(encoding="utf-8")
+    create_markdown_artifact(text, key="report", description=night.tag)
 
 
-def _try(view: str, show: Callable[[], None]) -> None:
+def _on_prefect(create: Callable[[], object]) -> None:
+    """Raises NightlyError when Prefect's API does not take it: asked first, as its own client would try for a minute."""
+    api = get_current_settings().api.url
+    if api and not server.is_healthy(api, seconds=2.0):
+        raise NightlyError("Prefect's API does not answer: the night goes on, and its pages miss what happens meanwhile")
     try:
-        show()
-    except NightlyError as error:
-        get_run_logger().warning(f"{view}: {error}")
+        create()
+    except httpx.HTTPError as error:
+        raise NightlyError(f"Prefect's API did not take it: {str(error).partition(chr(10))[0]}") from error

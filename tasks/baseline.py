@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import statistics
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from prefect import task
 
 from configs import Profile
-from tasks.experiment import run_experiment
+from tasks.experiment import Tell, run_experiment
 from tasks.judge import audit
 from tasks.judge.bwrap import Isolation
 from tasks.judge.workplace import FIXED_FILES, TRAINER
@@ -69,7 +69,14 @@ def baseline_facts(source: str, profile: Profile, dataset: Dataset, isolation: I
 
 
 def measure_baseline(
-    source: str, profile: Profile, dataset: Dataset, home: Path, isolation: Isolation, hardware: str, kernels: Path
+    source: str,
+    profile: Profile,
+    dataset: Dataset,
+    home: Path,
+    isolation: Isolation,
+    hardware: str,
+    kernels: Path,
+    tell: Tell = lambda phase: None,
 ) -> Baseline:
     """Runs the unpatched train.py with seeds 1, 2 and 3, each audited. Raises BaselineStopped when one does not get through.
 
@@ -91,6 +98,7 @@ def measure_baseline(
             isolation=isolation,
             worth_audit=lambda claimed: True,
             export_kernels=exported,
+            tell=functools.partial(_tell, tell, seed),
         )
         if run.val_bpb is None:
             raise BaselineStopped(
@@ -102,25 +110,24 @@ def measure_baseline(
     return Baseline(runs=tuple(runs), hardware=hardware, kernels=caps.kernels)
 
 
-def saved_run(saved: dict[str, Any]) -> RunResult:
-    """A run from its JSON, in which the curve's tuples have become lists."""
-    return RunResult(**{**saved, "curve": tuple(map(tuple, saved["curve"]))})
+def _tell(tell: Tell, seed: int, phase: str) -> None:
+    tell(f"baseline, seed {seed}: {phase}")
 
 
 def read_baseline(path: Path) -> Baseline:
     """The baseline that `baseline_files` wrote."""
     saved = json.loads(path.read_text(encoding="utf-8"))
-    return Baseline(**{**saved, "runs": tuple(map(saved_run, saved["runs"]))})
+    return Baseline(**{**saved, "runs": tuple(map(RunResult.from_json, saved["runs"]))})
 
 
 @task(name="measure-baseline", persist_result=True, cache_key_fn=lambda _, parameters: str(parameters["key"]))
 def baseline_files(
-    key: str, source: str, profile: Profile, dataset: Dataset, home: Path, isolation: Isolation, hardware: str
+    key: str, source: str, profile: Profile, dataset: Dataset, home: Path, isolation: Isolation, hardware: str, tell: Tell
 ) -> tuple[FileRef, ...]:
     """`measure_baseline` as a cached Prefect task: a JSON file under data/baselines, and beside it what was compiled."""
     path = home / "data" / "baselines" / f"{key.rpartition(':')[2][:16]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = measure_baseline(source, profile, dataset, home, isolation, hardware, path.with_suffix(".kernels"))
+    found = measure_baseline(source, profile, dataset, home, isolation, hardware, path.with_suffix(".kernels"), tell)
     saved = FileRef.write(path, json.dumps(asdict(found)).encode())
     return (saved, _reference(Path(found.kernels))) if found.kernels else (saved,)
 

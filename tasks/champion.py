@@ -8,32 +8,18 @@ part, and a kill leaves a ref moved or not. Each function may be called again af
 from __future__ import annotations
 
 import re
-import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import git
-
+from tasks import plumbing
 from tasks.records import NightlyError, Trial, UsageError, one_line
 
 TRAIN = "trainer/train.py"
 TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 SUBJECT_LENGTH = 72
-CONFIG = {
-    "core.hooksPath": "/dev/null",  # update-ref would run reference-transaction, write-tree post-index-change
-    "core.fsmonitor": "false",
-    "core.splitIndex": "false",  # or the temporary index leaves a shared one in .git
-    "core.fsync": "committed,loose-object",  # a ref must not outlive its objects in a power cut
-    "i18n.commitEncoding": "UTF-8",
-    "log.showSignature": "false",  # or `show` runs the user's gpg
-}
-IDENTITY = {
-    "GIT_AUTHOR_NAME": "nightly-research",
-    "GIT_AUTHOR_EMAIL": "nightly-research@localhost",
-    "GIT_COMMITTER_NAME": "nightly-research",
-    "GIT_COMMITTER_EMAIL": "nightly-research@localhost",
-}
+LOCK_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -60,16 +46,16 @@ def open_checkout(path: Path) -> Checkout:
     if not (root / ".git").exists():
         raise UsageError(f"{root} is not a git checkout, and kept patches become commits. {remedy}")
     try:
-        _git(root, "rev-parse", "--git-dir")
+        plumbing.run(root, "rev-parse", "--git-dir")
     except NightlyError as error:
         raise UsageError(f"{root} is not a git checkout that git can read: {error}. {remedy}") from error
-    head = _resolve(root, "HEAD")
+    head = plumbing.resolve(root, "HEAD")
     if head is None:
         raise UsageError(f"{root} has no commit yet, and a night starts from one: git add -A && git commit -m start")
     if not (root / TRAIN).is_file():
         raise UsageError(f"{root / TRAIN} is missing: `git checkout HEAD -- {TRAIN}` brings it back")
-    branch = _git(root, "rev-parse", "--symbolic-full-name", "HEAD").removeprefix("refs/heads/")
-    changed = _git(root, "status", "--porcelain", "-z", "--untracked-files=no", "--ignore-submodules").split("\0")
+    branch = plumbing.run(root, "rev-parse", "--symbolic-full-name", "HEAD").removeprefix("refs/heads/")
+    changed = plumbing.run(root, "status", "--porcelain", "-z", "--untracked-files=no", "--ignore-submodules").split("\0")
     return Checkout(
         root=root,
         head=head,
@@ -85,7 +71,7 @@ def check_tag(root: Path, tag: str) -> None:
         raise UsageError(
             f"--tag {tag!r} cannot name a branch: use 1 to 64 letters, digits, dots, dashes or underscores, as in nov21"
         )
-    refs = set(_git(root, "for-each-ref", "--format=%(refname)", "refs/heads/autoresearch", "refs/trials").split("\n"))
+    refs = set(plumbing.run(root, "for-each-ref", "--format=%(refname)", "refs/heads/autoresearch", "refs/trials").split("\n"))
     for taken in (_branch(tag), f"refs/trials/{tag}"):
         if any(f"{ref}/".startswith(f"{taken}/") for ref in refs):
             raise UsageError(f"night {tag} exists ({taken}): `./run resume {tag}` goes on with it, or choose another --tag")
@@ -97,7 +83,7 @@ def check_tag(root: Path, tag: str) -> None:
 def check_not_checked_out(root: Path, tag: str) -> None:
     """Raises UsageError if a worktree has the night's branch checked out: its files would look changed at a keep."""
     worktree = ""
-    for line in _git(root, "worktree", "list", "--porcelain").splitlines():
+    for line in plumbing.run(root, "worktree", "list", "--porcelain").splitlines():
         key, _, value = line.partition(" ")
         worktree = value if key == "worktree" else worktree
         if (key, value) == ("branch", _branch(tag)):
@@ -138,36 +124,69 @@ def advance(root: Path, tag: str, new: str, old: str) -> None:
             f"autoresearch/{tag} is at {at}, expected {old}: somebody moved it. "
             f"`git update-ref {_branch(tag)} {old}` puts it back, then `./run resume {tag}`"
         )
-    _git(root, "update-ref", "-m", "keep", _branch(tag), new, old)
+    plumbing.run(root, "update-ref", "-m", "keep", _branch(tag), new, old)
 
 
 def tip(root: Path, tag: str) -> str | None:
     """The commit that the night's branch is at; None if there is no such branch."""
-    return _resolve(root, _branch(tag))
+    return plumbing.resolve(root, _branch(tag))
+
+
+def trial_commit(root: Path, tag: str, number: int) -> str | None:
+    """The commit of a trial; None if it has none yet."""
+    return plumbing.resolve(root, f"refs/trials/{tag}/{number}")
 
 
 def source_at(root: Path, revision: str) -> str:
     """trainer/train.py of a commit, byte for byte. Raises NightlyError if there is none."""
-    return _git_bytes(root, "cat-file", "blob", f"{revision}:{TRAIN}").decode("utf-8", "surrogatepass")
+    return plumbing.run_bytes(root, "cat-file", "blob", f"{revision}:{TRAIN}").decode("utf-8", "surrogatepass")
 
 
 def trailers(root: Path, revision: str) -> dict[str, str]:
     """The trailers of a commit's message. Raises NightlyError if there is no such commit."""
-    text = _git(root, "show", "--no-patch", "--format=%(trailers:only,unfold)", revision)
+    text = plumbing.run(root, "show", "--no-patch", "--format=%(trailers:only,unfold)", revision)
     return dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
 
 
-def diff(root: Path, old: str, new: str) -> str:
-    """Unified diff of trainer/train.py between two commits; other files are left out."""
-    options = ("-p", "--no-ext-diff", "--no-textconv", "--no-renames", "--no-color", "--text")
-    return _git_bytes(root, "diff-tree", *options, old, new, "--", TRAIN).decode("utf-8", "replace")
+def reconcile(root: Path, tag: str, commits: Mapping[int, str], tips: Sequence[str]) -> list[str]:
+    """Makes the night's refs what its ledger says, and returns what was mended: trials' `commits`, branch at one of `tips`.
+
+    A ref that is gone is made again, the branch at the first tip. Raises NightlyError if one was moved elsewhere, or a
+    commit is no longer in the repository.
+    """
+    _remove_locks(root, tag)
+    listed = plumbing.run(root, "for-each-ref", "--format=%(refname) %(objectname)", f"refs/trials/{tag}", _branch(tag))
+    found = dict(line.split(" ") for line in listed.splitlines())
+    wanted = {f"refs/trials/{tag}/{number}": (commit,) for number, commit in commits.items()}
+    mended = []
+    for ref, allowed in (wanted | {_branch(tag): tuple(tips)}).items():
+        if ref not in found:
+            plumbing.run(root, "update-ref", "-m", "restored from the ledger", ref, allowed[0], "")
+            mended.append(f"{ref} was gone and is back at {allowed[0][:7]}")
+        elif found[ref] not in allowed:
+            raise NightlyError(
+                f"{ref} is at {found[ref]}, the ledger says {allowed[0]}: somebody moved it. "
+                f"`git update-ref {ref} {allowed[0]}` puts it back, then `./run resume {tag}`"
+            )
+    return mended
+
+
+def _remove_locks(root: Path, tag: str) -> None:
+    """Locks of the night's own refs that a power cut has left. A git that still runs, its flow killed, is done in seconds."""
+    common = Path(plumbing.run(root, "rev-parse", "--path-format=absolute", "--git-common-dir"))
+    held = [common / f"{_branch(tag)}.lock", *(common / "refs" / "trials" / tag).glob("*.lock")]
+    deadline = time.monotonic() + LOCK_SECONDS
+    for lock in held:
+        while lock.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        lock.unlink(missing_ok=True)
 
 
 def _commit_at(root: Path, ref: str, parent: str, source: str, message: str) -> str:
     """A commit with `source` on `parent`, and `ref` made to point at it; or the commit there if it is this one."""
-    tree = _tree(root, parent, source)
-    if existing := _resolve(root, ref):
-        head, _, text = _git_bytes(root, "cat-file", "commit", existing).decode("utf-8", "replace").partition("\n\n")
+    tree = plumbing.tree_with(root, parent, TRAIN, source)
+    if existing := plumbing.resolve(root, ref):
+        head, _, text = plumbing.run_bytes(root, "cat-file", "commit", existing).decode("utf-8", "replace").partition("\n\n")
         lines = [line for line in head.split("\n") if line.startswith(("tree ", "parent "))]
         if (lines, text) != ([f"tree {tree}", f"parent {parent}"], message):
             raise NightlyError(
@@ -175,19 +194,9 @@ def _commit_at(root: Path, ref: str, parent: str, source: str, message: str) -> 
                 f"a new night needs another --tag"
             )
         return existing
-    commit = _git(root, "commit-tree", "--no-gpg-sign", tree, "-p", parent, "-m", message)
-    _git(root, "update-ref", "-m", message.partition("\n")[0], ref, commit, "")  # "": it must not exist
+    commit = plumbing.run(root, "commit-tree", "--no-gpg-sign", tree, "-p", parent, "-m", message)
+    plumbing.run(root, "update-ref", "-m", message.partition("\n")[0], ref, commit, "")  # "": it must not exist
     return commit
-
-
-def _tree(root: Path, parent: str, source: str) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        file, index = Path(folder, "train.py"), Path(folder, "index")
-        file.write_bytes(source.encode("utf-8", "surrogatepass"))
-        blob = _git(root, "hash-object", "-w", "--no-filters", str(file))
-        _git(root, "read-tree", f"{parent}^{{tree}}", index=index)
-        _git(root, "update-index", "--add", "--cacheinfo", f"100644,{blob},{TRAIN}", index=index)
-        return _git(root, "write-tree", index=index)
 
 
 def _message(subject: str, trailers: Mapping[str, str]) -> str:
@@ -207,39 +216,7 @@ def _branch(tag: str) -> str:
 
 def _is_branch_name(root: Path, name: str) -> bool:
     try:
-        _git(root, "check-ref-format", "--branch", name)
+        plumbing.run(root, "check-ref-format", "--branch", name)
     except NightlyError:
         return False
     return True
-
-
-def _resolve(root: Path, revision: str) -> str | None:
-    try:
-        return _git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
-    except NightlyError:
-        return None
-
-
-def _git(root: Path, *arguments: str, index: Path | None = None) -> str:
-    return _git_bytes(root, *arguments, index=index).decode("utf-8", "surrogateescape").rstrip("\n")
-
-
-def _git_bytes(root: Path, *arguments: str, index: Path | None = None) -> bytes:
-    """Output of a git command on this checkout, whatever GIT_DIR says (a hook or `rebase --exec` sets it).
-
-    Raises NightlyError with git's own message.
-    """
-    place = (f"--git-dir={root / '.git'}", f"--work-tree={root}", "--no-optional-locks", "--no-replace-objects")
-    config = [part for key, value in CONFIG.items() for part in ("-c", f"{key}={value}")]
-    environment = {**IDENTITY, **({"GIT_INDEX_FILE": str(index)} if index else {})}
-    runner = git.Git(root)
-    try:
-        return runner.execute(
-            [runner.GIT_PYTHON_GIT_EXECUTABLE or "git", *place, *config, *arguments],
-            stdout_as_string=False,
-            strip_newline_in_stdout=False,
-            env=environment,
-        )
-    except git.GitCommandError as error:
-        said = str(error.stderr).strip().removeprefix("stderr:").strip().strip("'")
-        raise NightlyError(f"git {arguments[0]} failed (exit {error.status}): {said}") from error

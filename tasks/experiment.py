@@ -7,7 +7,9 @@ never retried by Prefect: a crash is a result.
 from __future__ import annotations
 
 import contextlib
+import functools
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,7 +25,7 @@ from tasks.judge import audit, nvml, protocol, scoring
 from tasks.judge.box import Box, open_box
 from tasks.judge.bwrap import BoxSpec, BoxUnavailable, Gate, Isolation
 from tasks.judge.native_code import NativeCodeChanged, NativeKernel
-from tasks.judge.workplace import assemble, workplace
+from tasks.judge.workplace import assemble, read_whole, workplace
 from tasks.records import BoxError, Caps, DataError, Dataset, RunResult, Status
 from trainer import prepare
 
@@ -31,6 +33,7 @@ KERNEL_SECONDS, KERNEL_BYTES = 120.0, 2**30  # what a baseline may take to hand 
 BOX_TRIES = 3  # a box that does not start is our failure: tried again, then the night ends with the reason
 
 WorthAudit = Callable[[float], bool]  # whether a claimed score, bits per byte, may enter a keep
+Tell = Callable[[str], None]  # told what the run is doing: "training", "scoring"
 
 
 def run_experiment(
@@ -45,6 +48,7 @@ def run_experiment(
     worth_audit: WorthAudit,
     smoke: bool = False,
     export_kernels: Path | None = None,
+    tell: Tell = lambda phase: None,
 ) -> RunResult:
     """Trains `source` (a whole train.py) with one seed and scores it; with `smoke` it must get through one step first.
 
@@ -53,25 +57,28 @@ def run_experiment(
     kernel of the dataset is not what was fetched.
     """
     native = _native(dataset)
-    named = knobs.read(source)
+    named, started = knobs.read(source), time.monotonic()
     tokenization.pack_if_missing(Path(dataset.train), named.get("VOCAB_SIZE"), named.get("MAX_SEQ_LEN"))
     blank = without_figures("ok", "trained and scored", profile, seed, isolation)
-    for attempt in range(1, BOX_TRIES + 1):
+    for _ in range(BOX_TRIES):
         seen: dict[str, Any] = {}  # what is known of the run; it stays when the candidate is stopped
         try:
             with workplace(home) as work:
                 spec = replace(_train_box(source, profile, dataset, home, work, seed, caps, isolation), native=native)
                 if smoke:
+                    tell("trying out")
                     _smoke(spec, work, caps, seen)
                 spec = replace(spec, export_cache=export_kernels is not None)
-                _run(spec, profile, dataset, work, caps, worth_audit, export_kernels, seen)
-                return replace(blank, **seen)
+                _run(spec, profile, dataset, work, caps, worth_audit, export_kernels, seen, tell)
+            return replace(blank, wall_seconds=time.monotonic() - started, **seen)
         except protocol.Stopped as end:
-            return replace(blank, status=cast(Status, end.status), reason=end.reason, **seen)
+            problem = nvml.lost() if profile.device == "cuda" else None
+            if problem is None:
+                took = time.monotonic() - started
+                return replace(blank, status=cast(Status, end.status), reason=end.reason, wall_seconds=took, **seen)
         except BoxUnavailable as error:
-            if attempt == BOX_TRIES:
-                raise BoxError(f"no box could be run, {BOX_TRIES} tries: {error}. `./run doctor` looks closer") from error
-    raise AssertionError("unreachable")
+            problem = str(error)
+    raise BoxError(f"no box could be run, {BOX_TRIES} tries: {problem}. `./run doctor` looks closer")
 
 
 def _train_box(
@@ -133,6 +140,7 @@ def _run(
     worth_audit: WorthAudit,
     export_kernels: Path | None,
     seen: dict[str, Any],
+    tell: Tell,
 ) -> None:
     """Training, claims and audit. A scoring box imports torch while the box before it still works."""
     limits, checkpoint = profile.limits, work / "checkpoint" / "model.pt"
@@ -141,22 +149,26 @@ def _run(
     audit_box = replace(claim_box, role="audit", gate=Gate.closed(work / "audit-gate", checkpoint.parent))
     validation = scoring.Validation(Path(dataset.public), Path(dataset.validation))
     with contextlib.ExitStack() as later:
+        tell("starting up")
         with _box(spec, seen) as training:
             with nvml.busy_clock() if spec.device == "cuda" else contextlib.nullcontext() as gpu:
                 begun = protocol.begin(training, spec.gate, _budget(profile, caps), startup_seconds=caps.startup_seconds)
             seen["startup_seconds"], seen["startup_gpu_seconds"] = begun.startup_seconds, gpu.seconds if gpu else None
+            tell("training")
             claiming = later.enter_context(_box(claim_box, seen))
             seen |= asdict(protocol.finish(training, begun, checkpoint, max_bytes=limits.checkpoint_mib * 2**20))
             if export_kernels:
                 protocol.take_kernels(begun, export_kernels, seconds=KERNEL_SECONDS, max_bytes=KERNEL_BYTES)
+        tell("scoring")
         auditing = later.enter_context(_box(audit_box, seen))
         wire, shape = scoring.load(claiming, claim_box.gate, "eval_startup", caps.startup_seconds)
         rows = validation.rows(shape)
         claims = scoring.claim(claiming, wire, shape, rows, limits.eval_seconds)
         claiming.kill()  # before the questions are drawn
-        _read_whole(checkpoint)
+        read_whole(checkpoint)
         seen["claimed_bpb"] = claimed = validation.score(shape, rows, claims)
         if worth_audit(claimed) or secrets.SystemRandom().random() < profile.audit.share:
+            tell("being audited")
             claimed += _audit(auditing, audit_box.gate, shape, rows, claims, validation, profile, caps, seen)
         seen["val_bpb"] = claimed
 
@@ -186,13 +198,6 @@ def _audit(
     if problem := finding.problem(tolerance):
         raise protocol.Stopped("audit_failed", problem)
     return prepare.bits_per_byte(max(0.0, finding.gap) * int(scored.sum()), validation.documents_bytes)
-
-
-def _read_whole(path: Path) -> None:
-    """Brings all of a file into the page cache: which part of it a box has left there would be a note to the next."""
-    with path.open("rb", buffering=0) as file:
-        while file.read(1 << 24):
-            pass
 
 
 def _budget(profile: Profile, caps: Caps) -> protocol.Budget:
@@ -234,16 +239,8 @@ def train_candidate(
     isolation: Isolation,
     worth_audit: WorthAudit,
     smoke: bool,
+    tell: Tell = lambda phase: None,
 ) -> RunResult:
     """`run_experiment` as a Prefect task; `what` names it on Prefect's page."""
-    return run_experiment(
-        source,
-        profile,
-        dataset,
-        home,
-        seed=seed,
-        caps=caps,
-        isolation=isolation,
-        worth_audit=worth_audit,
-        smoke=smoke,
-    )
+    run = functools.partial(run_experiment, source, profile, dataset, home, seed=seed, caps=caps, isolation=isolation)
+    return run(worth_audit=worth_audit, smoke=smoke, tell=tell)

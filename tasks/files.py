@@ -39,10 +39,20 @@ class FileRef:
                 with part.open("rb") as written:
                     ref = cls(str(path), hashlib.file_digest(written, "sha256").hexdigest(), os.fstat(file.fileno()).st_size)
                 part.replace(path)
+                sync_folder(path.parent)
             except BaseException:
-                part.unlink()
+                part.unlink(missing_ok=True)
                 raise
         return ref
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the names in a folder are on disk: or a power cut forgets a file that was synced itself."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -8,27 +8,47 @@ Not covered: two machines that write one ledger over a network file system.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tasks.records import NightlyError, NightState, Trial, UsageError
-
-FORMAT = 1
-EVENTS = ("night", "baseline", "started", "decided", "applied", "finished")
+from tasks.files import sync_folder
+from tasks.night_state import EVENTS, FORMAT, after, fold
+from tasks.records import NightlyError, NightState, UsageError
 
 
 class Ledger:
     """An open ledger, held by one writer at a time. Get one from `create` or `open`."""
 
-    def __init__(self, path: Path, descriptor: int) -> None:
+    def __init__(self, path: Path, descriptor: int, state: NightState | None = None) -> None:
         self.path = path
         self._descriptor = descriptor
+        self._state = state
+        self._used = state.used_seconds if state else 0.0  # before this process
+        self._opened = time.monotonic()
+
+    @property
+    def has_night(self) -> bool:
+        """Whether there is an event yet."""
+        return self._state is not None
+
+    @property
+    def state(self) -> NightState:
+        """Where the night is. Raises NightlyError before its first event."""
+        return self._state or fold(())
+
+    def used_seconds(self) -> float:
+        """For how long the night has been alive, in this process and in those before it, whatever the clock on the wall did."""
+        return self._used + time.monotonic() - self._opened
+
+    def count_used(self, seconds: float) -> None:
+        """Somebody else knows that the processes before this one lived until `seconds`, after their last event."""
+        self._used = max(self._used, seconds)
 
     @classmethod
     @contextlib.contextmanager
@@ -37,12 +57,12 @@ class Ledger:
         made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path):
-            if path.exists() and _split(path.read_bytes())[0]:
+            if exists(path):
                 tag = path.parent.name
                 raise UsageError(f"night {tag} exists: `./run resume {tag}` goes on with it, or choose another --tag")
             with _descriptor(path, os.O_CREAT | os.O_TRUNC) as descriptor:
                 for folder in {path.parent, *(folder.parent for folder in made)}:  # or a power cut forgets the names
-                    _sync_folder(folder)
+                    sync_folder(folder)
                 yield cls(path, descriptor)
 
     @classmethod
@@ -52,26 +72,28 @@ class Ledger:
 
         Raises UsageError if there is none or another process writes it, NightlyError if it is damaged.
         """
-        if not path.is_file() or not _split(path.read_bytes())[0]:
+        if not exists(path):
             raise UsageError(f"no night {path.parent.name!r} in {path.parent.parent}")
         with _locked(path), _descriptor(path) as descriptor:
             whole, torn = _split(path.read_bytes())
-            _parse(path, whole)
+            state = fold(_parse(path, whole))
             if torn:
                 os.ftruncate(descriptor, len(whole))
                 os.fsync(descriptor)
-            yield cls(path, descriptor)
+            yield cls(path, descriptor, state)
 
     def append(self, event: str, **fields: Any) -> None:
-        """Adds one event, with its time in UTC, and returns when it is on disk.
+        """Adds one event, with its time in UTC and the night's age, and returns when it is on disk.
 
-        Raises NightlyError when the disk does not take it; the ledger is then as it was before.
+        Raises NightlyError when the disk does not take it or it cannot follow the last one; the ledger is then as it was.
         """
         if event not in EVENTS:
             raise ValueError(f"unknown event {event!r}: one of {', '.join(EVENTS)}")
         version = {"v": FORMAT} if event == "night" else {}
-        entry = {"event": event, "time": datetime.now(UTC).isoformat(), **version, **fields}
+        used = round(self.used_seconds(), 3)
+        entry = {"event": event, "time": datetime.now(UTC).isoformat(), "used": used, **version, **fields}
         line = json.dumps(entry, default=str).encode() + b"\n"  # ASCII: also for text that is no valid Unicode
+        state = after(self._state, json.loads(line))  # as the next process will read it
         before = os.fstat(self._descriptor).st_size
         try:
             written = 0
@@ -85,72 +107,23 @@ class Ledger:
                 f"event {event!r} could not be written to {self.path}: {error.strerror}. "
                 f"Make room or mend the disk, then `./run resume {self.path.parent.name}`"
             ) from error
+        self._state = state
 
-    def events(self) -> list[dict[str, Any]]:
-        return read(self.path)
+    def clear(self) -> None:
+        """Forgets a night that has measured nothing yet: it begins again, perhaps with other settings."""
+        os.ftruncate(self._descriptor, 0)
+        os.fsync(self._descriptor)
+        self._state, self._used, self._opened = None, 0.0, time.monotonic()
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a night: a ledger with a whole line."""
+    return path.is_file() and bool(_split(path.read_bytes())[0])
 
 
 def read(path: Path) -> list[dict[str, Any]]:
     """All whole events, also while a night is writing. Raises NightlyError with the number of a damaged line."""
     return _parse(path, _split(path.read_bytes())[0])
-
-
-def fold(events: Iterable[dict[str, Any]]) -> NightState:
-    """Where the night is. Raises NightlyError for another format and for events that cannot follow one another."""
-    header: dict[str, Any] = {}
-    baseline: dict[str, Any] | None = None
-    start_commit: str | None = None
-    trials: list[Trial] = []
-    pending: Trial | None = None
-    in_flight: int | None = None
-    finished: str | None = None
-    updated = ""
-    for event in events:
-        name, updated = event["event"], event["time"]
-        if name == "night":
-            header = event
-            if event["v"] != FORMAT:
-                raise NightlyError(
-                    f"the ledger has format {event['v']}, this version reads {FORMAT}: use the version that wrote it"
-                )
-        elif name == "baseline":
-            baseline = event
-        elif name == "started":
-            in_flight = event["trial"]
-        elif name == "decided":
-            pending, in_flight = _trial(event["trial"]), None
-        elif name == "applied":
-            if pending is None or pending.number != event["trial"]:
-                raise NightlyError(f"the ledger applies trial {event['trial']}, which was not decided just before")
-            trials.append(dataclasses.replace(pending, commit=event["commit"]))
-            pending = None
-        elif name == "finished":
-            finished = event["reason"]
-        start_commit = event.get("start_commit", start_commit)
-    if not header:
-        raise NightlyError("the ledger has no event 'night': its first line is missing")
-    kept = [trial for trial in trials if trial.verdict == "keep"]
-    base_scores = tuple(baseline["scores"]) if baseline else ()
-    return NightState(
-        header=header,
-        baseline=baseline,
-        start_commit=start_commit,
-        trials=tuple(trials),
-        pending=pending,
-        in_flight=in_flight,
-        champion=kept[-1].commit if kept else start_commit,
-        champion_scores=kept[-1].scores if kept else base_scores,
-        groups=tuple(group for group in (base_scores, *(trial.scores for trial in trials)) if len(group) > 1),
-        finished=finished,
-        updated=updated,
-    )
-
-
-def _trial(saved: dict[str, Any]) -> Trial:
-    """A Trial from its JSON, in which tuples have become lists."""
-    knobs = {name: tuple(value) if isinstance(value, list) else value for name, value in saved["knobs"].items()}
-    tuples = {"scores": tuple(saved["scores"]), "seeds": tuple(saved["seeds"]), "knobs": knobs}
-    return Trial(**{**saved, **tuples, "commit": None})
 
 
 def _split(content: bytes) -> tuple[bytes, bytes]:
@@ -198,13 +171,5 @@ def _descriptor(path: Path, flags: int = 0) -> Iterator[int]:
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | flags, 0o644)
     try:
         yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -122,6 +122,12 @@ class RunResult:
     judge_log: str = ""  # the scoring boxes': they have seen validation text, so it is for humans and no proposer
     audit_worst: float | None = None  # nats at one position, the largest
     startup_gpu_seconds: float | None = None  # how long the GPU was busy before ready; None without one
+    wall_seconds: float | None = None  # all of it: every box from its first to its last moment
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> RunResult:
+        """A run from its JSON, in which the curve's tuples have become lists."""
+        return cls(**{**saved, "curve": tuple(map(tuple, saved["curve"]))})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +189,7 @@ class Trial:
     isolation: str = ""
     audit_gap: float | None = None  # nats, the largest of its audited runs; None if none was
     unusual: str | None = None  # what a human should look at
+    wall_seconds: float | None = None  # from `started` to `decided`; None for a patch that was not run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,6 +221,9 @@ class NightState:
     groups: tuple[tuple[float, ...], ...]  # scores of one file with several seeds each, for the pooled sd
     finished: str | None  # the reason it ended
     updated: str  # UTC time of the last event
+    used_seconds: float = 0.0  # for which the night was alive, by a monotonic clock: what the hours budget counts
+    stopped: str | None = None  # why its last process ended before the night was over; None while none has
+    failed: bool = False  # that end was our failure and not somebody's wish
 
     @property
     def champion_bpb(self) -> float | None:

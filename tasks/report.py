@@ -38,13 +38,13 @@ def results_tsv(state: NightState) -> str:
 def markdown(state: NightState) -> str:
     """The report: what was won, how far to trust it, every trial, what to do next, where it came from."""
     header, tag = state.header, state.header["tag"]
-    parts = [f"# Night {tag}", _headline(state), "![Progress](progress.png)", "## How far to trust it", _trust(state)]
+    parts = [f"# Night {tag}", headline(state), "![Progress](progress.png)", "## How far to trust it", _trust(state)]
     parts += ["## Trials", _table(state), "## What next", _next_steps(state), "## Where it came from"]
     facts = {
         "profile": header.get("profile"),
         "proposer": header.get("proposer"),
         "seed": header.get("seed"),
-        "dataset": header.get("dataset"),
+        "dataset": (state.baseline or {}).get("dataset", header.get("dataset")),
         "hardware": (state.baseline or {}).get("hardware"),
         "isolation": header.get("isolation"),
         "started from": f"{header.get('branch') or 'a detached HEAD'} at {_commit(header.get('head')) or '-'}"
@@ -57,7 +57,8 @@ def markdown(state: NightState) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _headline(state: NightState) -> str:
+def headline(state: NightState) -> str:
+    """What was won, and how the night went, in one paragraph of Markdown."""
     kept = sum(trial.verdict == "keep" for trial in state.trials)
     stopped = sum(trial.status != "ok" for trial in state.trials)
     counts = f"{_count(len(state.trials), 'trial')}: {kept} kept, {len(state.trials) - kept - stopped} discarded, "
@@ -80,7 +81,9 @@ def _headline(state: NightState) -> str:
 def _unfinished(state: NightState) -> str:
     under_way = state.pending.number if state.pending else state.in_flight
     doing = f" (trial {under_way} is under way)" if under_way else ""
-    return f"The night is not over{doing}; if nothing runs, `./run resume {state.header['tag']}` goes on with it."
+    if state.stopped:
+        doing = f": {'it failed: ' if state.failed else ''}{_text(state.stopped)}"
+    return f"The night is not over{doing}. If nothing runs, `./run resume {state.header['tag']}` goes on with it."
 
 
 def _trust(state: NightState) -> str:
@@ -156,7 +159,9 @@ def _next_steps(state: NightState) -> str:
 
 
 def _wall(state: NightState) -> str:
-    seconds = (datetime.fromisoformat(state.updated) - datetime.fromisoformat(state.header["began"])).total_seconds()
+    """For how long the night was alive; of a ledger of format 1, by the clock on the wall."""
+    by_clock = (datetime.fromisoformat(state.updated) - datetime.fromisoformat(state.header["began"])).total_seconds()
+    seconds = state.used_seconds or by_clock
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{seconds / 60:.1f} min"
 

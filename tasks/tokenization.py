@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -140,6 +140,19 @@ def pack_if_missing(folder: Path, vocab_size: object, T: object) -> None:
         return
     if 0 < T < sum(path.stat().st_size // 2 for path in folder.glob(f"tokens_{vocab_size}_*.bin")):
         pack(folder, vocab_size, T)
+
+
+def prune_rows(folder: Path, kept: Collection[tuple[int, int]], most: int) -> list[Path]:
+    """Removes rows that candidates asked for, all but the `most` latest: they can be packed again. Returns what is gone.
+
+    `kept` are the (vocabulary size, length) pairs of the profile itself. A box that has the file open keeps it.
+    """
+    own = {f"rows_{vocab_size}_{T}.npy" for vocab_size, T in kept}
+    others = [path for path in folder.glob("rows_*.npy") if path.name not in own]
+    gone = sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[most:]
+    for path in gone:
+        path.unlink(missing_ok=True)
+    return gone
 
 
 def encode_validation(documents: Sequence[str], tokenizers: Sequence[prepare.Tokenizer], folder: Path) -> tuple[FileRef, ...]:

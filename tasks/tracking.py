@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
 
-METRICS_A_BATCH, PARAMS_A_BATCH, LONGEST_KEY = 1000, 100, 250  # MLflow's
+METRICS_A_BATCH, WORDS_A_BATCH, LONGEST_KEY = 1000, 100, 250  # MLflow's; words are parameters and tags
 POINTS_A_TRIAL = 3  # of the parent run's curves
 LONGEST_VALUE, LONGEST_NAME = 5000, 200  # ours; MLflow takes 6000
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default blocks four minutes a call when the server is down
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # what is printed there is the command's result
     "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
 NIGHT_FILES = ("report.md", "progress.png", "results.tsv")
@@ -55,13 +56,26 @@ def log_trial(uri: str, artifacts: Path, state: NightState, trial: Trial, runs: 
         night = _night(client, uri, artifacts, state)
         child = _child(client, night, f"{trial.number} {trial.summary}", _trial_tags(state, trial), runs)
         if child.info.status == "RUNNING":
-            figures = _figures(child, runs, trial.val_bpb, trial.z)
-            _log(client, child, [*figures, *_curves(child, runs)], trial.knobs, {})
+            _log(client, child, [*_figures(child, runs, trial.val_bpb, trial.z), *_curves(child, runs)], trial.knobs, {})
             if folder.is_dir():
                 client.log_artifacts(child.info.run_id, str(folder))
             _bring_up_to_date(client, night, state, _progress(night, state)[-POINTS_A_TRIAL:])
             client.set_terminated(child.info.run_id, "FINISHED" if trial.status == "ok" else "FAILED")
         return str(child.info.run_id)
+
+
+def finished_trials(uri: str, artifacts: Path, state: NightState) -> frozenset[int]:
+    """Numbers of the trials whose runs are complete in MLflow already."""
+    found: list[Run] = []
+    with _speaking_to(uri) as client:
+        night = _night(client, uri, artifacts, state)
+        query = f"tags.`mlflow.parentRunId` = '{night.info.run_id}' and attributes.status != 'RUNNING'"
+        token: str | None = ""  # of the first page
+        while token is not None:
+            page = client.search_runs([night.info.experiment_id], query, max_results=1000, page_token=token or None)
+            found, token = [*found, *page], page.token or None
+    ids = (run.data.tags["trial_id"].removeprefix(f"{state.header['tag']}:") for run in found)
+    return frozenset(int(number) for number in ids if number.isdigit())
 
 
 def finish_night(uri: str, artifacts: Path, state: NightState, folder: Path) -> None:
@@ -70,10 +84,9 @@ def finish_night(uri: str, artifacts: Path, state: NightState, folder: Path) -> 
         night = _night(client, uri, artifacts, state)
         run_id = night.info.run_id
         _bring_up_to_date(client, night, state, _progress(night, state))
-        for name in NIGHT_FILES:
-            if (folder / name).is_file():
-                client.log_artifact(run_id, str(folder / name))
-        client.set_terminated(run_id, "FINISHED")
+        for path in filter(Path.is_file, (folder / name for name in NIGHT_FILES)):
+            client.log_artifact(run_id, str(path))
+        client.set_terminated(run_id, "FINISHED" if state.finished else "FAILED" if state.failed else "KILLED")
 
 
 @contextlib.contextmanager
@@ -92,12 +105,11 @@ def _speaking_to(uri: str) -> Iterator[MlflowClient]:
 
 
 def _experiment(client: MlflowClient, uri: str, artifacts: Path, state: NightState) -> str:
-    profile = PurePath(state.header["profile"]).name.removesuffix(".toml")
-    name = f"nightly-research/{profile}"
+    name = f"nightly-research/{PurePath(state.header['profile']).name.removesuffix('.toml')}"
     found = client.get_experiment_by_name(name)
     if found is None:
         ours = uri.startswith("sqlite:")  # a server of the user's has a place for artifacts of its own
-        location = (artifacts.resolve() / "nightly-research" / profile).as_uri() if ours else None
+        location = (artifacts.resolve() / name).as_uri() if ours else None
         return str(client.create_experiment(name, location, {"mlflow.experimentKind": "custom_model_development"}))
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
@@ -106,13 +118,14 @@ def _experiment(client: MlflowClient, uri: str, artifacts: Path, state: NightSta
 
 def _night(client: MlflowClient, uri: str, artifacts: Path, state: NightState) -> Run:
     """The parent run: found by tag and start time, since another machine's night may have the same tag."""
-    header = state.header
     experiment = _experiment(client, uri, artifacts, state)
-    tags = {"night": header["tag"], "night_started": header["time"]}
+    tags = {"night": state.header["tag"], "night_started": state.header["time"]}
     query = " and ".join(f"tags.{name} = '{value}'" for name, value in tags.items())
     if found := client.search_runs([experiment], query, max_results=1):
+        if found[0].info.status != "RUNNING" and not (state.finished or state.stopped):
+            client.update_run(found[0].info.run_id, "RUNNING")  # a night that goes on
         return found[0]
-    run = client.create_run(experiment, run_name=header["tag"], tags=tags)
+    run = client.create_run(experiment, run_name=tags["night"], tags=tags)
     _bring_up_to_date(client, run, state, _progress(run, state))
     return run
 
@@ -122,19 +135,16 @@ def _bring_up_to_date(client: MlflowClient, night: Run, state: NightState, point
     header, baseline = state.header, state.baseline or {}
     kept = sum(trial.verdict == "keep" for trial in state.trials)
     tags = {
-        "profile": header["profile"],
-        "proposer": header.get("proposer"),
+        **{name: header.get(name) for name in ("profile", "proposer", "isolation")},
         "champion": state.champion,
         "hardware": baseline.get("hardware"),
-        "dataset": header.get("dataset"),
-        "isolation": header.get("isolation"),
+        "dataset": baseline.get("dataset", header.get("dataset")),
         "mlflow.source.name": "nightly-research",
         "mlflow.source.git.commit": state.champion,
-        "mlflow.note.content": f"{len(state.trials)} trials, {kept} kept. {state.finished or 'Not finished.'}",
+        "mlflow.note.content": f"{len(state.trials)} trials, {kept} kept. {state.finished or state.stopped or 'Not finished.'}",
     }
-    clean = {name: _plain(value) for name, value in tags.items() if value is not None}
-    params = {"profile": header["profile"], "seed": header.get("seed"), "proposer": header.get("proposer")}
-    _log(client, night, points, {**params, "baseline_sd": baseline.get("sd")}, clean)
+    params = {name: header.get(name) for name in ("profile", "seed", "proposer")}
+    _log(client, night, points, {**params, "baseline_sd": baseline.get("sd")}, tags)
 
 
 def _progress(night: Run, state: NightState) -> list[Metric]:
@@ -163,8 +173,7 @@ def _child(client: MlflowClient, night: Run, name: str, tags: Mapping[str, str],
 
 
 def _trial_tags(state: NightState, trial: Trial) -> dict[str, str]:
-    tag = state.header["tag"]
-    commit = trial.commit or "-"
+    tag, commit = state.header["tag"], trial.commit or "-"
     score = "no score" if trial.val_bpb is None else f"{trial.val_bpb:.6f} bits per byte"
     summary, reason = (_plain(text).replace("`", "'") for text in (trial.summary, trial.reason))
     story = (
@@ -174,11 +183,7 @@ def _trial_tags(state: NightState, trial: Trial) -> dict[str, str]:
     return {
         "trial_id": f"{tag}:{trial.number}",
         "commit": commit,
-        "verdict": trial.verdict,
-        "reason": trial.reason,
-        "status": trial.status,
-        "proposer": trial.proposer,
-        "isolation": trial.isolation,
+        **{name: getattr(trial, name) for name in ("verdict", "reason", "status", "proposer", "isolation")},
         "unusual": trial.unusual or "-",
         "seeds": " ".join(map(str, trial.seeds)),
         "mlflow.source.name": "trainer/train.py",
@@ -196,10 +201,8 @@ def _figures(child: Run, runs: Sequence[RunResult], val_bpb: float | None, z: fl
         **{name: _mean(getattr(run, name) for run in runs) for name in measured},
         "peak_memory_gib": _mean(run.peak_memory_bytes and run.peak_memory_bytes / 2**30 for run in runs),
     }
-    if len(runs) > 1:
-        means |= {f"val_bpb_seed_{run.seed}": run.val_bpb for run in runs}
-    for name, value in (runs[0].metrics if runs else {}).items():
-        means[f"self_reported/{name.replace('/', '_')}"] = value
+    means |= {f"val_bpb_seed_{run.seed}": run.val_bpb for run in runs if len(runs) > 1}
+    means |= {f"self_reported/{name.replace('/', '_')}": value for run in runs[:1] for name, value in run.metrics.items()}
     return [_metric(name, value, child.info.start_time) for name, value in means.items() if value is not None]
 
 
@@ -210,8 +213,8 @@ def _curves(child: Run, runs: Sequence[RunResult]) -> list[Metric]:
         name = f"train_loss_seed_{run.seed}" if i else "train_loss"
         by_step = {step: loss for step, _, loss in run.curve}
         pace = 1000.0 * (run.seconds or 0.0) / max(len(by_step), 1)
-        for j, (step, loss) in enumerate(by_step.items()):
-            points.append(_metric(name, loss, child.info.start_time + int(j * pace), step))
+        start = child.info.start_time
+        points += [_metric(name, loss, start + int(j * pace), step) for j, (step, loss) in enumerate(by_step.items())]
     return points
 
 
@@ -222,16 +225,16 @@ def _metric(name: str, value: float, timestamp: int, step: int = 0) -> Metric:
 
 
 def _log(
-    client: MlflowClient, run: Run, metrics: Sequence[Metric], params: Mapping[str, object], tags: Mapping[str, str]
+    client: MlflowClient, run: Run, metrics: Sequence[Metric], params: Mapping[str, object], tags: Mapping[str, object]
 ) -> None:
     """In batches. A value with the timestamp and step that it had before is no second point, nor an equal parameter."""
     from mlflow.entities import Param, RunTag
 
     named = [Param(name[:LONGEST_KEY], _plain(value)) for name, value in params.items() if value is not None]
-    if tags:
-        client.log_batch(run.info.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
-    for i in range(0, len(named), PARAMS_A_BATCH):
-        client.log_batch(run.info.run_id, params=named[i : i + PARAMS_A_BATCH])
+    marks = [RunTag(name, _plain(value)) for name, value in tags.items() if value is not None]
+    for i in range(0, max(len(named), len(marks)), WORDS_A_BATCH):
+        part = slice(i, i + WORDS_A_BATCH)
+        client.log_batch(run.info.run_id, params=named[part], tags=marks[part])
     for i in range(0, len(metrics), METRICS_A_BATCH):
         client.log_batch(run.info.run_id, metrics=metrics[i : i + METRICS_A_BATCH])
 

@@ -307,15 +307,6 @@ def test_a_branch_that_is_locked_is_reported_in_gits_words(root):
         champion.advance(root, "nov21", new, old)
 
 
-def test_the_diff_is_of_train_py_alone_whatever_the_user_prefers(root):
-    for key, value in {"diff.noprefix": "true", "color.ui": "always", "diff.external": "false"}.items():
-        git(root, "config", key, value)
-    old = start(root)
-    text = champion.diff(root, old, champion.commit_candidate(root, "nov21", make_trial(old), "DEPTH = 2\n"))
-    assert text.startswith("diff --git a/trainer/train.py b/trainer/train.py\n")
-    assert text.endswith("-DEPTH = 4\n+DEPTH = 2\n")
-
-
 def test_a_whole_night_leaves_a_dirty_checkout_as_it_was_and_runs_no_hook(root, tmp_path):
     marker = tmp_path / "hook-ran"
     for name in HOOKS:

@@ -1,5 +1,6 @@
 """Bad input at the command line: one clear line, a non-zero exit, no traceback, nothing half-written."""
 
+import json
 import shutil
 import subprocess
 
@@ -49,7 +50,9 @@ def refused(checkout, *arguments, code=2, **environment):
     assert "Traceback" not in done.stderr, done.stderr
     assert done.stdout == ""
     assert (checkout.git("for-each-ref"), checkout.git("status", "--porcelain")) == before
-    assert not list((checkout.home / "nights").glob("*")) if (checkout.home / "nights").exists() else True
+    for night in (checkout.home / "nights").glob("*"):  # what failed while it was prepared is on record, and its name is free
+        assert code != 2
+        assert [event["event"] for event in checkout.ledger(night.name)] == ["night", "stopped"]
     message = done.stderr.strip().splitlines()[-1]
     assert message.startswith(("nightly-research:", "./run"))
     return message
@@ -147,13 +150,19 @@ def test_training_on_the_validation_shard_is_refused(checkout, corpus):
     assert "share content" in message
 
 
-def test_a_baseline_that_crashes_leaves_no_night(tmp_path, api):
+def test_a_baseline_that_crashes_begins_no_night(tmp_path, api):
     checkout = Checkout(tmp_path, api)
     train = tmp_path / "trainer" / "train.py"
     train.write_text(train.read_text().replace("def main() -> None:", "def main() -> None:\n    raise RuntimeError('broken')"))
     message = refused(checkout, "night", "--profile", SMALL, code=3)
     assert "startup_crashed" in message
     assert "broken" in message
+    (tag,) = (night.name for night in (checkout.home / "nights").iterdir())
+    night = json.loads(checkout.run("status", tag, "--json").stdout)
+    assert (night["state"], night["last_error"] in message) == ("failed", True)
+    checkout.git("checkout", "-q", "HEAD", "--", "trainer/train.py")
+    done = checkout.run("night", "--profile", SMALL, "--trials", "1", "--json")
+    assert json.loads(done.stdout)["tag"] == tag
 
 
 def test_a_detached_dirty_checkout_works_and_says_so(tmp_path, api):

@@ -248,6 +248,24 @@ def test_a_box_that_never_starts_blames_nobody(run, monkeypatch):
         run(HONEST)
 
 
+def test_a_gpu_that_fell_off_is_no_patchs_fault_by_a_made_up_driver(dataset, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("tasks.judge.nvml.lost", lambda: asked.append("again") or "the GPU does not answer: GPU is lost")
+    profile = make_profile().model_copy(update={"device": "cuda"})
+    with pytest.raises(BoxError, match="3 tries: the GPU does not answer"):
+        experiment.run_experiment(
+            "raise SystemExit(1)",
+            profile,
+            dataset,
+            tmp_path,
+            seed=1,
+            caps=first_caps(profile),
+            isolation="bwrap",
+            worth_audit=lambda claimed: False,
+        )
+    assert len(asked) == 3
+
+
 def test_without_a_sandbox_it_runs_and_says_so(dataset, tmp_path):
     profile = make_profile()
     result = experiment.run_experiment(

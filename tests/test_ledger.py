@@ -1,7 +1,5 @@
 """The ledger as real files: what a kill, a full disk, a second writer and a damaged line do to it."""
 
-import dataclasses
-import json
 import os
 import resource
 import signal
@@ -13,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.ledger import Ledger, fold, read
-from tasks.records import NightlyError, Trial, UsageError
+from tasks.ledger import Ledger, read
+from tasks.night_state import FORMAT
+from tasks.records import NightlyError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 WRITER = """
@@ -42,45 +41,9 @@ def ended(path):
     return path
 
 
-def make_trial(number: int, **changes) -> Trial:
-    fields = {
-        "number": number,
-        "proposer": "tpe",
-        "summary": "DEPTH 3 -> 2",
-        "status": "ok",
-        "verdict": "discard",
-        "reason": "not better",
-        "z": 0.1,
-        "val_bpb": 1.6,
-        "scores": (1.6,),
-        "seeds": (1,),
-        "knobs": {"DEPTH": 2, "ADAM_BETAS": (0.8, 0.95)},
-        "ast_sha256": "ab",
-        "parent": "p",
-        "commit": None,
-    }
-    return Trial(**{**fields, **changes})
-
-
-def events(*rest: tuple[str, dict]) -> list[dict]:
-    """A night with its baseline, and what follows, as a reader gets it."""
-    base = {"val_bpb": 1.65, "scores": [1.64, 1.65, 1.66], "sd": 0.01, "start_commit": "c0"}
-    all_events = [("night", {"v": 1, "tag": "nov21"}), ("baseline", base), *rest]
-    lines = [{"event": name, "time": f"t{i}", **fields} for i, (name, fields) in enumerate(all_events)]
-    return json.loads(json.dumps(lines))
-
-
-def decided(trial: Trial) -> tuple[str, dict]:
-    return "decided", {"trial": dataclasses.asdict(trial)}
-
-
-def applied(number: int) -> tuple[str, dict]:
-    return "applied", {"trial": number, "commit": f"c{number}"}
-
-
 def test_events_come_back_in_order_with_their_fields(ended):
     first, second = read(ended)
-    assert (first["event"], first["tag"], first["v"]) == ("night", "nov21", 1)
+    assert (first["event"], first["tag"], first["v"]) == ("night", "nov21", FORMAT)
     assert (second["event"], second["trial"]) == ("started", 1)
     assert first["time"] < second["time"]
     assert first["time"].endswith("+00:00")
@@ -125,7 +88,7 @@ def test_a_ledger_without_a_whole_line_is_no_night_yet(path):
 def test_opening_goes_on_where_it_ended(ended):
     with Ledger.open(ended) as book:
         book.append("finished", reason="done")
-        assert [event["event"] for event in book.events()] == ["night", "started", "finished"]
+        assert [event["event"] for event in read(ended)] == ["night", "started", "finished"]
 
 
 def test_a_second_writer_is_told_who_has_it(ended):
@@ -195,79 +158,9 @@ def test_a_full_disk_leaves_the_ledger_as_it_was(ended):
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 100, hard))
         try:
             with pytest.raises(NightlyError, match=r"'started' could not be written.*run resume nov21"):
-                book.append("started", summary="x" * 1000)
+                book.append("started", trial=2, summary="x" * 1000)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert ended.read_bytes() == before
         book.append("started", trial=2)
     assert [event.get("trial") for event in read(ended)] == [None, 1, 2]
-
-
-def test_a_new_night_knows_its_header_only():
-    state = fold(events()[:1])
-    assert (state.header["tag"], state.baseline, state.champion, state.champion_bpb) == ("nov21", None, None, None)
-
-
-def test_the_baseline_is_the_first_champion():
-    state = fold(events())
-    assert (state.champion, state.start_commit) == ("c0", "c0")
-    assert state.champion_scores == (1.64, 1.65, 1.66)
-    assert state.groups == ((1.64, 1.65, 1.66),)
-    assert state.champion_bpb == pytest.approx(1.65)
-
-
-def test_a_trial_goes_from_in_flight_to_pending_to_applied():
-    trial = make_trial(1)
-    all_events = events(("started", {"trial": 1}), decided(trial), applied(1))
-    states = [fold(all_events[:n]) for n in (3, 4, 5)]
-    assert [(s.in_flight, s.pending, s.trials) for s in states] == [
-        (1, None, ()),
-        (None, trial, ()),
-        (None, None, (dataclasses.replace(trial, commit="c1"),)),
-    ]
-
-
-def test_a_keep_makes_the_champion_and_a_discard_does_not():
-    keep = make_trial(1, verdict="keep", scores=(1.5, 1.7), seeds=(1, 2))
-    state = fold(events(decided(keep), applied(1), decided(make_trial(2)), applied(2)))
-    assert (state.champion, state.champion_scores, state.start_commit) == ("c1", (1.5, 1.7), "c0")
-    assert state.champion_bpb == pytest.approx(1.6)
-
-
-def test_a_keep_is_no_champion_before_it_is_in_git():
-    assert fold(events(decided(make_trial(1, verdict="keep")))).champion == "c0"
-
-
-def test_only_repeats_are_groups():
-    pair = make_trial(2, scores=(1.5, 1.7), seeds=(1, 2))
-    state = fold(events(decided(make_trial(1)), applied(1), decided(pair), applied(2)))
-    assert state.groups == ((1.64, 1.65, 1.66), (1.5, 1.7))
-
-
-def test_a_trial_is_run_again_after_a_kill_and_counts_once():
-    state = fold(events(("started", {"trial": 1}), ("started", {"trial": 1}), decided(make_trial(1)), applied(1)))
-    assert len(state.trials) == 1
-
-
-def test_the_end_has_its_reason_and_time():
-    state = fold(events(("finished", {"reason": "all 2 trials are done"})))
-    assert (state.finished, state.updated) == ("all 2 trials are done", "t2")
-
-
-@pytest.mark.parametrize(
-    "wrong", [[applied(1)], [decided(make_trial(1)), applied(2)], [decided(make_trial(1)), applied(1), applied(1)]]
-)
-def test_an_application_without_its_decision_is_an_error(wrong):
-    with pytest.raises(NightlyError, match="was not decided just before"):
-        fold(events(*wrong))
-
-
-def test_another_format_is_refused():
-    (night,) = events()[:1]
-    with pytest.raises(NightlyError, match="format 2, this version reads 1"):
-        fold([{**night, "v": 2}])
-
-
-def test_a_ledger_without_its_first_line_is_refused():
-    with pytest.raises(NightlyError, match="no event 'night'"):
-        fold(events()[1:])

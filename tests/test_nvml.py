@@ -3,14 +3,16 @@
 import ctypes
 import time
 
-from tasks.judge.nvml import busy_clock
+from tasks.judge.nvml import busy_clock, lost
 
 
 class Driver:
     """The five functions that are used, of a GPU that is half busy."""
 
-    def __init__(self, found: int = 0) -> None:
+    def __init__(self, found: int = 0, memory: int = 0) -> None:
         self.found = found
+        self.memory = memory
+        self.nvmlErrorString = lambda code: b"GPU is lost" if code == 15 else b"Unknown Error"
         self.calls: list[object] = []
 
     def nvmlInit_v2(self):
@@ -26,6 +28,9 @@ class Driver:
     def nvmlDeviceGetHandleByUUID(self, name, handle):
         self.calls.append(name)
         return self.found
+
+    def nvmlDeviceGetMemoryInfo(self, device, info):
+        return self.memory
 
     def nvmlDeviceGetUtilizationRates(self, device, rates):
         percent = ctypes.cast(rates, ctypes.POINTER(ctypes.c_uint))
@@ -59,3 +64,17 @@ def test_without_a_driver_there_is_no_clock(monkeypatch):
     monkeypatch.setattr("tasks.judge.nvml.LIBRARY", "libnothing-like-that.so.1")
     with busy_clock() as clock:
         assert clock is None
+
+
+def test_a_gpu_that_answers_is_not_lost_by_a_made_up_driver():
+    assert lost(Driver()) is None
+
+
+def test_a_gpu_that_fell_off_is_told_in_the_words_of_a_made_up_driver():
+    assert "GPU is lost" in str(lost(Driver(found=15)))
+    assert "Unknown Error" in str(lost(Driver(memory=999)))
+
+
+def test_without_a_driver_no_gpu_is_lost(monkeypatch):
+    monkeypatch.setattr("tasks.judge.nvml.LIBRARY", "libnothing-like-that.so.1")
+    assert lost() is None

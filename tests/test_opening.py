@@ -95,8 +95,9 @@ def header(tmp_path, monkeypatch):
 
     @flow
     def make(**choices) -> dict:
-        none = dict.fromkeys(("tag", "trials", "hours", "proposer", "patches"))
-        return opening.new_header(**{**none, "profile": "laptop", "seed": 1, "allow_unsandboxed": False, **choices})
+        none = dict.fromkeys(("trials", "hours", "proposer", "patches"))
+        request = opening.Request(**{**none, "profile": "laptop", "seed": 1, "allow_unsandboxed": False, **choices})
+        return opening.new_night("nov21", request)[0]
 
     return make
 

@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks.judge import container, seccomp, watchdog
+from tasks.judge import container, processes, seccomp, watchdog
 from tasks.judge.bwrap import BoxSpec, BoxUnavailable, box_name, command
 from tasks.judge.door import open_door
 
@@ -116,8 +116,15 @@ def _spawn(spec: BoxSpec, python: list[str], undo: contextlib.ExitStack) -> Box:
         inherited = [theirs.fileno(), *([] if filter_fd is None else [filter_fd])]
         started = time.monotonic()
         process = _popen(argv, environment, "/" if spec.isolation == "bwrap" else str(spec.code), inherited)
+    log = CappedLog(process)
+    undo.callback(processes.forget, spec.home, process.pid)
+    try:
+        processes.record(spec.home, process.pid)
+    except OSError:  # a full disk
+        _end(process, None)
+        raise
     guard = watchdog.Watchdog(process.pid, memory_bytes=spec.memory_bytes, tasks=spec.tasks)
-    return Box(process, ours, CappedLog(process), guard, started)
+    return Box(process, ours, log, guard, started)
 
 
 def _contain(spec: BoxSpec, python: list[str], undo: contextlib.ExitStack) -> Box:

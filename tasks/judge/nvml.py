@@ -50,28 +50,56 @@ class BusyClock:
 @contextlib.contextmanager
 def busy_clock(library: Any = None) -> Iterator[BusyClock | None]:
     """A running clock of the first visible GPU; None where there is no NVIDIA driver."""
-    try:
-        nvml = library or ctypes.CDLL(LIBRARY)
-    except OSError:
-        nvml = None
-    device = ctypes.c_void_p()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip().encode()
-    if nvml is None or nvml.nvmlInit_v2() != 0:
-        yield None
-        return
-    try:
-        if visible.isdigit():
-            found = nvml.nvmlDeviceGetHandleByIndex_v2(int(visible), ctypes.byref(device))
-        else:  # GPU-... or MIG-...
-            found = nvml.nvmlDeviceGetHandleByUUID(visible, ctypes.byref(device))
-        clock = BusyClock(nvml, device) if found == 0 else None
-        if clock is None:
+    with _opened(library) as nvml:
+        found, device = _first_device(nvml) if nvml else (1, None)
+        if found != 0:
             yield None
             return
+        clock = BusyClock(nvml, device)
         clock.start()
         try:
             yield clock
         finally:
             clock.stop()
+
+
+def lost(library: Any = None) -> str | None:
+    """Why the first visible GPU cannot be used at all, in the driver's words; None while it answers or has no such driver.
+
+    What a candidate breaks ends with its process; a card that fell off the bus answers nobody, and no patch did that.
+    """
+    with _opened(library) as nvml:
+        if nvml is None:
+            return None
+        answer, device = _first_device(nvml)
+        if answer == 0:
+            answer = nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref((ctypes.c_ulonglong * 3)()))  # total, free, used
+        if answer == 0:
+            return None
+        nvml.nvmlErrorString.restype = ctypes.c_char_p
+        return f"the GPU does not answer: {(nvml.nvmlErrorString(answer) or b'unknown').decode()}. Look at dmesg for Xid"
+
+
+@contextlib.contextmanager
+def _opened(library: Any) -> Iterator[Any]:
+    """The library, ready; None where there is no NVIDIA driver."""
+    try:
+        nvml = library or ctypes.CDLL(LIBRARY)
+    except OSError:
+        nvml = None
+    if nvml is None or nvml.nvmlInit_v2() != 0:
+        yield None
+        return
+    try:
+        yield nvml
     finally:
         nvml.nvmlShutdown()
+
+
+def _first_device(nvml: Any) -> tuple[int, Any]:
+    """NVML's answer, 0 when it is well, and the first visible device."""
+    device = ctypes.c_void_p()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip().encode()
+    if visible.isdigit():
+        return nvml.nvmlDeviceGetHandleByIndex_v2(int(visible), ctypes.byref(device)), device
+    return nvml.nvmlDeviceGetHandleByUUID(visible, ctypes.byref(device)), device  # GPU-... or MIG-...

@@ -145,7 +145,10 @@ class TpeProposer:
 
 def _first_step(steps: list[tuple[str, Any]], space: Space, champion: Knobs, night: NightSoFar) -> dict[str, Any]:
     """The first step of the list that changes something and that no trial has taken; {} when there is none."""
-    taken = [step for trial in night.trials if (step := _step_of(trial, space, night))]
+    knobs_at = {trial.commit: trial.knobs for trial in night.trials if trial.commit}
+    parents = [knobs_at.get(trial.parent, night.baseline_knobs) for trial in night.trials]
+    steps_taken = (_step_of(trial, parent, space) for trial, parent in zip(night.trials, parents, strict=True))
+    taken = {step for step in steps_taken if step}
     for name, change in steps:
         if name not in space:
             continue
@@ -160,11 +163,10 @@ def _first_step(steps: list[tuple[str, Any]], space: Space, champion: Knobs, nig
     return {}
 
 
-def _step_of(trial: Trial, space: Space, night: NightSoFar) -> tuple[str, str] | None:
+def _step_of(trial: Trial, parent: Knobs, space: Space) -> tuple[str, str] | None:
     """(knob, direction) of a trial that moved a single knob of its parent, else None."""
-    parent = next((t.knobs for t in night.trials if t.commit and t.commit == trial.parent), night.baseline_knobs)
-    both = [name for name in space if name in trial.knobs and name in parent]
-    changed = [name for name in both if _key(trial.knobs[name]) != _key(parent[name])]
+    both = [(name, trial.knobs[name], parent[name]) for name in space if name in trial.knobs and name in parent]
+    changed = [name for name, new, old in both if new != old and _key(new) != _key(old)]
     return (changed[0], _direction(parent[changed[0]], trial.knobs[changed[0]])) if len(changed) == 1 else None
 
 

@@ -1,7 +1,8 @@
 """What a test changes in our processes, and only there: Python imports this module at its start if PYTHONPATH leads here.
 
 Boxes get tests/faults/torch_stub beside `trainer`, in front of the real torch. With NIGHTLY_TEST_KILL_AT="decided:3" a
-process that reaches the milestone `decided` for the third time ends as by `kill -9`.
+process that reaches the milestone `decided` for the third time ends as by `kill -9`; NIGHTLY_TEST_MILESTONES names a file
+that gets a line for each milestone.
 """
 
 from __future__ import annotations
@@ -24,19 +25,22 @@ _reached: Counter[str] = Counter()
 def assemble_with_stub(source: str, work: Path) -> Path:
     code = _assemble(source, work)
     package = code / "torch"
-    package.mkdir(mode=0o755)
-    package.chmod(0o755)
+    package.mkdir()
     shutil.copyfile(TORCH_STUB / "__init__.py", package / "__init__.py")
+    package.chmod(0o755)
     (package / "__init__.py").chmod(0o644)
     return code
 
 
-def die_at(name: str) -> None:
+def reached(name: str) -> None:
     _reached[name] += 1
+    if path := os.environ.get("NIGHTLY_TEST_MILESTONES"):
+        with open(path, "a") as file:
+            file.write(f"{name}\n")
     place, _, count = os.environ.get("NIGHTLY_TEST_KILL_AT", "").partition(":")
     if name == place and _reached[name] == int(count or 1):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 workplace.assemble = assemble_with_stub
-milestones.reached = die_at
+milestones.reached = reached

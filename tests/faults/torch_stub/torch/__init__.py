@@ -52,7 +52,8 @@ def inference_mode() -> contextlib.AbstractContextManager[None]:
 
 
 def save(tensors: dict[str, Tensor], file: BinaryIO) -> None:
-    np.savez(file, **{name: tensor.array for name, tensor in tensors.items()})
+    arrays: dict[str, Any] = {name: tensor.array for name, tensor in tensors.items()}
+    np.savez(file, **arrays)
 
 
 def load(path: str) -> dict[str, Tensor]:

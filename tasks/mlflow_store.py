@@ -1,0 +1,45 @@
+"""MLflow's SQLite store, made whole or not at all.
+
+MLflow makes its tables in many migrations that no transaction holds together: killed among them, it leaves a file that it
+can neither use nor mend. So a new store is made under another name, in a process of its own, and then renamed.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tasks.files import locked, sync_folder
+from tasks.records import NightlyError
+
+SQLITE = "sqlite:///"
+SECONDS = 300.0
+MAKE = "import sys, mlflow; mlflow.MlflowClient(sys.argv[1]).search_experiments()"
+
+
+def make_if_missing(uri: str) -> None:
+    """Makes the store of a `sqlite:///` address if there is no such file; whoever comes second waits.
+
+    Raises NightlyError with MLflow's own words where it cannot be made.
+    """
+    path = Path(uri.removeprefix(SQLITE))
+    if not uri.startswith(SQLITE) or path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.with_name(f".{path.name}.lock")):
+        if path.exists():
+            return
+        part = path.with_name(f".{path.name}.part")
+        for left in path.parent.glob(f"{part.name}*"):  # with SQLite's journal, of a process that was killed
+            left.unlink()
+        environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}
+        argv = [sys.executable, "-c", MAKE, f"{SQLITE}{part}"]
+        try:
+            subprocess.run(argv, env=environment, check=True, capture_output=True, text=True, timeout=SECONDS)
+        except (subprocess.SubprocessError, OSError) as error:
+            said = str(getattr(error, "stderr", None) or error).strip().rpartition("\n")[2]
+            raise NightlyError(f"MLflow's store {path} could not be made: {said[:300]}") from error
+        part.replace(path)
+        sync_folder(path.parent)

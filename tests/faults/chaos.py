@@ -1,0 +1,233 @@
+"""Nights that are killed at random moments and taken up again, until so many kills are done; then they must add up.
+
+    python -m tests.faults.chaos --kills 100 --seed 7
+
+One victim a kill: the process of the night, the worker, a box, the Prefect server. A night that is dead is taken up in one
+of the ways that there are: `./run resume`, a start with the same tag, a run of the deployment, a retry of its flow run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from tests.boxes import live_boxes
+from tests.faults import adds_up
+from tests.faults.standing import Standing, kill, standing, wait_for
+from tests.faults.stub_checkout import PROFILE
+
+VICTIMS = {"flow": 5, "worker": 2, "box": 3, "server": 2}  # weights
+WAYS = {"resume": 3, "again": 3, "deployment": 2, "retry": 2}
+TRIALS = 6  # of a night; then the next one begins
+EARLY = 0.3  # share of the kills that come while a night starts up
+STARTUP_SECONDS, WORK_SECONDS = 5.0, 3.0  # over which the moments are spread
+PICKED_UP_SECONDS = 30.0  # after which a worker should have begun what it was given
+END_SECONDS = 240.0  # for what is left of a night
+
+
+@dataclasses.dataclass
+class Tally:
+    """What was done, and what came of it."""
+
+    victims: Counter[str] = dataclasses.field(default_factory=Counter)
+    phases: Counter[str] = dataclasses.field(default_factory=Counter)  # the last milestone before a kill of any victim
+    ways: Counter[str] = dataclasses.field(default_factory=Counter)
+    refused: Counter[str] = dataclasses.field(default_factory=Counter)  # ways that led to no running night
+    nights: int = 0
+    complaints: list[str] = dataclasses.field(default_factory=list)
+
+    def __str__(self) -> str:
+        return json.dumps(vars(self), indent=1)
+
+
+class Chaos:
+    """A seeded sequence of kills in one checkout."""
+
+    def __init__(self, stands: Standing, seed: int) -> None:
+        self.stands = stands
+        self.checkout = stands.checkout
+        self.random = random.Random(seed)
+        self.milestones = stands.milestones
+        self.tally = Tally()
+        self.children: list[subprocess.Popen[bytes]] = []
+        self.log = (self.checkout.home / "chaos.log").open("a")
+
+    @property
+    def tag(self) -> str:
+        return f"chaos{self.tally.nights + 1}"
+
+    def run(self, kills: int) -> Tally:
+        """Kills so often, in as many nights as that takes; all is prepared before, and the baseline measured."""
+        self.stands.up()
+        done = self.checkout.run("night", "--profile", PROFILE, "--tag", "prepared", "--trials", "1")
+        if done.returncode:
+            raise RuntimeError(f"a night that nobody kills ends with {done.returncode}: {done.stderr}")
+        self.before = adds_up.UserTree.of(self.checkout)
+        while sum(self.tally.victims.values()) < kills:
+            self.stands.up()
+            if self.finished() and not self.stands.flows():
+                self.check()
+            if not self.stands.flows():
+                self.start(self._pick(WAYS))
+            victim = self._pick(VICTIMS)
+            self.wait(victim)
+            self.kill_one(victim)
+        self.stands.up()
+        self.let_it_end()
+        self.check()
+        for child in self.children:
+            child.wait()
+        self.log.close()
+        return self.tally
+
+    def finished(self) -> bool:
+        """Whether the night's ledger says so, and nobody has yet to write its report."""
+        folder = self.checkout.home / "nights" / self.tag
+        return (folder / "ledger.jsonl").is_file() and '"event": "finished"' in (folder / "ledger.jsonl").read_text()
+
+    def start(self, way: str) -> None:
+        """Starts or takes up the night; if that way leads nowhere, the next kill comes to a place where nothing runs."""
+        self.milestones.write_text("starting\n")
+        known = (self.checkout.home / "nights" / self.tag / "ledger.jsonl").is_file()
+        retried = self._last_deployed_run() if way == "retry" else None
+        if (way == "resume" and not known) or (way == "retry" and retried is None):
+            way = "again"
+        self.tally.ways[way] += 1
+        print(f"{time.monotonic():.1f} {self.tag}: {way}", file=self.log, flush=True)
+        if way == "resume":
+            self._command("-m", "flows.cli", "resume", self.tag)
+        elif way == "again":
+            self._command("-m", "flows.cli", "night", "--profile", PROFILE, "--tag", self.tag, "--trials", str(TRIALS))
+        elif way == "retry":
+            self._prefect("flow-run", "retry", str(retried))
+        else:
+            parameters = {"tag": self.tag, "profile": str(self.checkout.folder / PROFILE), "trials": TRIALS}
+            given = [part for name, value in parameters.items() for part in ("--param", f"{name}={value}")]
+            self._prefect("deployment", "run", "nightly-research/local", *given)
+        if way in ("retry", "deployment"):
+            try:
+                wait_for(lambda: bool(self.stands.flows()), way, PICKED_UP_SECONDS)
+            except TimeoutError:
+                self.tally.refused[way] += 1
+
+    def wait(self, victim: str) -> None:
+        """Until a random moment of the start or, always for a box, of the work; less if the night is over before."""
+        if self.random.random() < EARLY and victim != "box":
+            moment = self.random.uniform(0, STARTUP_SECONDS)
+        else:
+            self._until(lambda: len(self.milestones.read_text().split()) > 1, 60)
+            moment = self.random.uniform(0, WORK_SECONDS)
+        self._until(lambda: False, moment)
+
+    def _until(self, what: Any, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not what() and self.stands.flows():
+            time.sleep(0.02)
+
+    def kill_one(self, victim: str) -> None:
+        """Kills one; a victim that is not there now is replaced by the night's process, and no kill counts without one."""
+        if victim == "box":
+            self._until(lambda: bool(live_boxes(self.checkout.home)), 3)
+        pids = {
+            "flow": self.stands.flows,
+            "box": lambda: sorted(live_boxes(self.checkout.home)),
+            "worker": lambda: [self.stands.worker.pid] if self.stands.worker else [],
+            "server": lambda: [self.stands.server.pid] if self.stands.server else [],
+        }
+        found = pids[victim]()
+        if not found:
+            victim, found = "flow", self.stands.flows()
+        if not found:
+            return
+        phase = self.milestones.read_text().split()[-1]
+        kill(self.random.choice(found))
+        self.tally.victims[victim] += 1
+        self.tally.phases[phase] += 1
+        if victim == "flow":
+            for pid in found:  # a launcher and what it launched are one night
+                kill(pid)
+            self._until(lambda: False, 10)
+        print(f"{time.monotonic():.1f} {self.tag}: killed {victim} after {phase}", file=self.log, flush=True)
+
+    def let_it_end(self) -> None:
+        """Takes the night up until it is over, now without kills."""
+        self._wait_for_flows()
+        for _ in range(3):
+            done = self.checkout.run("resume", self.tag) if self._known() else self._whole_night()
+            if done.returncode == 0:
+                return
+            self._wait_for_flows()
+        self.tally.complaints.append(f"{self.tag}: could not be finished: {done.stderr[-1000:]}")
+
+    def check(self) -> None:
+        """A finished night, whose report may still be missing, must add up after one more resume."""
+        self._wait_for_flows()
+        self.checkout.run("resume", self.tag)
+        found = adds_up.complaints(self.checkout, self.tag, TRIALS, self.before, self.stands.pids)
+        self.tally.complaints += [f"{self.tag}: {complaint}" for complaint in found]
+        print(f"{time.monotonic():.1f} {self.tag}: checked: {found}", file=self.log, flush=True)
+        self.tally.nights += 1
+
+    def _known(self) -> bool:
+        return (self.checkout.home / "nights" / self.tag / "ledger.jsonl").is_file()
+
+    def _whole_night(self) -> subprocess.CompletedProcess[str]:
+        return self.checkout.run("night", "--profile", PROFILE, "--tag", self.tag, "--trials", str(TRIALS))
+
+    def _wait_for_flows(self) -> None:
+        wait_for(lambda: not self.stands.flows(), f"the end of {self.tag}", END_SECONDS)
+
+    def _pick(self, weights: dict[str, int]) -> str:
+        return self.random.choices(list(weights), list(weights.values()))[0]
+
+    def _command(self, *argv: str) -> None:
+        environment = self.checkout.environment(NIGHTLY_TEST_MILESTONES=str(self.milestones))
+        subprocess.Popen([sys.executable, *argv], cwd=self.checkout.folder, env=environment, stdout=self.log, stderr=self.log)
+
+    def _prefect(self, *argv: str) -> None:
+        """Hands something to the worker. Whether it is taken is seen by what runs afterwards."""
+        command = [sys.executable, "-m", "prefect", *argv]
+        subprocess.run(
+            command, cwd=self.checkout.folder, env=self.stands.environment(), stdout=self.log, stderr=self.log, timeout=120
+        )
+
+    def _last_deployed_run(self) -> str | None:
+        """The last flow run of the deployment for this night, if it is over: a running one cannot be retried."""
+        wanted = {"flows": {"name": {"any_": ["nightly-research"]}}, "sort": "START_TIME_DESC", "limit": 20}
+        request = urllib.request.Request(
+            f"{self.checkout.api}/flow_runs/filter", json.dumps(wanted).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            runs = [run for run in json.load(answer) if run["deployment_id"] and run["parameters"].get("tag") == self.tag]
+        over = ("CRASHED", "FAILED", "CANCELLED", "COMPLETED")
+        return next((run["id"] for run in runs if run["state_type"] in over), None)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Kills nights at random and checks that they add up.")
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=7)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        Path(folder).chmod(0o755)  # a box's uid must reach the dataset
+        with standing(Path(folder)) as stands:
+            chaos = Chaos(stands, arguments.seed)
+            tally = chaos.run(arguments.kills)
+            print(tally)
+            if tally.complaints:
+                print((stands.checkout.home / "chaos.log").read_text()[-20_000:])
+    return 1 if tally.complaints else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""Nights that are killed: once at every step of the protocol, and at random moments. Each must add up in the end.
+
+Real command line, boxes, judge, git, MLflow, Prefect server and worker; train.py is the stub of tests/faults.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.faults import adds_up
+from tests.faults.chaos import Chaos
+from tests.faults.standing import standing
+from tests.faults.stub_checkout import PROFILE
+from tests.faults.warm_commands import WarmCommands
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+TRIALS = 2  # the first is a keep
+KILLS, SEED = 12, 7
+
+PLACES = {  # every milestone once: where a night is killed, then where it is when it goes on, and again; then it may end
+    "opened, proposed, decided": ("opened:1", "proposed:1", "decided:1"),
+    "branched, written, committed": ("branched:1", "written:1", "committed:1"),
+    "measured, started, advanced": ("measured:1", "started:1", "advanced:1"),
+    "ran, recorded, applied": ("ran:2", "recorded:1", "applied:1"),  # of the second trial
+    "shown, finished, reported": ("shown:1", "finished:1", "reported:1"),
+}
+
+
+@pytest.fixture(scope="module")
+def stands(tmp_path_factory):
+    """A checkout with everything prepared, a server, a worker, and the baseline measured."""
+    with standing(tmp_path_factory.mktemp("chaos")) as stands:
+        yield stands
+
+
+@pytest.fixture(scope="module")
+def before(stands):
+    return adds_up.UserTree.of(stands.checkout)
+
+
+@pytest.fixture(scope="module")
+def commands(stands, before):
+    warm = WarmCommands(stands.checkout)
+    yield warm
+    warm.end()
+
+
+@pytest.mark.parametrize("places", PLACES.values(), ids=PLACES)
+def test_a_night_killed_between_two_steps_adds_up_in_the_end(stands, before, commands, places):
+    tag = places[0].partition(":")[0]
+    night = ("night", "--profile", PROFILE, "--tag", tag, "--trials", str(TRIALS))
+    ways = (night, ("resume", tag), night if tag != "shown" else ("resume", tag), ("resume", tag))
+    for place, way in zip((*places, ""), ways, strict=True):
+        code, said = commands.run(*way, NIGHTLY_TEST_KILL_AT=place)
+        assert code == (-9 if place else 0), f"{place}: {said}"
+    alive = stands.pids | {commands.process.pid}
+    assert adds_up.complaints(stands.checkout, tag, TRIALS, before, alive) == []
+
+
+def test_every_milestone_of_the_night_is_one_where_it_is_killed():
+    called = [path.read_text() for path in (ROOT / "flows").glob("*.py")]
+    names = set(re.findall(r'milestones\.reached\("(\w+)"\)', "".join(called)))
+    assert {place.partition(":")[0] for places in PLACES.values() for place in places} == names
+
+
+def test_nights_killed_at_random_add_up_in_the_end(stands, commands):
+    commands.end()
+    chaos = Chaos(stands, SEED)
+    tally = chaos.run(KILLS)
+    print(f"figures: {tally}")
+    assert tally.complaints == [], (stands.checkout.home / "chaos.log").read_text()[-10_000:]
