@@ -18,19 +18,25 @@ import configs
 from tasks.records import NightlyError
 
 DRAIN_SECONDS = 5.0
+WORKERS = ("EventsWorkerThread", "APILogWorkerThread")  # Prefect's
 FULL = (errno.ENOSPC, errno.EDQUOT)  # for which a night pauses
 LOGGERS = (
     *("prefect.flow_runs", "prefect.task_runs"),
-    *("prefect.events.clients", "prefect._internal.concurrency", "EventsWorker"),
+    *("prefect.events.clients", "prefect._internal.concurrency", "EventsWorker", "urllib3.connectionpool"),
 )
 NOT_WORTH_TELLING = (
     *("Finished in state", "Beginning flow run", "View at"),
-    *("Unable to connect to", "Service 'EventsWorker' failed", "Still processing items"),  # the night says it once
+    *(
+        "Unable to connect to",
+        "Service 'EventsWorker' failed",
+        "Still processing items",
+        "Retrying (",
+    ),  # the night says it once
 )
 
 
 def quiet() -> None:
-    """Leaves out Prefect's own lines that say nothing of the night."""
+    """Leaves out lines of Prefect's, and of MLflow's client, that say nothing of the night."""
     logging.raiseExceptions = False  # or each line that the API does not take is said to be lost
     for logger in LOGGERS:
         logging.getLogger(logger).addFilter(_is_worth_telling)
@@ -67,11 +73,15 @@ def hand_over() -> None:
 
 
 def leave(code: int) -> int:
-    """`code`, for the process to end with; ends it here and now where `hand_over` was not rid of all events.
+    """`code`, for the process to end with; ends it here and now where `hand_over` was not rid of all.
 
-    Prefect would try for seven seconds with each of them, and a night has hundreds.
+    Prefect would try for seconds with each event, and a night has hundreds; for minutes where the API takes a connection
+    and never answers.
     """
-    if any(thread.name == "EventsWorkerThread" for thread in threading.enumerate()):
+    busy = [thread for thread in threading.enumerate() if thread.name in WORKERS]
+    for thread in busy:
+        thread.join(1.0)
+    if any(thread.is_alive() for thread in busy):
         sys.stdout.flush()
         os._exit(code)
     return code

@@ -9,13 +9,11 @@ MOST_RUNS = 2  # of one trial
 
 
 def over(state: NightState, used_seconds: float) -> str | None:
-    """Why the night ends now, or None. A trial that was decided is always finished first.
+    """Why the night ends now, or None.
 
     No trial starts that may not be done in time: it may take two runs, each as long as the longest of late.
     """
     trials, hours = state.header["trials"], state.header["hours"]
-    if state.pending:
-        return None
     if trials and len(state.trials) >= trials:
         return f"all {trials} trials are done"
     if hours:

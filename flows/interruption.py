@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 ASKED = "stop"  # file in the night's folder; its text says who asked
+SAID = b"\nThe night ends after this trial. Ctrl-C again ends it now; this trial is then run again by ./run resume.\n"
 
 
 def ask(folder: Path, who: str) -> None:
@@ -55,9 +56,8 @@ def heeded(folder: Path, in_trial: Callable[[], bool]) -> Iterator[None]:
             ask(folder, "Ctrl-C")
         except OSError:  # it cannot be asked any more
             raise KeyboardInterrupt("Ctrl-C") from None
-        os.write(
-            2, b"\nThe night ends after this trial. Ctrl-C again ends it now; this trial is then run again by ./run resume.\n"
-        )
+        with contextlib.suppress(OSError):  # nobody may be there to read it
+            os.write(2, SAID)
 
     before = signal.signal(signal.SIGINT, interrupt)
     try:

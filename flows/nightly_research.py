@@ -15,7 +15,7 @@ from flows import budget, disk, interruption, night_folder, notices, resuming, s
 from flows.opening import Night, Request, baseline_event, new_night, open_night
 from flows.session import Session
 from flows.trial_steps import apply_verdict, one_trial
-from flows.views import Views, name_flow_run
+from flows.views import Views, name_flow_run, take_leave
 from tasks import champion, milestones, notification
 from tasks.records import FileRef, NightlyError, UsageError
 
@@ -81,7 +81,7 @@ def research(tag: str, request: Request, *, resuming_it: bool = False) -> str:
     notification.check()
     name_flow_run(tag)
     new = new_night(tag, request) if resuming.begins_anew(folder) else None
-    with notices.failure_told(folder), session.hold(folder, new[0] if new else None) as held:
+    with session.hold(folder, new[0] if new else None) as held:
         if new:
             begin(held, *new)
         else:
@@ -94,6 +94,7 @@ def research(tag: str, request: Request, *, resuming_it: bool = False) -> str:
             disk.prune(night)
             run_trials(night, held, views)
         end(night, held, views)
+    take_leave(tag)
     return tag
 
 
@@ -123,7 +124,7 @@ def go_on(held: Session, request: Request, *, resuming_it: bool) -> None:
 
 
 def run_trials(night: Night, held: Session, views: Views) -> None:
-    """The loop, until a budget is used up, the proposer has nothing left, or somebody asks for its end."""
+    """Step after step, until the night is finished or stopped. A full disk is waited for; the step is then done again."""
     if held.state.champion is None:
         title = f"night {night.tag}: train.py with the knobs of profile {night.profile.name}"
         commit = champion.start_branch(night.root, night.tag, held.state.header["head"], night.base, title)
@@ -132,27 +133,32 @@ def run_trials(night: Night, held: Session, views: Views) -> None:
         milestones.reached("measured")
     views.show(held.state)
     tries = 0
-    while (reason := budget.over(held.state, held.book.used_seconds())) is None:
-        if not held.state.pending and (who := interruption.asked(held.folder)):
-            held.book.append("stopped", reason=f"stopped by {who}", failed=False)
-            return
+    while not (held.state.finished or held.state.stopped):
         try:
-            if held.state.pending:  # killed, or out of room, between `decided` and `applied`
-                apply_verdict(night, held, held.state.pending)
-                views.show(held.state)
-                if held.state.trials[-1].verdict == "keep":
-                    notices.tell("new-champion", held.state)
-                milestones.reached("shown")
-            elif not one_trial(night, held):
-                reason = f"the proposer {night.proposer.name} has nothing left to propose"
-                break
+            step(night, held, views)
             tries = 0
         except (OSError, NightlyError) as error:
             tries += 1
             if tries > MOST_TRIES or not disk.made_room(night, held, error):
                 raise
-    held.book.append("finished", reason=reason)
-    milestones.reached("finished")
+
+
+def step(night: Night, held: Session, views: Views) -> None:
+    """What comes next, whatever was before: apply what is decided, end the night, or take one more trial to its decision."""
+    if held.state.pending:
+        apply_verdict(night, held, held.state.pending)
+        views.show(held.state)
+        if held.state.trials[-1].verdict == "keep":
+            notices.tell("new-champion", held.state)
+        milestones.reached("shown")
+    elif who := interruption.asked(held.folder):
+        held.book.append("stopped", reason=f"stopped by {who}", failed=False)
+    elif reason := budget.over(held.state, held.book.used_seconds()):
+        held.book.append("finished", reason=reason)
+        milestones.reached("finished")
+    elif not one_trial(night, held):
+        held.book.append("finished", reason=f"the proposer {night.proposer.name} has nothing left to propose")
+        milestones.reached("finished")
 
 
 def end(night: Night, held: Session, views: Views) -> None:

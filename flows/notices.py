@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
 from prefect import get_run_logger
 
-from flows import night_folder
-from tasks import ledger, notification, report
+from tasks import notification, report
 from tasks.records import NightlyError, NightState
 
 
@@ -35,16 +33,9 @@ def tell(kind: notification.Kind, state: NightState) -> None:
         get_run_logger().warning(str(error))
 
 
-@contextlib.contextmanager
-def failure_told(folder: Path) -> Iterator[None]:
-    """An error or an interruption that leaves the block leaves a report behind; an error is told to people."""
-    try:
-        yield
-    except BaseException as error:
-        if ledger.exists(folder / night_folder.LEDGER):
-            state = night_folder.read_state(folder)
-            with contextlib.suppress(OSError):  # a full disk may be what this is about
-                report.write(state, folder)
-            if isinstance(error, Exception) and state.failed:
-                tell("failed", state)
-        raise
+def leave_word(folder: Path, state: NightState) -> None:
+    """After an end that nobody waited for: a report, as far as there is room for it, and a notice if it was our failure."""
+    with contextlib.suppress(OSError):
+        report.write(state, folder)
+    if state.failed:
+        tell("failed", state)

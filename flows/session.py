@@ -15,7 +15,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.exceptions import TerminationSignal
 from prefect.settings import get_current_settings
 
-from flows import interruption, night_folder, server
+from flows import interruption, night_folder, notices, server
 from flows.night_folder import LEDGER, PULSE
 from tasks import device_lock, heartbeat, ledger
 from tasks.records import NightlyError, NightState, UsageError
@@ -55,7 +55,7 @@ def hold(folder: Path, header: dict[str, Any] | None = None, *, measures: bool =
         header = night_folder.read_state(folder).header
     device = device_lock.device_of(header["settings"]) if measures and "settings" in header else None
     opened = (ledger.Ledger.open if ledger.exists(path) else ledger.Ledger.create)(path)
-    with device_lock.held(folder.parent.parent, device, folder.name), opened as book:
+    with device_lock.held(folder.parent.parent, device, f"night {folder.name}"), opened as book:
         if beat:
             book.count_used(beat.used_seconds)
         with heartbeat.beating(folder / PULSE, book.used_seconds) as pulse:
@@ -66,6 +66,7 @@ def hold(folder: Path, header: dict[str, Any] | None = None, *, measures: bool =
             except BaseException as error:
                 if book.has_night and book.state is not before:  # one that was refused is as it was
                     _put_on_record(session, error)
+                    notices.leave_word(folder, session.state)
                 raise
 
 

@@ -8,7 +8,7 @@ from configs import Profile
 from flows import server
 from flows.opening import choose_isolation, end_orphans
 from flows.preparation import prepare_dataset
-from tasks import experiment, proposal
+from tasks import device_lock, experiment, proposal
 from tasks.baseline import first_caps
 from tasks.records import RunResult
 
@@ -22,15 +22,16 @@ def single_run(source: str, profile: Profile, seed: int, allow_unsandboxed: bool
     if problem := proposal.check(source, {}):
         return experiment.without_figures("rejected_patch", problem, profile, seed, isolation)
     dataset = prepare_dataset(profile, home)
-    return experiment.train_candidate(
-        "one file",
-        source,
-        profile,
-        dataset,
-        home,
-        seed=seed,
-        caps=first_caps(profile),
-        isolation=isolation,
-        worth_audit=lambda claimed: True,
-        smoke=True,
-    )
+    with device_lock.held(home, device_lock.device_of(profile.model_dump()), "a single run"):
+        return experiment.train_candidate(
+            "one file",
+            source,
+            profile,
+            dataset,
+            home,
+            seed=seed,
+            caps=first_caps(profile),
+            isolation=isolation,
+            worth_audit=lambda claimed: True,
+            smoke=True,
+        )

@@ -5,16 +5,18 @@ A view that fails is said and made again at the end; it costs a trial seconds at
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
+from uuid import UUID
 
 import httpx
 from prefect import get_client, get_run_logger, runtime, task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.actions import ArtifactCreate
 from prefect.context import FlowRunContext
 from prefect.exceptions import Abort
-from prefect.settings import get_current_settings
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, temporary_settings
 
 from flows import server
 from flows.mlflow_view import MlflowView
@@ -23,6 +25,7 @@ from tasks import chart, heartbeat, report
 from tasks.records import NightlyError, NightState
 
 BACK_SECONDS = 15.0  # for which a night that is over waits for Prefect's API
+PATIENCE = 5.0  # seconds that a trial waits for Prefect's API
 ROWS = 20  # of the table on Prefect's page, besides the keeps: it is sent whole after each trial
 
 
@@ -66,20 +69,20 @@ class Views:
     def show(self, state: NightState) -> None:
         """The baseline and every applied trial so far, in MLflow and in the night's table."""
         self._try("MLflow", lambda: self._mlflow.follow(state))
-        self._try("Prefect", lambda: _on_prefect(lambda: _create_table(state)))
+        self._try("Prefect", lambda: _send_table(state))
 
     def show_end(self, state: NightState) -> None:
         """The report and its companions, and whatever MLflow has missed."""
         write_report(self._night, state)
-        self._try("Prefect", lambda: _on_prefect(lambda: _create_report(self._night)))
+        self._try("Prefect", lambda: _send_report(self._night))
         self._try("MLflow", lambda: self._mlflow.finish(state))
 
     def rebuild(self, state: NightState) -> None:
         """Everything, once more. Raises NightlyError where a view cannot be written."""
         write_report(self._night, state)
         self._mlflow.finish(state)
-        _on_prefect(lambda: _create_table(state))
-        _on_prefect(lambda: _create_report(self._night))
+        _send_table(state)
+        _send_report(self._night)
 
     def _try(self, view: str, show: Callable[[], None]) -> None:
         """An outage is said once, not after each trial, and so is its end."""
@@ -102,24 +105,30 @@ def write_report(night: Night, state: NightState) -> None:
     chart.draw(state, night.folder / "progress.png")
 
 
-def _create_table(state: NightState) -> None:
+def _send_table(state: NightState) -> None:
     fields = ("number", "summary", "verdict", "status", "val_bpb", "z", "reason")
     shown = [trial for trial in state.trials if trial.verdict == "keep" or trial.number > len(state.trials) - ROWS]
     table = [{name: getattr(trial, name) for name in fields} for trial in shown]
-    create_table_artifact(table, key="trials", description=f"night {state.header['tag']}")
+    _send("table", "trials", f"night {state.header['tag']}", json.dumps(table))
 
 
-def _create_report(night: Night) -> None:
-    text = (night.folder / "report.md").read_text(encoding="utf-8")
-    create_markdown_artifact(text, key="report", description=night.tag)
+def _send_report(night: Night) -> None:
+    _send("markdown", "report", night.tag, (night.folder / "report.md").read_text(encoding="utf-8"))
 
 
-def _on_prefect(create: Callable[[], object]) -> None:
-    """Raises NightlyError when Prefect's API does not take it: asked first, as its own client would try for a minute."""
-    api = get_current_settings().api.url
-    if api and not server.is_healthy(api, seconds=2.0):
-        raise NightlyError("Prefect's API does not answer: the night goes on, and its pages miss what happens meanwhile")
+def _send(kind: str, key: str, description: str, data: str) -> None:
+    """An artifact of the flow run. Raises NightlyError when Prefect's API does not take it.
+
+    Asked once and for seconds, where Prefect's own functions would try for a minute, or for six when it does not answer.
+    """
+    artifact = ArtifactCreate(
+        type=kind, key=key, description=description, flow_run_id=UUID(str(runtime.flow_run.id)), data=data
+    )
+    once = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
     try:
-        create()
+        with once, get_client(sync_client=True, httpx_settings={"timeout": PATIENCE}) as client:
+            client.create_artifact(artifact)
     except httpx.HTTPError as error:
-        raise NightlyError(f"Prefect's API did not take it: {str(error).partition(chr(10))[0]}") from error
+        raise NightlyError(
+            f"Prefect's API does not take it ({type(error).__name__}): the night goes on, its pages miss what happens meanwhile"
+        ) from error

@@ -1,7 +1,7 @@
 """One night a device: two that train on one GPU at once falsify each other's scores, and may take its memory from each other.
 
 A CPU with a budget of FLOPs needs no lock: its scores do not depend on how long a training takes.
-Not covered: nights of different state folders, `./run trial` beside a night, and one GPU under two names (0 and GPU-...).
+Not covered: nights of different state folders, and one GPU under two names (0 and GPU-...).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def device_of(settings: Mapping[str, Any]) -> str | None:
 
 
 @contextlib.contextmanager
-def held(home: Path, device: str | None, tag: str) -> Iterator[None]:
-    """Holds the device for the night of this tag, for as long as the block or the process lives.
+def held(home: Path, device: str | None, who: str) -> Iterator[None]:
+    """Holds the device for `who`, such as "night nov21", for as long as the block or the process lives.
 
-    Raises UsageError while another night of the state folder has it.
+    Raises UsageError while somebody else of the state folder has it.
     """
     if device is None:
         yield
@@ -41,13 +41,13 @@ def held(home: Path, device: str | None, tag: str) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            holder, _, pid = (lock.read() or "unknown unknown").partition(" ")
+            holder, _, pid = (lock.read() or "somebody unknown").rpartition(" ")
             raise UsageError(
-                f"night {tag} would train on {device}, on which night {holder} is running (pid {pid}), and both would be "
-                f"measured wrong: wait for it, `./run stop {holder}`, or name another GPU in CUDA_VISIBLE_DEVICES"
+                f"{who} would train on {device}, on which {holder} is running (pid {pid}), and both would be measured wrong: "
+                f"wait for it, end it, or name another GPU in CUDA_VISIBLE_DEVICES"
             ) from None
         lock.truncate(0)
         with contextlib.suppress(OSError):  # a full disk: then the next one is not told whose it is
-            lock.write(f"{tag} {os.getpid()}")
+            lock.write(f"{who} {os.getpid()}")
             lock.flush()
         yield

@@ -94,20 +94,21 @@ class Ledger:
         entry = {"event": event, "time": datetime.now(UTC).isoformat(), "used": used, **version, **fields}
         line = json.dumps(entry, default=str).encode() + b"\n"  # ASCII: also for text that is no valid Unicode
         state = after(self._state, json.loads(line))  # as the next process will read it
-        before = os.fstat(self._descriptor).st_size
+        before, earlier = os.fstat(self._descriptor).st_size, self._state
         try:
             written = 0
             while written < len(line):
                 written += os.write(self._descriptor, line[written:])
+            self._state = state  # the line is there, though a Ctrl-C may come out of the next call
             os.fsync(self._descriptor)
         except OSError as error:
+            self._state = earlier
             with contextlib.suppress(OSError):  # cut or not, it is no line before its newline
                 os.ftruncate(self._descriptor, before)
             raise NightlyError(
                 f"event {event!r} could not be written to {self.path}: {error.strerror}. "
                 f"Make room or mend the disk, then `./run resume {self.path.parent.name}`"
             ) from error
-        self._state = state
 
     def clear(self) -> None:
         """Forgets a night that has measured nothing yet: it begins again, perhaps with other settings."""

@@ -19,11 +19,11 @@ PREFECT = yaml.safe_load((ROOT / "prefect.yaml").read_text())
 DEPLOYMENTS = {deployment["name"]: deployment for deployment in PREFECT["deployments"]}
 DEPLOY = """
 import json, os, sys, urllib.request
-from flows import commands, server
+from flows import server, services
 home = server.state_home()
 server.configure(home)
 with server.prefect_api(home):
-    code = commands.deploy(None, home) or commands.deploy(None, home)
+    code = services.deploy(None, home) or services.deploy(None, home)
     def ask(what):
         url = f"{os.environ['PREFECT_API_URL']}/{what}/filter"
         request = urllib.request.Request(url, data=b"{}", headers={"Content-Type": "application/json"})

@@ -15,7 +15,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from tasks import device_lock
-with device_lock.held(Path(sys.argv[1]), "cuda-0", "nov21"):
+with device_lock.held(Path(sys.argv[1]), "cuda-0", "night nov21"):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -69,7 +69,7 @@ def test_a_second_night_is_refused_with_the_first_ones_name(tmp_path, holder):
         pytest.raises(
             UsageError, match=rf"night dec1 .* cuda-0, on which night nov21 is running \(pid {holder.pid}\).*stop nov21"
         ),
-        device_lock.held(tmp_path, "cuda-0", "dec1"),
+        device_lock.held(tmp_path, "cuda-0", "night dec1"),
     ):
         pass
 
@@ -77,17 +77,17 @@ def test_a_second_night_is_refused_with_the_first_ones_name(tmp_path, holder):
 @pytest.mark.usefixtures("holder")
 @pytest.mark.parametrize("device", ["cuda-1", None])
 def test_another_device_is_free(tmp_path, device):
-    with device_lock.held(tmp_path, device, "dec1"):
+    with device_lock.held(tmp_path, device, "night dec1"):
         pass
 
 
 def test_a_dead_night_holds_nothing(tmp_path, holder):
     holder.kill()
     holder.wait()
-    with device_lock.held(tmp_path, "cuda-0", "dec1"):
+    with device_lock.held(tmp_path, "cuda-0", "night dec1"):
         assert (tmp_path / "device-cuda-0.lock").read_text() == f"dec1 {os.getpid()}"
 
 
 def test_a_night_without_a_device_of_its_own_leaves_no_file(tmp_path):
-    with device_lock.held(tmp_path, None, "dec1"):
+    with device_lock.held(tmp_path, None, "night dec1"):
         assert list(tmp_path.iterdir()) == []

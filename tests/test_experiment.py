@@ -250,7 +250,12 @@ def test_a_box_that_never_starts_blames_nobody(run, monkeypatch):
 
 def test_a_gpu_that_fell_off_is_no_patchs_fault_by_a_made_up_driver(dataset, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("tasks.judge.nvml.lost", lambda: asked.append("again") or "the GPU does not answer: GPU is lost")
+
+    def lost() -> str:
+        asked.append("again")
+        return "the GPU does not answer: GPU is lost"
+
+    monkeypatch.setattr("tasks.judge.nvml.lost", lost)
     profile = make_profile().model_copy(update={"device": "cuda"})
     with pytest.raises(BoxError, match="3 tries: the GPU does not answer"):
         experiment.run_experiment(

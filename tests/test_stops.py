@@ -193,9 +193,9 @@ def test_ctrl_c_in_a_terminal_reaches_every_process_of_the_night_and_it_still_en
 
 
 def test_ctrl_c_before_the_first_trial_ends_the_night_at_once(stands, checkout, commands):
-    pid_file = checkout.home / "nights" / "early" / "heartbeat.json"
     night = commands.start(*commands.night("early"))
-    wait_for(lambda: "night" in names(checkout, "early") and heartbeat.last(pid_file) is not None, "the night")
+    pulse = checkout.home / "nights" / "early" / "heartbeat.json"
+    wait_for(lambda: (beat := heartbeat.last(pulse)) is not None and beat.phase != "opening", "the preparation")
     os.kill(pid_of(checkout, "early"), signal.SIGINT)
     code, said = night.result()
     assert code == 130, said

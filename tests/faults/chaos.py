@@ -18,6 +18,7 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,17 @@ from tests.faults.standing import Standing, kill, standing, wait_for
 from tests.faults.stub_checkout import PROFILE
 
 VICTIMS = {"flow": 5, "worker": 2, "box": 3, "server": 2}  # weights
-WAYS = {"resume": 3, "again": 3, "deployment": 2, "retry": 2}
+WAYS = {"resume": 2, "again": 2, "deployment": 2, "retry": 3}
 TRIALS = 6  # of a night; then the next one begins
-EARLY = 0.3  # share of the kills that come while a night starts up
+EARLY = 0.25  # share of the kills that come while a night starts up
 STARTUP_SECONDS, WORK_SECONDS = 5.0, 3.0  # over which the moments are spread
-PICKED_UP_SECONDS = 30.0  # after which a worker should have begun what it was given
+AIMED = 0.6  # share of the kills of a night at work that wait for a phase: most phases last milliseconds
+PHASES = (
+    *("opened", "branched", "measured", "proposed", "written", "started", "ran", "recorded"),
+    *("decided", "committed", "advanced", "applied", "shown", "finished", "reported"),
+)
+AIM_SECONDS = 10.0  # for which a phase is waited for
+PICKED_UP_SECONDS = 60.0  # after which a worker should have begun what it was given
 END_SECONDS = 240.0  # for what is left of a night
 
 
@@ -44,6 +51,8 @@ class Tally:
     ways: Counter[str] = dataclasses.field(default_factory=Counter)
     refused: Counter[str] = dataclasses.field(default_factory=Counter)  # ways that led to no running night
     nights: int = 0
+    trials: int = 0
+    seconds: float = 0.0
     complaints: list[str] = dataclasses.field(default_factory=list)
 
     def __str__(self) -> str:
@@ -72,7 +81,7 @@ class Chaos:
         done = self.checkout.run("night", "--profile", PROFILE, "--tag", "prepared", "--trials", "1")
         if done.returncode:
             raise RuntimeError(f"a night that nobody kills ends with {done.returncode}: {done.stderr}")
-        self.before = adds_up.UserTree.of(self.checkout)
+        self.before, began = adds_up.UserTree.of(self.checkout), time.monotonic()
         while sum(self.tally.victims.values()) < kills:
             self.stands.up()
             if self.finished() and not self.stands.flows():
@@ -88,6 +97,7 @@ class Chaos:
         for child in self.children:
             child.wait()
         self.log.close()
+        self.tally.seconds = round(time.monotonic() - began, 1)
         return self.tally
 
     def finished(self) -> bool:
@@ -115,24 +125,41 @@ class Chaos:
             given = [part for name, value in parameters.items() for part in ("--param", f"{name}={value}")]
             self._prefect("deployment", "run", "nightly-research/local", *given)
         if way in ("retry", "deployment"):
-            try:
-                wait_for(lambda: bool(self.stands.flows()), way, PICKED_UP_SECONDS)
-            except TimeoutError:
+            self._until_picked_up(way)
+
+    def _until_picked_up(self, way: str) -> None:
+        """By the worker. A second run is cancelled while Prefect counts one as running whose worker was killed, too."""
+        deadline = time.monotonic() + PICKED_UP_SECONDS
+        while not self.stands.flows():
+            if time.monotonic() > deadline or (way == "deployment" and self._deployed_runs()[0]["state_type"] == "CANCELLED"):
                 self.tally.refused[way] += 1
+                return
+            time.sleep(0.2)
 
     def wait(self, victim: str) -> None:
-        """Until a random moment of the start or, always for a box, of the work; less if the night is over before."""
-        if self.random.random() < EARLY and victim != "box":
-            moment = self.random.uniform(0, STARTUP_SECONDS)
+        """Until a random moment of the start, or, always for a box, of the work, or until a random phase."""
+        if victim != "box" and self.random.random() < EARLY:
+            self._until(lambda: False, self.random.uniform(0, STARTUP_SECONDS))
+            return
+        self._until(lambda: len(self._reached()) > 1, 60)
+        if victim != "box" and self.random.random() < AIMED:
+            known, aim = len(self._reached()), self.random.choice(PHASES)
+            self._until(lambda: aim in self._reached()[known:], AIM_SECONDS)
         else:
-            self._until(lambda: len(self.milestones.read_text().split()) > 1, 60)
-            moment = self.random.uniform(0, WORK_SECONDS)
-        self._until(lambda: False, moment)
+            self._until(lambda: False, self.random.uniform(0, WORK_SECONDS))
 
-    def _until(self, what: Any, seconds: float) -> None:
+    def _reached(self) -> list[str]:
+        """The night's milestones since it was last started."""
+        return self.milestones.read_text().split()
+
+    def _until(self, what: Callable[[], bool], seconds: float) -> None:
+        """Waits, for as long as a night runs. It looks often: some phases are that short."""
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and not what() and self.stands.flows():
-            time.sleep(0.02)
+        while time.monotonic() < deadline and self.stands.flows():
+            for _ in range(50):
+                if what():
+                    return
+                time.sleep(0.002)
 
     def kill_one(self, victim: str) -> None:
         """Kills one; a victim that is not there now is replaced by the night's process, and no kill counts without one."""
@@ -149,13 +176,14 @@ class Chaos:
             victim, found = "flow", self.stands.flows()
         if not found:
             return
-        phase = self.milestones.read_text().split()[-1]
-        kill(self.random.choice(found))
+        killed = found if victim == "flow" else [self.random.choice(found)]  # a launcher and what it launched are one night
+        for pid in killed:
+            kill(pid)
+            self.stands.reap(pid)
+        phase = self._reached()[-1]
         self.tally.victims[victim] += 1
         self.tally.phases[phase] += 1
         if victim == "flow":
-            for pid in found:  # a launcher and what it launched are one night
-                kill(pid)
             self._until(lambda: False, 10)
         print(f"{time.monotonic():.1f} {self.tag}: killed {victim} after {phase}", file=self.log, flush=True)
 
@@ -172,11 +200,14 @@ class Chaos:
     def check(self) -> None:
         """A finished night, whose report may still be missing, must add up after one more resume."""
         self._wait_for_flows()
-        self.checkout.run("resume", self.tag)
+        done = self.checkout.run("resume", self.tag)
         found = adds_up.complaints(self.checkout, self.tag, TRIALS, self.before, self.stands.pids)
+        if done.returncode:
+            found.append(f"./run resume of the finished night ends with {done.returncode}: {done.stderr[-1000:]}")
         self.tally.complaints += [f"{self.tag}: {complaint}" for complaint in found]
         print(f"{time.monotonic():.1f} {self.tag}: checked: {found}", file=self.log, flush=True)
         self.tally.nights += 1
+        self.tally.trials += TRIALS
 
     def _known(self) -> bool:
         return (self.checkout.home / "nights" / self.tag / "ledger.jsonl").is_file()
@@ -192,7 +223,10 @@ class Chaos:
 
     def _command(self, *argv: str) -> None:
         environment = self.checkout.environment(NIGHTLY_TEST_MILESTONES=str(self.milestones))
-        subprocess.Popen([sys.executable, *argv], cwd=self.checkout.folder, env=environment, stdout=self.log, stderr=self.log)
+        child = subprocess.Popen(
+            [sys.executable, *argv], cwd=self.checkout.folder, env=environment, stdout=self.log, stderr=self.log
+        )
+        self.children.append(child)
 
     def _prefect(self, *argv: str) -> None:
         """Hands something to the worker. Whether it is taken is seen by what runs afterwards."""
@@ -202,15 +236,26 @@ class Chaos:
         )
 
     def _last_deployed_run(self) -> str | None:
-        """The last flow run of the deployment for this night, if it is over: a running one cannot be retried."""
-        wanted = {"flows": {"name": {"any_": ["nightly-research"]}}, "sort": "START_TIME_DESC", "limit": 20}
+        """The last run of the deployment for this night, if it is over: a running one cannot be retried."""
+        over = ("CRASHED", "FAILED", "CANCELLED", "COMPLETED")
+        deadline = time.monotonic() + PICKED_UP_SECONDS / 4
+        while runs := self._deployed_runs():
+            if runs[0]["state_type"] in over:
+                return str(runs[0]["id"])
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.2)  # its worker has yet to see that it is dead
+        return None
+
+    def _deployed_runs(self) -> list[dict[str, Any]]:
+        """The flow runs of the deployment for this night, the last one first."""
+        wanted = {"flows": {"name": {"any_": ["nightly-research"]}}, "sort": "EXPECTED_START_TIME_DESC", "limit": 20}
         request = urllib.request.Request(
             f"{self.checkout.api}/flow_runs/filter", json.dumps(wanted).encode(), {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=30) as answer:
-            runs = [run for run in json.load(answer) if run["deployment_id"] and run["parameters"].get("tag") == self.tag]
-        over = ("CRASHED", "FAILED", "CANCELLED", "COMPLETED")
-        return next((run["id"] for run in runs if run["state_type"] in over), None)
+            runs = json.load(answer)
+        return [run for run in runs if run["deployment_id"] and run["parameters"].get("tag") == self.tag]
 
 
 def main() -> int:

@@ -69,6 +69,12 @@ class Standing:
         if self.worker is None or self.worker.poll() is not None:
             self.start_worker()
 
+    def reap(self, pid: int) -> None:
+        """Waits for the end of the server or the worker, if it is the one that was killed."""
+        for child in (self.server, self.worker):
+            if child is not None and child.pid == pid:
+                child.wait()
+
     def _spawn(self, argv: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             argv, cwd=self.checkout.folder, env=environment, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log
