@@ -122,6 +122,7 @@ def start_mlflow(port: int, home: Path) -> subprocess.Popen[bytes]:
             *("--backend-store-uri", mlflow_uri(home), "--default-artifact-root", str(home / "mlartifacts")),
         ],
         MLFLOW_LOGGING_LEVEL="WARNING",
+        MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",  # seven processes for jobs that no night has
     )
 
 

@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "tasks.fetch": ("tasks.records", "tasks.sources"),
     "tasks.champion": ("tasks.records", "tasks.plumbing"),
     "tasks.ledger": ("tasks.records", "tasks.files", "tasks.night_state"),
+    "tasks.proposers.tpe": ("tasks.records", "tasks.proposers.search_space", "configs"),
     "tasks.heartbeat": ("tasks.judge.watchdog",),
     "tasks.attention_kernels": ("tasks.files", "tasks.sources"),
     "tasks": ("tasks.records", "tasks.files", "configs", "trainer.prepare", "trainer.packing"),

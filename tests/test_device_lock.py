@@ -66,9 +66,7 @@ def test_the_gpu_is_the_first_that_a_box_sees(monkeypatch, visible, held):
 
 def test_a_second_night_is_refused_with_the_first_ones_name(tmp_path, holder):
     with (
-        pytest.raises(
-            UsageError, match=rf"night dec1 .* cuda-0, on which night nov21 is running \(pid {holder.pid}\).*stop nov21"
-        ),
+        pytest.raises(UsageError, match=rf"night dec1 .* cuda-0, on which night nov21 is running \(pid {holder.pid}\)"),
         device_lock.held(tmp_path, "cuda-0", "night dec1"),
     ):
         pass
@@ -85,7 +83,7 @@ def test_a_dead_night_holds_nothing(tmp_path, holder):
     holder.kill()
     holder.wait()
     with device_lock.held(tmp_path, "cuda-0", "night dec1"):
-        assert (tmp_path / "device-cuda-0.lock").read_text() == f"dec1 {os.getpid()}"
+        assert (tmp_path / "device-cuda-0.lock").read_text() == f"night dec1 {os.getpid()}"
 
 
 def test_a_night_without_a_device_of_its_own_leaves_no_file(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from tasks import heartbeat
 from tasks.heartbeat import LEASE_SECONDS, SIZE, Heartbeat, Pulse
 from tasks.judge import watchdog
-from tests.faults.outages import can_mount
+from tests.faults.small_disk import can_mount
 
 BEATS_UNTIL_KILLED = """
 import sys, time

@@ -11,13 +11,13 @@ import pytest
 
 from flows.server import free_port
 from tests.faults import adds_up
-from tests.faults.outages import Disk, MlflowServer, RunningNight, can_mount, delays, proxy
+from tests.faults.outages import MlflowServer, RunningNight, complaints, delays, proxy
+from tests.faults.small_disk import can_mount, on_a_small_disk
 from tests.faults.standing import Standing, wait_for
 from tests.faults.stub_checkout import PROFILE, StubCheckout
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 LONGEST_DELAY = 15.0  # seconds, of a trial by a view that is down
-DISK_MIB = 160
 
 needs_a_disk = pytest.mark.skipif(not can_mount(), reason="no small disk: needs root and unshare(1) with mount")
 
@@ -78,7 +78,7 @@ def test_mlflow_that_is_down_for_three_trials_delays_none_and_is_complete_afterw
 
     assert night.end() == 0, night.said
     assert max(delays(checkout.ledger("down"))) < LONGEST_DELAY
-    assert adds_up.complaints(checkout, "down", 8, before, stands.pids | up.pids) == []
+    assert complaints(checkout, "down", 8, before, stands.pids | up.pids) == []
 
 
 @pytest.mark.parametrize("does", ["hang", "fail"])
@@ -92,7 +92,7 @@ def test_mlflow_that_answers_nothing_or_500_delays_no_trial_and_is_complete_afte
         assert night.end() == 0, night.said
 
     assert max(delays(checkout.ledger(does))) < LONGEST_DELAY
-    assert adds_up.complaints(checkout, does, 5, before, stands.pids | up.pids) == []
+    assert complaints(checkout, does, 5, before, stands.pids | up.pids) == []
 
 
 def test_prefects_api_that_is_killed_costs_its_pages_and_nothing_else(stands, checkout, before, mlflow_server):
@@ -105,16 +105,13 @@ def test_prefects_api_that_is_killed_costs_its_pages_and_nothing_else(stands, ch
     assert "Traceback" not in night.said
     assert night.said.count("its pages miss what happens meanwhile") == 1
     assert max(delays(checkout.ledger("unserved"))) < LONGEST_DELAY
-    assert adds_up.complaints(checkout, "unserved", 4, before, stands.pids | mlflow_server.pids) == []
+    assert complaints(checkout, "unserved", 4, before, stands.pids | mlflow_server.pids) == []
 
 
 @needs_a_disk
 def test_a_night_whose_disk_fills_at_trial_10_of_40_waits_and_ends_complete(stands, checkout, before, mlflow_server):
-    stop_server(stands)  # the night has a private one: on that disk, as everything is
-    mlflow_server.kill()
-    disk = Disk(DISK_MIB, checkout.home)
-    try:
-        night = RunningNight(checkout, "full", 40, disk, PREFECT_API_URL="")
+    with on_a_small_disk(checkout.home) as disk:
+        night = RunningNight(checkout, "full", 40, disk, PREFECT_API_URL="")  # its own server is on that disk, too
         night.reaches("started", 10)
         disk.fill()
 
@@ -128,43 +125,32 @@ def test_a_night_whose_disk_fills_at_trial_10_of_40_waits_and_ends_complete(stan
         assert (told["state"], told["trial"]) == ("running", 10)
         assert f"the disk of {checkout.home} is full" in told["phase"]
         disk.free()
-        code = night.end()
-        disk.copy_back()
-    finally:
-        disk.end()
 
-    assert code == 0, night.said
-    assert night.said.count("paused: ") == 1
-    assert adds_up.complaints(checkout, "full", 40, before) == []
+        assert night.end() == 0, night.said
+        assert night.said.count("paused: ") == 1
+        assert complaints(checkout, "full", 40, before, stands.pids | mlflow_server.pids, disk) == []
 
 
 @needs_a_disk
 def test_a_night_whose_git_finds_no_room_waits_and_ends_complete(stands, checkout, before, mlflow_server):
-    disk = Disk(DISK_MIB, checkout.folder / ".git")
-    try:
+    with on_a_small_disk(checkout.folder / ".git") as disk:
         night = RunningNight(checkout, "gitless", 4, disk)
         night.reaches("started", 2)
         disk.fill()
         wait_for(lambda: "paused: " in night.said, "a night that is paused")
         disk.free()
-        code = night.end()
-        disk.copy_back()
-    finally:
-        disk.end()
 
-    assert code == 0, night.said
-    assert adds_up.complaints(checkout, "gitless", 4, before, stands.pids | mlflow_server.pids) == []
+        assert night.end() == 0, night.said
+        assert complaints(checkout, "gitless", 4, before, stands.pids | mlflow_server.pids, disk) == []
 
 
 def test_rebuild_completes_an_mlflow_that_was_down_to_the_end_and_whose_store_is_gone(stands, checkout, before, mlflow_server):
     night = RunningNight(checkout, "rebuilt", 2, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{free_port()}")
     assert night.end() == 0, night.said
     assert "did not take it" in night.said
-    assert any("MLflow" in line for line in adds_up.complaints(checkout, "rebuilt", 2, before, stands.pids))
-
     mlflow_server.kill()
     for store in checkout.home.glob("mlflow.db*"):
         store.unlink()
     done = checkout.run("rebuild", "rebuilt")
     assert done.returncode == 0, done.stderr
-    assert adds_up.complaints(checkout, "rebuilt", 2, before, stands.pids) == []
+    assert complaints(checkout, "rebuilt", 2, before, stands.pids) == []

@@ -16,7 +16,7 @@ from tasks.records import NightlyError, UsageError
 
 REQUEST = Request("laptop", None, None, None, None, 1, False)
 HEADER = {"profile": "laptop", "proposer": "tpe", "patches": None, "seed": 1, "trials": 4, "hours": None}
-HEADER |= {"deployment": "local", "flow_run": "run-1"}
+HEADER |= {"deployment": "local", "flow_run": "run-1", "began": "2026-11-21T22:00:00+00:00"}
 BASELINE = {"val_bpb": 1.65, "scores": [1.64, 1.65, 1.66], "sd": 0.01, "start_commit": "c0", "wall_seconds": 30.0}
 STOPPED = ("stopped", {"reason": "stopped by ./run stop", "failed": False})
 FAILED = ("stopped", {"reason": "the GPU fell off", "failed": True})

@@ -9,7 +9,8 @@ import pytest
 import configs
 from configs import knobs
 from tasks import proposal
-from tasks.proposers.tpe import SPACE, SearchSpace, TpeProposer, moved
+from tasks.proposers.search_space import SPACE, SearchSpace, moved
+from tasks.proposers.tpe import TpeProposer
 from tasks.records import NightSoFar, Proposal, Trial, UsageError
 
 TRAIN = (Path(__file__).parents[1] / "trainer" / "train.py").read_text(encoding="utf-8")

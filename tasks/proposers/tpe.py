@@ -12,119 +12,24 @@ import hashlib
 import json
 import math
 import random
-import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import pydantic
-
-from configs import FOLDER, Table, knobs
-from tasks.records import NightSoFar, Proposal, Trial, UsageError
+from configs import knobs
+from tasks.proposers.search_space import SPACE, Choice, Range, SearchSpace, Space, moved
+from tasks.records import NightSoFar, Proposal, Trial
 
 if TYPE_CHECKING:
     import optuna
 
-SPACE = FOLDER / "search_space.toml"
-RELATIVE = r"^(x\d+(\.\d+)?|[+-]\d+(\.\d+)?)$"
 STARTUP_TRIALS = 5  # scored trials, the baseline among them, before TPE replaces random sampling
 MOVED_AT_ONCE = 3  # knobs of a sample; all at once won less in simulated nights, and explains nothing in the morning
+STUDIED, BEST = 150, 30  # trials that a sample is drawn from, and the best of the night among them; the rest are the latest
+DRAWS = 10  # samples, until one was not tried before
 NOT_RUN = ("rejected_patch", "sandbox_error")  # these say nothing about their knobs
 
 Knobs = Mapping[str, Any]
-End = float | Annotated[str, pydantic.StringConstraints(pattern=RELATIVE)]
-
-
-class Range(Table):
-    """A table of type int or float; `low` and `high` may be relative to the baseline: "x0.25", "+2"."""
-
-    type: Literal["int", "float"]
-    low: End
-    high: End
-    min: float = -math.inf
-    log: bool = False
-    step: pydantic.PositiveFloat | None = None
-
-    @pydantic.model_validator(mode="after")
-    def _logarithm_exists(self) -> Range:
-        if self.log and isinstance(self.low, float) and self.low <= 0:
-            raise ValueError(f"low = {self.low} has no logarithm: raise it above 0 or drop log")
-        return self
-
-    def ends(self, base: float) -> tuple[float, float]:
-        low, high = (max(moved(base, end), self.min) for end in (self.low, self.high))
-        return (round(low), round(high)) if self.type == "int" else (low, high)
-
-    def varies(self, base: Any) -> bool:
-        """False for x0.5 ... x2 of 0, and where the baseline has no number at all."""
-        return isinstance(base, int | float) and self.clip(-math.inf, base) < self.clip(math.inf, base)
-
-    def clip(self, value: float, base: float) -> float:
-        low, high = self.ends(base)
-        return min(max(value, low), high)
-
-    def fit(self, value: float, base: float) -> float | int:
-        """The nearest value of this knob: inside the range, and round."""
-        if self.type == "int":
-            return int(self.clip(round(value), base))
-        rounded = round(value / self.step) * self.step if self.step else value
-        return float(f"{self.clip(rounded, base):.3g}")
-
-
-class Choice(Table):
-    """A table of type categorical; a choice may be relative to the baseline too."""
-
-    type: Literal["categorical"]
-    choices: tuple[Any, ...] = pydantic.Field(min_length=2)
-
-    def values(self, base: Any) -> dict[str, Any]:
-        """The choices by their JSON text, which is what Optuna is shown: it takes no tuples."""
-        return {json.dumps(value): value for value in (moved(base, choice) for choice in self.choices)}
-
-    def varies(self, base: Any) -> bool:
-        return len(self.values(base)) > 1
-
-
-Space = dict[str, Annotated[Range | Choice, pydantic.Field(discriminator="type")]]
-
-
-class SearchSpace(pydantic.BaseModel):
-    """configs/search_space.toml."""
-
-    steps: list[tuple[str, Any]]
-    space: Space
-
-    @pydantic.model_validator(mode="after")
-    def _steps_fit_their_tables(self) -> SearchSpace:
-        for name, change in self.steps:
-            if name not in self.space:
-                raise ValueError(f"step {name} {change}: there is no table {name}")
-            if isinstance(self.space[name], Range) and isinstance(moved(1, change), str | list):
-                raise ValueError(f'step {name} {change}: it takes a number, or a change such as "x2" or "-1"')
-        return self
-
-    @classmethod
-    def load(cls, path: Path) -> SearchSpace:
-        """Raises UsageError for a file that is no search space; the text names the knob and the key."""
-        try:
-            table = tomllib.loads(path.read_text(encoding="utf-8"))
-            return cls(steps=table.pop("steps", []), space=table)
-        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UsageError(f"search space {path}: {error}") from error
-        except pydantic.ValidationError as error:
-            problems = "; ".join(
-                ": ".join([*map(str, e["loc"]), e["msg"].removeprefix("Value error, ")]) for e in error.errors()
-            )
-            raise UsageError(f"search space {path}: {problems}") from error
-
-
-def moved(base: Any, change: Any) -> Any:
-    """`change` applied to a number if it is relative ("x2", "-1"), else `change` itself. An int stays an int."""
-    if not (isinstance(change, str) and re.match(RELATIVE, change)):
-        return change
-    value = base * float(change[1:]) if change[0] == "x" else base + float(change)
-    return round(value) if isinstance(base, int) else value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,19 +92,37 @@ def _sample(space: Space, champion: Knobs, night: NightSoFar) -> dict[str, Any]:
     base = night.baseline_knobs
     distributions = {name: _distribution(knob, base[name]) for name, knob in space.items()}
     worst = max([night.baseline_bpb, *(t.val_bpb for t in night.trials if t.val_bpb is not None)])
-    scored = [(base, night.baseline_bpb)]
+    scored: list[tuple[Knobs, float]] = [(base, night.baseline_bpb)]
     scored += [(t.knobs, worst + 1 if t.val_bpb is None else t.val_bpb) for t in night.trials if t.status not in NOT_RUN]
-    for tried, score in scored:
+    for tried, score in _worth_studying(scored):
         if params := _params(space, tried, base):
             study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=score))
-    drawn = study.ask(fixed_distributions=distributions).params
-    values = {
-        name: knob.values(base[name])[drawn[name]] if isinstance(knob, Choice) else knob.fit(drawn[name], base[name])
-        for name, knob in space.items()
-    }
-    moving = [name for name, value in values.items() if _key(value) != _key(champion[name])]
-    chosen = random.Random(seed).sample(moving, min(MOVED_AT_ONCE, len(moving)))
-    return {name: values[name] for name in moving if name in chosen}
+    places, chance = {_place(trial.knobs, space) for trial in night.trials}, random.Random(seed)
+    for _ in range(DRAWS):
+        drawn = study.ask(fixed_distributions=distributions).params
+        values = {
+            name: knob.values(base[name])[drawn[name]] if isinstance(knob, Choice) else knob.fit(drawn[name], base[name])
+            for name, knob in space.items()
+        }
+        moving = [name for name, value in values.items() if _key(value) != _key(champion[name])]
+        chosen = chance.sample(moving, min(MOVED_AT_ONCE, len(moving)))
+        changed = {name: values[name] for name in moving if name in chosen}
+        if _place({**champion, **changed}, space) not in places:
+            break
+    return changed
+
+
+def _worth_studying(scored: list[tuple[Knobs, float]]) -> list[tuple[Knobs, float]]:
+    """The best and the latest, in their order: a study of all would cost more with every trial."""
+    best = sorted(range(len(scored)), key=lambda i: scored[i][1])[:BEST]
+    late = range(max(len(scored) - STUDIED + BEST, 0), len(scored))
+    return [scored[i] for i in sorted({*best, *late})]
+
+
+def _place(tried: Knobs, space: Space) -> tuple[Any, ...]:
+    """Where a candidate is in the space, to be compared with others."""
+    values = (tried.get(name) for name in space)
+    return tuple(value if isinstance(value, int | float | str) else _key(value) for value in values)
 
 
 def _distribution(knob: Range | Choice, base: Any) -> optuna.distributions.BaseDistribution:

@@ -40,6 +40,7 @@ PHASES = (
 AIM_SECONDS = 10.0  # for which a phase is waited for
 PICKED_UP_SECONDS = 60.0  # after which a worker should have begun what it was given
 END_SECONDS = 240.0  # for what is left of a night
+OVER = ("CRASHED", "FAILED", "CANCELLED", "COMPLETED")
 
 
 @dataclasses.dataclass
@@ -76,11 +77,12 @@ class Chaos:
         return f"chaos{self.tally.nights + 1}"
 
     def run(self, kills: int) -> Tally:
-        """Kills so often, in as many nights as that takes; all is prepared before, and the baseline measured."""
+        """Kills so often, in as many nights as that takes. The baseline is measured before, by a night that nobody kills."""
         self.stands.up()
-        done = self.checkout.run("night", "--profile", PROFILE, "--tag", "prepared", "--trials", "1")
-        if done.returncode:
-            raise RuntimeError(f"a night that nobody kills ends with {done.returncode}: {done.stderr}")
+        if not list(self.checkout.home.glob("nights/*/ledger.jsonl")):
+            done = self.checkout.run("night", "--profile", PROFILE, "--tag", "prepared", "--trials", "1")
+            if done.returncode:
+                raise RuntimeError(f"a night that nobody kills ends with {done.returncode}: {done.stderr}")
         self.before, began = adds_up.UserTree.of(self.checkout), time.monotonic()
         while sum(self.tally.victims.values()) < kills:
             self.stands.up()
@@ -109,8 +111,10 @@ class Chaos:
         """Starts or takes up the night; if that way leads nowhere, the next kill comes to a place where nothing runs."""
         self.milestones.write_text("starting\n")
         known = (self.checkout.home / "nights" / self.tag / "ledger.jsonl").is_file()
-        retried = self._last_deployed_run() if way == "retry" else None
-        if (way == "resume" and not known) or (way == "retry" and retried is None):
+        if way in ("retry", "deployment"):
+            self._mark_crashed()
+        runs = self._deployed_runs(self.tag) if way == "retry" else []
+        if (way == "resume" and not known) or (way == "retry" and not runs):
             way = "again"
         self.tally.ways[way] += 1
         print(f"{time.monotonic():.1f} {self.tag}: {way}", file=self.log, flush=True)
@@ -119,7 +123,7 @@ class Chaos:
         elif way == "again":
             self._command("-m", "flows.cli", "night", "--profile", PROFILE, "--tag", self.tag, "--trials", str(TRIALS))
         elif way == "retry":
-            self._prefect("flow-run", "retry", str(retried))
+            self._prefect("flow-run", "retry", runs[0]["id"])
         else:
             parameters = {"tag": self.tag, "profile": str(self.checkout.folder / PROFILE), "trials": TRIALS}
             given = [part for name, value in parameters.items() for part in ("--param", f"{name}={value}")]
@@ -128,10 +132,10 @@ class Chaos:
             self._until_picked_up(way)
 
     def _until_picked_up(self, way: str) -> None:
-        """By the worker. A second run is cancelled while Prefect counts one as running whose worker was killed, too."""
+        """By the worker, which may be refused a run."""
         deadline = time.monotonic() + PICKED_UP_SECONDS
         while not self.stands.flows():
-            if time.monotonic() > deadline or (way == "deployment" and self._deployed_runs()[0]["state_type"] == "CANCELLED"):
+            if time.monotonic() > deadline or self._deployed_runs(self.tag)[0]["state_type"] in OVER:
                 self.tally.refused[way] += 1
                 return
             time.sleep(0.2)
@@ -235,27 +239,27 @@ class Chaos:
             command, cwd=self.checkout.folder, env=self.stands.environment(), stdout=self.log, stderr=self.log, timeout=120
         )
 
-    def _last_deployed_run(self) -> str | None:
-        """The last run of the deployment for this night, if it is over: a running one cannot be retried."""
-        over = ("CRASHED", "FAILED", "CANCELLED", "COMPLETED")
-        deadline = time.monotonic() + PICKED_UP_SECONDS / 4
-        while runs := self._deployed_runs():
-            if runs[0]["state_type"] in over:
-                return str(runs[0]["id"])
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.2)  # its worker has yet to see that it is dead
-        return None
+    def _mark_crashed(self) -> None:
+        """What deployments/automations.yaml does six minutes after the last heartbeat of a run, whose worker is dead, too.
 
-    def _deployed_runs(self) -> list[dict[str, Any]]:
-        """The flow runs of the deployment for this night, the last one first."""
-        wanted = {"flows": {"name": {"any_": ["nightly-research"]}}, "sort": "EXPECTED_START_TIME_DESC", "limit": 20}
-        request = urllib.request.Request(
-            f"{self.checkout.api}/flow_runs/filter", json.dumps(wanted).encode(), {"Content-Type": "application/json"}
-        )
+        Until then Prefect refuses a second one.
+        """
+        for run in self._deployed_runs():
+            if run["state_type"] not in OVER:
+                state = {"type": "CRASHED", "name": "Crashed", "message": "No heartbeat. The process or its machine is gone"}
+                self._ask(f"flow_runs/{run['id']}/set_state", {"state": state, "force": True})
+
+    def _deployed_runs(self, tag: str | None = None) -> list[dict[str, Any]]:
+        """The flow runs of the deployment, for the night of this tag or any, the last one first."""
+        wanted = {"flows": {"name": {"any_": ["nightly-research"]}}, "sort": "EXPECTED_START_TIME_DESC", "limit": 50}
+        runs = [run for run in self._ask("flow_runs/filter", wanted) if run["deployment_id"]]
+        return [run for run in runs if tag in (None, run["parameters"].get("tag"))]
+
+    def _ask(self, path: str, body: dict[str, Any]) -> Any:
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.checkout.api}/{path}", json.dumps(body).encode(), headers)
         with urllib.request.urlopen(request, timeout=30) as answer:
-            runs = json.load(answer)
-        return [run for run in runs if run["deployment_id"] and run["parameters"].get("tag") == self.tag]
+            return json.load(answer)
 
 
 def main() -> int:

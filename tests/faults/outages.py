@@ -1,11 +1,12 @@
-"""What goes down under a running night: an MLflow server, whatever stands behind a TCP proxy, a disk of its own."""
+"""What goes down under a running night: an MLflow server, whatever stands behind a TCP proxy."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
-import shutil
+import pickle
 import signal
 import socket
 import subprocess
@@ -14,14 +15,21 @@ import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Literal
 
 from flows.server import free_port
-from tests.checkouts import Checkout
-from tests.faults.adds_up import our_pids
+from tests.checkouts import ROOT, Checkout
+from tests.faults.adds_up import UserTree, our_pids
+from tests.faults.small_disk import Disk
 from tests.faults.standing import wait_for
 from tests.faults.stub_checkout import PROFILE
+
+COMPLAIN = """
+import json, pickle, sys
+from tests.faults import adds_up
+found = adds_up.complaints(*pickle.load(sys.stdin.buffer))
+print(json.dumps(found))
+"""
 
 
 class RunningNight:
@@ -84,6 +92,16 @@ def delays(events: list[dict[str, Any]]) -> list[float]:
 
 def _seconds(event: dict[str, Any]) -> float:
     return datetime.fromisoformat(event["time"]).timestamp()
+
+
+def complaints(
+    checkout: Checkout, tag: str, planned: int, before: UserTree, standing: frozenset[int], disk: Disk | None = None
+) -> list[str]:
+    """Those of `adds_up`, by a process of its own: it sees the disk, and its MLflow client has no other store open."""
+    argv = [*(disk.command(ROOT) if disk else ()), sys.executable, "-c", COMPLAIN]
+    given = pickle.dumps((checkout, tag, planned, before, standing))
+    done = subprocess.run(argv, input=given, capture_output=True, check=True, cwd=ROOT)
+    return [str(complaint) for complaint in json.loads(done.stdout)]
 
 
 class MlflowServer:
@@ -199,57 +217,3 @@ def proxy(target: int) -> Iterator[Proxy]:
         yield made
     finally:
         made.close()
-
-
-def can_mount() -> bool:
-    """Whether a disk of its own can be given to a process here: as root, with unshare(1)."""
-    probe = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
-    return shutil.which("unshare") is not None and subprocess.run(probe, capture_output=True).returncode == 0
-
-
-class Disk:
-    """A small disk that holds a checkout's state folder, and perhaps its .git, for processes that are started on it.
-
-    A tmpfs in a mount namespace of its own: nobody else sees it, and it is gone with the process that holds it.
-    """
-
-    def __init__(self, mib: int, *folders: Path) -> None:
-        self.folders = folders
-        script = ["d=$(mktemp -d)", f'mount -t tmpfs -o size={mib}m none "$d"']
-        for i, folder in enumerate(folders):
-            script += [f'cp -a "{folder}" "$d/{i}"', f'mount --bind "$d/{i}" "{folder}"']
-        script += ['umount -l "$d"', 'rmdir "$d"', "echo ready", "exec sleep infinity"]
-        argv = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", "\n".join(script)]
-        self._holder = subprocess.Popen(argv, stdout=subprocess.PIPE)
-        assert self._holder.stdout is not None
-        assert self._holder.stdout.readline() == b"ready\n"
-
-    def command(self, folder: Path) -> tuple[str, ...]:
-        """argv in front of a command that is to run in `folder` and have the disk."""
-        return ("nsenter", "--target", str(self._holder.pid), "--mount", f"--wdns={folder}")
-
-    def inside(self, path: Path) -> Path:
-        return Path(f"/proc/{self._holder.pid}/root{path}")
-
-    def fill(self) -> None:
-        """Takes all the room there is, and leaves none for an empty file's name."""
-        with contextlib.suppress(OSError), self.inside(self.folders[0] / "fill").open("wb", buffering=0) as file:
-            while True:
-                file.write(bytes(2**16))
-
-    def free(self) -> None:
-        self.inside(self.folders[0] / "fill").unlink()
-
-    def copy_back(self) -> None:
-        """Puts what is on the disk where everybody sees it; the disk's own is gone then."""
-        for folder in self.folders:
-            copy = folder.with_name(f"{folder.name}.copy")
-            subprocess.run(["cp", "-a", str(self.inside(folder)), str(copy)], check=True)
-            shutil.rmtree(folder)
-            copy.rename(folder)
-
-    def end(self) -> None:
-        self._holder.kill()
-        self._holder.wait()
-        if self._holder.stdout:
-            self._holder.stdout.close()

@@ -1,0 +1,111 @@
+"""The search space of the proposers that turn knobs: configs/search_space.toml, checked when it is read."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from configs import FOLDER, Table
+from tasks.records import UsageError
+
+SPACE = FOLDER / "search_space.toml"
+RELATIVE = r"^(x\d+(\.\d+)?|[+-]\d+(\.\d+)?)$"
+
+End = float | Annotated[str, pydantic.StringConstraints(pattern=RELATIVE)]
+
+
+class Range(Table):
+    """A table of type int or float; `low` and `high` may be relative to the baseline: "x0.25", "+2"."""
+
+    type: Literal["int", "float"]
+    low: End
+    high: End
+    min: float = -math.inf
+    log: bool = False
+    step: pydantic.PositiveFloat | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _logarithm_exists(self) -> Range:
+        if self.log and isinstance(self.low, float) and self.low <= 0:
+            raise ValueError(f"low = {self.low} has no logarithm: raise it above 0 or drop log")
+        return self
+
+    def ends(self, base: float) -> tuple[float, float]:
+        low, high = (max(moved(base, end), self.min) for end in (self.low, self.high))
+        return (round(low), round(high)) if self.type == "int" else (low, high)
+
+    def varies(self, base: Any) -> bool:
+        """False for x0.5 ... x2 of 0, and where the baseline has no number at all."""
+        return isinstance(base, int | float) and self.clip(-math.inf, base) < self.clip(math.inf, base)
+
+    def clip(self, value: float, base: float) -> float:
+        low, high = self.ends(base)
+        return min(max(value, low), high)
+
+    def fit(self, value: float, base: float) -> float | int:
+        """The nearest value of this knob: inside the range, and round."""
+        if self.type == "int":
+            return int(self.clip(round(value), base))
+        rounded = round(value / self.step) * self.step if self.step else value
+        return float(f"{self.clip(rounded, base):.3g}")
+
+
+class Choice(Table):
+    """A table of type categorical; a choice may be relative to the baseline too."""
+
+    type: Literal["categorical"]
+    choices: tuple[Any, ...] = pydantic.Field(min_length=2)
+
+    def values(self, base: Any) -> dict[str, Any]:
+        """The choices by their JSON text, which is what Optuna is shown: it takes no tuples."""
+        return {json.dumps(value): value for value in (moved(base, choice) for choice in self.choices)}
+
+    def varies(self, base: Any) -> bool:
+        return len(self.values(base)) > 1
+
+
+Space = dict[str, Annotated[Range | Choice, pydantic.Field(discriminator="type")]]
+
+
+class SearchSpace(pydantic.BaseModel):
+    """configs/search_space.toml."""
+
+    steps: list[tuple[str, Any]]
+    space: Space
+
+    @pydantic.model_validator(mode="after")
+    def _steps_fit_their_tables(self) -> SearchSpace:
+        for name, change in self.steps:
+            if name not in self.space:
+                raise ValueError(f"step {name} {change}: there is no table {name}")
+            if isinstance(self.space[name], Range) and isinstance(moved(1, change), str | list):
+                raise ValueError(f'step {name} {change}: it takes a number, or a change such as "x2" or "-1"')
+        return self
+
+    @classmethod
+    def load(cls, path: Path) -> SearchSpace:
+        """Raises UsageError for a file that is no search space; the text names the knob and the key."""
+        try:
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+            return cls(steps=table.pop("steps", []), space=table)
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UsageError(f"search space {path}: {error}") from error
+        except pydantic.ValidationError as error:
+            problems = "; ".join(
+                ": ".join([*map(str, e["loc"]), e["msg"].removeprefix("Value error, ")]) for e in error.errors()
+            )
+            raise UsageError(f"search space {path}: {problems}") from error
+
+
+def moved(base: Any, change: Any) -> Any:
+    """`change` applied to a number if it is relative ("x2", "-1"), else `change` itself. An int stays an int."""
+    if not (isinstance(change, str) and re.match(RELATIVE, change)):
+        return change
+    value = base * float(change[1:]) if change[0] == "x" else base + float(change)
+    return round(value) if isinstance(base, int) else value
