@@ -56,7 +56,9 @@ def said_plainly(api_url: str) -> Iterator[None]:
 
     try:
         yield
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, RuntimeError) as error:  # Prefect's own call at a start wraps the one in the other
+        if not isinstance(error, httpx.HTTPError) and not isinstance(error.__cause__, httpx.HTTPError):
+            raise
         raise NightlyError(
             f"Prefect's API at {api_url} did not answer ({str(error) or type(error).__name__}): see that it runs and start "
             f"this again. What a night has decided is on record: `./run status TAG`, `./run resume TAG`"

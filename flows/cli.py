@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import configs
-from flows import commands, server, services
+from flows import api_outage, commands, server, services
 from tasks.records import NightlyError, UsageError
 
 PROPOSERS = ("tpe", "replay")
@@ -122,4 +122,4 @@ def _positive(kind: type) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(api_outage.leave(main()))

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import configs
-from flows import api_outage, server
+from flows import server
 from tasks.records import UsageError
 
 JSON_FIELDS = (  # of a run, in the order that they are printed
@@ -40,7 +40,7 @@ def night(arguments: argparse.Namespace, home: Path) -> int:
             )
         except Untold as over:
             tag = over.tag
-    return api_outage.leave(_print_night(home, tag, as_json=arguments.json))
+    return _print_night(home, tag, as_json=arguments.json)
 
 
 def resume(arguments: argparse.Namespace, home: Path) -> int:
@@ -53,7 +53,7 @@ def resume(arguments: argparse.Namespace, home: Path) -> int:
 
         with contextlib.suppress(Untold):
             resume_night(arguments.tag, arguments.trials, arguments.hours)
-    return api_outage.leave(_print_night(home, arguments.tag, as_json=arguments.json))
+    return _print_night(home, arguments.tag, as_json=arguments.json)
 
 
 def trial(arguments: argparse.Namespace, home: Path) -> int:

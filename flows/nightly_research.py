@@ -7,6 +7,7 @@ every start with its tag, a retried flow run and `./run resume` are the same thi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from prefect import flow, get_run_logger
@@ -19,7 +20,7 @@ from flows.views import Views, name_flow_run, take_leave
 from tasks import champion, milestones, notification
 from tasks.records import FileRef, NightlyError, UsageError
 
-MOST_TRIES = 20  # of one step that a full disk stops, while there seems to be room
+MOST_TRIES = 20  # of work that a full disk stops, while there seems to be room
 
 
 @flow(name="nightly-research")
@@ -124,7 +125,7 @@ def go_on(held: Session, request: Request, *, resuming_it: bool) -> None:
 
 
 def run_trials(night: Night, held: Session, views: Views) -> None:
-    """Step after step, until the night is finished or stopped. A full disk is waited for; the step is then done again."""
+    """Step after step, until the night is finished or stopped."""
     if held.state.champion is None:
         title = f"night {night.tag}: train.py with the knobs of profile {night.profile.name}"
         commit = champion.start_branch(night.root, night.tag, held.state.header["head"], night.base, title)
@@ -132,15 +133,19 @@ def run_trials(night: Night, held: Session, views: Views) -> None:
         held.book.append("baseline", **baseline_event(night), start_commit=commit)
         milestones.reached("measured")
     views.show(held.state)
-    tries = 0
     while not (held.state.finished or held.state.stopped):
+        patiently(night, held, lambda: step(night, held, views))
+
+
+def patiently(night: Night, held: Session, work: Callable[[], None]) -> None:
+    """Does work that may be done again and again; where the disk is full it waits for room and does it once more."""
+    for _ in range(MOST_TRIES):
         try:
-            step(night, held, views)
-            tries = 0
+            return work()
         except (OSError, NightlyError) as error:
-            tries += 1
-            if tries > MOST_TRIES or not disk.made_room(night, held, error):
+            if not disk.made_room(night, held, error):
                 raise
+    work()
 
 
 def step(night: Night, held: Session, views: Views) -> None:
@@ -165,7 +170,7 @@ def end(night: Night, held: Session, views: Views) -> None:
     """What a person sees in the morning."""
     over = held.state.finished or held.state.stopped
     held.pulse.enter("writing the report")
-    views.show_end(held.state)
+    patiently(night, held, lambda: views.show_end(held.state))
     if held.state.finished:
         notices.tell("finished", held.state)
     milestones.reached("reported")

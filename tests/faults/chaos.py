@@ -38,6 +38,7 @@ PHASES = (
     *("decided", "committed", "advanced", "applied", "shown", "finished", "reported"),
 )
 AIM_SECONDS = 10.0  # for which a phase is waited for
+REPORTED_SECONDS = 10.0  # in which a worker tells Prefect that a night of its own is dead
 PICKED_UP_SECONDS = 60.0  # after which a worker should have begun what it was given
 END_SECONDS = 240.0  # for what is left of a night
 OVER = ("CRASHED", "FAILED", "CANCELLED", "COMPLETED")
@@ -240,14 +241,18 @@ class Chaos:
         )
 
     def _mark_crashed(self) -> None:
-        """What deployments/automations.yaml does six minutes after the last heartbeat of a run, whose worker is dead, too.
+        """Runs of dead processes, first by their worker, if it lives: Prefect refuses a second run meanwhile.
 
-        Until then Prefect refuses a second one.
+        Then as deployments/automations.yaml does it six minutes after the last heartbeat.
         """
-        for run in self._deployed_runs():
-            if run["state_type"] not in OVER:
-                state = {"type": "CRASHED", "name": "Crashed", "message": "No heartbeat. The process or its machine is gone"}
-                self._ask(f"flow_runs/{run['id']}/set_state", {"state": state, "force": True})
+        deadline = time.monotonic() + REPORTED_SECONDS
+        while left := [run["id"] for run in self._deployed_runs() if run["state_type"] not in OVER]:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.2)
+        for run in left:
+            state = {"type": "CRASHED", "name": "Crashed", "message": "No heartbeat. The process or its machine is gone"}
+            self._ask(f"flow_runs/{run}/set_state", {"state": state, "force": True})
 
     def _deployed_runs(self, tag: str | None = None) -> list[dict[str, Any]]:
         """The flow runs of the deployment, for the night of this tag or any, the last one first."""
