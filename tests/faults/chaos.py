@@ -29,7 +29,6 @@ from tests.faults.stub_checkout import PROFILE
 
 VICTIMS = {"flow": 5, "worker": 2, "box": 3, "server": 2}  # weights
 WAYS = {"resume": 2, "again": 2, "deployment": 2, "retry": 3}
-TRIALS = 6  # of a night; then the next one begins
 EARLY = 0.25  # share of the kills that come while a night starts up
 STARTUP_SECONDS, WORK_SECONDS = 5.0, 3.0  # over which the moments are spread
 AIMED = 0.6  # share of the kills of a night at work that wait for a phase: most phases last milliseconds
@@ -64,10 +63,11 @@ class Tally:
 class Chaos:
     """A seeded sequence of kills in one checkout."""
 
-    def __init__(self, stands: Standing, seed: int) -> None:
+    def __init__(self, stands: Standing, seed: int, trials: int) -> None:
         self.stands = stands
         self.checkout = stands.checkout
         self.random = random.Random(seed)
+        self.trials = trials  # of a night; then the next one begins
         self.milestones = stands.milestones
         self.tally = Tally()
         self.children: list[subprocess.Popen[bytes]] = []
@@ -122,11 +122,11 @@ class Chaos:
         if way == "resume":
             self._command("-m", "flows.cli", "resume", self.tag)
         elif way == "again":
-            self._command("-m", "flows.cli", "night", "--profile", PROFILE, "--tag", self.tag, "--trials", str(TRIALS))
+            self._command("-m", "flows.cli", "night", "--profile", PROFILE, "--tag", self.tag, "--trials", str(self.trials))
         elif way == "retry":
             self._prefect("flow-run", "retry", runs[0]["id"])
         else:
-            parameters = {"tag": self.tag, "profile": str(self.checkout.folder / PROFILE), "trials": TRIALS}
+            parameters = {"tag": self.tag, "profile": str(self.checkout.folder / PROFILE), "trials": self.trials}
             given = [part for name, value in parameters.items() for part in ("--param", f"{name}={value}")]
             self._prefect("deployment", "run", "nightly-research/local", *given)
         if way in ("retry", "deployment"):
@@ -161,10 +161,10 @@ class Chaos:
         """Waits, for as long as a night runs. It looks often: some phases are that short."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self.stands.flows():
-            for _ in range(50):
+            for _ in range(100):  # then again whether it still runs, which takes longer to find out
                 if what():
                     return
-                time.sleep(0.002)
+                time.sleep(0.003)
 
     def kill_one(self, victim: str) -> None:
         """Kills one; a victim that is not there now is replaced by the night's process, and no kill counts without one."""
@@ -206,19 +206,19 @@ class Chaos:
         """A finished night, whose report may still be missing, must add up after one more resume."""
         self._wait_for_flows()
         done = self.checkout.run("resume", self.tag)
-        found = adds_up.complaints(self.checkout, self.tag, TRIALS, self.before, self.stands.pids)
+        found = adds_up.complaints(self.checkout, self.tag, self.trials, self.before, self.stands.pids)
         if done.returncode:
             found.append(f"./run resume of the finished night ends with {done.returncode}: {done.stderr[-1000:]}")
         self.tally.complaints += [f"{self.tag}: {complaint}" for complaint in found]
         print(f"{time.monotonic():.1f} {self.tag}: checked: {found}", file=self.log, flush=True)
         self.tally.nights += 1
-        self.tally.trials += TRIALS
+        self.tally.trials += self.trials
 
     def _known(self) -> bool:
         return (self.checkout.home / "nights" / self.tag / "ledger.jsonl").is_file()
 
     def _whole_night(self) -> subprocess.CompletedProcess[str]:
-        return self.checkout.run("night", "--profile", PROFILE, "--tag", self.tag, "--trials", str(TRIALS))
+        return self.checkout.run("night", "--profile", PROFILE, "--tag", self.tag, "--trials", str(self.trials))
 
     def _wait_for_flows(self) -> None:
         wait_for(lambda: not self.stands.flows(), f"the end of {self.tag}", END_SECONDS)
@@ -271,11 +271,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Kills nights at random and checks that they add up.")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--trials", type=int, default=6, help="of a night; then the next one begins")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         Path(folder).chmod(0o755)  # a box's uid must reach the dataset
         with standing(Path(folder)) as stands:
-            chaos = Chaos(stands, arguments.seed)
+            chaos = Chaos(stands, arguments.seed, arguments.trials)
             tally = chaos.run(arguments.kills)
             print(tally)
             if tally.complaints:
