@@ -15,6 +15,7 @@ from prefect.futures import PrefectFuture
 
 from flows import server
 from flows.opening import Night
+from flows.quoting import whole
 from tasks import mlflow_store, tracking, trial_folder
 from tasks.records import NightlyError, NightState
 
@@ -39,7 +40,7 @@ class MlflowView:
         with contextlib.suppress(NightlyError):
             self._collect(0.0)  # a job of an earlier state: what it met is over, or it is still at it
         if self._job is None:
-            self._job = catch_up.submit(self._night, state, self._done)
+            self._job = catch_up.submit(whole(self._night), whole(state), whole(self._done))
         self._collect(patience)
 
     def _collect(self, patience: float) -> None:
@@ -64,7 +65,7 @@ class MlflowView:
 
     def _end(self, state: NightState) -> None:
         try:
-            finish_night.submit(self._night, state).result(timeout=LAST_PATIENCE)
+            finish_night.submit(whole(self._night), whole(state)).result(timeout=LAST_PATIENCE)
         except TimeoutError:
             raise NightlyError(f"MLflow did not take the night's end within {LAST_PATIENCE:.0f} s") from None
 

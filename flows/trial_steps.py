@@ -12,6 +12,7 @@ from prefect import get_run_logger
 from configs import knobs
 from flows.gpu_trial import run_trial
 from flows.opening import Night
+from flows.quoting import whole
 from flows.session import Session
 from tasks import champion, milestones, proposal, trial_folder, verdict
 from tasks.baseline import caps_after, unusual
@@ -25,7 +26,7 @@ def one_trial(night: Night, held: Session) -> bool:
     assert parent is not None
     held.pulse.enter(f"trial {number}: proposing")
     current = champion.source_at(night.root, parent)
-    proposed = proposal.propose_patch(night.proposer, so_far(night, state, current), seen(night, state))
+    proposed = proposal.propose_patch(night.proposer, whole(so_far(night, state, current)), whole(seen(night, state)))
     if proposed is None:
         return False
     milestones.reached("proposed")

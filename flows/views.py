@@ -21,6 +21,7 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, t
 from flows import server
 from flows.mlflow_view import MlflowView
 from flows.opening import Night
+from flows.quoting import whole
 from tasks import chart, heartbeat, report
 from tasks.records import NightlyError, NightState
 
@@ -73,13 +74,13 @@ class Views:
 
     def show_end(self, state: NightState) -> None:
         """The report and its companions, and whatever MLflow has missed."""
-        write_report(self._night, state)
+        write_report(whole(self._night), whole(state))
         self._try("Prefect", lambda: _send_report(self._night))
         self._try("MLflow", lambda: self._mlflow.finish(state))
 
     def rebuild(self, state: NightState) -> None:
         """Everything, once more. Raises NightlyError where a view cannot be written."""
-        write_report(self._night, state)
+        write_report(whole(self._night), whole(state))
         self._mlflow.finish(state)
         _send_table(state)
         _send_report(self._night)

@@ -149,7 +149,7 @@ def _argv(pid: int) -> list[bytes]:
     """A process's command line. In the middle of an exec it is empty for a moment, and is read again. Raises OSError."""
     for _ in range(100):
         argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        state, *_, flags = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:7]
+        state, *_, flags = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[:7]
         if argv != [b""] or state in "ZX" or int(flags) & KERNEL_THREAD:
             return argv
         time.sleep(0.001)

@@ -50,7 +50,7 @@ def our_processes(home: Path) -> list[str]:
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            if int(entry.name) == os.getpid() or (entry / "stat").read_text().rpartition(")")[2].split()[0] == "Z":
+            if int(entry.name) == os.getpid() or (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[0] == "Z":
                 continue
             argv, environ = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
         except OSError:

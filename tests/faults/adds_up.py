@@ -215,7 +215,7 @@ def our_pids(home: Path) -> dict[int, str]:
     found: dict[int, str] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            if int(entry.name) == os.getpid() or (entry / "stat").read_text().rpartition(")")[2].split()[0] in "ZX":
+            if int(entry.name) == os.getpid() or (entry / "stat").read_bytes().rpartition(b")")[2].split()[0] in b"ZX":
                 continue
             argv, environ = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
         except OSError:

@@ -69,6 +69,7 @@ class Chaos:
         self.random = random.Random(seed)
         self.trials = trials  # of a night; then the next one begins
         self.milestones = stands.milestones
+        self.decks: dict[tuple[str, ...], list[str]] = {}
         self.tally = Tally()
         self.children: list[subprocess.Popen[bytes]] = []
         self.log = (self.checkout.home / "chaos.log").open("a")
@@ -90,8 +91,8 @@ class Chaos:
             if self.finished() and not self.stands.flows():
                 self.check()
             if not self.stands.flows():
-                self.start(self._pick(WAYS))
-            victim = self._pick(VICTIMS)
+                self.start(self._deal(WAYS))
+            victim = self._deal(VICTIMS)
             self.wait(victim)
             self.kill_one(victim)
         self.stands.up()
@@ -223,8 +224,13 @@ class Chaos:
     def _wait_for_flows(self) -> None:
         wait_for(lambda: not self.stands.flows(), f"the end of {self.tag}", END_SECONDS)
 
-    def _pick(self, weights: dict[str, int]) -> str:
-        return self.random.choices(list(weights), list(weights.values()))[0]
+    def _deal(self, weights: dict[str, int]) -> str:
+        """One of the names, from a shuffled deck that holds each as often as it weighs: so a short sequence has all."""
+        deck = self.decks.setdefault(tuple(weights), [])
+        if not deck:
+            deck += [name for name, weight in weights.items() for _ in range(weight)]
+            self.random.shuffle(deck)
+        return deck.pop()
 
     def _command(self, *argv: str) -> None:
         environment = self.checkout.environment(NIGHTLY_TEST_MILESTONES=str(self.milestones))
