@@ -15,7 +15,7 @@ from tests.faults.stub_checkout import PROFILE
 from tests.faults.warm_commands import WarmCommands
 
 ROOT = Path(__file__).resolve().parent.parent
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 TRIALS = 2  # the first is a keep
 KILLS, SEED = 12, 7
 

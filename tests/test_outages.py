@@ -16,7 +16,7 @@ from tests.faults.small_disk import can_mount, on_a_small_disk
 from tests.faults.standing import Standing, wait_for
 from tests.faults.stub_checkout import PROFILE, StubCheckout
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 LONGEST_DELAY = 15.0  # seconds, of a trial by a view that is down
 
 needs_a_disk = pytest.mark.skipif(not can_mount(), reason="no small disk: needs root and unshare(1) with mount")

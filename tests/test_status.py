@@ -223,7 +223,7 @@ def follow(night, folder, until):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_status_tells_the_truth_all_through_a_night_that_is_killed_stopped_broken_and_finished(checkout):
     folder = checkout.home / "nights" / "a"
     night = start(checkout, "night", "--profile", PROFILE, "--tag", "a", "--trials", "3")

@@ -30,7 +30,7 @@ from tests.faults.stub_checkout import PROFILE, StubCheckout
 from tests.faults.warm_commands import WarmCommands
 from tests.test_processes import ALONE, OWNER
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 TRIALS = 2
 DEPLOYED = "nightly-research/local"
 
