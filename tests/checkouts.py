@@ -50,7 +50,8 @@ def our_processes(home: Path) -> list[str]:
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            if int(entry.name) == os.getpid() or (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[0] == "Z":
+            state = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+            if int(entry.name) == os.getpid() or state == "Z":
                 continue
             argv, environ = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
         except OSError:

@@ -104,7 +104,7 @@ def gone(tree: dict[int, int]) -> bool:
 
 
 def records(home: Path) -> list[str]:
-    return sorted(path.name for path in (home / "processes").iterdir())
+    return sorted(path.name for path in (home / "processes").glob("*"))
 
 
 def renamed(home: Path, place: int, value: str) -> None:

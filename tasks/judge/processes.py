@@ -29,9 +29,12 @@ class _Record(NamedTuple):
 def record(home: Path, child: int) -> None:
     """Puts a child of this process on record: it leads a process group of its own and has not been waited for."""
     folder = home / "processes"
-    folder.mkdir(exist_ok=True)
     pids = (part for pid in (os.getpid(), child) for part in (pid, watchdog.started_at(pid)))
-    (folder / "-".join([platform.node(), _boot(), *map(str, pids)])).touch()
+    name = "-".join([platform.node(), _boot(), *map(str, pids)])
+    while not (folder / name).exists():
+        folder.mkdir(exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process has just removed the empty folder
+            (folder / name).touch()
 
 
 def forget(home: Path, child: int) -> None:
@@ -39,6 +42,8 @@ def forget(home: Path, child: int) -> None:
     for found in _records(home):
         if found.owner[0] == os.getpid() and found.child[0] == child and not watchdog.is_alive(*found.child):
             found.path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not empty, or not there
+        (home / "processes").rmdir()
 
 
 def end_orphans(home: Path) -> list[int]:
