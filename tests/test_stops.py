@@ -192,10 +192,12 @@ def test_ctrl_c_in_a_terminal_reaches_every_process_of_the_night_and_it_still_en
     assert [argv for argv in our_processes(checkout.home) if "uvicorn" in argv and str(stands.port) not in argv] == []
 
 
-def test_ctrl_c_before_the_first_trial_ends_the_night_at_once(stands, checkout, commands):
-    night = commands.start(*commands.night("early"))
+def test_ctrl_c_before_the_first_trial_ends_the_night_at_once(stands, checkout, commands, tmp_path):
+    other = (checkout.folder / PROFILE).read_text().replace("validation_documents = 4", "validation_documents = 5")
+    (tmp_path / "other.toml").write_text(other)  # its baseline is not there yet, and takes seconds
+    night = commands.start("night", "--profile", str(tmp_path / "other.toml"), "--tag", "early", "--trials", "1")
     pulse = checkout.home / "nights" / "early" / "heartbeat.json"
-    wait_for(lambda: (beat := heartbeat.last(pulse)) is not None and beat.phase != "opening", "the preparation")
+    wait_for(lambda: (beat := heartbeat.last(pulse)) is not None and beat.phase.startswith("baseline"), "its baseline")
     os.kill(pid_of(checkout, "early"), signal.SIGINT)
     code, said = night.result()
     assert code == 130, said
