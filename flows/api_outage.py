@@ -7,7 +7,6 @@ minutes while the process ends. This module does not import Prefect: its setting
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import sys
@@ -15,11 +14,11 @@ import threading
 from collections.abc import Iterator
 
 import configs
+from tasks.files import FULL
 from tasks.records import NightlyError
 
 DRAIN_SECONDS = 5.0
 WORKERS = ("EventsWorkerThread", "APILogWorkerThread")  # Prefect's
-FULL = (errno.ENOSPC, errno.EDQUOT)  # for which a night pauses
 LOGGERS = (
     *("prefect.flow_runs", "prefect.task_runs"),
     *("prefect.events.clients", "prefect._internal.concurrency", "EventsWorker", "urllib3.connectionpool"),

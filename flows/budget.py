@@ -5,7 +5,7 @@ from __future__ import annotations
 from tasks.records import NightState
 
 LATE = 20  # trials that tell how long a run takes now
-MOST_RUNS = 2  # of one trial
+MOST_RUNS = 2  # of one trial: a second seed settles it one way or the other
 
 
 def over(state: NightState, used_seconds: float) -> str | None:

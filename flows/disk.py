@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import tempfile
@@ -16,11 +15,11 @@ from flows import interruption
 from flows.opening import Night
 from flows.session import Session
 from tasks import tokenization
+from tasks.files import FULL
 
 RESERVE = 32 * 2**20  # bytes that must be free: a trial's files, git objects, a ledger line; a checkpoint is tried itself
 LOOK_SECONDS = 5.0
 SAY_SECONDS = 600.0
-FULL = (errno.ENOSPC, errno.EDQUOT)
 ROWS_KEPT = 3  # of lengths that candidates asked for
 
 

@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs import Profile
+from flows.budget import MOST_RUNS
 from tasks import verdict
-from tasks.experiment import Tell, train_candidate
+from tasks.experiment import Tell, naming, train_candidate
 from tasks.judge.bwrap import Isolation
 from tasks.records import Caps, Dataset, RunResult, Verdict
-
-MOST_RUNS = 2  # a second seed settles it one way or the other
 
 
 def run_trial(
@@ -52,7 +51,7 @@ def run_trial(
             isolation=isolation,
             worth_audit=functools.partial(_may_be_kept, champion_scores, tuple(scores), sd, lines_added),
             smoke=not runs,
-            tell=functools.partial(_tell, tell, f"trial {number}, seed {seed + len(runs)}"),
+            tell=naming(f"trial {number}, seed {seed + len(runs)}", tell),
         )
         runs.append(run)
         if run.val_bpb is None:
@@ -63,10 +62,6 @@ def run_trial(
             return tuple(runs), decided
         if len(runs) == MOST_RUNS:
             raise AssertionError(f"the rule asked for a run beyond {MOST_RUNS}")
-
-
-def _tell(tell: Tell, run: str, phase: str) -> None:
-    tell(f"{run}: {phase}")
 
 
 def _may_be_kept(

@@ -20,7 +20,7 @@ from tasks.judge import box, container, probe, processes
 from tasks.judge.bwrap import BoxUnavailable, Isolation
 from tasks.proposers.replay import ReplayProposer
 from tasks.proposers.tpe import TpeProposer
-from tasks.records import Baseline, BoxError, Dataset, UsageError
+from tasks.records import TRAIN, Baseline, BoxError, Dataset, UsageError
 
 LEVELS: dict[str, tuple[Isolation, ...]] = {"auto": ("bwrap", "docker"), "bwrap": ("bwrap",), "docker": ("docker",)}
 
@@ -92,7 +92,7 @@ def new_night(tag: str, request: Request) -> tuple[dict[str, Any], str]:
 def base_source(root: Path, profile: configs.Profile) -> str:
     """The checkout's train.py with the profile's knobs written into it: what the night is measured against."""
     try:
-        return knobs.write((root / champion.TRAIN).read_text(encoding="utf-8"), profile.train)
+        return knobs.write((root / TRAIN).read_text(encoding="utf-8"), profile.train)
     except knobs.KnobError as error:
         raise UsageError(f"profile {profile.name}, [train]: {error}") from error
 

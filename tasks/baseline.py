@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import statistics
@@ -12,7 +11,7 @@ from pathlib import Path
 from prefect import task
 
 from configs import Profile
-from tasks.experiment import Tell, run_experiment
+from tasks.experiment import Tell, naming, run_experiment
 from tasks.judge import audit
 from tasks.judge.bwrap import Isolation
 from tasks.judge.workplace import FIXED_FILES, TRAINER
@@ -98,7 +97,7 @@ def measure_baseline(
             isolation=isolation,
             worth_audit=lambda claimed: True,
             export_kernels=exported,
-            tell=functools.partial(_tell, tell, seed),
+            tell=naming(f"baseline, seed {seed}", tell),
         )
         if run.val_bpb is None:
             raise BaselineStopped(
@@ -108,10 +107,6 @@ def measure_baseline(
         runs.append(run)
         caps = replace(caps, kernels=str(kernels) if kernels.is_file() else None)
     return Baseline(runs=tuple(runs), hardware=hardware, kernels=caps.kernels)
-
-
-def _tell(tell: Tell, seed: int, phase: str) -> None:
-    tell(f"baseline, seed {seed}: {phase}")
 
 
 def read_baseline(path: Path) -> Baseline:

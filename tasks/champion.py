@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks import plumbing
-from tasks.records import NightlyError, Trial, UsageError, one_line
+from tasks.records import TRAIN, NightlyError, Trial, UsageError, one_line
 
-TRAIN = "trainer/train.py"
 TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 SUBJECT_LENGTH = 72
 LOCK_SECONDS = 5.0

@@ -36,6 +36,11 @@ WorthAudit = Callable[[float], bool]  # whether a claimed score, bits per byte, 
 Tell = Callable[[str], None]  # told what the run is doing: "training", "scoring"
 
 
+def naming(run: str, tell: Tell) -> Tell:
+    """Tells the same with the run's name before it: "trial 3, seed 1: training"."""
+    return lambda phase: tell(f"{run}: {phase}")
+
+
 def run_experiment(
     source: str,
     profile: Profile,
@@ -56,8 +61,7 @@ def run_experiment(
     compiled, a file that need not appear. Raises BoxError when this machine cannot run boxes, DataError when a native
     kernel of the dataset is not what was fetched.
     """
-    native = _native(dataset)
-    named, started = knobs.read(source), time.monotonic()
+    native, named, started = _native(dataset), knobs.read(source), time.monotonic()
     tokenization.pack_if_missing(Path(dataset.train), named.get("VOCAB_SIZE"), named.get("MAX_SEQ_LEN"))
     blank = without_figures("ok", "trained and scored", profile, seed, isolation)
     for _ in range(BOX_TRIES):

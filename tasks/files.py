@@ -5,12 +5,15 @@ from __future__ import annotations
 import builtins
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk or a quota without room
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,7 +47,7 @@ class Heartbeat:
             return False
         if self.host != platform.node():
             return abs(time.time() - self.time) < LEASE_SECONDS
-        return self.boot == boot_id() and watchdog.is_alive(self.pid, self.born)
+        return self.boot == watchdog.boot_id() and watchdog.is_alive(self.pid, self.born)
 
 
 class Pulse:
@@ -74,7 +74,7 @@ class Pulse:
         pid = os.getpid()
         found = Heartbeat(
             host=platform.node(),
-            boot=boot_id(),
+            boot=watchdog.boot_id(),
             pid=pid,
             born=watchdog.started_at(pid),
             time=time.time(),
@@ -125,9 +125,3 @@ def _short(text: str) -> str:
     while len(json.dumps(text)) > LONGEST:
         text = text[: len(text) * 3 // 4]
     return text
-
-
-def boot_id() -> str:
-    with contextlib.suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return "unknown"

@@ -43,6 +43,7 @@ Status = Literal[
     "sandbox_error",
 ]
 Decision = Literal["keep", "discard", "confirm"]
+TRAIN = "trainer/train.py"  # the file that is edited, from the checkout's root
 
 
 def one_line(text: str) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
-from tasks.records import NightlyError, NightState, RunResult, Trial
+from tasks.records import TRAIN, NightlyError, NightState, RunResult, Trial
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -186,7 +186,7 @@ def _trial_tags(state: NightState, trial: Trial) -> dict[str, str]:
         **{name: getattr(trial, name) for name in ("verdict", "reason", "status", "proposer", "isolation")},
         "unusual": trial.unusual or "-",
         "seeds": " ".join(map(str, trial.seeds)),
-        "mlflow.source.name": "trainer/train.py",
+        "mlflow.source.name": TRAIN,
         "mlflow.source.git.commit": commit,
         "mlflow.note.content": story,
     }

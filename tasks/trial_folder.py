@@ -12,9 +12,7 @@ import json
 from pathlib import Path
 
 from tasks.files import FileRef
-from tasks.records import NightlyError, Proposal, RunResult, Trial
-
-TRAIN = "trainer/train.py"
+from tasks.records import TRAIN, NightlyError, Proposal, RunResult, Trial
 
 
 def write_proposal(folder: Path, current: str, proposed: Proposal) -> None:

@@ -42,7 +42,7 @@ def night(tmp_path):
                 book.append(name, **fields)
         born = watchdog.started_at(os.getpid()) if alive else 1
         last = time.time() - (0.0 if alive else hours * HOUR)
-        beat = heartbeat.Heartbeat(platform.node(), heartbeat.boot_id(), os.getpid(), born, last, 9.0, "training", 1.0, None)
+        beat = heartbeat.Heartbeat(platform.node(), watchdog.boot_id(), os.getpid(), born, last, 9.0, "training", 1.0, None)
         (folder / night_folder.PULSE).write_text(json.dumps(dataclasses.asdict(beat)))
 
     return make

@@ -41,7 +41,7 @@ def night(tmp_path):
                 book.append(name, **fields)
         mine = heartbeat.Heartbeat(
             host=platform.node(),
-            boot=heartbeat.boot_id(),
+            boot=watchdog.boot_id(),
             pid=os.getpid(),
             born=watchdog.started_at(os.getpid()),
             time=time.time(),

@@ -191,7 +191,7 @@ def sweep(home: Path) -> list[str]:
     for line in found.stdout.splitlines():
         name, _, judge = line.partition(" ")
         boot, pid, born = judge.split("/")
-        if boot != _boot() or not watchdog.is_alive(int(pid), int(born)):
+        if boot != watchdog.boot_id() or not watchdog.is_alive(int(pid), int(born)):
             end(name)
             ended.append(name)
     return ended
@@ -199,11 +199,7 @@ def sweep(home: Path) -> list[str]:
 
 def _judge() -> str:
     """This process for all time: a start time counts from the machine's boot."""
-    return f"{_boot()}/{os.getpid()}/{watchdog.started_at(os.getpid())}"
-
-
-def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{watchdog.boot_id()}/{os.getpid()}/{watchdog.started_at(os.getpid())}"
 
 
 def _last(done: subprocess.CompletedProcess[str]) -> str:

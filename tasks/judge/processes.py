@@ -79,4 +79,4 @@ def _records(home: Path) -> Iterator[_Record]:
 
 
 def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+    return watchdog.boot_id()[:8]

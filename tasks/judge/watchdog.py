@@ -21,6 +21,11 @@ FREE_SOCKETS = 64  # that are not suspected of holding memory
 READS = 3  # of a process without a parent, before it counts as gone
 
 
+def boot_id() -> str:
+    """The machine's running since its last start: process ids and start times mean nothing in another one."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
 def all_pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 

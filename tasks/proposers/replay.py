@@ -14,9 +14,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from tasks.records import NightSoFar, Proposal, UsageError
+from tasks.records import TRAIN, NightSoFar, Proposal, UsageError
 
-TRAIN = "trainer/train.py"
 SUFFIXES = (".diff", ".patch", ".py")
 
 
