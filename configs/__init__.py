@@ -65,7 +65,43 @@ class Night(Table):
     trials: Positive | None = None  # None: until the hours are over
     hours: pydantic.PositiveFloat | None = None
     proposer: Literal["tpe", "llm", "mixed", "command", "replay"] = "tpe"
-    patches: str | None = None  # replay: the folder of patches (relative to configs/)
+    patches: str | None = None  # replay: the folder of patches (relative to configs/), or the tag of a night
+    program: str = "program.md"  # llm, mixed, command: what the researcher is told (relative to configs/)
+
+
+class Llm(Table):
+    """A model behind an OpenAI-compatible endpoint; OPENAI_BASE_URL and OPENAI_API_KEY come from the environment."""
+
+    model: str | None = None  # as the endpoint names it
+    share: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.3  # mixed: of the trials; the others are tpe's
+    seconds: pydantic.PositiveFloat = 300.0  # for one proposal with its repairs and retries; then tpe makes it
+    answer_seconds: pydantic.PositiveFloat = 120.0  # for one answer, to its last byte
+    retries: Annotated[int, pydantic.Field(ge=0)] = 2  # of a request that failed in a way that may pass; honours Retry-After
+    max_tokens: Positive = 16_384  # of one answer, reasoning included
+    temperature: Annotated[float, pydantic.Field(ge=0)] | None = None  # None: the endpoint's own, as some models take no other
+    repairs: Annotated[int, pydantic.Field(ge=0)] = 3  # times that a patch which does not apply goes back
+    fixes: Annotated[int, pydantic.Field(ge=0)] = 2  # times that a crash goes back; with the first run all one trial
+    digest_tokens: Positive = 6000  # of the night's record in the prompt, however long the night
+    bold_after: Positive = 5  # discards in a row, after which another kind of change is asked for
+    prompt_price: pydantic.NonNegativeFloat | None = None  # dollars a million tokens; None: unknown, and so is the cost
+    cached_price: pydantic.NonNegativeFloat | None = None  # of prompt tokens from the endpoint's cache; None: as prompt_price
+    completion_price: pydantic.NonNegativeFloat | None = None
+    dollars: pydantic.PositiveFloat | None = None  # a night's cap: beyond it tpe proposes
+    tokens: Positive | None = None  # the same, in tokens of prompts and answers
+
+    @pydantic.model_validator(mode="after")
+    def _a_cap_in_dollars_needs_prices(self) -> Llm:
+        if self.dollars is not None and None in (self.prompt_price, self.completion_price):
+            raise ValueError("dollars is a cap that needs prompt_price and completion_price")
+        return self
+
+
+class Command(Table):
+    """An external coding agent, run with your rights in a scratch clone. The prompt is its standard input."""
+
+    argv: tuple[str, ...] = ()  # such as ["codex", "exec", "-"]; what it leaves in trainer/train.py is the proposal
+    seconds: pydantic.PositiveFloat = 600.0  # then it is ended, and tpe makes the proposal
+    environment: tuple[str, ...] = ()  # names of variables that it needs, such as its key; it has PATH, HOME and LANG anyway
 
 
 class Profile(Table):
@@ -78,6 +114,8 @@ class Profile(Table):
     limits: Limits = Limits()
     audit: Audit = Audit()
     night: Night = Night()
+    llm: Llm = Llm()
+    command: Command = Command()
     attention_kernels: tuple[Pin, ...] = ()  # of the Hugging Face hub; naming one is trusting its publisher's native code
     train: dict[str, bool | int | float | str | list[float]] = {}  # knobs written into train.py by the night's first commit
 

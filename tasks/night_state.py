@@ -10,10 +10,10 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from tasks.records import NightlyError, NightState, Trial
+from tasks.records import NightlyError, NightState, Trial, Usage
 
-FORMAT = 2
-READ = (1, 2)  # format 1 has no `used`, `stopped` and `resumed`
+FORMAT = 3
+READ = (1, 2, 3)  # format 1 has no `used`, `stopped` and `resumed`; format 2 no hypotheses and no costs
 EVENTS = ("night", "baseline", "started", "decided", "applied", "stopped", "resumed", "finished")
 
 Event = dict[str, Any]
@@ -103,7 +103,7 @@ def _trial(saved: dict[str, Any]) -> Trial:
     """A Trial from its JSON, in which tuples have become lists."""
     knobs = {name: tuple(value) if isinstance(value, list) else value for name, value in saved["knobs"].items()}
     tuples = {"scores": tuple(saved["scores"]), "seeds": tuple(saved["seeds"]), "knobs": knobs}
-    return Trial(**{**saved, **tuples, "commit": None})
+    return Trial(**{**saved, **tuples, "usage": Usage(**saved.get("usage", {})), "commit": None})
 
 
 def _expect(holds: bool, what: str) -> None:

@@ -15,9 +15,12 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import unicodedata
+from pathlib import Path
 from typing import Any, Literal
 
 from tasks.files import FileRef as FileRef
+from tasks.llm_calls import Outcome as Outcome
+from tasks.llm_calls import Usage as Usage
 
 Status = Literal[
     "ok",
@@ -156,6 +159,11 @@ class Proposal:
     summary: str  # one line, a git subject: "DEPTH 3 -> 2"
     proposer: str  # tpe, llm, command, replay
     problem: str | None = None
+    outcome: Outcome | None = None  # of the last request to a language model; None without one
+    kind: str | None = None  # one of llm_calls.KINDS, None when nobody said
+    hypothesis: str | None = None  # why it should help, in the proposer's words
+    expected: str | None = None  # what effect it expects
+    note: str | None = None  # how it came about, where that is unusual: "proposed by tpe, because ..."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +199,13 @@ class Trial:
     audit_gap: float | None = None  # nats, the largest of its audited runs; None if none was
     unusual: str | None = None  # what a human should look at
     wall_seconds: float | None = None  # from `started` to `decided`; None for a patch that was not run
+    outcome: Outcome | None = None  # as the proposal's, with kind, hypothesis, expected and note
+    kind: str | None = None
+    hypothesis: str | None = None
+    expected: str | None = None
+    note: str | None = None
+    fixes: int = 0  # times that a crash went back to its proposer
+    usage: Usage = Usage()  # of the requests to language models for this trial
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,6 +220,10 @@ class NightSoFar:
     baseline_bpb: float
     baseline_knobs: dict[str, Any]
     trials: tuple[Trial, ...]
+    seen: dict[str, int] = dataclasses.field(default_factory=dict)  # ast_sha256 of every candidate -> its trial, baseline: 0
+    sd: float | None = None  # of one run, pooled, bits per byte
+    folder: Path | None = None  # nights/<tag>: diffs and curves are in its trials/<k>
+    in_flight: Proposal | None = None  # of the trial before `next_trial`, while that still trains
 
 
 @dataclasses.dataclass(frozen=True)
