@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 import hashlib
+import itertools
 import math
 import operator
 import re
@@ -16,11 +17,10 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import libcst
-
 Value = bool | int | float | str | tuple[int | float, ...]
 Number = int | float
 
+LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)?")  # as Python's own parser sees them: str.splitlines knows further ends
 CAPITALS = re.compile(r"[A-Z][A-Z0-9_]*")
 LARGEST = 2**63  # of an int: what goes beyond is no knob, so that 9**9**9 does not stop the night
 ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
@@ -54,7 +54,7 @@ def read(source: str) -> dict[str, Value]:
     """The knobs of a train.py in order, with the values that its last line leaves them; {} when it does not parse."""
     try:
         return _read(parse(source))
-    except (SyntaxError, RecursionError):
+    except SyntaxError:
         return {}
 
 
@@ -64,7 +64,7 @@ def unused(source: str) -> set[str]:
 
 
 def write(source: str, values: Mapping[str, Any]) -> str:
-    """`source` with these knobs set and every other character as it was; an equal value is not touched either.
+    """`source` with these knobs set and every other character as it was; an equal number or string is not touched either.
 
     An int for a float knob becomes a float and a list for a tuple a tuple. Raises KnobError for a file that does not
     parse, and for a knob that is unknown, unused, assigned more than once or of another type.
@@ -72,9 +72,17 @@ def write(source: str, values: Mapping[str, Any]) -> str:
     fitted, problems = _fitted(source, values)
     if problems:
         raise KnobError("; ".join(problems.values()))
-    current = read(source)
-    changed = {name: value for name, value in fitted.items() if value != current[name]}
-    return libcst.parse_module(source).visit(_Setter(changed)).code if changed else source
+    found = _found(parse(source))
+    literals = [literal for name, value in fitted.items() for literal in _changed(*found[name], value)]
+    lines = LINE.findall(source)
+    starts = list(itertools.accumulate(map(len, lines), initial=0))
+    for node, new in sorted(literals, key=lambda literal: (literal[0].lineno, literal[0].col_offset), reverse=True):
+        begin, end = (  # columns are in bytes
+            starts[line - 1] + len(lines[line - 1].encode()[:column].decode())
+            for line, column in ((node.lineno, node.col_offset), (node.end_lineno or 0, node.end_col_offset or 0))
+        )
+        source = f"{source[:begin]}{new!r}{source[end:]}"
+    return source
 
 
 def writable(source: str, values: Mapping[str, Any]) -> set[str]:
@@ -94,34 +102,13 @@ def ast_sha256(source: str) -> str | None:
         return None
 
 
-class _Setter(libcst.CSTTransformer):
-    """Puts new values in the place of the old ones, at module level only."""
-
-    def __init__(self, values: Mapping[str, Value]) -> None:
-        super().__init__()
-        self.values = values
-
-    def visit_FunctionDef(self, node: libcst.FunctionDef) -> bool:
-        return False
-
-    def visit_ClassDef(self, node: libcst.ClassDef) -> bool:
-        return False
-
-    def leave_Assign(self, original_node: libcst.Assign, updated_node: libcst.Assign) -> libcst.Assign:
-        target = updated_node.targets[0].target
-        if len(updated_node.targets) == 1 and isinstance(target, libcst.Name) and target.value in self.values:
-            return updated_node.with_changes(value=libcst.parse_expression(repr(self.values[target.value])))
-        return updated_node
-
-    def leave_AnnAssign(self, original_node: libcst.AnnAssign, updated_node: libcst.AnnAssign) -> libcst.AnnAssign:
-        target = updated_node.target
-        if isinstance(target, libcst.Name) and target.value in self.values:
-            return updated_node.with_changes(value=libcst.parse_expression(repr(self.values[target.value])))
-        return updated_node
-
-
 def _read(tree: ast.Module) -> dict[str, Value]:
-    found: dict[str, Value] = {}
+    return {name: value for name, (_, value) in _found(tree).items()}
+
+
+def _found(tree: ast.Module) -> dict[str, tuple[ast.expr, Value]]:
+    """The knobs: where the value is written, and what it is."""
+    found: dict[str, tuple[ast.expr, Value]] = {}
     for statement in tree.body:
         for name in _bound_names(statement):
             found.pop(name, None)
@@ -129,8 +116,15 @@ def _read(tree: ast.Module) -> dict[str, Value]:
             targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
             value = _literal(statement.value)
             if len(targets) == 1 and isinstance(targets[0], ast.Name) and value is not None:
-                found[targets[0].id] = value
-    return {name: value for name, value in found.items() if CAPITALS.fullmatch(name)}
+                found[targets[0].id] = (statement.value, value)
+    return {name: knob for name, knob in found.items() if CAPITALS.fullmatch(name)}
+
+
+def _changed(node: ast.expr, old: Value, new: Value) -> list[tuple[ast.expr, Value]]:
+    """What is to be written in the place of which literals; a tuple keeps its brackets, comments and equal items."""
+    if isinstance(node, ast.Tuple) and isinstance(old, tuple) and isinstance(new, tuple):
+        return [(item, b) for item, a, b in zip(node.elts, old, new, strict=True) if a != b]
+    return [(node, new)] if old != new else []
 
 
 def _fitted(source: str, values: Mapping[str, Any]) -> tuple[dict[str, Value], dict[str, str]]:
@@ -185,12 +179,15 @@ def _assignments(tree: ast.Module) -> dict[str, list[int]]:
 
 def _literal(node: ast.expr) -> Value | None:
     """The value of a knob's right-hand side, or None when it is no knob's."""
-    if isinstance(node, ast.Tuple):
-        items = [_number(item) for item in node.elts]
-        return None if None in items else tuple(item for item in items if item is not None)
     if isinstance(node, ast.Constant) and isinstance(node.value, bool | str):
         return node.value
-    return _number(node)
+    try:
+        if isinstance(node, ast.Tuple):
+            items = [_number(item) for item in node.elts]
+            return None if None in items else tuple(item for item in items if item is not None)
+        return _number(node)
+    except RecursionError:  # a sum of a thousand terms
+        return None
 
 
 def _number(node: ast.expr) -> Number | None:
@@ -216,6 +213,8 @@ def _number(node: ast.expr) -> Number | None:
 
 def _fit(old: Value, new: Any) -> Value | None:
     """`new` as the type of `old`, None when it cannot be."""
+    if isinstance(new, int) and abs(new) > LARGEST:
+        return None
     if isinstance(old, tuple):
         items = [_fit(a, b) for a, b in zip(old, new, strict=False)] if isinstance(new, tuple | list) else []
         numbers = tuple(item for item in items if isinstance(item, int | float))

@@ -1,13 +1,15 @@
 """A trial's folder, nights/<tag>/trials/<k>: what was proposed, what its runs gave, and what they printed.
 
-train.py  patch.diff           written before the trial starts: git takes the candidate from here
-run.log  judge.log  result.json    written before it is decided; curves and figures are here and nowhere else
+train.py  patch.diff  proposal.json    written as soon as it is proposed: git takes the candidate from here
+run.log  judge.log  result.json        written before it is decided; curves and figures are here and nowhere else
+attempts/<n>/                          tries that crashed before their proposer mended them: train.py, patch.diff, run.log
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import io
 import json
 from pathlib import Path
 
@@ -15,17 +17,53 @@ from tasks.files import FileRef
 from tasks.records import TRAIN, NightlyError, Proposal, RunResult, Trial
 
 
-def write_proposal(folder: Path, current: str, proposed: Proposal) -> None:
-    """The candidate, and its patch against the champion's source `current`."""
+@dataclasses.dataclass(frozen=True)
+class Waiting:
+    """A proposal that no trial was decided with yet."""
+
+    proposal: Proposal
+    parent: str  # commit of the champion that it was made against
+
+
+def write_proposal(folder: Path, current: str, proposed: Proposal, parent: str) -> None:
+    """The candidate, and its patch against the champion's source `current`, which is commit `parent`."""
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "train.py", proposed.source)
     _write(folder / "patch.diff", _diff(current, proposed.source))
+    told = {name: value for name, value in dataclasses.asdict(proposed).items() if name != "source"}
+    _write(folder / "proposal.json", json.dumps({"parent": parent, "proposal": told}, indent=1))
+
+
+def read_proposal(folder: Path) -> Waiting | None:
+    """What `write_proposal` wrote, whole; None where there is nothing. Raises NightlyError when it is damaged."""
+    try:
+        saved = json.loads((folder / "proposal.json").read_text(encoding="utf-8"))
+        return Waiting(Proposal(source=read_source(folder), **saved["proposal"]), saved["parent"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise NightlyError(
+            f"{folder / 'proposal.json'} is damaged ({error}): remove it, and the trial is proposed anew"
+        ) from error
+
+
+def attempts(folder: Path) -> int:
+    """How many tries at this trial have crashed and were mended."""
+    return len(list((folder / "attempts").glob("*")))
+
+
+def set_aside(folder: Path, runs: tuple[RunResult, ...]) -> None:
+    """Keeps a try that crashed before the mended one takes its place."""
+    place = folder / "attempts" / str(attempts(folder) + 1)
+    place.mkdir(parents=True)
+    for name in ("train.py", "patch.diff"):
+        FileRef.write(place / name, (folder / name).read_bytes())
+    FileRef.write(place / "run.log", _logs(runs))
 
 
 def write_result(folder: Path, runs: tuple[RunResult, ...], trial: Trial) -> None:
     """The runs' figures and logs. A scoring box's log is kept apart: no proposer sees it."""
-    logs = [f"--- seed {run.seed}: {run.status}: {run.reason}\n{run.log}" for run in runs]
-    FileRef.write(folder / "run.log", "\n".join(logs).encode("utf-8", "replace"))
+    FileRef.write(folder / "run.log", _logs(runs))
     withheld = [f"--- seed {run.seed}: what the scoring boxes printed; no proposer sees it\n{run.judge_log}" for run in runs]
     FileRef.write(folder / "judge.log", "\n".join(withheld).encode("utf-8", "replace"))
     logs_apart = ("log", "judge_log")
@@ -60,9 +98,15 @@ def read_runs(folder: Path) -> tuple[RunResult, ...]:
     return tuple(map(RunResult.from_json, saved))
 
 
+def _logs(runs: tuple[RunResult, ...]) -> bytes:
+    return "\n".join(f"--- seed {run.seed}: {run.status}: {run.reason}\n{run.log}" for run in runs).encode("utf-8", "replace")
+
+
 def _diff(old: str, new: str) -> str:
-    before, after = (text.splitlines(keepends=True) for text in (old, new))
-    return "".join(difflib.unified_diff(before, after, f"a/{TRAIN}", f"b/{TRAIN}"))
+    """A unified diff for `git apply`, to which a line ends at "\\n" and nowhere else, and a missing end is told."""
+    before, after = (list(io.StringIO(text, newline="\n")) for text in (old, new))
+    lines = difflib.unified_diff(before, after, f"a/{TRAIN}", f"b/{TRAIN}")
+    return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,7 +1,8 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import knobs
@@ -44,6 +45,12 @@ def test_reads_arithmetic_as_python_does(line, value):
 )
 def test_what_is_no_plain_constant_is_no_knob(line):
     assert knobs.read(f"A = {line}") == {}
+
+
+def test_a_sum_too_long_to_be_followed_is_no_knob_and_takes_the_others_nothing():
+    source = f"A = 1\nB = {'+'.join('1' * 1200)}\nprint(A, B)\n"
+    assert knobs.read(source) == {"A": 1}
+    assert knobs.write(source, {"A": 2}) == source.replace("A = 1", "A = 2")
 
 
 @pytest.mark.parametrize("source", ["A = 1\nA = 2", "A = 1\nif x:\n    pass\nA = 1 + 1"])
@@ -96,6 +103,8 @@ def test_a_list_becomes_a_tuple_and_an_int_a_float_where_the_knob_is_one():
         ({"DEPTH": True}, "DEPTH = True does not fit"),
         ({"RATE": float("nan")}, "RATE = nan does not fit: it takes a float"),
         ({"RATE": "fast"}, "RATE = 'fast' does not fit"),
+        ({"RATE": 10**400}, "does not fit: it takes a float"),
+        ({"DEPTH": 2**70}, "does not fit: it takes an int"),
         ({"FAST": 1}, "FAST = 1 does not fit: it takes a bool"),
         ({"NAME": 1}, "NAME = 1 does not fit: it takes a string"),
         ({"BETAS": [0.8]}, r"BETAS = \[0.8\] does not fit: it takes 2 numbers"),
@@ -127,6 +136,89 @@ def test_a_knob_that_only_a_comment_or_itself_names_is_unused():
 def test_every_number_reads_back_as_it_was_written(rate, depth):
     written = knobs.read(knobs.write(SMALL, {"RATE": rate, "DEPTH": depth}))
     assert (written["RATE"], written["DEPTH"]) == (rate, depth)
+
+
+# Ways to write a value of each type, what may stand around it, and what a file has besides.
+SPELLED = {
+    int: ["3", "0x1F", "1_000", "-4", "2**19", "(2)**3 // 5"],
+    float: ["0.50", "1e-3", ".5", "-2.", "1 / 4"],
+    bool: ["True", "False"],
+    str: ["'L'", '"S"', r"r'\d'", '"""a\n\tb"""', "'a' 'b'", "''", "'\N{SNOWMAN}'"],
+}
+AROUND = [("", ""), ("(", ")"), ("( (", "))"), ("(  # what it is\n  ", "  # \N{SNOWMAN}\n)")]
+TUPLES = [("(", ",", ")"), ("( # one\n", " , # \N{SNOWMAN}\n", ",\n )"), ("", ", ", "")]
+FILLERS = [
+    "",
+    "   ",
+    "# \N{SNOWMAN} \x85 \u2028 A = 1",
+    "\x0c",
+    "def f():\n\tA = 7  # its own\n\treturn A",
+    "if x :\n  pass\n # odd\nelse : pass",
+    "x = '''\nA = 1\n'''",
+    "x = '\N{SNOWMAN}' ;y=2",
+    "\\\nx = 1",
+]
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+INTS = st.integers(-(2**63), 2**63)
+
+
+@st.composite
+def files(draw):
+    """A train.py in pieces: (text, None), or (a literal, the knob that it is of with its place if that is a tuple)."""
+    pieces = []
+
+    def value(kind, name, place=None):
+        before, after = draw(st.sampled_from(AROUND))
+        pieces.extend([(before, None), (draw(st.sampled_from(SPELLED[kind])), (name, place)), (after, None)])
+
+    for name in draw(st.lists(st.sampled_from("ABCDE"), unique=True, min_size=1)):
+        pieces += [(f"{filler}\n", None) for filler in draw(st.lists(st.sampled_from(FILLERS), max_size=2))]
+        pieces.append(
+            (
+                draw(st.sampled_from(["", "\x0c"]))
+                + name
+                + draw(st.sampled_from([" = ", "=", "\t =  ", ": 'why' = ", " = \\\n  "])),
+                None,
+            )
+        )
+        if (kind := draw(st.sampled_from([*SPELLED, tuple]))) is tuple:
+            begin, between, end = draw(st.sampled_from(TUPLES))
+            for place in range(draw(st.integers(2, 3))):
+                pieces.append((between if place else begin, None))
+                value(draw(st.sampled_from([int, float])), name, place)
+            pieces.append((end, None))
+        else:
+            value(kind, name)
+        pieces.append((draw(st.sampled_from(["\n", "  # \N{SNOWMAN} 3\n", " ; z = 1\n", "\t\n"])), None))
+    pieces.append(("print(A, B, C, D, E)" + draw(st.sampled_from(["", "\n", "\n\n# end"])), None))
+    line_end = draw(st.sampled_from(["\n", "\r\n", "\r"]))
+    return [(text.replace("\n", line_end), slot) for text, slot in pieces]
+
+
+def value_like(value):
+    if isinstance(value, tuple):
+        return st.tuples(*map(value_like, value))
+    return {bool: st.booleans(), int: INTS, float: FLOATS, str: st.text(max_size=8)}[type(value)]
+
+
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(files(), st.data())
+def test_writing_changes_the_literals_and_no_other_character(pieces, data):
+    source = "".join(text for text, _ in pieces)
+    old: dict[str, Any] = dict(knobs.read(source))
+    assert set(old) == {slot[0] for _, slot in pieces if slot}
+    assert knobs.write(source, old) == source
+    new = {name: data.draw(value_like(value)) for name, value in old.items()}
+    expected = ""
+    for text, slot in pieces:
+        if slot:
+            name, place = slot
+            before, after = (values[name] if place is None else values[name][place] for values in (old, new))
+            text = text if before == after else repr(after)
+        expected += text
+    written = knobs.write(source, new)
+    assert written == expected
+    assert knobs.read(written) == new
 
 
 def test_train_py_survives_a_round_trip_through_other_values():
