@@ -13,10 +13,11 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 
-from flows import server
+from flows import night_folder, server
 from flows.opening import Night
 from flows.quoting import whole
-from tasks import mlflow_store, tracking, trial_folder
+from tasks import llm_calls, mlflow_store, tracking, trial_folder
+from tasks.llm_calls import Call
 from tasks.records import NightlyError, NightState
 
 PATIENCE = 5.0  # seconds that a trial waits for MLflow
@@ -89,14 +90,22 @@ def catch_up(night: Night, state: NightState, done: Done | None) -> Done:
         mlflow_store.make_if_missing(uri)
         tracking.log_baseline(uri, artifacts, state, night.baseline.runs)
         done = tracking.finished_trials(uri, artifacts, state)
-    for trial in state.trials:
-        if trial.number not in done:
-            folder = night.folder / "trials" / str(trial.number)
-            tracking.log_trial(uri, artifacts, state, trial, trial_folder.read_runs(folder), folder)
+    missing = [trial for trial in state.trials if trial.number not in done]
+    calls = _calls(night) if any(trial.usage.calls for trial in missing) else ()
+    for trial in missing:
+        folder = night.folder / "trials" / str(trial.number)
+        its_calls = [call for call in calls if call.trial == trial.number]
+        tracking.log_trial(uri, artifacts, state, trial, trial_folder.read_runs(folder), folder, its_calls)
     return done | {trial.number for trial in state.trials}
 
 
 @task(name="finish-night-in-mlflow", cache_policy=NO_CACHE)
 def finish_night(night: Night, state: NightState) -> None:
-    """The report, the chart and the table, and the end of the night's run."""
-    tracking.finish_night(server.mlflow_uri(night.home), night.home / "mlartifacts", state, night.folder)
+    """The report, the chart and the table, the calls that came to no trial, and the end of the night's run."""
+    uri, artifacts = server.mlflow_uri(night.home), night.home / "mlartifacts"
+    others = [call for call in _calls(night) if not 0 < call.trial <= len(state.trials)]
+    tracking.finish_night(uri, artifacts, state, night.folder, others)
+
+
+def _calls(night: Night) -> tuple[Call, ...]:
+    return llm_calls.read(night.folder / night_folder.CALLS)

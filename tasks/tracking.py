@@ -7,59 +7,65 @@ is in the ledger and in git by then, so the flow warns, goes on, and calls again
 
 from __future__ import annotations
 
-import contextlib
-import os
 import statistics
 import time
-import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
-from tasks.records import TRAIN, NightlyError, NightState, RunResult, Trial
+from tasks import costs
+from tasks.llm_calls import Call
+from tasks.mlflow_client import plain, speaking_to
+from tasks.records import NightState, RunResult, Trial, Usage
+from tasks.run_words import night_words, trial_words
+from tasks.tracing import log_calls
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
 
 METRICS_A_BATCH, WORDS_A_BATCH, LONGEST_KEY = 1000, 100, 250  # MLflow's; words are parameters and tags
-POINTS_A_TRIAL = 3  # of the parent run's curves
-LONGEST_VALUE, LONGEST_NAME = 5000, 200  # ours; MLflow takes 6000
-SETTINGS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default blocks four minutes a call when the server is down
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # what is printed there is the command's result
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-}
+LONGEST_NAME = 200  # ours
 NIGHT_FILES = ("report.md", "progress.png", "results.tsv")
 
 
 def log_baseline(uri: str, artifacts: Path, state: NightState, runs: Sequence[RunResult]) -> None:
     """A child run for each run of the baseline, named by its seed."""
-    with _speaking_to(uri) as client:
+    with speaking_to(uri) as client:
         night = _night(client, uri, artifacts, state)
         for run in runs:
             tags = {"trial_id": f"{state.header['tag']}:baseline:{run.seed}", "status": run.status}
             child = _child(client, night, f"baseline seed {run.seed}", tags, [run])
             if child.info.status == "RUNNING":
-                _log(client, child, [*_figures(child, [run], run.val_bpb), *_curves(child, [run])], {}, {})
+                figures = _figures(child, [run], {"val_bpb": run.val_bpb})
+                _log(client, child, [*figures, *_curves(child, [run])], {}, {})
                 client.set_terminated(child.info.run_id, "FINISHED" if run.status == "ok" else "FAILED")
 
 
-def log_trial(uri: str, artifacts: Path, state: NightState, trial: Trial, runs: Sequence[RunResult], folder: Path) -> str:
-    """A child run for an applied trial, with every file of `folder` as an artifact; returns its id.
+def log_trial(
+    uri: str,
+    artifacts: Path,
+    state: NightState,
+    trial: Trial,
+    runs: Sequence[RunResult],
+    folder: Path,
+    calls: Sequence[Call] = (),
+) -> str:
+    """A child run for an applied trial, with every file of `folder` as an artifact and its calls as traces; returns its id.
 
     A run that is there and finished is left as it is; one that a kill left half-written is completed.
     """
-    with _speaking_to(uri) as client:
+    with speaking_to(uri) as client:
         night = _night(client, uri, artifacts, state)
-        child = _child(client, night, f"{trial.number} {trial.summary}", _trial_tags(state, trial), runs)
+        child = _child(client, night, f"{trial.number} {trial.summary}", trial_words(state, trial), runs)
         if child.info.status == "RUNNING":
-            _log(client, child, [*_figures(child, runs, trial.val_bpb, trial.z), *_curves(child, runs)], trial.knobs, {})
+            figures = _figures(child, runs, {"val_bpb": trial.val_bpb, "z": trial.z, **_spending(trial.usage)})
+            _log(client, child, [*figures, *_curves(child, runs)], trial.knobs, {})
             if folder.is_dir():
                 client.log_artifacts(child.info.run_id, str(folder))
-            _bring_up_to_date(client, night, state, _progress(night, state)[-POINTS_A_TRIAL:])
+            log_calls(uri, child.info.run_id, child.info.experiment_id, _began(state), calls)
+            points = [point for point in _progress(night, state) if point.step == trial.number]
+            _bring_up_to_date(client, night, state, points)
             client.set_terminated(child.info.run_id, "FINISHED" if trial.status == "ok" else "FAILED")
         return str(child.info.run_id)
 
@@ -67,7 +73,7 @@ def log_trial(uri: str, artifacts: Path, state: NightState, trial: Trial, runs: 
 def finished_trials(uri: str, artifacts: Path, state: NightState) -> frozenset[int]:
     """Numbers of the trials whose runs are complete in MLflow already."""
     found: list[Run] = []
-    with _speaking_to(uri) as client:
+    with speaking_to(uri) as client:
         night = _night(client, uri, artifacts, state)
         query = f"tags.`mlflow.parentRunId` = '{night.info.run_id}' and attributes.status != 'RUNNING'"
         token: str | None = ""  # of the first page
@@ -78,30 +84,21 @@ def finished_trials(uri: str, artifacts: Path, state: NightState) -> frozenset[i
     return frozenset(int(number) for number in ids if number.isdigit())
 
 
-def finish_night(uri: str, artifacts: Path, state: NightState, folder: Path) -> None:
-    """Adds the report, the chart and the table of `folder` to the night's run, and ends it."""
-    with _speaking_to(uri) as client:
+def finish_night(uri: str, artifacts: Path, state: NightState, folder: Path, calls: Sequence[Call] = ()) -> None:
+    """Adds the report, the chart and the table of `folder` to the night's run, and the calls of no trial, and ends it."""
+    with speaking_to(uri) as client:
         night = _night(client, uri, artifacts, state)
         run_id = night.info.run_id
         _bring_up_to_date(client, night, state, _progress(night, state))
         for path in filter(Path.is_file, (folder / name for name in NIGHT_FILES)):
             client.log_artifact(run_id, str(path))
+        log_calls(uri, run_id, night.info.experiment_id, _began(state), calls)
         client.set_terminated(run_id, "FINISHED" if state.finished else "FAILED" if state.failed else "KILLED")
 
 
-@contextlib.contextmanager
-def _speaking_to(uri: str) -> Iterator[MlflowClient]:
-    """A client, with settings that must be there before the import; whatever MLflow raises becomes a NightlyError."""
-    for key, value in SETTINGS.items():
-        os.environ.setdefault(key, value)
-    import mlflow  # takes two seconds: not for a command that only reads the ledger
-    import sqlalchemy.exc
-
-    try:
-        yield mlflow.MlflowClient(uri)
-    except (mlflow.MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
-        first = str(error).strip().partition("\n")[0][:300]
-        raise NightlyError(f"MLflow at {uri} did not take it: {first}. Ledger and git have it") from error
+def _began(state: NightState) -> str:
+    """What no other night has."""
+    return f"{state.header['tag']}:{state.header['time']}"
 
 
 def _experiment(client: MlflowClient, uri: str, artifacts: Path, state: NightState) -> str:
@@ -132,31 +129,22 @@ def _night(client: MlflowClient, uri: str, artifacts: Path, state: NightState) -
 
 def _bring_up_to_date(client: MlflowClient, night: Run, state: NightState, points: Sequence[Metric]) -> None:
     """What of the parent run changes with each trial, and `points` of its curves."""
-    header, baseline = state.header, state.baseline or {}
-    kept = sum(trial.verdict == "keep" for trial in state.trials)
-    tags = {
-        **{name: header.get(name) for name in ("profile", "proposer", "isolation")},
-        "champion": state.champion,
-        "hardware": baseline.get("hardware"),
-        "dataset": baseline.get("dataset", header.get("dataset")),
-        "mlflow.source.name": "nightly-research",
-        "mlflow.source.git.commit": state.champion,
-        "mlflow.note.content": f"{len(state.trials)} trials, {kept} kept. {state.finished or state.stopped or 'Not finished.'}",
-    }
-    params = {name: header.get(name) for name in ("profile", "seed", "proposer")}
-    _log(client, night, points, {**params, "baseline_sd": baseline.get("sd")}, tags)
+    params = {name: state.header.get(name) for name in ("profile", "seed", "proposer")}
+    sd = (state.baseline or {}).get("sd")
+    _log(client, night, points, {**params, "baseline_sd": sd}, night_words(state))
 
 
 def _progress(night: Run, state: NightState) -> list[Metric]:
-    """The champion's score after each trial, as a curve by trial number; the same points however often they are made."""
+    """The champion's score and what was spent, as curves by trial number; the same points however often they are made."""
     if state.baseline is None:
         return []
-    champion, kept, start = float(state.baseline["val_bpb"]), 0, night.info.start_time
+    champion, kept, spent, start = float(state.baseline["val_bpb"]), 0, Usage(), night.info.start_time
     points = [_metric("baseline_bpb", champion, start), _metric("champion_bpb", champion, start)]
     for trial in state.trials:
         if trial.verdict == "keep" and trial.val_bpb is not None:
             champion, kept = trial.val_bpb, kept + 1
-        named = {"champion_bpb": champion, "kept": kept, "trials": trial.number}
+        spent = costs.total([spent, trial.usage])
+        named = {"champion_bpb": champion, "kept": kept, "trials": trial.number, **_spending(spent)}
         points += [_metric(name, value, start + trial.number, trial.number) for name, value in named.items()]
     return points
 
@@ -168,36 +156,15 @@ def _child(client: MlflowClient, night: Run, name: str, tags: Mapping[str, str],
         return found[0]
     took = sum((run.startup_seconds or 0.0) + (run.seconds or 0.0) for run in runs)
     began = int((time.time() - took) * 1000)  # so that the page's duration is the trial's
-    clean = {key: _plain(value) for key, value in {**tags, "mlflow.parentRunId": parent}.items()}
-    return client.create_run(experiment, began, clean, _plain(name)[:LONGEST_NAME])
+    clean = {key: plain(value) for key, value in {**tags, "mlflow.parentRunId": parent}.items()}
+    return client.create_run(experiment, began, clean, plain(name)[:LONGEST_NAME])
 
 
-def _trial_tags(state: NightState, trial: Trial) -> dict[str, str]:
-    tag, commit = state.header["tag"], trial.commit or "-"
-    score = "no score" if trial.val_bpb is None else f"{trial.val_bpb:.6f} bits per byte"
-    summary, reason = (_plain(text).replace("`", "'") for text in (trial.summary, trial.reason))
-    story = (
-        f"`{summary}`, proposed by {trial.proposer}: **{trial.verdict}** ({trial.status}, {score}).\n\n"
-        f"`{reason}`\n\nThe patch: `git show {commit}`, also refs/trials/{tag}/{trial.number}."
-    )
-    return {
-        "trial_id": f"{tag}:{trial.number}",
-        "commit": commit,
-        **{name: getattr(trial, name) for name in ("verdict", "reason", "status", "proposer", "isolation")},
-        "unusual": trial.unusual or "-",
-        "seeds": " ".join(map(str, trial.seeds)),
-        "mlflow.source.name": TRAIN,
-        "mlflow.source.git.commit": commit,
-        "mlflow.note.content": story,
-    }
-
-
-def _figures(child: Run, runs: Sequence[RunResult], val_bpb: float | None, z: float | None = None) -> list[Metric]:
-    """Means over the runs of what the judge measured, each seed's score, and, named so, what the candidate said."""
+def _figures(child: Run, runs: Sequence[RunResult], known: Mapping[str, float | None]) -> list[Metric]:
+    """What is known, the means of what the judge measured, each seed's score, and, named so, what the candidate said."""
     measured = ("seconds", "cpu_seconds", "tokens", "startup_seconds", "startup_gpu_seconds", "audit_gap")
     means = {
-        "val_bpb": val_bpb,
-        "z": z,
+        **known,
         **{name: _mean(getattr(run, name) for run in runs) for name in measured},
         "peak_memory_gib": _mean(run.peak_memory_bytes and run.peak_memory_bytes / 2**30 for run in runs),
     }
@@ -218,6 +185,14 @@ def _curves(child: Run, runs: Sequence[RunResult]) -> list[Metric]:
     return points
 
 
+def _spending(usage: Usage) -> dict[str, float]:
+    """Empty where no model was asked; without dollars where a price is unknown."""
+    if not usage.calls:
+        return {}
+    tokens = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
+    return {"llm_calls": usage.calls, **tokens, **({} if usage.dollars is None else {"dollars": usage.dollars})}
+
+
 def _metric(name: str, value: float, timestamp: int, step: int = 0) -> Metric:
     from mlflow.entities import Metric
 
@@ -230,8 +205,8 @@ def _log(
     """In batches. A value with the timestamp and step that it had before is no second point, nor an equal parameter."""
     from mlflow.entities import Param, RunTag
 
-    named = [Param(name[:LONGEST_KEY], _plain(value)) for name, value in params.items() if value is not None]
-    marks = [RunTag(name, _plain(value)) for name, value in tags.items() if value is not None]
+    named = [Param(name[:LONGEST_KEY], plain(value)) for name, value in params.items() if value is not None]
+    marks = [RunTag(name, plain(value)) for name, value in tags.items() if value is not None]
     for i in range(0, max(len(named), len(marks)), WORDS_A_BATCH):
         part = slice(i, i + WORDS_A_BATCH)
         client.log_batch(run.info.run_id, params=named[part], tags=marks[part])
@@ -242,9 +217,3 @@ def _log(
 def _mean(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
-
-
-def _plain(value: object) -> str:
-    """Text that every store takes: a candidate's string may hold control characters or half a surrogate pair."""
-    kept = "".join(c for c in str(value) if c == "\n" or unicodedata.category(c) not in ("Cc", "Cs"))
-    return kept if len(kept) <= LONGEST_VALUE else f"{kept[: LONGEST_VALUE - 3]}..."

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from tasks import tracking
-from tasks.records import NightlyError, NightState, RunResult, Trial
+from tasks.mlflow_client import speaking_to
+from tasks.records import NightlyError, NightState, RunResult, Trial, Usage
+from tests.trials import make_call
 
 
 def log_night(uri: str, artifacts: Path, state: NightState) -> str:
     """Logs a night with nothing below it; returns the id of its run."""
-    with tracking._speaking_to(uri) as client:
+    with speaking_to(uri) as client:
         run = tracking._night(client, uri, artifacts, state)
         tracking._bring_up_to_date(client, run, state, tracking._progress(run, state))
         return str(run.info.run_id)
@@ -28,7 +30,7 @@ pytestmark = [
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory):
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    with tracking._speaking_to(f"sqlite:///{path}") as client:
+    with speaking_to(f"sqlite:///{path}") as client:
         client.search_experiments()
     return path
 
@@ -122,8 +124,8 @@ def make_state(*trials: Trial, **changes) -> NightState:
     return NightState(**{**fields, **changes})
 
 
-def log_trial(store: Store, trial: Trial, *runs: RunResult, folder: Path = Path("/nonexistent")) -> str:
-    return tracking.log_trial(store.uri, store.artifacts, make_state(trial), trial, runs, folder)
+def log_trial(store: Store, trial: Trial, *runs: RunResult, folder: Path = Path("/nonexistent"), calls=()) -> str:
+    return tracking.log_trial(store.uri, store.artifacts, make_state(trial), trial, runs, folder, calls)
 
 
 def test_a_night_is_a_run_with_its_provenance(store):
@@ -186,6 +188,53 @@ def test_a_trial_is_a_child_with_knobs_figures_and_tags(store):
     assert run.data.tags.items() >= wanted.items()
     assert "git show c3" in run.data.tags["mlflow.note.content"]
     assert run.info.end_time - run.info.start_time >= 7000  # the trial's own time, not that of writing it down
+
+
+def test_a_trial_says_what_it_cost_and_why_it_was_tried(store):
+    asked = Usage(calls=3, prompt_tokens=20_000, completion_tokens=900, dollars=0.25)
+    told = {"kind": "optimizer", "outcome": "ok", "fixes": 1, "hypothesis": "less is\nmore", "expected": "1.5", "note": "a fix"}
+    log_trial(store, make_trial(usage=asked, **told), make_run())
+    run = store.runs()["3 DEPTH 3 -> 2"]
+    spent = {"llm_calls": 3, "prompt_tokens": 20_000, "completion_tokens": 900, "dollars": 0.25}
+    assert run.data.metrics.items() >= spent.items()
+    assert run.data.tags.items() >= {"kind": "optimizer", "outcome": "ok", "fixes": "1"}.items()
+    note = run.data.tags["mlflow.note.content"]
+    assert "Why it should help: `less is more`\n\nExpected: `1.5`\n\nNote: `a fix`\n\n" in note
+
+
+def test_a_trial_without_a_model_says_nothing_of_one(store):
+    log_trial(store, make_trial(), make_run())
+    run = store.runs()["3 DEPTH 3 -> 2"]
+    assert not {"kind", "outcome", "fixes"} & set(run.data.tags)
+    assert not {"llm_calls", "prompt_tokens", "dollars"} & {*run.data.metrics, *store.runs()["nov21"].data.metrics}
+
+
+def test_a_price_that_is_not_known_is_no_figure(store):
+    log_trial(store, make_trial(usage=Usage(1, 100, 10, None)), make_run())
+    for run in store.runs().values():
+        assert (run.data.metrics["prompt_tokens"], "dollars" in run.data.metrics) == (100, False)
+
+
+def test_the_words_of_a_model_are_no_markdown(store):
+    evil = "`![](http://x/y.png)\n\n# " * 900
+    log_trial(store, make_trial(**dict.fromkeys(("summary", "reason", "hypothesis", "expected", "note"), evil)), make_run())
+    (run,) = [run for name, run in store.runs().items() if name != "nov21"]
+    note = run.data.tags["mlflow.note.content"]
+    assert note.endswith("refs/trials/nov21/3.")
+    outside = "".join(note.split("`")[::2])  # what is in no pair of backticks
+    assert "![" not in outside
+    assert "#" not in outside
+
+
+def test_a_trials_requests_are_traces_of_its_run(store):
+    trial = make_trial(usage=Usage(2, 20, 2, 0.0))
+    calls = [make_call(3, 1, outcome="malformed", error="no end"), make_call(3, 2, time="2026-11-21T22:06:00+00:00")]
+    run_id = log_trial(store, trial, make_run(), calls=calls)
+    store.client.update_run(run_id, "RUNNING")  # as a kill before the last call leaves it
+    log_trial(store, trial, make_run(), calls=calls)
+    run = store.client.get_run(run_id)
+    found = store.client.search_traces(locations=[run.info.experiment_id], run_id=run_id, order_by=["timestamp_ms ASC"])
+    assert [(trace.info.client_request_id, trace.info.state.value) for trace in found] == [("3.1", "ERROR"), ("3.2", "OK")]
 
 
 def test_a_second_seed_has_its_score_and_curve_too(store):
@@ -264,6 +313,16 @@ def test_each_trial_adds_its_point_to_the_nights_curve(store):
     tracking.log_trial(store.uri, store.artifacts, make_state(first), first, [make_run()], Path("/nonexistent"))
     tracking.log_trial(store.uri, store.artifacts, make_state(first, second), second, [make_run()], Path("/nonexistent"))
     assert store.history(store.runs()["nov21"], "champion_bpb") == [(0, 1.65), (1, 1.6), (2, 1.5)]
+
+
+def test_the_nights_run_has_what_was_spent_so_far(store):
+    asked = [Usage(1, 100, 10, 0.5), Usage(), Usage(2, 200, 20, 0.25)]
+    trials = [make_trial(number=i, usage=usage) for i, usage in enumerate(asked, start=1)]
+    for trial in trials:
+        tracking.log_trial(store.uri, store.artifacts, make_state(*trials), trial, [make_run()], Path("/nonexistent"))
+    run = store.runs()["nov21"]
+    assert store.history(run, "dollars") == [(1, 0.5), (2, 0.5), (3, 0.75)]
+    assert [run.data.metrics[name] for name in ("llm_calls", "prompt_tokens", "completion_tokens")] == [3, 300, 30]
 
 
 def test_the_end_of_a_night_brings_its_report(store, tmp_path):
