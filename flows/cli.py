@@ -7,6 +7,7 @@ commands, so that --help answers at once.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from pathlib import Path
@@ -16,10 +17,12 @@ import configs
 from flows import api_outage, commands, server, services
 from tasks.records import NightlyError, UsageError
 
-PROPOSERS = ("tpe", "replay")
+PROPOSERS = ("tpe", "llm", "mixed", "command", "replay")
 
 
 def main(argv: list[str] | None = None) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a candidate's words may have letters that this terminal has not
     arguments = _parser().parse_args(argv)
     try:
         home = server.state_home()
@@ -63,7 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--hours", type=_positive(float), metavar="H", help="end in time before H hours of work are over")
     sub.add_argument("--proposer", choices=PROPOSERS, help="who proposes (default: the profile's)")
-    sub.add_argument("--patches", metavar="DIR", help="replay: the folder of patches")
+    sub.add_argument("--model", metavar="M", help="llm, mixed: the model, as OPENAI_BASE_URL's endpoint names it")
+    sub.add_argument("--patches", metavar="DIR", help="replay: the folder of patches, or the tag of a night")
     sub.add_argument(
         "--seed", type=int, default=1, metavar="N", help="first seed of every candidate, and the proposer's (default 1)"
     )
@@ -87,6 +91,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true")
     command("stop", commands.stop, "Ends a night after its current trial.").add_argument("tag")
     command("report", commands.report, "Writes a night's report again, from its ledger, and prints it.").add_argument("tag")
+    sub = command("compare", commands.compare, "Puts nights side by side: what each won, how sure that is, and what it cost.")
+    sub.add_argument("tags", nargs="+", metavar="TAG", help="two nights or more")
+    sub.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    sub = command("show", commands.show, "Tells one trial's story: its idea, patch, training, verdict and cost.")
+    sub.add_argument("tag")
+    sub.add_argument("number", type=int, metavar="K", help="the trial's number; 0 is the baseline")
+    sub.add_argument("--json", action="store_true", help="print one JSON object instead of the story")
     text = "Makes MLflow, results.tsv, the report and Prefect's pages of a night once more, from its ledger and git."
     command("rebuild", commands.rebuild, text).add_argument("tag")
     sub = command("replay", commands.replay, "Earns the score of a kept commit again, with the seeds that it recorded.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -37,6 +38,7 @@ def night(arguments: argparse.Namespace, home: Path) -> int:
                 patches=arguments.patches and str(Path(arguments.patches).resolve()),
                 seed=arguments.seed,
                 allow_unsandboxed=arguments.allow_unsandboxed,
+                model=arguments.model,
             )
         except Untold as over:
             tag = over.tag
@@ -127,6 +129,30 @@ def report(arguments: argparse.Namespace, home: Path) -> int:
     report.write(state, folder)
     chart.draw(state, folder / "progress.png")
     return _print_night(home, arguments.tag, as_json=False)
+
+
+def compare(arguments: argparse.Namespace, home: Path) -> int:
+    from flows import night_folder
+    from tasks import comparison
+
+    tags = list(dict.fromkeys(arguments.tags))
+    if len(tags) < 2:
+        raise UsageError(f"compare takes the tags of at least two nights, not only {' '.join(tags)}")
+    nights = [comparison.figures(night_folder.read_state(night_folder.find(home, tag))) for tag in tags]
+    if arguments.json:
+        told = [dataclasses.asdict(night) for night in nights]
+        print(json.dumps({"nights": told, "not_comparable": comparison.obstacles(nights)}))
+    else:
+        print(comparison.text(nights))
+    return 0
+
+
+def show(arguments: argparse.Namespace, home: Path) -> int:
+    from flows import narration, night_folder, story
+
+    told = story.describe(night_folder.find(home, arguments.tag), server.ROOT, arguments.number)
+    print(json.dumps(told) if arguments.json else narration.text(told))
+    return 0
 
 
 def rebuild(arguments: argparse.Namespace, home: Path) -> int:

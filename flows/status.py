@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from flows import budget, night_folder
-from tasks import heartbeat
+from tasks import costs, heartbeat, llm_calls
 from tasks.heartbeat import Heartbeat
-from tasks.records import NightState
+from tasks.records import NightlyError, NightState, Usage
 
 TRIAL_FIELDS = ("status", "verdict", "reason", "val_bpb", "commit")
 
@@ -38,7 +38,7 @@ def describe(folder: Path) -> dict[str, Any]:
     since = time.time() - beat.time if beat else 0.0
     if alive:
         used += max(since, 0.0)
-    left = budget.seconds_left(state, used)
+    left, caps, spent = budget.seconds_left(state, used), costs.settings(state.header), _spent(folder, state)
     return {
         **scores(state),
         "state": _word(state, alive),
@@ -52,6 +52,8 @@ def describe(folder: Path) -> dict[str, Any]:
         "budget": {
             "trials": {"used": len(state.trials), "of": state.header["trials"]},
             "hours": {"used": round(used / 3600, 4), "of": state.header["hours"]},
+            "tokens": {"used": spent and costs.tokens(spent), "of": caps.get("tokens")},
+            "dollars": {"used": spent and spent.dollars, "of": caps.get("dollars")},
         },
         "last_error": _last_error(state, beat, alive),
         "stopped": state.stopped,
@@ -63,10 +65,14 @@ def describe(folder: Path) -> dict[str, Any]:
 
 def text(night: dict[str, Any]) -> str:
     """The same for a person, in a few lines."""
-    trials, hours = night["budget"]["trials"], night["budget"]["hours"]
+    trials, hours, tokens, dollars = (night["budget"][name] for name in ("trials", "hours", "tokens", "dollars"))
     planned = f"{trials['used']} of {trials['of'] or 'any number of'} trials done, {night['kept']} kept"
     spent = f"{hours['used']:.2f} of {hours['of']:g} hours" if hours["of"] else f"{hours['used']:.2f} hours"
     lines = [f"night {night['tag']}: {night['state']}: {planned}; {spent} used"]
+    if tokens["used"]:
+        used = f"{tokens['used']:,}" + (f" of {tokens['of']:,}" if tokens["of"] else "")
+        cost = costs.money(dollars["used"]) + (f" of {costs.money(dollars['of'])}" if dollars["of"] else "")
+        lines.append(f"language model: {used} tokens used; cost: {cost}")
     if night["phase"]:
         left = "" if night["seconds_left"] is None else f"; about {night['seconds_left'] / 60:.0f} minutes to the night's end"
         lines.append(f"now: {night['phase']}, for {night['phase_seconds']:.0f} s{left} (pid {night['process']['pid']})")
@@ -88,6 +94,19 @@ def _word(state: NightState, alive: bool) -> str:
     if state.stopped:
         return "failed" if state.failed else "stopped"
     return "interrupted"
+
+
+def _spent(folder: Path, state: NightState) -> Usage | None:
+    """On requests to language models: for the trials on record, and since then for those under way or thought ahead.
+
+    None when the file of the requests is damaged: a person who wants to stop the night is not kept from it.
+    """
+    on_record = {trial.number for trial in (*state.trials, state.pending) if trial}
+    try:
+        others = [call for call in llm_calls.read(folder / night_folder.CALLS) if call.trial not in on_record]
+    except NightlyError:
+        return None
+    return costs.total([costs.of_night(state), costs.of_calls(others)])
 
 
 def _last_error(state: NightState, beat: Heartbeat | None, alive: bool) -> str | None:

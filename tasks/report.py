@@ -7,9 +7,11 @@ known is a dash. Candidates' words (summaries, crash messages) are shown as text
 from __future__ import annotations
 
 import re
-from datetime import datetime
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
+from tasks import costs
 from tasks.records import FileRef, NightState, one_line
 
 COLUMNS = ("commit", "val_bpb", "memory_gb", "status", "description")  # karpathy/autoresearch, program.md
@@ -39,10 +41,14 @@ def markdown(state: NightState) -> str:
     """The report: what was won, how far to trust it, every trial, what to do next, where it came from."""
     header, tag = state.header, state.header["tag"]
     parts = [f"# Night {tag}", headline(state), "![Progress](progress.png)", "## How far to trust it", _trust(state)]
-    parts += ["## Trials", _table(state), "## What next", _next_steps(state), "## Where it came from"]
+    parts += ["## Trials", _table(state)]
+    if costs.of_night(state).calls:
+        parts += ["## What it cost", _costs(state)]
+    parts += ["## What next", _next_steps(state), "## Where it came from"]
     facts = {
         "profile": header.get("profile"),
         "proposer": header.get("proposer"),
+        **_researcher(header),
         "seed": header.get("seed"),
         "dataset": (state.baseline or {}).get("dataset", header.get("dataset")),
         "hardware": (state.baseline or {}).get("hardware"),
@@ -143,6 +149,38 @@ def _table(state: NightState) -> str:
     return "\n".join([*rows, "", "Lower is better; a negative difference to the baseline is a gain."])
 
 
+def _costs(state: NightState) -> str:
+    """What the requests to language models cost, and what was got for it."""
+    usage, trials, kept = costs.of_night(state), state.trials, costs.keeps_by_kind(state.trials)
+    tokens = f"{usage.prompt_tokens:,} of prompts and {usage.completion_tokens:,} of answers"
+    dollars = "unknown: no prices in the profile"
+    if usage.dollars is not None:
+        keeps = sum(kept.values())
+        dollars = costs.money(usage.dollars) + (f", {costs.money(usage.dollars / keeps)} for each keep" if keeps else "")
+    outcomes = dict(Counter(str(trial.outcome) for trial in trials if trial.outcome).most_common())
+    lines = [
+        f"- Requests to a language model, for these trials: {usage.calls}. Tokens: {costs.tokens(usage):,}, {tokens}.",
+        f"- Dollars: {dollars}.",
+        f"- Proposals by outcome of their last request: {_counts(outcomes)}.",
+        f"- Keeps by kind: {_counts(kept)}.",
+    ]
+    if stood_in := sum(map(costs.stood_in, trials)):
+        share = f"{stood_in} of {_count(len(trials), 'trial')} ({stood_in / len(trials):.0%})"
+        lines.append(f"- The model could not be asked for {share}: the fallback proposed.")
+    return "\n".join(lines)
+
+
+def _researcher(header: dict[str, Any]) -> dict[str, str]:
+    """The model and the instructions, of a night that had them."""
+    model, program = costs.model(header), header.get("program")
+    facts = {"model": model} if model else {}
+    return {**facts, **({"program": f"{program['name']}, sha256 {program['sha256'][:12]}"} if program else {})}
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{_text(name)} {count}" for name, count in counts.items()) or "none"
+
+
 def _next_steps(state: NightState) -> str:
     tag, start = state.header["tag"], _commit(state.start_commit) or "-"
     steps = ["- Compare the runs, their knobs and loss curves: `./run server`, then the MLflow page."]
@@ -159,9 +197,7 @@ def _next_steps(state: NightState) -> str:
 
 
 def _wall(state: NightState) -> str:
-    """For how long the night was alive; of a ledger of format 1, by the clock on the wall."""
-    by_clock = (datetime.fromisoformat(state.updated) - datetime.fromisoformat(state.header["began"])).total_seconds()
-    seconds = state.used_seconds or by_clock
+    seconds = costs.seconds(state)
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{seconds / 60:.1f} min"
 

@@ -1,5 +1,6 @@
 """Bad input at the command line: one clear line, a non-zero exit, no traceback, nothing half-written."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -9,7 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows import server
+from tasks.ledger import Ledger
 from tests.checkouts import Checkout
+from tests.trials import BASELINE, COMMIT, keep, make_state
 
 SMALL = "tests/profiles/small.toml"
 pytestmark = pytest.mark.slow  # a process for each command, and a Prefect server for them all
@@ -83,8 +86,56 @@ def test_an_unknown_key_in_a_profile_is_named(checkout, corpus):
 
 
 def test_a_night_that_is_not_there_names_those_that_are(checkout):
-    for command in ("status", "stop", "report", "resume"):
-        assert "no night 'nov1'" in refused(checkout, command, "nov1")
+    for command, *rest in (["status"], ["stop"], ["report"], ["resume"], ["compare", "nov2"], ["show", "1"]):
+        assert "no night 'nov1'" in refused(checkout, command, "nov1", *rest)
+
+
+@pytest.mark.parametrize("tags", [["nov1"], ["nov1", "nov1"]])
+def test_one_night_is_compared_with_none(checkout, tags):
+    assert "at least two nights, not only nov1" in refused(checkout, "compare", *tags)
+
+
+@pytest.fixture
+def nights(checkout, tmp_path):
+    """Runs a command where there are two nights, with words that not every terminal has."""
+    for tag, hardware in (("nov1", "a CPU"), ("nov2", "a GPU")):
+        with Ledger.create(tmp_path / "nights" / tag / "ledger.jsonl") as book:
+            header = make_state().header
+            book.append("night", **{**header, "tag": tag, "trials": 1, "hours": None})
+            book.append("baseline", **{**BASELINE, "hardware": hardware}, start_commit=COMMIT)
+            book.append("decided", trial=dataclasses.asdict(keep(1, summary="\u03bb and \ud800")))
+
+    def run(*arguments, **environment):
+        return checkout.run(*arguments, NIGHTLY_HOME=str(tmp_path), **environment)
+
+    return run
+
+
+def test_nights_are_compared_as_a_table_and_as_an_object(nights):
+    shown = nights("compare", "nov1", "nov2")
+    assert (shown.returncode, shown.stdout.split()[:3]) == (0, ["night", "nov1", "nov2"]), shown.stderr
+    told = json.loads(nights("compare", "nov1", "nov2", "--json").stdout)
+    assert [night["tag"] for night in told["nights"]] == ["nov1", "nov2"]
+    assert told["not_comparable"] == [line for line in shown.stdout.splitlines() if line.startswith("Not comparable:")]
+    assert "Not comparable: different hardware: nov1: a CPU; nov2: a GPU" in told["not_comparable"]
+
+
+def test_a_trial_is_told_as_text_and_as_an_object_on_any_terminal(nights):
+    assert json.loads(nights("show", "nov1", "1", "--json").stdout)["summary"] == "\u03bb and \ud800"
+    assert "trial 1 of night nov1: \u03bb and\n" in nights("show", "nov1", "1", PYTHONIOENCODING="utf-8").stdout
+    shown = nights("show", "nov1", "1", PYTHONIOENCODING="ascii")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "trial 1 of night nov1: \\u03bb and\n" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [("2", "there are: 0 (the baseline) to 1"), ("-1", "no trial -1"), ("x", "invalid int")]
+)
+def test_a_trial_that_is_not_there(nights, number, said):
+    done = nights("show", "nov1", number)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_candidate_that_is_not_there(checkout):

@@ -11,26 +11,7 @@ from tasks import ledger
 from tasks.ledger import Ledger
 from tasks.night_state import fold
 from tasks.records import NightlyError, Trial
-
-
-def make_trial(number: int, **changes) -> Trial:
-    fields = {
-        "number": number,
-        "proposer": "tpe",
-        "summary": "DEPTH 3 -> 2",
-        "status": "ok",
-        "verdict": "discard",
-        "reason": "not better",
-        "z": 0.1,
-        "val_bpb": 1.6,
-        "scores": (1.6,),
-        "seeds": (1,),
-        "knobs": {"DEPTH": 2, "ADAM_BETAS": (0.8, 0.95)},
-        "ast_sha256": "ab",
-        "parent": "p",
-        "commit": None,
-    }
-    return Trial(**{**fields, **changes})
+from tests.trials import make_trial
 
 
 def events(*rest: tuple[str, dict]) -> list[dict]:
@@ -110,8 +91,8 @@ def test_an_application_without_its_decision_is_an_error(wrong):
 
 def test_another_format_is_refused():
     (night,) = events()[:1]
-    with pytest.raises(NightlyError, match="format 3, this version reads 2"):
-        fold([{**night, "v": 3}])
+    with pytest.raises(NightlyError, match="format 4, this version reads 3"):
+        fold([{**night, "v": 4}])
 
 
 def test_a_ledger_without_its_first_line_is_refused():

@@ -9,60 +9,15 @@ import numpy as np
 import pytest
 
 from tasks import chart, report
-from tasks.records import NightState, Trial
+from tasks.records import NightState, Usage
+from tests.trials import crash, keep, make_state, make_trial
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-def make_trial(number: int = 1, **changes) -> Trial:
-    fields = {
-        "number": number,
-        "proposer": "tpe",
-        "summary": "DEPTH 3 -> 2",
-        "status": "ok",
-        "verdict": "discard",
-        "reason": "not better",
-        "z": 0.125,
-        "val_bpb": 1.66,
-        "scores": (1.66,),
-        "seeds": (1,),
-        "knobs": {},
-        "ast_sha256": None,
-        "parent": "c0",
-        "commit": COMMIT,
-        "peak_memory_bytes": 3 * 2**29,
-    }
-    return Trial(**{**fields, **changes})
-
-
-def keep(number: int = 1, score: float = 1.6, **changes) -> Trial:
-    return make_trial(number, verdict="keep", reason="better", z=4.0, val_bpb=score, scores=(score,), **changes)
-
-
-def crash(number: int = 1, **changes) -> Trial:
-    failed = {"status": "train_crashed", "val_bpb": None, "z": None, "scores": (), "peak_memory_bytes": None}
-    return make_trial(number, **{**failed, "reason": "RuntimeError: boom", **changes})
-
-
-def make_state(*trials: Trial, **changes) -> NightState:
-    scores = next((trial.scores for trial in reversed(trials) if trial.verdict == "keep"), (1.64, 1.65, 1.66))
-    header = {"tag": "nov21", "began": "2026-11-21T22:00:00+00:00", "profile": "laptop", "proposer": "tpe", "seed": 1}
-    fields = {
-        "header": {**header, "dataset": "d5", "isolation": "bwrap", "head": "f" * 40, "branch": "main", "dirty": False},
-        "baseline": {"val_bpb": 1.65, "scores": [1.64, 1.65, 1.66], "seeds": [1, 2, 3], "sd": 0.01, "hardware": "a CPU"},
-        "start_commit": "abcdef" * 7,
-        "trials": trials,
-        "pending": None,
-        "in_flight": None,
-        "champion": "abcdef" * 7,
-        "champion_scores": scores,
-        "groups": (),
-        "finished": "all trials are done",
-        "updated": "2026-11-22T06:04:59+00:00",
-    }
-    return NightState(**{**fields, **changes})
-
-
+ASKING = {
+    "proposer": "llm",
+    "settings": {"llm": {"model": "m|1"}},
+    "program": {"name": "program.md", "sha256": "5a" * 32},
+}
+SPENT = Usage(calls=2, prompt_tokens=12_000, completion_tokens=800, dollars=0.75)
 STATES = {
     "nothing yet": make_state(baseline=None, start_commit=None, champion=None, champion_scores=(), finished=None),
     "baseline only": make_state(finished=None, in_flight=1),
@@ -70,6 +25,13 @@ STATES = {
     "one kept": make_state(keep()),
     "of all kinds": make_state(
         make_trial(1), keep(2, summary="a $x^2 \x1b[31m"), crash(3), keep(4, 1.5), make_trial(5, val_bpb=9.0)
+    ),
+    "of a model": make_state(
+        keep(1, proposer="llm", kind="optimizer", outcome="ok", usage=SPENT),
+        crash(2, proposer="llm", kind="data order", outcome="ok", fixes=2, usage=SPENT),
+        make_trial(3, note="proposed by tpe: timeout", outcome="timeout", usage=Usage(1, 0, 0, 0.0)),
+        keep(4, 1.5, note="proposed by tpe: the night has used 9 of 8 tokens"),
+        header=ASKING,
     ),
     "no sd": make_state(keep(), baseline={"val_bpb": 1.65, "scores": [1.65]}),
     "many": make_state(*(keep(k, 1.65 - 0.001 * k) if k % 3 == 0 else make_trial(k) for k in range(1, 120))),
@@ -172,6 +134,39 @@ def test_trust_tells_of_noise_runs_selection_audit_and_isolation():
 )
 def test_trust_tells_what_was_audited(trials, said):
     assert said in report.markdown(make_state(*trials))
+
+
+def test_a_night_that_asked_a_model_says_what_it_cost():
+    text = report.markdown(STATES["of a model"])
+    for said in (
+        "## What it cost",
+        "- Requests to a language model, for these trials: 5. Tokens: 25,600, 24,000 of prompts and 1,600 of answers.",
+        "- Dollars: $1.50, $0.75 for each keep.",
+        "- Proposals by outcome of their last request: ok 2, timeout 1.",
+        "- Keeps by kind: optimizer 1, knobs 1.",
+        "- The model could not be asked for 2 of 4 trials (50%): the fallback proposed.",
+        "- model: m\\|1\n- program: program.md, sha256 5a5a5a5a5a5a\n",
+    ):
+        assert said in text
+
+
+def test_a_night_without_prices_says_that_its_cost_is_unknown():
+    text = report.markdown(make_state(keep(1, proposer="llm", usage=Usage(1, 10, 10, None)), header=ASKING))
+    assert "- Dollars: unknown: no prices in the profile.\n" in text
+    assert "$" not in text
+
+
+def test_a_night_whose_model_never_failed_names_no_fallback():
+    state = make_state(make_trial(1, proposer="llm", outcome="ok", usage=SPENT), header=ASKING)
+    assert "fallback" not in report.markdown(state)
+
+
+@pytest.mark.parametrize("name", [name for name in STATES if name != "of a model"])
+def test_a_night_that_asked_no_model_says_nothing_of_cost(name):
+    text = report.markdown(STATES[name])
+    assert "What it cost" not in text
+    assert "- model:" not in text
+    assert "- program:" not in text
 
 
 def test_an_unusual_start_up_is_named():

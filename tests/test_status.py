@@ -15,9 +15,10 @@ import pytest
 from flows import night_folder, status
 from tasks import heartbeat, ledger
 from tasks.judge import watchdog
+from tasks.records import Usage
 from tests.faults.standing import wait_for
 from tests.faults.stub_checkout import PROFILE, StubCheckout
-from tests.test_night_state import make_trial
+from tests.trials import make_call, make_trial, write_calls
 
 HEADER = {"tag": "nov21", "trials": 4, "hours": 2.0, "profile": "laptop"}
 BASELINE = {"val_bpb": 1.65, "scores": [1.64, 1.65, 1.66], "sd": 0.01, "start_commit": "c0", "wall_seconds": 30.0}
@@ -118,7 +119,42 @@ def test_before_the_baseline_there_is_no_champion(night):
 
 def test_the_budget_used_is_the_later_of_ledger_and_heartbeat(night):
     told = status.describe(night(APPLIED, **DEAD))
-    assert told["budget"] == {"trials": {"used": 1, "of": 4}, "hours": {"used": 0.1, "of": 2.0}}
+    assert told["budget"]["trials"] == {"used": 1, "of": 4}
+    assert told["budget"]["hours"] == {"used": 0.1, "of": 2.0}
+
+
+def test_a_night_that_asks_no_model_spends_nothing_and_says_nothing_of_it(night):
+    told = status.describe(night(APPLIED))
+    assert told["budget"]["tokens"] == {"used": 0, "of": None}
+    assert told["budget"]["dollars"] == {"used": 0.0, "of": None}
+    assert "tokens" not in status.text(told)
+
+
+CAPPED = {**HEADER, "settings": {"llm": {"tokens": 500_000, "dollars": 5.0}}}
+
+
+def asking(usage, *rest):
+    """A night with caps whose first trial is decided and has cost this, and the event that follows."""
+    trial = dataclasses.replace(KEEP, usage=usage)
+    return [("night", CAPPED), *APPLIED[1:3], ("decided", {"trial": dataclasses.asdict(trial)}), *rest]
+
+
+@pytest.mark.parametrize("rest", [[], [APPLIED[-1]]])
+def test_what_was_spent_is_of_the_decided_trials_and_of_those_on_the_way(night, rest):
+    folder = night(asking(Usage(2, 20_000, 1000, 0.05), *rest))
+    calls = [make_call(1, 1), make_call(1, 2), make_call(2, 1), make_call(3, 1, dollars=0.1)]  # 3 is thought ahead
+    write_calls(folder / night_folder.CALLS, *calls)
+    told = status.describe(folder)
+    assert told["budget"]["tokens"] == {"used": 21_000 + 2 * 10_500, "of": 500_000}
+    assert told["budget"]["dollars"] == {"used": pytest.approx(0.05 + 0.025 + 0.1), "of": 5.0}
+    assert "language model: 42,000 of 500,000 tokens used; cost: $0.17 of $5.00" in status.text(told)
+
+
+def test_a_cost_without_prices_is_unknown_and_a_lost_log_of_requests_takes_nothing_back(night):
+    told = status.describe(night(asking(Usage(2, 20_000, 1000, None))))
+    assert told["budget"]["tokens"] == {"used": 21_000, "of": 500_000}
+    assert told["budget"]["dollars"]["used"] is None
+    assert "cost: unknown of $5.00" in status.text(told)
 
 
 def test_a_live_night_has_used_the_time_since_its_heartbeat_too(night):
@@ -178,6 +214,14 @@ def test_a_person_is_told_how_to_go_on_where_that_is_due(night, changes, told):
 
 def test_all_of_it_is_json(night):
     assert json.loads(json.dumps(status.describe(night(APPLIED))))["tag"] == "nov21"
+
+
+def test_damaged_requests_leave_the_cost_unknown_and_the_rest_as_it_is(night):
+    folder = night(APPLIED)
+    (folder / night_folder.CALLS).write_text("{}\n")
+    told = status.describe(folder)
+    assert (told["state"], told["budget"]["tokens"]["used"], told["budget"]["dollars"]["used"]) == ("running", None, None)
+    assert "model" not in status.text(told)
 
 
 # One real night through its ups and downs

@@ -1,0 +1,91 @@
+"""Trials, and nights made of them, for tests of what is told about nights."""
+
+import dataclasses
+from pathlib import Path
+
+from tasks.llm_calls import Call, CallLog
+from tasks.records import NightState, Trial
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+BASELINE = {"val_bpb": 1.65, "scores": [1.64, 1.65, 1.66], "seeds": [1, 2, 3], "sd": 0.01, "hardware": "a CPU"}
+
+
+def make_trial(number: int = 1, **changes) -> Trial:
+    """A trial as it is decided: git has not got it yet."""
+    fields = {
+        "number": number,
+        "proposer": "tpe",
+        "summary": "DEPTH 3 -> 2",
+        "status": "ok",
+        "verdict": "discard",
+        "reason": "not better",
+        "z": 0.125,
+        "val_bpb": 1.66,
+        "scores": (1.66,),
+        "seeds": (1,),
+        "knobs": {"DEPTH": 2, "ADAM_BETAS": (0.8, 0.95)},
+        "ast_sha256": "ab",
+        "parent": "c0",
+        "commit": None,
+        "peak_memory_bytes": 3 * 2**29,
+    }
+    return Trial(**{**fields, **changes})
+
+
+def keep(number: int = 1, score: float = 1.6, **changes) -> Trial:
+    fields = {"verdict": "keep", "reason": "better", "z": 4.0, "val_bpb": score, "scores": (score,)}
+    return make_trial(number, **{**fields, **changes})
+
+
+def crash(number: int = 1, **changes) -> Trial:
+    failed = {"status": "train_crashed", "val_bpb": None, "z": None, "scores": (), "peak_memory_bytes": None}
+    return make_trial(number, **{**failed, "reason": "RuntimeError: boom", **changes})
+
+
+def make_state(*trials: Trial, header=None, **changes) -> NightState:
+    """A night with these trials, all in git; `header` changes parts of its first event."""
+    scores = next((trial.scores for trial in reversed(trials) if trial.verdict == "keep"), (1.64, 1.65, 1.66))
+    began = {"tag": "nov21", "began": "2026-11-21T22:00:00+00:00", "profile": "laptop", "proposer": "tpe", "seed": 1}
+    place = {"dataset": "d5", "isolation": "bwrap", "head": "f" * 40, "branch": "main", "dirty": False}
+    fields = {
+        "header": {**began, **place, **(header or {})},
+        "baseline": BASELINE,
+        "start_commit": "abcdef" * 7,
+        "trials": tuple(dataclasses.replace(trial, commit=trial.commit or COMMIT) for trial in trials),
+        "pending": None,
+        "in_flight": None,
+        "champion": "abcdef" * 7,
+        "champion_scores": scores,
+        "groups": (),
+        "finished": "all trials are done",
+        "updated": "2026-11-22T06:04:59+00:00",
+    }
+    return NightState(**{**fields, **changes})
+
+
+def write_calls(path: Path, *calls: Call) -> None:
+    log = CallLog(path)
+    for call in calls:
+        log.append(call)
+
+
+def make_call(trial: int = 1, number: int = 1, **changes) -> Call:
+    fields = {
+        "id": f"{trial}.{number}",
+        "trial": trial,
+        "purpose": "propose",
+        "time": "2026-11-21T22:05:00+00:00",
+        "seconds": 12.25,
+        "endpoint": "http://127.0.0.1:1/v1",
+        "model": "m1",
+        "messages": ({"role": "user", "content": "the prompt"},),
+        "answer": "the answer",
+        "outcome": "ok",
+        "error": None,
+        "prompt_tokens": 10_000,
+        "cached_tokens": 4_000,
+        "completion_tokens": 500,
+        "estimated": False,
+        "dollars": 0.025,
+    }
+    return Call(**{**fields, **changes})
