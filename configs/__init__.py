@@ -81,6 +81,10 @@ class Llm(Table):
     temperature: Annotated[float, pydantic.Field(ge=0)] | None = None  # None: the endpoint's own, as some models take no other
     repairs: Annotated[int, pydantic.Field(ge=0)] = 3  # times that a patch which does not apply goes back
     fixes: Annotated[int, pydantic.Field(ge=0)] = 2  # times that a crash goes back; with the first run all one trial
+    ahead: bool = True  # proposes while the trial before trains; false where the model would take that trial's GPU from it
+    pause_seconds: pydantic.PositiveFloat = (
+        30.0  # after a request that failed, doubled with each to 600; tpe proposes meanwhile
+    )
     digest_tokens: Positive = 6000  # of the night's record in the prompt, however long the night
     bold_after: Positive = 5  # discards in a row, after which another kind of change is asked for
     prompt_price: pydantic.NonNegativeFloat | None = None  # dollars a million tokens; None: unknown, and so is the cost

@@ -25,6 +25,11 @@ def over(state: NightState, used_seconds: float) -> str | None:
     return None
 
 
+def is_last(state: NightState) -> bool:
+    """Whether the trial in flight is the last of the night's trials."""
+    return state.header["trials"] is not None and len(state.trials) + 1 >= state.header["trials"]
+
+
 def longest_run(state: NightState) -> float:
     """Seconds of the longest run, of the baseline's and of the last trials'; 0 when none is known."""
     per_run = [trial.wall_seconds / len(trial.seeds) for trial in state.trials[-LATE:] if trial.wall_seconds and trial.seeds]

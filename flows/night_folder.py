@@ -11,6 +11,8 @@ from tasks.records import NightState, UsageError
 LEDGER = "ledger.jsonl"
 PULSE = "heartbeat.json"
 BASE = "base.py"  # source that the baseline is measured with; git has it later
+PROGRAM = "program.md"  # the researcher's instructions as they were when the night began
+CALLS = "llm_calls.jsonl"
 
 
 def find(home: Path, tag: str) -> Path:

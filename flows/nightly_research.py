@@ -12,10 +12,11 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 
-from flows import budget, disk, interruption, night_folder, notices, resuming, server, session
+from flows import budget, disk, interruption, night_folder, notices, researching, resuming, server, session
 from flows.opening import Night, Request, baseline_event, new_night, open_night
+from flows.proposals import Proposals
 from flows.session import Session
-from flows.trial_steps import apply_verdict, one_trial
+from flows.trial_steps import apply_verdict, next_proposal, one_trial
 from flows.views import Views, name_flow_run, take_leave
 from tasks import champion, milestones, notification
 from tasks.records import FileRef, NightlyError, UsageError
@@ -33,6 +34,7 @@ def nightly_research(
     patches: str | None = None,
     seed: int = 1,
     allow_unsandboxed: bool = False,
+    model: str | None = None,
 ) -> str:
     """Runs a research night, or goes on with one, and returns its tag.
 
@@ -42,15 +44,16 @@ def nightly_research(
         profile: a name from configs/ or the path of a .toml file.
         trials: end after this many trials. Without trials and hours, the profile's.
         hours: end in time before this many hours of work are over.
-        proposer: tpe or replay. Default: the profile's.
-        patches: replay only: the folder of patches.
+        proposer: tpe, llm, mixed, command or replay. Default: the profile's.
+        patches: replay only: the folder of patches, or the tag of a night.
         seed: first training seed of every candidate, and the proposer's.
         allow_unsandboxed: go on without a sandbox where none can be made; every trial says so.
+        model: llm and mixed only: the model, as the endpoint of OPENAI_BASE_URL names it. Default: the profile's.
 
     Raises:
         NightlyError: a subclass says who must act; the text has the value, the limit and the remedy.
     """
-    request = Request(profile, trials, hours, proposer, patches, seed, allow_unsandboxed)
+    request = Request(profile, trials, hours, proposer, patches, seed, allow_unsandboxed, model)
     return research(tag or resuming.choose_tag(request), request)
 
 
@@ -85,6 +88,7 @@ def research(tag: str, request: Request, *, resuming_it: bool = False) -> str:
     with session.hold(folder, new[0] if new else None) as held:
         if new:
             begin(held, *new)
+            researching.ping(held)
         else:
             resuming.check_request(held.state, request)
             go_on(held, request, resuming_it=resuming_it)
@@ -103,6 +107,7 @@ def begin(held: Session, header: dict[str, Any], base: str) -> None:
     """The first event of a new night. The source of its baseline is there before."""
     held.book.clear()
     FileRef.write(held.folder / night_folder.BASE, base.encode())
+    researching.keep_program(held.folder, header)
     held.book.append("night", **header)
     milestones.reached("opened")
 
@@ -133,8 +138,12 @@ def run_trials(night: Night, held: Session, views: Views) -> None:
         held.book.append("baseline", **baseline_event(night), start_commit=commit)
         milestones.reached("measured")
     views.show(held.state)
-    while not (held.state.finished or held.state.stopped):
-        patiently(night, held, lambda: step(night, held, views))
+    proposals = Proposals(night, researching.proposer_of(held, night.profile, night.dataset, night.baseline, night.calls))
+    try:
+        while not (held.state.finished or held.state.stopped):
+            patiently(night, held, lambda: step(night, held, views, proposals))
+    finally:
+        proposals.abandon()
 
 
 def patiently(night: Night, held: Session, work: Callable[[], None]) -> None:
@@ -148,7 +157,7 @@ def patiently(night: Night, held: Session, work: Callable[[], None]) -> None:
     work()
 
 
-def step(night: Night, held: Session, views: Views) -> None:
+def step(night: Night, held: Session, views: Views, proposals: Proposals) -> None:
     """What comes next, whatever was before: apply what is decided, end the night, or take one more trial to its decision."""
     if held.state.pending:
         apply_verdict(night, held, held.state.pending)
@@ -156,14 +165,19 @@ def step(night: Night, held: Session, views: Views) -> None:
         if held.state.trials[-1].verdict == "keep":
             notices.tell("new-champion", held.state)
         milestones.reached("shown")
-    elif who := interruption.asked(held.folder):
+        return
+    held.pulse.enter(f"trial {len(held.state.trials) + 1}: proposing")
+    proposals.wait()
+    if who := interruption.asked(held.folder):
         held.book.append("stopped", reason=f"stopped by {who}", failed=False)
     elif reason := budget.over(held.state, held.book.used_seconds()):
         held.book.append("finished", reason=reason)
         milestones.reached("finished")
-    elif not one_trial(night, held):
-        held.book.append("finished", reason=f"the proposer {night.proposer.name} has nothing left to propose")
+    elif (proposed := next_proposal(night, held, proposals)) is None:
+        held.book.append("finished", reason=f"the proposer {proposals.proposer.name} has nothing left to propose")
         milestones.reached("finished")
+    elif not (interruption.asked(held.folder) or budget.over(held.state, held.book.used_seconds())):  # a model takes minutes
+        one_trial(night, held, proposals, proposed)
 
 
 def end(night: Night, held: Session, views: Views) -> None:

@@ -11,15 +11,14 @@ from prefect import get_run_logger, runtime
 
 import configs
 from configs import knobs
-from flows import night_folder, preparation, server
+from flows import night_folder, preparation, researching, server
 from flows.session import Session
-from tasks import cache, champion, hardware, proposal, verdict
+from tasks import cache, champion, hardware, verdict
 from tasks.baseline import baseline_facts, baseline_files, caps_after, read_baseline
 from tasks.experiment import Tell
 from tasks.judge import box, container, probe, processes
 from tasks.judge.bwrap import BoxUnavailable, Isolation
-from tasks.proposers.replay import ReplayProposer
-from tasks.proposers.tpe import TpeProposer
+from tasks.llm_calls import CallLog
 from tasks.records import TRAIN, Baseline, BoxError, Dataset, UsageError
 
 LEVELS: dict[str, tuple[Isolation, ...]] = {"auto": ("bwrap", "docker"), "bwrap": ("bwrap",), "docker": ("docker",)}
@@ -36,6 +35,7 @@ class Request:
     patches: str | None
     seed: int
     allow_unsandboxed: bool
+    model: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Night:
     baseline: Baseline
     isolation: Isolation
     seed: int
-    proposer: proposal.Proposer
+    calls: CallLog
 
 
 def new_night(tag: str, request: Request) -> tuple[dict[str, Any], str]:
@@ -60,7 +60,7 @@ def new_night(tag: str, request: Request) -> tuple[dict[str, Any], str]:
 
     Raises UsageError for whatever cannot become a night, BoxError where no box can be made: before any work is done.
     """
-    home, settings = server.state_home(), configs.load(request.profile)
+    home, settings = server.state_home(), _settings(request)
     checkout = champion.open_checkout(server.ROOT)
     champion.check_tag(checkout.root, tag)
     trials, hours = request.trials, request.hours
@@ -84,9 +84,17 @@ def new_night(tag: str, request: Request) -> tuple[dict[str, Any], str]:
         "deployment": runtime.deployment.name,
         "settings": settings.model_dump(mode="json"),  # a profile that is edited later is another night's
     }
-    _proposer(header)  # a missing folder of patches is said now, not after the baseline
+    researching.check(header)  # a missing key or folder of patches is said now, not after the baseline
+    header["program"] = researching.program_facts(header)
     get_run_logger().info(f"night {tag}: profile {settings.name}, from {checkout.describe()}")
     return header, base_source(checkout.root, settings)
+
+
+def _settings(request: Request) -> configs.Profile:
+    """The profile with what the request says of it."""
+    profile = configs.load(request.profile)
+    llm = profile.llm.model_copy(update={"model": request.model} if request.model else {})
+    return profile.model_copy(update={"llm": llm})
 
 
 def base_source(root: Path, profile: configs.Profile) -> str:
@@ -119,7 +127,7 @@ def open_night(held: Session) -> Night:
         baseline=_baseline(base, settings, dataset, home, header["isolation"], held.pulse.enter),
         isolation=header["isolation"],
         seed=header["seed"],
-        proposer=_proposer(header),
+        calls=CallLog(held.folder / night_folder.CALLS),
     )
     if began := held.state.baseline:
         _expect_same("data", began.get("dataset", dataset.fingerprint), dataset.fingerprint, night.tag)
@@ -188,17 +196,6 @@ def _baseline(base: str, profile: configs.Profile, dataset: Dataset, home: Path,
     found = "cached" if cached else "measured"
     get_run_logger().info(f"baseline: {found}: {baseline.val_bpb:.6f} bits per byte, sd {sd:.6f} over 3 seeds")
     return baseline
-
-
-def _proposer(header: dict[str, Any]) -> proposal.Proposer:
-    name = header["proposer"]
-    if name == "tpe":
-        return TpeProposer()
-    if name == "replay":
-        if not header["patches"]:
-            raise UsageError("proposer replay needs --patches DIR, a folder of patches")
-        return ReplayProposer(configs.FOLDER / Path(header["patches"]).expanduser())
-    raise UsageError(f"proposer {name!r} is not built yet; choose tpe or replay")
 
 
 def baseline_event(night: Night) -> dict[str, Any]:

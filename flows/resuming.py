@@ -64,6 +64,9 @@ def is_retry(state: NightState) -> bool:
 def check_request(state: NightState, request: Request) -> None:
     """Raises UsageError where somebody asks a night to go on as another one."""
     header, tag = state.header, state.header["tag"]
+    model = header.get("settings", {}).get("llm", {}).get("model")
+    if request.model not in (None, model):
+        raise UsageError(f"night {tag} exists and was begun with model {model!r}, not {request.model!r}: choose another --tag")
     asked = {"profile": request.profile, "seed": request.seed, "proposer": request.proposer, "patches": request.patches}
     for name, value in asked.items():
         if value is not None and value != header[name] and not (name == "patches" and header["proposer"] != "replay"):

@@ -10,33 +10,40 @@ import time
 from prefect import get_run_logger
 
 from configs import knobs
+from flows import budget
 from flows.gpu_trial import run_trial
 from flows.opening import Night
-from flows.quoting import whole
+from flows.proposals import Proposals
 from flows.session import Session
-from tasks import champion, milestones, proposal, trial_folder, verdict
+from tasks import champion, milestones, trial_folder, verdict
 from tasks.baseline import caps_after, unusual
 from tasks.records import NightSoFar, NightState, Proposal, RunResult, Trial, Verdict
 
+MENDABLE = ("startup_crashed", "train_crashed", "out_of_memory")  # what a proposer can learn from the training box's log
 
-def one_trial(night: Night, held: Session) -> bool:
-    """Proposes a candidate, runs it and decides. False when nothing was proposed."""
+
+def next_proposal(night: Night, held: Session, proposals: Proposals) -> Proposal | None:
+    """What the next trial tries; None when there is nothing left."""
+    assert held.state.champion is not None
+    proposed = proposals.next(so_far(night, held.state), held.state.champion)
+    milestones.reached("proposed")
+    return proposed
+
+
+def one_trial(night: Night, held: Session, proposals: Proposals, proposed: Proposal) -> None:
+    """Runs a proposed candidate and decides; meanwhile the next one is proposed."""
     log, state = get_run_logger(), held.state
     number, parent = len(state.trials) + 1, state.champion
     assert parent is not None
-    held.pulse.enter(f"trial {number}: proposing")
-    current = champion.source_at(night.root, parent)
-    proposed = proposal.propose_patch(night.proposer, whole(so_far(night, state, current)), whole(seen(night, state)))
-    if proposed is None:
-        return False
-    milestones.reached("proposed")
-    folder, began = night.folder / "trials" / str(number), time.monotonic()
-    trial_folder.write_proposal(folder, current, proposed)
+    folder, began, before = night.folder / "trials" / str(number), time.monotonic(), so_far(night, state)
+    trial_folder.write_proposal(folder, before.champion, proposed, parent)
     milestones.reached("written")
     held.book.append("started", trial=number, proposer=proposed.proposer, summary=proposed.summary, parent=parent)
     milestones.reached("started")
-    log.info(f"trial {number}: {proposed.summary}")
-    runs, decided = run_and_judge(night, held, current, proposed)
+    log.info(f"trial {number}: {proposed.summary}{f' ({proposed.note})' if proposed.note else ''}")
+    if not (proposed.problem or budget.is_last(held.state)):
+        proposals.think_ahead(while_in_flight(before, proposed), parent)
+    proposed, runs, decided = run_and_judge(night, held, proposals, before, proposed)
     milestones.reached("ran")
     trial = trial_of(night, number, parent, proposed, runs, decided, time.monotonic() - began)
     trial_folder.write_result(folder, runs, trial)
@@ -45,27 +52,42 @@ def one_trial(night: Night, held: Session) -> bool:
     milestones.reached("decided")
     score = "no score" if trial.val_bpb is None else f"{trial.val_bpb:.6f}"
     log.info(f"trial {number}: {trial.verdict} ({score}): {trial.reason}")
-    return True
 
 
-def run_and_judge(night: Night, held: Session, current: str, proposed: Proposal) -> tuple[tuple[RunResult, ...], Verdict]:
+def run_and_judge(
+    night: Night, held: Session, proposals: Proposals, before: NightSoFar, proposed: Proposal
+) -> tuple[Proposal, tuple[RunResult, ...], Verdict]:
+    """The candidate's runs and verdict; one that crashes goes back to its proposer, who may mend it a few times."""
     if proposed.problem:
-        return (), verdict.failed("rejected_patch", proposed.problem)
-    state = held.state
-    return run_trial(
-        len(state.trials) + 1,
-        proposed.source,
-        lines_added=code_lines(proposed.source) - code_lines(current),
-        champion_scores=state.champion_scores,
-        sd=verdict.pooled_sd(state.groups),
-        profile=night.profile,
-        dataset=night.dataset,
-        home=night.home,
-        seed=night.seed,
-        caps=caps_after(night.baseline),
-        isolation=night.isolation,
-        tell=held.pulse.enter,
-    )
+        return proposed, (), verdict.failed("rejected_patch", proposed.problem)
+    number, folder = before.next_trial, night.folder / "trials" / str(before.next_trial)
+    assert held.state.champion is not None
+    while True:
+        runs, decided = run_trial(
+            number,
+            proposed.source,
+            lines_added=code_lines(proposed.source) - code_lines(before.champion),
+            champion_scores=held.state.champion_scores,
+            sd=verdict.pooled_sd(held.state.groups),
+            profile=night.profile,
+            dataset=night.dataset,
+            home=night.home,
+            seed=night.seed,
+            caps=caps_after(night.baseline),
+            isolation=night.isolation,
+            tell=held.pulse.enter,
+        )
+        if runs[-1].status not in MENDABLE or trial_folder.attempts(folder) >= night.profile.llm.fixes:
+            return proposed, runs, decided
+        held.pulse.enter(f"trial {number}: mending what crashed")
+        crashed = dataclasses.replace(before, seen={**before.seen, str(knobs.ast_sha256(proposed.source)): number})
+        mended = proposals.mend(crashed, proposed, runs[-1])
+        if mended is None:
+            return proposed, runs, decided
+        get_run_logger().info(f"trial {number}: {runs[-1].status}: {runs[-1].reason}; its proposer has mended it")
+        trial_folder.set_aside(folder, runs)
+        trial_folder.write_proposal(folder, before.champion, mended, held.state.champion)
+        proposed, before = mended, crashed
 
 
 def apply_verdict(night: Night, held: Session, trial: Trial) -> None:
@@ -80,25 +102,30 @@ def apply_verdict(night: Night, held: Session, trial: Trial) -> None:
     milestones.reached("applied")
 
 
-def so_far(night: Night, state: NightState, current: str) -> NightSoFar:
+def so_far(night: Night, state: NightState) -> NightSoFar:
+    assert state.champion is not None
     assert state.champion_bpb is not None
     assert state.baseline is not None
+    earlier = {trial.ast_sha256: trial.number for trial in reversed(state.trials) if trial.ast_sha256}
     return NightSoFar(
         tag=night.tag,
         seed=night.seed,
         next_trial=len(state.trials) + 1,
-        champion=current,
+        champion=champion.source_at(night.root, state.champion),
         champion_bpb=state.champion_bpb,
         baseline_bpb=state.baseline["val_bpb"],
         baseline_knobs=dict(knobs.read(night.base)),
         trials=state.trials,
+        seen={**earlier, str(knobs.ast_sha256(night.base)): 0},
+        sd=verdict.pooled_sd(state.groups),
+        folder=night.folder,
     )
 
 
-def seen(night: Night, state: NightState) -> dict[str, int]:
-    """Every code that was measured so far, by AST, and its trial; 0 is the baseline."""
-    earlier = {trial.ast_sha256: trial.number for trial in reversed(state.trials) if trial.ast_sha256}
-    return {**earlier, str(knobs.ast_sha256(night.base)): 0}
+def while_in_flight(before: NightSoFar, proposed: Proposal) -> NightSoFar:
+    """The same night a trial later, while the proposed one still trains."""
+    seen = {**before.seen, str(knobs.ast_sha256(proposed.source)): before.next_trial}
+    return dataclasses.replace(before, next_trial=before.next_trial + 1, seen=seen, in_flight=proposed)
 
 
 def code_lines(source: str) -> int:
@@ -138,4 +165,11 @@ def trial_of(
         audit_gap=max((run.audit_gap for run in runs if run.audit_gap is not None), default=None),
         unusual=next((found for run in runs if (found := unusual(night.baseline, run))), None),
         wall_seconds=wall_seconds if runs else None,
+        outcome=proposed.outcome,
+        kind=proposed.kind,
+        hypothesis=proposed.hypothesis,
+        expected=proposed.expected,
+        note=proposed.note,
+        fixes=trial_folder.attempts(night.folder / "trials" / str(number)),
+        usage=night.calls.usage(number),
     )

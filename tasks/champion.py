@@ -38,6 +38,16 @@ class Checkout:
         return f"{where}, other files uncommitted" if self.dirty else where
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A trial of some night, as git has it."""
+
+    number: int
+    commit: str
+    subject: str
+    trailers: dict[str, str]
+
+
 def open_checkout(path: Path) -> Checkout:
     """What the checkout at `path` holds. Raises UsageError if it is none, has no commit or no trainer/train.py."""
     root = path.resolve()
@@ -143,8 +153,19 @@ def source_at(root: Path, revision: str) -> str:
 
 def trailers(root: Path, revision: str) -> dict[str, str]:
     """The trailers of a commit's message. Raises NightlyError if there is no such commit."""
-    text = plumbing.run(root, "show", "--no-patch", "--format=%(trailers:only,unfold)", revision)
-    return dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
+    return _trailers(plumbing.run(root, "show", "--no-patch", "--format=%(trailers:only,unfold)", revision))
+
+
+def candidates(root: Path, tag: str) -> list[Candidate]:
+    """A night's candidates in the order of its trials; none when the repository has no such night, or `tag` is no tag."""
+    if not TAG.fullmatch(tag):
+        return []
+    fields = ("refname:lstrip=3", "objectname", "contents:subject", "trailers:only,unfold")
+    layout = "".join(f"%({field})%00" for field in fields)
+    parts = plumbing.run(root, "for-each-ref", f"--format={layout}", f"refs/trials/{tag}").split("\0")
+    found = [parts[i : i + len(fields)] for i in range(0, len(parts) - 1, len(fields))]
+    night = [Candidate(int(n), commit, subject, _trailers(text)) for n, commit, subject, text in found if n.strip().isdecimal()]
+    return sorted(night, key=lambda candidate: candidate.number)
 
 
 def reconcile(root: Path, tag: str, commits: Mapping[int, str], tips: Sequence[str]) -> list[str]:
@@ -202,6 +223,10 @@ def _message(subject: str, trailers: Mapping[str, str]) -> str:
     """Subject and trailers. Nothing in a subject of one line can pass for a trailer."""
     lines = "".join(f"{key}: {_one_line(value)}\n" for key, value in trailers.items())
     return f"{subject}\n\n{lines}"
+
+
+def _trailers(text: str) -> dict[str, str]:
+    return dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
 
 
 def _one_line(text: str) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 import dataclasses
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from configs import knobs
-from tasks.records import NightSoFar, Proposal, Trial
+from tasks.records import NightSoFar, Proposal, RunResult, Trial
 
 MAX_BYTES = 64 * 1024  # upstream's train.py has 26 KiB
 MAX_LINE = 2000  # characters; a longer line is data, not code
@@ -27,6 +27,20 @@ class Proposer(Protocol):
 
     def propose(self, night: NightSoFar) -> Proposal | None:
         """The next proposal against the night's champion; None when there is nothing left, which ends the night."""
+
+
+@runtime_checkable
+class Researcher(Proposer, Protocol):
+    """A proposer that takes its time and can be told what went wrong. `propose` may run in a thread of its own."""
+
+    def thinks(self, night: NightSoFar) -> bool:
+        """Whether its next proposal takes long: it is then asked for while the trial before still trains."""
+
+    def mend(self, night: NightSoFar, proposal: Proposal, run: RunResult) -> Proposal | None:
+        """The same idea without the mistake that crashed its run; None when it has no better patch."""
+
+    def cancel(self) -> None:
+        """Ends what it is doing, from another thread: nobody will use it."""
 
 
 def check(source: str, seen: Mapping[str, int]) -> str | None:
@@ -70,14 +84,15 @@ def ask(proposer: Proposer, night: NightSoFar, seen: Mapping[str, int]) -> Propo
     """The proposer's next proposal, with `problem` set when it cannot be run; None when it has nothing left.
 
     A refused proposal is shown to the proposer as one more rejected trial and it is asked again, up to MOST_ASKED times
-    or until it repeats itself: a generator finds another one, a folder of patches has only this one for this trial.
+    or until it repeats itself: a generator finds another one, a folder of patches has only this one for this trial. A
+    problem that the proposer itself names stands: it has done what it could.
     """
     refused: Proposal | None = None
     for _ in range(MOST_ASKED):
         proposed = proposer.propose(night)
         if proposed is None or (refused and proposed.source == refused.source):
             break
-        problem = proposed.problem or check(proposed.source, seen)
+        problem = None if proposed.problem else check(proposed.source, seen)
         if problem is None:
             return proposed
         refused = dataclasses.replace(proposed, problem=problem)
@@ -109,3 +124,10 @@ def _refused(night: NightSoFar, proposed: Proposal, problem: str) -> Trial:
 def propose_patch(proposer: Proposer, night: NightSoFar, seen: Mapping[str, int]) -> Proposal | None:
     """`ask` as a Prefect task."""
     return ask(proposer, night, seen)
+
+
+@task(name="mend-patch", task_run_name="mend trial {night.next_trial}", cache_policy=NO_CACHE)
+def mend_patch(proposer: Researcher, night: NightSoFar, proposal: Proposal, run: RunResult) -> Proposal | None:
+    """The proposer's other try at the same idea, None when it has none that passes the checks."""
+    mended = proposer.mend(night, proposal, run)
+    return mended if mended and not mended.problem and check(mended.source, night.seen) is None else None

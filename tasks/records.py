@@ -205,7 +205,7 @@ class Trial:
     expected: str | None = None
     note: str | None = None
     fixes: int = 0  # times that a crash went back to its proposer
-    usage: Usage = Usage()  # of the requests to language models for this trial
+    usage: Usage = dataclasses.field(default_factory=Usage)  # of the requests to language models for this trial
 
 
 @dataclasses.dataclass(frozen=True)

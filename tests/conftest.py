@@ -1,8 +1,21 @@
-"""What the whole suite shares: one Prefect server."""
+"""What the whole suite shares: one Prefect server, and a key that is never to be found in anything that was written."""
 
 from collections.abc import Iterator
 
 import pytest
+
+from tests.faults.llm_server import FAKE_KEY
+from tests.leaks import files_with
+
+
+@pytest.fixture(scope="session", autouse=True)
+def api_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Every test runs with a key in its environment, and after the last one no file in any of their folders has it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_API_KEY", FAKE_KEY)
+        patch.delenv("OPENAI_BASE_URL", raising=False)
+        yield
+    assert files_with(FAKE_KEY, tmp_path_factory.getbasetemp()) == []
 
 
 @pytest.fixture(scope="session")

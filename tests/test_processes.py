@@ -39,6 +39,25 @@ subprocess.Popen(sleeper, start_new_session=True)
 print(flush=True)
 time.sleep(600)
 """
+# Leaders of a group that do not make it easy: each says when it is ready.
+RESPAWNING = """
+import subprocess, sys
+while True:
+    with subprocess.Popen(["sleep", "600"], start_new_session=True):
+        print(flush=True)
+"""
+ADOPTING = """
+import ctypes, subprocess, time
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+subprocess.run(["sh", "-c", "setsid sh -c 'setsid sleep 600 & setsid sleep 600 &'"])
+print(flush=True)
+time.sleep(600)
+"""
+ENDED = """
+import subprocess
+subprocess.Popen(["sleep", "600"])
+print(flush=True)
+"""
 # A judge of a box without isolation, which has no parent-death signal.
 JUDGE = """
 import sys, time
@@ -183,6 +202,21 @@ def test_a_child_that_lives_is_not_forgotten(start, tmp_path):
     finally:
         child.kill()
         child.wait()
+
+
+@pytest.mark.parametrize("script", [RESPAWNING, ADOPTING, ENDED], ids=["respawning", "adopting", "ended"])
+def test_the_end_of_a_leader_is_that_of_all_it_has_started(script):
+    leader = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, start_new_session=True)
+    assert leader.stdout is not None
+    with leader.stdout as ready:
+        ready.readline()
+        tree = watchdog.process_tree(leader.pid)
+        while script == ENDED and alive({leader.pid: tree[leader.pid]}):  # not waited for, its number stays its own
+            time.sleep(0.005)
+        assert processes.end(leader.pid) == []
+        assert ready.read() == b""  # all that it has started held this open, and nothing was started since
+    leader.wait()
+    assert gone(tree)
 
 
 @pytest.mark.parametrize("isolation", ["none", "bwrap"])

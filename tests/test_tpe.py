@@ -232,6 +232,166 @@ def test_a_sample_moves_three_knobs_and_the_summary_names_them(stepped):
     assert len(moved_knobs) == 3
 
 
+def kept(night: NightSoFar, source: str, score: float = 1.5) -> NightSoFar:
+    """The night after a patch of the code by somebody else was kept."""
+    assert proposal.check(source, {}) is None
+    return after(night, Proposal(source, "A change of code", "llm"), score, keep=True)
+
+
+def test_a_new_knob_is_stepped_both_ways_after_the_steps_of_the_file(stepped):
+    night, made = play(kept(stepped, knobs_only(Z_LOSS=1e-4)), 3)
+    assert [p.summary for p in made[:2]] == ["Z_LOSS 0.0001 -> 0.0002", "Z_LOSS 0.0001 -> 5e-05"]
+    assert ", " in made[2].summary
+    assert read(made[0].source) == {**read(night.champion), "Z_LOSS": 2e-4}
+
+
+def test_a_kept_step_is_not_undone(stepped):
+    night = kept(stepped, knobs_only(Z_LOSS=1e-4))
+    night = after(night, TpeProposer().propose(night), 1.4, keep=True)
+    assert read(night.champion)["Z_LOSS"] == 2e-4
+    assert ", " in TpeProposer().propose(night).summary
+
+
+@pytest.fixture
+def only_new(tmp_path) -> TpeProposer:
+    """A proposer without any table."""
+    (tmp_path / "none.toml").write_text("")
+    return TpeProposer(tmp_path / "none.toml")
+
+
+def values_tried(proposer: TpeProposer, night: NightSoFar) -> set[Any]:
+    tried = set()
+    for _ in range(10):
+        proposed = proposer.propose(night)
+        tried.add(read(proposed.source)["NEW"])
+        night = after(night, proposed, 1.7)
+    return tried
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high"),
+    [(1e-4, 2.5e-5, 4e-4), (3.0, 0.75, 12.0), (0.95, 0.2375, 0.975), (0.999, 0.24975, 0.9995), (5, 2, 10), (50, 25, 100)],
+)
+def test_a_new_number_moves_in_a_range_around_its_value(only_new, value, low, high):
+    tried = values_tried(only_new, kept(start(), knobs_only(NEW=value)))
+    assert {type(new) for new in tried} == {type(value)}
+    assert low <= min(tried) < value < max(tried) <= high
+    assert len(tried) > 3
+
+
+@pytest.mark.parametrize(("value", "others"), [(32, {16, 64}), (True, {False}), (False, {True})])
+def test_a_new_knob_of_few_values_takes_each_of_them(only_new, value, others):
+    tried = values_tried(only_new, kept(start(), knobs_only(NEW=value)))
+    assert tried - {value} == others
+    assert {type(new) for new in tried} == {type(value)}
+
+
+@pytest.mark.parametrize("value", [0.0, -0.5, 1e-30, 1e30, 0, 1, -8, 2**60, 10**16, "relu", (1, 2), (0.5,)])
+def test_a_new_knob_for_which_a_range_would_be_a_guess_is_left_alone(only_new, value):
+    assert only_new.propose(kept(start(), knobs_only(NEW=value))).summary == "no change"
+
+
+@pytest.mark.parametrize("change", ["NEW = 0.1; NEW = 0.1 ", "NEW = float('0.1') "])
+def test_a_new_constant_that_cannot_be_written_is_left_alone(only_new, change):
+    source = knobs_only(NEW=0.1)
+    assert only_new.propose(kept(start(), source)).summary != "no change"
+    assert only_new.propose(kept(start(), source.replace("NEW = 0.1 ", change))).summary == "no change"
+
+
+def test_the_range_is_around_the_value_that_the_knob_came_in_with(only_new):
+    night = kept(kept(start(), knobs_only(NEW=1e-4)), knobs_only(NEW=3e-4))
+    assert 3e-4 < max(values_tried(only_new, night)) <= 4e-4
+    gone_and_back = kept(kept(night, SMALL), knobs_only(NEW=3e-4))
+    assert 4e-4 < max(values_tried(only_new, gone_and_back)) <= 12e-4
+
+
+def test_a_renamed_knob_goes_on_under_its_new_name(stepped):
+    champion = SMALL.replace("MATRIX_LR", "MUON_LR")
+    _, made = play(kept(stepped, champion), 12)
+    assert made[0].summary == "MUON_LR 0.04 -> 0.08"
+    assert all("MATRIX_LR" not in p.source for p in made)
+    assert {proposal.check(p.source, {knobs.ast_sha256(champion) or "": 0}) for p in made} == {None}
+    assert len({read(p.source)["MUON_LR"] for p in made[2:]}) > 2
+
+
+def test_a_knob_that_takes_a_listed_name_takes_its_table():
+    night = start(SMALL.replace("UNEMBEDDING_LR", "HEAD_LR"))
+    assert "UNEMBEDDING_LR" in SMALL
+    night = after(night, TpeProposer().propose(night), 1.7)
+    assert TpeProposer().propose(night).summary.startswith("MATRIX_LR")
+    following = TpeProposer().propose(kept(night, SMALL))
+    assert following.summary == "UNEMBEDDING_LR 0.004 -> 0.008"
+
+
+def test_a_removed_knob_drops_out_and_the_others_are_turned(stepped):
+    champion = "".join(line for line in SMALL.splitlines(True) if not line.startswith("WARMDOWN_RATIO"))
+    night = kept(stepped, champion.replace("WARMDOWN_RATIO, ", ""))
+    _, made = play(night, 8)
+    assert all(set(read(p.source)) == set(read(SMALL)) - {"WARMDOWN_RATIO"} for p in made)
+    assert len({p.source for p in made}) == 8
+
+
+def test_trials_from_before_a_knob_came_in_count_at_the_value_that_it_came_in_with(stepped):
+    early = rates_tried(stepped, "ok", lambda rate: 1.5 + rate)
+    told = dataclasses.replace(early, trials=tuple(dataclasses.replace(t, knobs={**t.knobs, "NEW": 0.2}) for t in early.trials))
+    untold = dataclasses.replace(early, trials=stepped.trials)
+
+    def samples(night: NightSoFar) -> list[str]:
+        night, _ = play(kept(night, knobs_only(NEW=0.2)), 2)  # its two steps
+        return [TpeProposer().propose(dataclasses.replace(night, next_trial=k)).summary for k in range(100, 106)]
+
+    assert samples(early) == samples(told)
+    assert samples(early) != samples(untold)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"DEPTH": 2.5}, {"DEPTH": True}, {"HEAD_DIM": "auto"}, {"ADAM_BETAS": 0.9}, {"WARMUP_RATIO": 0}, {"MATRIX_LR": (1, 2)}],
+)
+def test_a_patch_that_changes_the_type_of_a_knob_does_no_harm(stepped, values):
+    strange = knobs_only(**values)
+    night = after(stepped, Proposal(strange, "Another type", "llm"), 1.5)
+    assert proposal.check(TpeProposer().propose(night).source, {}) is None
+    _, made = play(kept(night, strange), 2)
+    assert {proposal.check(p.source, {knobs.ast_sha256(strange) or "": 0}) for p in made} == {None}
+
+
+def test_a_new_knob_with_a_table_is_stepped_within_it(stepped):
+    without = "".join(line for line in SMALL.splitlines(True) if not line.startswith("WARMUP_RATIO"))
+    without = without.replace("WARMUP_RATIO, ", "")
+    night = dataclasses.replace(stepped, baseline_knobs=read(without), champion=without)
+    _, made = play(kept(night, knobs_only(WARMUP_RATIO=0.05)), 2)
+    assert [p.summary for p in made] == ["WARMUP_RATIO 0.05 -> 0.1", "WARMUP_RATIO 0.05 -> 0.02"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DEPTH", True),
+        ("WARMUP_RATIO", 0),
+        ("MATRIX_LR", "fast"),
+        ("MATRIX_LR", 1e300),
+        ("HEAD_DIM", "auto"),
+        ("HEAD_DIM", "x2"),
+    ],
+)
+def test_a_new_knob_that_does_not_fit_the_table_of_its_name_is_left_alone(name, value):
+    without = "".join(line for line in SMALL.splitlines(True) if not line.startswith(name))
+    night = kept(start(without.replace(f"{name}, ", "")), knobs_only(**{name: value}))
+    assert name not in night.baseline_knobs
+    _, made = play(night, len(STEPS) + 3)
+    assert {read(p.source)[name] for p in made} == {value}
+    assert len({p.source for p in made}) > len(STEPS)
+
+
+def test_a_device_batch_that_a_patch_has_taken_over_is_not_written():
+    champion = SMALL.replace("DEVICE_BATCH_SIZE = 8 ", "DEVICE_BATCH_SIZE = 8; DEVICE_BATCH_SIZE = 4 ")
+    assert champion != SMALL
+    _, made = play(kept(start(), champion), 4)
+    assert made[3].summary == "TOTAL_BATCH_SIZE 1024 -> 512"
+    assert "DEVICE_BATCH_SIZE = 8; DEVICE_BATCH_SIZE = 4 " in made[3].source
+
+
 @pytest.mark.parametrize(
     ("base", "change", "value"),
     [(3, "-1", 2), (3, "+2", 5), (1024, "x0.5", 512), (0.04, "x4", 0.16), (0.0, "+0.05", 0.05), ("L", "SL", "SL")],

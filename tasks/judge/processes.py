@@ -11,11 +11,14 @@ import contextlib
 import os
 import platform
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from tasks.judge import watchdog
+
+ROUNDS, ROUND_SECONDS = 200, 0.01  # of killing, until nothing is left
 
 
 class _Record(NamedTuple):
@@ -54,21 +57,38 @@ def end_orphans(home: Path) -> list[int]:
         if found.host != platform.node() or (since_restart and watchdog.is_alive(*found.owner)):
             continue
         if since_restart and watchdog.is_alive(*found.child):
-            _end(found.child[0])
+            end(found.child[0])
             ended.append(found.child[0])
         found.path.unlink(missing_ok=True)
     return ended
 
 
-def _end(leader: int) -> None:
-    """SIGKILL for the leader's group, and for what below it has left the group."""
-    tree = watchdog.process_tree(leader)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(leader, signal.SIGKILL)
-    for pid, born in tree.items():
-        if watchdog.is_alive(pid, born):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+def end(leader: int) -> list[int]:
+    """SIGKILL for the leader of a process group, its group and all below it; returns what outlives that by 2 s.
+
+    The leader is stopped first and killed last: stopped it starts nothing new, and for as long as it is there, one that
+    adopts orphans (PR_SET_CHILD_SUBREAPER) keeps below it what has left it.
+    """
+    tree: dict[int, int] = {}
+    _signal(os.killpg, leader, signal.SIGSTOP)
+    for _ in range(ROUNDS):
+        tree |= watchdog.process_tree(leader)
+        alive = [pid for pid, born in tree.items() if watchdog.is_alive(pid, born)]
+        below = [pid for pid in alive if pid != leader]
+        for pid in below:
+            _signal(os.kill, pid, signal.SIGKILL)
+        if not below:
+            _signal(os.killpg, leader, signal.SIGKILL)
+        if not alive:
+            return []
+        time.sleep(ROUND_SECONDS)
+    _signal(os.killpg, leader, signal.SIGKILL)
+    return alive
+
+
+def _signal(send: Callable[[int, int], None], target: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # it is gone, or another user's by now
+        send(target, number)
 
 
 def _records(home: Path) -> Iterator[_Record]:

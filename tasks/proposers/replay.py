@@ -1,97 +1,167 @@
-"""Proposals from a folder of patches, in the order of their names: a night whose verdicts are known beforehand.
+"""Proposals from patches that are there already, trial k from patch k: a night whose verdicts are known beforehand.
+
+A folder has them in the order of their names:
 
     NN-name.diff, NN-name.patch   a unified diff of trainer/train.py against the champion
     NN-name.py                    a whole train.py
 
-A first line that starts with "#" is the summary, else the file's name is.
+A first line that starts with "#" is the summary, else the file's name is. A past night has them in its candidates, kept or
+not: what each changed in its parent is merged into the present champion, on another machine or with another budget.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
+import functools
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
-from tasks.records import TRAIN, NightSoFar, Proposal, UsageError
+from configs import knobs
+from tasks import champion, merging
+from tasks.records import TRAIN, NightSoFar, Proposal, UsageError, one_line
 
 SUFFIXES = (".diff", ".patch", ".py")
-
-
-@dataclasses.dataclass(frozen=True)
-class ReplayProposer:
-    """Trial k takes file k. Raises UsageError at once for a folder that is missing or has no patch."""
-
-    folder: Path
-    name: str = "replay"
-
-    def __post_init__(self) -> None:
-        if not self.folder.is_dir():
-            raise UsageError(f"replay: no folder of patches at {self.folder}; give one with --patches")
-        if not self._files():
-            raise UsageError(f"replay: no patch in {self.folder}; it takes files that end in {', '.join(SUFFIXES)}")
-
-    def propose(self, night: NightSoFar) -> Proposal | None:
-        """The patch for this trial, or None after the last one. One that cannot be used comes with its `problem`."""
-        files = self._files()
-        if night.next_trial > len(files):
-            return None
-        path = files[night.next_trial - 1]
-        summary, source, problem = path.stem, night.champion, None
-        try:
-            text = path.read_bytes().decode("utf-8")
-            summary = _summary(text) or path.stem
-            source = text if path.suffix == ".py" else apply(text, night.champion)
-        except UnicodeDecodeError:
-            problem = f"patch {path.name} is not UTF-8"
-        except PatchError as error:
-            problem = f"patch {path.name} {error}"
-        return Proposal(source=source, summary=summary, proposer=self.name, problem=problem)
-
-    def _files(self) -> list[Path]:
-        return sorted(path for path in self.folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
 
 
 class PatchError(ValueError):
     """A patch that cannot be used; the text goes on after the patch's name."""
 
 
+class Patch(NamedTuple):
+    name: str
+    summary: str
+    note: str | None
+    put_on: Callable[[str], str]  # champion's source -> the candidate's; raises PatchError
+
+
+class PastNight(NamedTuple):
+    root: Path  # the checkout that has its candidates
+    tag: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplayProposer:
+    """Raises UsageError at once for a folder that is missing or has no patch."""
+
+    source: Path | PastNight
+    name: str = "replay"
+
+    @classmethod
+    def of(cls, patches: Path, root: Path) -> ReplayProposer:
+        """Replays the folder `patches`; where there is none, the night of that name in the checkout `root`."""
+        tag = patches.name
+        if patches.is_dir() or not champion.candidates(root, tag):
+            return cls(patches)
+        return cls(PastNight(root, tag))
+
+    def __post_init__(self) -> None:
+        if isinstance(self.source, PastNight):
+            return
+        if not self.source.is_dir():
+            tag = self.source.name
+            raise UsageError(
+                f"replay: no folder of patches at {self.source}, and no night {tag!r} here; give either with --patches. "
+                f"A night of another machine comes with `git fetch REMOTE 'refs/trials/{tag}/*:refs/trials/{tag}/*'`"
+            )
+        if not _of_folder(self.source):
+            raise UsageError(f"replay: no patch in {self.source}; it takes files that end in {', '.join(SUFFIXES)}")
+
+    def propose(self, night: NightSoFar) -> Proposal | None:
+        """The patch for this trial, or None after the last one. One that cannot be used comes with its `problem`."""
+        patches = _of_night(self.source) if isinstance(self.source, PastNight) else _of_folder(self.source)
+        if night.next_trial > len(patches):
+            return None
+        patch = patches[night.next_trial - 1]
+        source, problem = night.champion, None
+        try:
+            source = patch.put_on(night.champion)
+        except PatchError as error:
+            problem = f"{patch.name} {error}"
+        return Proposal(source=source, summary=patch.summary, proposer=self.name, problem=problem, note=patch.note)
+
+
+def _of_folder(folder: Path) -> list[Patch]:
+    files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    return [Patch(f"patch {path.name}", _summary(path), None, functools.partial(_put_file_on, path)) for path in files]
+
+
+def _put_file_on(path: Path, source: str) -> str:
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise PatchError("is not UTF-8") from error
+    return text if path.suffix == ".py" else apply(text, source)
+
+
+def _of_night(night: PastNight) -> list[Patch]:
+    """Every trial's, so that a trial here has the number that it had there."""
+    patches = []
+    for candidate in champion.candidates(*night):
+        verdict, z = (candidate.trailers.get(key, "-") for key in ("Verdict", "Z"))
+        was = verdict if z == "-" else f"{verdict}, z {z}"
+        note = one_line(f"replayed from night {night.tag}, trial {candidate.number} (was {was})")
+        put_on = functools.partial(_merge_onto, night.root, candidate.commit)
+        patches.append(Patch(f"trial {candidate.number} of night {night.tag}", one_line(candidate.subject), note, put_on))
+    return patches
+
+
+def _merge_onto(root: Path, commit: str, source: str) -> str:
+    """`source` with what the candidate changed in its parent."""
+    before, after = champion.source_at(root, f"{commit}^"), champion.source_at(root, commit)
+    if after == before:
+        raise PatchError("changed nothing")
+    before, after = _with_knobs_of(source, before, after)
+    merged = merging.three_way(before, source, after)
+    if merged is None:
+        raise PatchError("conflicts with the champion: both have changed the same lines")
+    return merged
+
+
+def _with_knobs_of(source: str, before: str, after: str) -> tuple[str, str]:
+    """A patch's two sides with `source`'s values of the knobs that it leaves alone.
+
+    Knobs stand on neighbouring lines, where git would see a conflict, and another profile has other values in most of them.
+    """
+    old, new = knobs.read(before), knobs.read(after)
+    kept = {name: value for name, value in knobs.read(source).items() if name in old and new.get(name) == old[name]}
+    try:
+        common = knobs.writable(before, kept) & knobs.writable(after, kept)
+    except knobs.KnobError:  # a side that does not parse is merged as it is
+        return before, after
+    kept = {name: kept[name] for name in common}
+    return knobs.write(before, kept), knobs.write(after, kept)
+
+
 def apply(patch: str, source: str) -> str:
     """`source` with a unified diff of trainer/train.py applied, all of it or none. Raises PatchError."""
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder, TRAIN)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        target = folder / TRAIN
         target.parent.mkdir()
         target.write_bytes(source.encode("utf-8"))
-        others = {line.split("\t")[2] for line in _git(folder, patch, "--numstat").splitlines()} - {TRAIN}
+        others = {line.split("\t")[2] for line in _git_apply(folder, patch, "--numstat").splitlines()} - {TRAIN}
         if others:
             raise PatchError(f"touches {', '.join(sorted(others))}; only {TRAIN} may change")
-        if special := _git(folder, patch, "--summary").split():  # a deletion, a new mode, a link in the file's place
+        if special := _git_apply(folder, patch, "--summary").split():  # a deletion, a new mode, a link in the file's place
             raise PatchError(f"does more than edit {TRAIN}: {' '.join(special)}")
-        _git(folder, patch, "--unidiff-zero")
+        _git_apply(folder, patch, "--unidiff-zero")
         try:
             return target.read_bytes().decode("utf-8")
         except UnicodeDecodeError as error:
             raise PatchError(f"leaves {TRAIN} no longer UTF-8") from error
 
 
-def _git(folder: str, patch: str, option: str) -> str:
-    """`git apply` in a folder that is no repository, deaf to the user's configuration."""
-    environment = {
-        "PATH": os.environ.get("PATH", os.defpath),
-        "LC_ALL": "C",
-        "GIT_CONFIG_GLOBAL": os.devnull,
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_CEILING_DIRECTORIES": str(Path(folder).resolve().parent),  # in a repository git apply skips other folders
-    }
-    command = ["git", "apply", "--whitespace=nowarn", option]
-    done = subprocess.run(command, cwd=folder, env=environment, input=patch.encode("utf-8"), capture_output=True)
+def _git_apply(folder: Path, patch: str, option: str) -> str:
+    done = merging.run_git(folder, "apply", "--whitespace=nowarn", option, given=patch.encode("utf-8"))
     if done.returncode:
         lines = done.stderr.decode("utf-8", "replace").replace("error: ", "").splitlines()
         raise PatchError(f"does not apply: {'; '.join(lines)}")
     return done.stdout.decode("utf-8", "replace")
 
 
-def _summary(text: str) -> str | None:
-    first = text.partition("\n")[0].strip()
-    return (first.strip("# \t") or None) if first.startswith("#") and not first.startswith("#!") else None
+def _summary(path: Path) -> str:
+    first = path.read_bytes().partition(b"\n")[0].decode("utf-8", "replace").strip()
+    named = first.startswith("#") and not first.startswith("#!")
+    return (first.strip("# \t") if named else "") or path.stem

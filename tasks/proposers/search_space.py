@@ -16,6 +16,7 @@ from tasks.records import UsageError
 
 SPACE = FOLDER / "search_space.toml"
 RELATIVE = r"^(x\d+(\.\d+)?|[+-]\d+(\.\d+)?)$"
+EXTREME = 1e15  # a number this far from 1 is a guard or a bit pattern, and no quantity to search over
 
 End = float | Annotated[str, pydantic.StringConstraints(pattern=RELATIVE)]
 
@@ -42,7 +43,14 @@ class Range(Table):
 
     def varies(self, base: Any) -> bool:
         """False for x0.5 ... x2 of 0, and where the baseline has no number at all."""
-        return isinstance(base, int | float) and self.clip(-math.inf, base) < self.clip(math.inf, base)
+        if not isinstance(base, int | float):
+            return False
+        low, high = self.ends(base)
+        return low < high <= EXTREME and (low > 0 or not self.log)
+
+    def example(self, base: float) -> float | int:
+        """A value of the type that this table writes."""
+        return self.fit(base, base)
 
     def clip(self, value: float, base: float) -> float:
         low, high = self.ends(base)
@@ -53,7 +61,7 @@ class Range(Table):
         if self.type == "int":
             return int(self.clip(round(value), base))
         rounded = round(value / self.step) * self.step if self.step else value
-        return float(f"{self.clip(rounded, base):.3g}")
+        return self.clip(float(f"{self.clip(rounded, base):.3g}"), base)
 
 
 class Choice(Table):
@@ -67,7 +75,11 @@ class Choice(Table):
         return {json.dumps(value): value for value in (moved(base, choice) for choice in self.choices)}
 
     def varies(self, base: Any) -> bool:
-        return len(self.values(base)) > 1
+        numeric = isinstance(base, int | float) or not any(is_relative(choice) for choice in self.choices)
+        return numeric and len(self.values(base)) > 1
+
+    def example(self, base: Any) -> Any:
+        return next(iter(self.values(base).values()))
 
 
 Space = dict[str, Annotated[Range | Choice, pydantic.Field(discriminator="type")]]
@@ -103,9 +115,30 @@ class SearchSpace(pydantic.BaseModel):
             raise UsageError(f"search space {path}: {problems}") from error
 
 
+def default(value: Any) -> Range | Choice | None:
+    """The table of a knob that has none in the file, from the value with which it came in; None where a guess would be idle.
+
+    A fraction from 0.5 on is taken for a momentum, a decay or a share, so it stays below 1; a power of two from 8 on for
+    a size that others must divide by, so it stays one.
+    """
+    if isinstance(value, bool):
+        return Choice(type="categorical", choices=(False, True))
+    if isinstance(value, int) and 2 <= value <= EXTREME:
+        if value >= 8 and value.bit_count() == 1:
+            return Choice(type="categorical", choices=("x0.5", "x1", "x2"))
+        return Range(type="int", low="x0.5", high="x2", min=1)
+    if isinstance(value, float) and 1 / EXTREME <= value <= EXTREME:
+        return Range(type="float", low="x0.25", high=(1 + value) / 2 if 0.5 <= value < 1 else "x4", log=True)
+    return None
+
+
+def is_relative(change: Any) -> bool:
+    return isinstance(change, str) and re.match(RELATIVE, change) is not None
+
+
 def moved(base: Any, change: Any) -> Any:
     """`change` applied to a number if it is relative ("x2", "-1"), else `change` itself. An int stays an int."""
-    if not (isinstance(change, str) and re.match(RELATIVE, change)):
+    if not is_relative(change):
         return change
     value = base * float(change[1:]) if change[0] == "x" else base + float(change)
     return round(value) if isinstance(base, int) else value

@@ -9,7 +9,7 @@ from flows import server
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="./run bench", description="Measures what the project's parts cost.")
-    parser.add_argument("name", choices=["data", "judge", "night", "train"])
+    parser.add_argument("name", choices=["ahead", "data", "judge", "night", "train"])
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="median of N (default 3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the same figures as one JSON object, units in its keys")
     arguments = parser.parse_args()

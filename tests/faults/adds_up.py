@@ -17,7 +17,8 @@ from typing import Any
 from tests.boxes import live_boxes
 from tests.checkouts import Checkout
 
-TRIAL_FILES = {"train.py", "patch.diff", "run.log", "judge.log", "result.json"}
+WAITING_FILES = {"train.py", "patch.diff", "proposal.json"}  # of a trial that was proposed and never run
+TRIAL_FILES = {*WAITING_FILES, "run.log", "judge.log", "result.json"}
 NIGHT_FILES = {"report.md", "progress.png", "results.tsv"}
 
 Event = dict[str, Any]
@@ -148,10 +149,14 @@ def _files(checkout: Checkout, tag: str, events: list[Event]) -> Iterator[str]:
         if column != wanted:
             yield f"results.tsv: the commits are {column}, not {wanted}"
     numbers = sorted(int(path.name) for path in (folder / "trials").iterdir())
+    if numbers and numbers[-1] == len(trials) + 1:
+        waiting = {path.name for path in (folder / "trials" / str(numbers.pop())).iterdir()}
+        if waiting != WAITING_FILES:
+            yield f"files: the trial that waits has {sorted(waiting)}"
     if numbers != sorted(trials):
         yield f"files: folders of the trials {numbers}, decided are {sorted(trials)}"
     for k in sorted(set(numbers) & set(trials)):
-        names = {path.name for path in (folder / "trials" / str(k)).iterdir()}
+        names = {path.name for path in (folder / "trials" / str(k)).iterdir()} - {"attempts"}
         if names != TRIAL_FILES:
             yield f"files: trial {k} has {sorted(names)}"
         elif json.loads((folder / "trials" / str(k) / "result.json").read_text())["trial"] != trials[k]:

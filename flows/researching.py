@@ -1,0 +1,143 @@
+"""Who proposes in a night, made from its header: with what it is told of the place, and what it has spent so far."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger
+
+import configs
+from flows import night_folder, server
+from flows.session import Session
+from tasks import hardware, proposal, verdict
+from tasks.llm_calls import CallLog
+from tasks.proposers import earlier, llm, prompt
+from tasks.proposers.chat import Endpoint
+from tasks.proposers.command import CommandProposer
+from tasks.proposers.llm import LlmProposer
+from tasks.proposers.mixed import MixedProposer
+from tasks.proposers.replay import ReplayProposer
+from tasks.proposers.tpe import TpeProposer
+from tasks.records import Baseline, Dataset, FileRef, NightlyError, NightSoFar, UsageError
+
+READERS = ("llm", "mixed", "command")  # proposers that read the program
+
+
+def check(header: dict[str, Any]) -> None:
+    """Raises UsageError for a proposer that this night cannot have, before any work is done."""
+    name, settings = header["proposer"], configs.Profile(**header["settings"])
+    if name in ("llm", "mixed"):
+        Endpoint.from_environment(settings.llm)
+    elif name == "command":
+        CommandProposer.check(settings.command)
+    elif name == "replay":
+        _replay(header)
+    if name in READERS:
+        read_program(settings)
+
+
+def read_program(profile: configs.Profile) -> str:
+    """The human's instructions. Raises UsageError where they cannot be read."""
+    path = configs.FOLDER / Path(profile.night.program).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"program {path} cannot be read ({error}): [night] program in the profile names it") from error
+    if not text.strip():
+        raise UsageError(f"program {path} is empty: it tells the researcher what to look for")
+    return text
+
+
+def program_facts(header: dict[str, Any]) -> dict[str, str] | None:
+    """What a night records of its program, so that two programs can be compared; None for proposers that read none."""
+    if header["proposer"] not in READERS:
+        return None
+    settings = configs.Profile(**header["settings"])
+    digest = hashlib.sha256(read_program(settings).encode()).hexdigest()
+    return {"name": Path(settings.night.program).name, "sha256": digest}
+
+
+def keep_program(folder: Path, header: dict[str, Any]) -> None:
+    """The program as it is now into the night's folder: who edits the file meanwhile changes the next night."""
+    if header["program"]:
+        FileRef.write(folder / night_folder.PROGRAM, read_program(configs.Profile(**header["settings"])).encode())
+
+
+def ping(held: Session) -> None:
+    """Asks the model for one word before anything is measured: a wrong key is said now and not found in the morning.
+
+    Raises UsageError for what only a person can mend; what may pass is logged, as the night can go on without the model.
+    """
+    header = held.state.header
+    if header["proposer"] not in ("llm", "mixed"):
+        return
+    held.pulse.enter("asking the model for a word")
+    settings = configs.Profile(**header["settings"]).llm
+    endpoint, calls = Endpoint.from_environment(settings), CallLog(held.folder / night_folder.CALLS)
+    call = llm.ping(endpoint, settings, calls)
+    if call.outcome in ("unauthorized", "bad_request"):
+        raise UsageError(f"model {call.model!r} at {call.endpoint} refuses: {call.outcome}: {call.error}")
+    if call.outcome != "ok":
+        get_run_logger().warning(f"the model does not answer ({call.outcome}: {call.error}); while it does not, tpe proposes")
+
+
+def proposer_of(
+    held: Session, profile: configs.Profile, dataset: Dataset, baseline: Baseline, calls: CallLog
+) -> proposal.Proposer:
+    """The night's proposer. Raises UsageError when it cannot be had with these settings and this environment."""
+    header, name = held.state.header, held.state.header["proposer"]
+    if name == "replay":
+        return _replay(header)
+    tpe = TpeProposer()
+    if name == "tpe":
+        return tpe
+    nights = held.folder.parent
+    ideas = earlier.ideas(nights, but=header["tag"], dataset=dataset.fingerprint, hardware=baseline.hardware)
+    program, facts = _program(held), facts_of(profile, dataset, baseline)
+    if name == "command":
+
+        def told(night: NightSoFar) -> str:
+            return prompt.brief(night, program, facts, ideas, profile.llm)
+
+        return CommandProposer(profile.command, server.state_home(), server.ROOT, told, tpe)
+    endpoint = Endpoint.from_environment(profile.llm)
+    researcher = LlmProposer(endpoint, profile.llm, program, facts, ideas, calls, tpe)
+    return MixedProposer(researcher, tpe, profile.llm.share) if name == "mixed" else researcher
+
+
+def facts_of(profile: configs.Profile, dataset: Dataset, baseline: Baseline) -> dict[str, str]:
+    """What a researcher is told of the place: it writes better patches when it knows what they run on."""
+    runs, budget = baseline.runs, profile.budget
+    seconds = sum(run.seconds or 0.0 for run in runs) / len(runs)
+    tokens = sum(run.tokens or 0 for run in runs) / len(runs)
+    peak, sd = max(run.peak_memory_bytes or 0 for run in runs), verdict.pooled_sd([baseline.scores])
+    amounts = {
+        "seconds": f"{budget.amount:g} s of training by the judge's clock; start-up and compiling are free",
+        "flops": f"{budget.amount:.4g} FLOPs of training, counted as tokens x flops_per_token",
+    }
+    return {
+        "hardware": hardware.describe(profile.device, profile.threads),
+        "budget": amounts[budget.kind],
+        "data": f"tokenizers prepared: VOCAB_SIZE {', '.join(map(str, profile.data.vocab_sizes))}",
+        "baseline": f"val_bpb {baseline.val_bpb:.4f}, sd of one run {sd:.4f}, {len(runs)} seeds",
+        "baseline's speed": f"{tokens:,.0f} tokens in {seconds:.0f} s ({tokens / max(seconds, 1e-9):,.0f} tokens/s)",
+        "memory": f"the baseline's peak is {peak / 2**30:.1f} GiB; a box has {profile.limits.memory_gib:g} GiB of host memory",
+    }
+
+
+def _program(held: Session) -> str:
+    try:
+        return (held.folder / night_folder.PROGRAM).read_text(encoding="utf-8")
+    except OSError as error:
+        raise NightlyError(
+            f"{held.folder / night_folder.PROGRAM}: {error.strerror}. Restore it from a backup, or start a new night"
+        ) from error
+
+
+def _replay(header: Mapping[str, Any]) -> ReplayProposer:
+    if not header["patches"]:
+        raise UsageError("proposer replay needs --patches DIR, a folder of patches, or --patches TAG, a night")
+    return ReplayProposer.of(configs.FOLDER / Path(header["patches"]).expanduser(), server.ROOT)

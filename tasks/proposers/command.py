@@ -1,0 +1,213 @@
+"""An external coding agent as the researcher: Codex, Claude Code, a script; any command that edits a file when it is told to.
+
+It runs with the user's rights in a scratch clone of what a researcher may see: trainer/ with the champion's train.py, and
+the prompt as NIGHT.md; no data, no validation text, no variable of the environment that the profile does not name. Only
+trainer/train.py is taken from the clone. That keeps an honest agent from mistakes; it is no box, which holds a hostile one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import configs
+from tasks import merging
+from tasks.llm_calls import KINDS, Outcome
+from tasks.proposal import MAX_BYTES, Proposer
+from tasks.proposers import agent
+from tasks.records import TRAIN, NightSoFar, Proposal, RunResult, UsageError, one_line
+
+PASSED_ON = ("PATH", "HOME", "LANG", "TERM")  # of the environment, before what the profile names
+PROMPT = "NIGHT.md"
+LEAST_SECRET = 8  # characters; a shorter value is no key
+QUOTED = 300  # characters of a log's end in a problem
+LONGEST = 500  # characters of a hypothesis
+AUTHOR = ("-c", "user.name=nightly-research", "-c", "user.email=nightly-research@localhost")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unfit:
+    """A train.py that cannot be taken."""
+
+    why: str  # goes on after its name
+
+
+@dataclasses.dataclass(frozen=True)
+class CommandProposer:
+    """Proposes the agent's change, or what `fallback` does where the agent fails. Log: agents/<tag>-<trial>/agent.log."""
+
+    settings: configs.Command
+    home: Path  # state folder
+    root: Path  # the checkout
+    prompt: Callable[[NightSoFar], str]
+    fallback: Proposer
+    name: str = "command"
+    _cancelled: threading.Event = dataclasses.field(default_factory=threading.Event, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.check(self.settings)
+
+    @staticmethod
+    def check(settings: configs.Command) -> None:
+        """Raises UsageError for a command that is not there."""
+        _argv(settings)
+
+    def thinks(self, night: NightSoFar) -> bool:
+        return True
+
+    def mend(self, night: NightSoFar, proposal: Proposal, run: RunResult) -> Proposal | None:
+        """None: a crash is told in the next prompt."""
+        return None
+
+    def cancel(self) -> None:
+        """Ends the agent that runs now, from another thread; none is started afterwards."""
+        self._cancelled.set()
+
+    def propose(self, night: NightSoFar) -> Proposal | None:
+        """The agent's train.py; the champion's with a `problem` when it has left nothing that can be run."""
+        if self._cancelled.is_set():
+            return self._problem(night, "cancelled", "the agent was not started")
+        folder, told = self.home / "agents" / f"{night.tag}-{night.next_trial}", self.prompt(night)
+        try:
+            with _scratch_clone(folder / "clone", self.root, night.champion, told) as clone:
+                visit, left = self._run(clone), _take(clone)
+                (folder / "agent.log").write_text(visit.log, encoding="utf-8")
+        except (OSError, UsageError) as error:  # UsageError: the program was there when the night began
+            return self._instead(night, f"the command could not be run: {error}")
+        if visit.end == "cancelled":
+            return self._problem(night, "cancelled", "the agent was ended")
+        if visit.end == "late":
+            return self._instead(night, f"the command was not done after {self.settings.seconds:g} s", "timeout")
+        if visit.end == "not started":
+            return self._instead(night, f"the command could not be run: {visit.why}")
+        return self._judged(night, visit, left)
+
+    def _run(self, clone: Path) -> agent.Visit:
+        """The agent's visit, without the secrets that it may have printed."""
+        here = {name: os.environ[name] for name in (*PASSED_ON, *self.settings.environment) if name in os.environ}
+        usual = {"HOME": str(Path.home()), "LANG": "C.UTF-8", "TERM": "dumb"}
+        visit = agent.run(
+            _argv(self.settings),
+            prompt=clone / PROMPT,
+            folder=clone,
+            environment={**usual, **here, "TMPDIR": str(clone / "tmp")},
+            seconds=self.settings.seconds,
+            cancelled=self._cancelled,
+            home=self.home,
+        )
+        stdout, log = visit.stdout, visit.log
+        for name, value in self._secrets():
+            stdout, log = stdout.replace(value, f"[{name}]"), log.replace(value, f"[{name}]")
+        return dataclasses.replace(visit, stdout=stdout, log=log)
+
+    def _secrets(self) -> list[tuple[str, str]]:
+        given = ((name, os.environ.get(name, "")) for name in self.settings.environment)
+        return [(name, value) for name, value in given if len(value) >= LEAST_SECRET]
+
+    def _judged(self, night: NightSoFar, visit: agent.Visit, left: str | _Unfit) -> Proposal | None:
+        """What an agent that ended by itself has left."""
+        command, tail = Path(self.settings.argv[0]).name, one_line(visit.log[-2 * QUOTED :])[-QUOTED:]
+        status = f"{command} ended with exit status {visit.status}" if visit.status else None
+        log = f"; its log ends: {tail}" if tail else ""
+        if isinstance(left, _Unfit):
+            return self._problem(night, "unfit", f"{TRAIN} {left.why}{log}")
+        if left == night.champion and status:
+            return self._instead(night, f"{status} and has changed nothing{log}")
+        if left == night.champion:
+            return self._problem(night, "no_change", f"the agent left train.py as it was{log}")
+        for name, value in self._secrets():
+            if value in left and value not in night.champion:
+                return self._problem(night, "unfit", f"{TRAIN} holds the value of {name}")
+        kind = (_header(visit.stdout, "KIND") or "").lower()
+        survivors = ", ".join(map(str, visit.survivors))
+        return Proposal(
+            source=left,
+            summary=_header(visit.stdout, "SUMMARY") or f"change by {command}",
+            proposer=self.name,
+            outcome="ok",
+            kind=kind if kind in KINDS else None,
+            hypothesis=_header(visit.stdout, "HYPOTHESIS"),
+            expected=_header(visit.stdout, "EXPECTED"),
+            note="; ".join(filter(None, [status, survivors and f"its processes {survivors} outlived SIGKILL"])) or None,
+        )
+
+    def _problem(self, night: NightSoFar, outcome: Outcome, what: str) -> Proposal:
+        return Proposal(night.champion, "no usable patch", self.name, f"{outcome}: {what}", outcome)
+
+    def _instead(self, night: NightSoFar, why: str, outcome: Outcome | None = None) -> Proposal | None:
+        proposed = self.fallback.propose(night)
+        note = f"proposed by {self.fallback.name}: {one_line(why)}"
+        return proposed and dataclasses.replace(proposed, note=note, outcome=outcome)
+
+
+def _argv(settings: configs.Command) -> list[str]:
+    """The command with its program's full path: the agent's folder is not this one. Raises UsageError if it is not there."""
+    if not settings.argv:
+        raise UsageError('proposer command needs [command] argv in the profile, such as argv = ["codex", "exec", "-"]')
+    program = shutil.which(os.path.expanduser(settings.argv[0]))
+    if program is None:
+        raise UsageError(f"[command] argv: there is no program {settings.argv[0]!r} here; install it, or give its full path")
+    return [os.path.abspath(program), *settings.argv[1:]]
+
+
+@contextlib.contextmanager
+def _scratch_clone(folder: Path, root: Path, source: str, told: str) -> Iterator[Path]:
+    """A new repository with one commit of all that a researcher may see; removed afterwards. Raises OSError."""
+    _remove(folder)  # a killed night's
+    try:
+        for name in ("trainer", "tmp"):
+            (folder / name).mkdir(parents=True)
+        for module in (root / "trainer").glob("*.py"):
+            shutil.copyfile(module, folder / "trainer" / module.name)
+        (folder / TRAIN).write_bytes(source.encode("utf-8", "surrogatepass"))
+        (folder / PROMPT).write_text(told, encoding="utf-8", errors="replace")
+        (folder / ".gitignore").write_text("/tmp/\n__pycache__/\n")
+        for arguments in (("init", "-q", "--template="), ("add", "-A"), (*AUTHOR, "commit", "-q", "-m", "the champion")):
+            if (done := merging.run_git(folder, *arguments)).returncode:
+                raise OSError(f"git {arguments[0]}: {done.stderr.decode('utf-8', 'replace').strip()}")
+        yield folder
+    finally:
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder also where an agent has made parts of it read-only; what cannot be removed stays."""
+    for parent, names, _ in os.walk(folder):
+        for path in (Path(parent, name) for name in names):
+            if not path.is_symlink():
+                with contextlib.suppress(OSError):
+                    path.chmod(0o700)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _take(clone: Path) -> str | _Unfit:
+    """train.py as it lies there, be it anything. No link is followed."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe is opened without a writer
+    try:
+        folder = os.open(clone / "trainer", flags | os.O_DIRECTORY)
+        try:
+            with open(os.open("train.py", flags, dir_fd=folder), "rb") as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    return _Unfit("is no plain file any more")
+                data = file.read(MAX_BYTES + 1)
+        finally:
+            os.close(folder)
+        if len(data) > MAX_BYTES:
+            return _Unfit(f"is longer than {MAX_BYTES} bytes")
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return _Unfit("is not UTF-8")
+    except OSError as error:
+        return _Unfit(f"cannot be read: {error.strerror}")
+
+
+def _header(stdout: str, name: str) -> str | None:
+    """What the last line says that begins with this header."""
+    lines = [line for line in stdout.splitlines() if line.startswith(f"{name}:")]
+    return (one_line(lines[-1].removeprefix(f"{name}:"))[:LONGEST] or None) if lines else None

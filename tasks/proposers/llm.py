@@ -1,0 +1,187 @@
+"""The researcher that reads code: asks a language model for a change of train.py until its patch can be run.
+
+An answer that cannot be used goes back with what is wrong with it, a few times; a crash of the candidate, too. When the
+model cannot be asked, or has cost what the night may spend, the fallback proposes instead and the proposal says why.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+
+import configs
+from configs import knobs
+from tasks.llm_calls import Call, CallLog, Outcome, Purpose, dollars
+from tasks.proposal import Proposer, check
+from tasks.proposers import edit_blocks, prompt
+from tasks.proposers.chat import Endpoint, Reply
+from tasks.proposers.earlier import Idea
+from tasks.proposers.edit_blocks import Answer, EditError
+from tasks.records import NightSoFar, Proposal, RunResult, one_line
+
+GOES_BACK = ("no_edit", "malformed", "not_found", "ambiguous", "no_change", "already_tried", "unfit", "truncated")
+NO_PATCH = (*GOES_BACK, "refusal", "content_filter", "empty")  # the model was asked and had nothing that can be run
+WHOLE_FILE_AFTER = 2  # repairs that failed; then the whole file is asked for
+LONGEST_ECHO = 8000  # characters of an unusable answer that go back with it
+
+PING = [{"role": "user", "content": "Answer with the word ready."}]
+
+Messages = list[prompt.Message]
+
+
+@dataclasses.dataclass(frozen=True)
+class LlmProposer:
+    """Keeps no state of its own: what the night has spent, and whether the endpoint was down, is in its `calls`."""
+
+    endpoint: Endpoint
+    settings: configs.Llm
+    program: str  # text of the human's instructions
+    facts: Mapping[str, str]  # hardware, budget, data, baseline
+    earlier: tuple[Idea, ...]  # of other nights on the same data
+    calls: CallLog
+    fallback: Proposer
+    name: str = "llm"
+
+    def thinks(self, night: NightSoFar) -> bool:
+        return self.settings.ahead and self._obstacle(night) is None
+
+    def propose(self, night: NightSoFar) -> Proposal | None:
+        """The model's patch against the champion; one with a `problem` when it had no usable one after all repairs."""
+        if why := self._obstacle(night):
+            return self._instead(night, why)
+
+        def ask(digest_tokens: int) -> Messages:
+            return prompt.proposal(night, self.program, self.facts, self.earlier, self.settings, digest_tokens)
+
+        proposed = self._converse(night, "propose", ask, night.champion)
+        if proposed.outcome not in ("ok", *NO_PATCH):
+            return self._instead(night, proposed.problem or "", proposed.outcome)
+        return proposed
+
+    def mend(self, night: NightSoFar, proposal: Proposal, run: RunResult) -> Proposal | None:
+        if proposal.proposer != self.name or self._obstacle(night):
+            return None
+
+        def ask(digest_tokens: int) -> Messages:
+            return prompt.fix(
+                night, self.program, self.facts, self.earlier, self.settings, digest_tokens, proposal=proposal, run=run
+            )
+
+        mended = self._converse(night, "fix", ask, proposal.source)
+        if mended.outcome != "ok":
+            return None
+        idea = {name: getattr(proposal, name) for name in ("summary", "kind", "hypothesis", "expected")}
+        return dataclasses.replace(mended, **idea, note=f"mended after {run.status}")
+
+    def cancel(self) -> None:
+        self.endpoint.cancel()
+
+    def _obstacle(self, night: NightSoFar) -> str | None:
+        """Why the model is not to be asked now."""
+        spent, caps = self.calls.usage(), self.settings
+        if caps.dollars is not None and (spent.dollars or 0.0) >= caps.dollars:
+            return f"the night has spent {spent.dollars:.4g} of {caps.dollars:g} dollars"
+        if caps.tokens is not None and (used := spent.prompt_tokens + spent.completion_tokens) >= caps.tokens:
+            return f"the night has used {used} of {caps.tokens} tokens"
+        if (closed := self.calls.closed_for(datetime.now(UTC), caps.pause_seconds, night.next_trial)) > 0:
+            return f"the model is left alone for {closed:.0f} s more after {self.calls.last_failure()}"
+        return None
+
+    def _instead(self, night: NightSoFar, why: str, outcome: Outcome | None = None) -> Proposal | None:
+        proposed = self.fallback.propose(night)
+        note = f"proposed by {self.fallback.name}: {one_line(why)}"
+        return proposed and dataclasses.replace(proposed, note=note, outcome=outcome)
+
+    def _converse(
+        self,
+        night: NightSoFar,
+        purpose: Purpose,
+        ask: Callable[[int], Messages],
+        source: str,
+    ) -> Proposal:
+        """Asks for a patch of `source` until one can be run, or has failed in a way that asking again does not help."""
+        until = time.monotonic() + self.settings.seconds
+        digest_tokens, repairs = self.settings.digest_tokens, 0
+        messages = ask(digest_tokens)
+        while True:
+            repair: Purpose = "repair" if repairs else purpose
+            began, reply = datetime.now(UTC), self.endpoint.ask(messages, until - time.monotonic())
+            outcome, error, answer, candidate = self._judged(reply, source, night)
+            judged = dataclasses.replace(reply, outcome=outcome, error=error and one_line(error))
+            _record(self.endpoint, self.settings, self.calls, night.next_trial, repair, began, messages, judged)
+            if outcome == "context_overflow" and digest_tokens == self.settings.digest_tokens and not repairs:
+                digest_tokens //= 4
+                messages = ask(digest_tokens)
+                continue
+            over = time.monotonic() >= until or self._obstacle(night) is not None
+            if outcome not in GOES_BACK or repairs == self.settings.repairs or over:
+                return self._proposal(candidate, source, outcome, error, answer)
+            repairs += 1
+            echo = {"role": "assistant", "content": (reply.text or "")[:LONGEST_ECHO] or "(nothing)"}
+            messages = [*messages, echo, prompt.repair(error or outcome, whole_file=repairs > WHOLE_FILE_AFTER)]
+
+    def _judged(self, reply: Reply, source: str, night: NightSoFar) -> tuple[Outcome, str | None, Answer | None, str | None]:
+        """What a reply is worth: its outcome, what is wrong with it, and what it proposes."""
+        if reply.outcome != "ok" or reply.text is None:
+            return reply.outcome, reply.error, None, None
+        answer = None
+        try:
+            answer = edit_blocks.parse(reply.text)
+            candidate = edit_blocks.apply(answer, source)
+        except EditError as error:
+            return error.outcome, str(error), answer, None
+        if problem := check(candidate, night.seen):
+            known = knobs.ast_sha256(candidate) in night.seen
+            return "already_tried" if known else "unfit", problem, answer, None
+        return "ok", None, answer, candidate
+
+    def _proposal(
+        self, candidate: str | None, source: str, outcome: Outcome, error: str | None, answer: Answer | None
+    ) -> Proposal:
+        problem = None if candidate is not None else f"{outcome}: {one_line(error or 'no reason given')}"
+        return Proposal(
+            source=source if candidate is None else candidate,
+            summary=one_line(answer.summary) if answer else "no usable patch",
+            proposer=self.name,
+            problem=problem,
+            outcome=outcome,
+            kind=answer.kind if answer else None,
+            hypothesis=one_line(answer.hypothesis) if answer else None,
+            expected=one_line(answer.expected) if answer and answer.expected else None,
+        )
+
+
+def ping(endpoint: Endpoint, settings: configs.Llm, calls: CallLog) -> Call:
+    """Asks for one word: whether the endpoint takes the key and has the model."""
+    began, reply = datetime.now(UTC), endpoint.ask(PING, settings.answer_seconds)
+    if reply.outcome in NO_PATCH:  # it answers, and nothing was asked of the answer
+        reply = dataclasses.replace(reply, outcome="ok", error=None)
+    return _record(endpoint, settings, calls, 0, "ping", began, PING, reply)
+
+
+def _record(
+    endpoint: Endpoint,
+    settings: configs.Llm,
+    calls: CallLog,
+    trial: int,
+    purpose: Purpose,
+    began: datetime,
+    messages: Messages,
+    reply: Reply,
+) -> Call:
+    call = Call(
+        id=calls.next_id(trial),
+        trial=trial,
+        purpose=purpose,
+        time=began.isoformat(),
+        endpoint=endpoint.url,
+        model=endpoint.model,
+        messages=tuple(messages),
+        answer=reply.text,
+        dollars=dollars(settings, reply.prompt_tokens, reply.cached_tokens, reply.completion_tokens),
+        **{field.name: getattr(reply, field.name) for field in dataclasses.fields(reply) if field.name != "text"},
+    )
+    calls.append(call)
+    return call
