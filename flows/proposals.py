@@ -36,8 +36,11 @@ class Proposals:
 
     def think_ahead(self, so_far: NightSoFar, parent: str) -> None:
         """Has the next one made in a thread, if that takes long; `so_far` knows the trial that now trains."""
+        folder = self._folder(so_far)
+        if trial_folder.read_proposal(folder):  # from before a kill
+            return
         if isinstance(self.proposer, Researcher) and self.proposer.thinks(so_far):
-            self._thinking = propose_ahead.submit(whole(self.proposer), whole(so_far), parent, self._folder(so_far))
+            self._thinking = propose_ahead.submit(whole(self.proposer), whole(so_far), parent, folder)
 
     def wait(self) -> None:
         """Until no proposal is being made ahead."""

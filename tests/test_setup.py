@@ -50,7 +50,8 @@ class Checkout:
         (self.stub / "version").write_text("3.11\n")
 
     def environment(self, **changes: str) -> dict[str, str]:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "UV_", "NIGHTLY_", "PYTHON"))}
+        unset = ("PIP_", "UV_", "NIGHTLY_", "PYTHON", "OPENAI_")  # no key, as the stub writes its whole environment down
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(unset)}
         path = f"{self.stub / 'bin'}:{os.environ['PATH']}"
         real = {"REAL_PYTHON": sys.executable, "STUB": str(self.stub), "PIP_CONFIG_FILE": os.devnull}
         return {**kept, "PATH": path, **real, **changes}
