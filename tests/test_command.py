@@ -70,6 +70,10 @@ def make(home, user):
     return make
 
 
+def command(home, *argv: str):
+    return CommandProposer(configs.Command(argv=argv), home, ROOT, lambda night: "", Fallback())
+
+
 def alive(user: Path, name: str) -> bool:
     """Whether the process lives whose pid an agent has left in this file."""
     pid = int((user / name).read_text())
@@ -128,6 +132,25 @@ def test_what_else_it_edits_is_ignored(make, home):
     assert make(script + EDIT).propose(night()).source == "A = 10\n"
     assert (ROOT / "trainer" / "prepare.py").read_bytes() == before
     assert left_over(home) == []
+
+
+@pytest.mark.parametrize("script", ["", "rm -r trainer\n", 'rm -r "$PWD"\n'])
+def test_a_link_in_the_clones_place_leads_nowhere(make, user, home, script):
+    precious = user / "precious" / "trainer"
+    precious.mkdir(parents=True)
+    (precious / "train.py").write_text("precious")
+    precious.chmod(0o500)
+    proposed = make(script + 'cd ..; mv clone "$HOME/moved"; rm -rf clone; ln -s "$HOME/precious" clone').propose(night())
+    assert (proposed.source, proposed.problem) == (CHAMPION, "unfit: trainer/train.py cannot be read: Not a directory")
+    assert (precious / "train.py").read_text() == "precious"
+    assert precious.stat().st_mode & 0o777 == 0o500
+    assert left_over(home) == []
+    assert not (home / "agents" / "nov21-7" / "clone").is_symlink()
+
+
+def test_a_folder_of_any_depth_is_removed(make, home):
+    make("mkdir -p " + "d/" * 1500 + "\n" + EDIT).propose(night())
+    assert [path.name for path in (home / "agents" / "nov21-7").iterdir()] == ["agent.log"]
 
 
 def test_it_sees_no_validation_text(make, user):
@@ -352,8 +375,7 @@ def test_what_a_killed_night_left_in_the_folder_is_gone(make, home, user):
 def test_a_program_that_the_system_cannot_run_is_the_fallbacks_turn(home, user):
     (user / "agent").write_bytes(b"\x7fELF no program")
     (user / "agent").chmod(0o755)
-    proposer = CommandProposer(configs.Command(argv=(str(user / "agent"),)), home, ROOT, lambda night: "", Fallback())
-    proposed = proposer.propose(night())
+    proposed = command(home, str(user / "agent")).propose(night())
     assert proposed.source == "the fallback's"
     assert proposed.note.startswith("proposed by tpe: the command could not be run: [Errno 8] Exec format error")
 
@@ -368,19 +390,16 @@ def test_a_program_that_is_gone_by_now_and_a_folder_that_cannot_be_made_are_too(
 
 
 def test_a_command_that_is_not_there_is_a_usage_error(home, user, monkeypatch):
-    def made(*argv: str) -> CommandProposer:
-        return CommandProposer(configs.Command(argv=argv), home, ROOT, lambda night: "", Fallback())
-
     with pytest.raises(UsageError, match=r"needs \[command\] argv in the profile"):
-        made()
+        command(home)
     for name in ("no-such-agent", "./no-such-agent", str(user), ""):
         with pytest.raises(UsageError, match=r"\[command\] argv: there is no program"):
-            made(name)
+            command(home, name)
     monkeypatch.chdir(user)
     (user / "agent").write_text(f"#!/bin/sh\n{EDIT}")
     (user / "agent").chmod(0o755)
     for name in ("./agent", "~/agent"):  # the clone, where it runs, has no such file
-        assert made(name).propose(night()).source == "A = 10\n"
+        assert command(home, name).propose(night()).source == "A = 10\n"
 
 
 def test_it_is_a_researcher(make):

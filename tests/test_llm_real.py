@@ -6,11 +6,16 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from configs import Llm
+from configs import Llm, knobs
+from tasks.llm_calls import CallLog, read
 from tasks.proposers.chat import Endpoint
+from tasks.proposers.llm import NO_PATCH, LlmProposer
+from tasks.proposers.tpe import TpeProposer
+from tasks.records import NightSoFar
 from tests.faults import small_llm
 from tests.faults.small_llm import CONTEXT, SmallLlm
 
@@ -20,6 +25,7 @@ pytestmark = [
     pytest.mark.skipif(bool(small_llm.missing()), reason=small_llm.missing() or ""),
 ]
 SECONDS = 300.0  # for an answer that comes, on a machine that is busy
+STUB = Path(__file__).parent / "faults" / "stub_train.py"
 LONG = "The quick brown fox jumps over the lazy dog. " * (CONTEXT // 12)  # 10 tokens each
 
 
@@ -90,3 +96,23 @@ def test_a_request_that_is_being_worked_on_can_be_cancelled(server, endpoint):
     thread.join()
     assert [reply.outcome for reply in replies] == ["cancelled"]
     assert asked.ask(messages("Say hello."), SECONDS).outcome == "cancelled"
+
+
+def test_a_proposal_that_such_a_model_writes_is_refused_and_what_it_cost_is_on_record(endpoint, tmp_path):
+    source, calls = STUB.read_text(), CallLog(tmp_path / "llm_calls.jsonl")
+    settings = Llm(model=small_llm.NAME, retries=0, repairs=1, max_tokens=150, answer_seconds=SECONDS, seconds=2 * SECONDS)
+    asked = endpoint(max_tokens=150)
+    proposer = LlmProposer(asked, settings, "Improve train.py.", {"hardware": "a CPU"}, (), calls, TpeProposer())
+    night = NightSoFar("real", 1, 1, source, 2.3, 2.3, dict(knobs.read(source)), ())
+
+    proposed = proposer.propose(night)
+
+    assert proposed is not None
+    assert proposed.outcome in NO_PATCH
+    assert proposed.problem is not None
+    assert proposed.problem.startswith(f"{proposed.outcome}: ")
+    assert proposed.source == source
+    written = read(tmp_path / "llm_calls.jsonl")
+    assert [call.purpose for call in written] == ["propose", "repair"]
+    assert all(call.outcome in NO_PATCH and call.answer and not call.estimated for call in written)
+    assert calls.usage(1).prompt_tokens > 3000

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 import tempfile
 from datetime import datetime
 from pathlib import Path
