@@ -134,13 +134,12 @@ def test_what_else_it_edits_is_ignored(make, home):
     assert left_over(home) == []
 
 
-@pytest.mark.parametrize("script", ["", "rm -r trainer\n", 'rm -r "$PWD"\n'])
-def test_a_link_in_the_clones_place_leads_nowhere(make, user, home, script):
+def test_a_link_in_the_clones_place_leads_nowhere(make, user, home):
     precious = user / "precious" / "trainer"
     precious.mkdir(parents=True)
     (precious / "train.py").write_text("precious")
     precious.chmod(0o500)
-    proposed = make(script + 'cd ..; mv clone "$HOME/moved"; rm -rf clone; ln -s "$HOME/precious" clone').propose(night())
+    proposed = make('cd ..; mv clone "$HOME/moved"; ln -s "$HOME/precious" clone').propose(night())
     assert (proposed.source, proposed.problem) == (CHAMPION, "unfit: trainer/train.py cannot be read: Not a directory")
     assert (precious / "train.py").read_text() == "precious"
     assert precious.stat().st_mode & 0o777 == 0o500

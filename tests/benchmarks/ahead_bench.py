@@ -65,10 +65,8 @@ def _trials_an_hour(checkout: StubCheckout, ahead: bool) -> float:
         return after(THINKS, ok(PATCH.format(number=next(numbers))))
 
     profile = checkout.folder / "bench.toml"
-    source = (checkout.folder / PROFILE).read_text()
-    profile.write_text(
-        re.sub(r"\[llm\]\n", f"[llm]\nahead = {str(ahead).lower()}\nseconds = 90\nanswer_seconds = 60\n", source)
-    )
+    patient = f"ahead = {str(ahead).lower()}\nanswer_seconds = 60"
+    profile.write_text((checkout.folder / PROFILE).read_text().replace("answer_seconds = 5", patient))
     tag = "ahead" if ahead else "after"
     with LlmServer(answer) as server:
         done = checkout.run(
