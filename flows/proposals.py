@@ -74,8 +74,8 @@ class Proposals:
 
     def _asked(self, so_far: NightSoFar) -> Proposal | None:
         if isinstance(self.proposer, Researcher):
-            return self._result(proposal.propose_patch.submit(self.proposer, whole(so_far), whole(so_far.seen)))
-        return proposal.propose_patch(self.proposer, whole(so_far), whole(so_far.seen))
+            return self._result(proposal.propose_patch.submit(self.proposer, whole(so_far)))
+        return proposal.propose_patch(self.proposer, whole(so_far))
 
     def _result(self, thinking: PrefectFuture[T]) -> T:
         """Waits for a thread that thinks; somebody who asks the night to end is not kept waiting by it."""
@@ -107,6 +107,6 @@ class Proposals:
 @task(name="propose-ahead", task_run_name="propose trial {night.next_trial} ahead", cache_policy=NO_CACHE)
 def propose_ahead(proposer: Proposer, night: NightSoFar, parent: str, folder: Path) -> None:
     """Makes the proposal and leaves it in the trial's folder."""
-    proposed = proposal.ask(proposer, night, night.seen)
+    proposed = proposal.ask(proposer, night)
     if proposed is not None and proposed.outcome != "cancelled":
         trial_folder.write_proposal(folder, night.champion, proposed, parent)

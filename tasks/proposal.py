@@ -11,7 +11,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from configs import knobs
-from tasks.records import NightSoFar, Proposal, RunResult, Trial
+from tasks.records import NightSoFar, Outcome, Proposal, RunResult, Trial
 
 MAX_BYTES = 64 * 1024  # upstream's train.py has 26 KiB
 MAX_LINE = 2000  # characters; a longer line is data, not code
@@ -69,6 +69,14 @@ def check(source: str, seen: Mapping[str, int]) -> str | None:
     return _check_batch(knobs.read(source))
 
 
+def refusal(source: str, seen: Mapping[str, int]) -> tuple[Outcome, str] | None:
+    """What `check` says, as the outcome of an answer; None for a candidate that can be run."""
+    problem = check(source, seen)
+    if problem is None:
+        return None
+    return ("already_tried" if knobs.ast_sha256(source) in seen else "unfit"), problem
+
+
 def _check_batch(found: Mapping[str, knobs.Value]) -> str | None:
     total, rows, length = (found.get(name) for name in ("TOTAL_BATCH_SIZE", "DEVICE_BATCH_SIZE", "MAX_SEQ_LEN"))
     if not (isinstance(total, int) and isinstance(rows, int) and isinstance(length, int)):
@@ -80,23 +88,25 @@ def _check_batch(found: Mapping[str, knobs.Value]) -> str | None:
     return None
 
 
-def ask(proposer: Proposer, night: NightSoFar, seen: Mapping[str, int]) -> Proposal | None:
+def ask(proposer: Proposer, night: NightSoFar) -> Proposal | None:
     """The proposer's next proposal, with `problem` set when it cannot be run; None when it has nothing left.
 
     A refused proposal is shown to the proposer as one more rejected trial and it is asked again, up to MOST_ASKED times
     or until it repeats itself: a generator finds another one, a folder of patches has only this one for this trial. A
-    problem that the proposer itself names stands: it has done what it could.
+    researcher has had its tries by then, and a problem that a proposer itself names stands.
     """
     refused: Proposal | None = None
     for _ in range(MOST_ASKED):
         proposed = proposer.propose(night)
         if proposed is None or (refused and proposed.source == refused.source):
             break
-        problem = None if proposed.problem else check(proposed.source, seen)
+        problem = None if proposed.problem else refusal(proposed.source, night.seen)
         if problem is None:
             return proposed
-        refused = dataclasses.replace(proposed, problem=problem)
-        night = dataclasses.replace(night, trials=(*night.trials, _refused(night, refused, problem)))
+        refused = dataclasses.replace(proposed, problem=problem[1], outcome=proposed.outcome and problem[0])
+        if isinstance(proposer, Researcher) and proposed.proposer == proposer.name:
+            break
+        night = dataclasses.replace(night, trials=(*night.trials, _refused(night, refused, problem[1])))
     return refused
 
 
@@ -121,9 +131,9 @@ def _refused(night: NightSoFar, proposed: Proposal, problem: str) -> Trial:
 
 
 @task(name="propose-patch", task_run_name="propose trial {night.next_trial}", cache_policy=NO_CACHE)
-def propose_patch(proposer: Proposer, night: NightSoFar, seen: Mapping[str, int]) -> Proposal | None:
+def propose_patch(proposer: Proposer, night: NightSoFar) -> Proposal | None:
     """`ask` as a Prefect task."""
-    return ask(proposer, night, seen)
+    return ask(proposer, night)
 
 
 @task(name="mend-patch", task_run_name="mend trial {night.next_trial}", cache_policy=NO_CACHE)

@@ -90,22 +90,22 @@ def test_a_duplicate_is_refused_by_the_name_of_the_first(number, name):
 
 def test_a_proposal_that_passes_is_returned_as_it_is():
     asked = Listed(GOOD)
-    assert proposal.ask(asked, night(), {}) == Proposal(GOOD, "number 0", "listed")
+    assert proposal.ask(asked, night()) == Proposal(GOOD, "number 0", "listed")
     assert len(asked.asked) == 1
 
 
 def test_nothing_left_to_propose_is_none():
-    assert proposal.ask(Listed(), night(), {}) is None
+    assert proposal.ask(Listed(), night()) is None
 
 
 def test_a_generator_is_asked_again_after_a_duplicate():
-    proposed = proposal.ask(Listed(GOOD, GOOD + "# again", variant(1)), night(), seen(GOOD))
+    proposed = proposal.ask(Listed(GOOD, GOOD + "# again", variant(1)), night(seen=seen(GOOD)))
     assert proposed == Proposal(variant(1), "number 2", "listed")
 
 
 def test_a_generator_sees_why_it_was_refused():
     asked = Listed(GOOD, variant(1))
-    proposal.ask(asked, night(), seen(GOOD, 3))
+    proposal.ask(asked, night(seen=seen(GOOD, 3)))
     (refused,) = asked.asked[1].trials
     assert (refused.status, refused.reason, refused.number) == ("rejected_patch", "the same code as trial 3", 1)
     assert refused.ast_sha256 == knobs.ast_sha256(GOOD)
@@ -115,7 +115,7 @@ def test_a_generator_that_only_repeats_the_past_is_given_up():
     sources = [variant(number) for number in range(20)]
     past = {knobs.ast_sha256(source) or "": number for number, source in enumerate(sources, start=1)}
     asked = Listed(*sources)
-    proposed = proposal.ask(asked, night(), past)
+    proposed = proposal.ask(asked, night(seen=past))
     assert proposed is not None
     assert proposed.problem == f"the same code as trial {proposal.MOST_ASKED}"
     assert len(asked.asked) == proposal.MOST_ASKED
@@ -123,7 +123,7 @@ def test_a_generator_that_only_repeats_the_past_is_given_up():
 
 def test_a_proposer_with_one_answer_is_not_asked_a_third_time():
     asked = Listed(*[GOOD] * 9)
-    proposed = proposal.ask(asked, night(), seen(GOOD))
+    proposed = proposal.ask(asked, night(seen=seen(GOOD)))
     assert proposed is not None
     assert proposed.problem == "the same code as the baseline"
     assert len(asked.asked) == 2
@@ -136,10 +136,32 @@ def test_a_proposers_own_problem_stands():
         def propose(self, night: NightSoFar) -> Proposal:
             return Proposal(night.champion, "x", self.name, problem="patch x does not apply")
 
-    proposed = proposal.ask(Broken(), night(), {})
+    proposed = proposal.ask(Broken(), night())
     assert proposed is not None
     assert proposed.problem == "patch x does not apply"
 
 
+def test_a_researcher_is_not_asked_for_minutes_again_after_a_patch_that_is_refused():
+    class Slow(Listed):
+        def thinks(self, night):
+            return True
+
+        def mend(self, night, proposal, run):
+            return None
+
+        def cancel(self):
+            pass
+
+        def propose(self, night):
+            proposed = super().propose(night)
+            return proposed and dataclasses.replace(proposed, outcome="ok")
+
+    asked = Slow(GOOD, variant(1))
+    proposed = proposal.ask(asked, night(seen=seen(GOOD)))
+    assert proposed is not None
+    assert (proposed.problem, proposed.outcome) == ("the same code as the baseline", "already_tried")
+    assert len(asked.asked) == 1
+
+
 def test_the_task_does_what_the_function_does():
-    assert proposal.propose_patch.fn(Listed(GOOD), night(), {}) == proposal.ask(Listed(GOOD), night(), {})
+    assert proposal.propose_patch.fn(Listed(GOOD), night()) == proposal.ask(Listed(GOOD), night())

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import subprocess
 from pathlib import Path
@@ -147,7 +148,7 @@ def test_the_demonstration_night_applies_to_train_py_as_it_is():
     proposer, current = ReplayProposer(DEMONSTRATION), TRAIN
     seen, problems = {knobs.ast_sha256(TRAIN) or "": 0}, []
     for number in range(1, 7):
-        proposed = proposal.ask(proposer, night_at(number, current), seen)
+        proposed = proposal.ask(proposer, dataclasses.replace(night_at(number, current), seen=seen))
         assert proposed is not None
         assert proposed.source != current
         problems.append(proposed.problem)

@@ -157,7 +157,8 @@ def test_another_seed_trial_or_refusal_gives_another(stepped):
 
 def test_a_duplicate_is_answered_with_another_proposal(stepped):
     first = TpeProposer().propose(stepped)
-    second = proposal.ask(TpeProposer(), stepped, {knobs.ast_sha256(first.source) or "": 3})
+    known = dataclasses.replace(stepped, seen={knobs.ast_sha256(first.source) or "": 3})
+    second = proposal.ask(TpeProposer(), known)
     assert second is not None
     assert second.problem is None
     assert second.source != first.source

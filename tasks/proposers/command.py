@@ -2,7 +2,7 @@
 
 It runs with the user's rights in a scratch clone of what a researcher may see: trainer/ with the champion's train.py, and
 the prompt as NIGHT.md; no data, no validation text, no variable of the environment that the profile does not name. Only
-trainer/train.py is taken from the clone. That keeps an honest agent from mistakes; it is no box, which holds a hostile one.
+trainer/train.py is taken from the clone. That is order and no wall: what the user can read and do, the agent can.
 """
 
 from __future__ import annotations

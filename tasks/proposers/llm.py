@@ -12,9 +12,8 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 import configs
-from configs import knobs
 from tasks.llm_calls import Call, CallLog, Outcome, Purpose, dollars
-from tasks.proposal import Proposer, check
+from tasks.proposal import Proposer, refusal
 from tasks.proposers import edit_blocks, prompt
 from tasks.proposers.chat import Endpoint, Reply
 from tasks.proposers.earlier import Idea
@@ -132,9 +131,8 @@ class LlmProposer:
             candidate = edit_blocks.apply(answer, source)
         except EditError as error:
             return error.outcome, str(error), answer, None
-        if problem := check(candidate, night.seen):
-            known = knobs.ast_sha256(candidate) in night.seen
-            return "already_tried" if known else "unfit", problem, answer, None
+        if refused := refusal(candidate, night.seen):
+            return *refused, answer, None
         return "ok", None, answer, candidate
 
     def _proposal(
