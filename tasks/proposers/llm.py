@@ -72,7 +72,8 @@ class LlmProposer:
         if mended.outcome != "ok":
             return None
         idea = {name: getattr(proposal, name) for name in ("summary", "kind", "hypothesis", "expected")}
-        return dataclasses.replace(mended, **idea, note=f"mended after {run.status}")
+        note = "; ".join(filter(None, [proposal.note, f"mended after {run.status}"]))
+        return dataclasses.replace(mended, **idea, note=note)
 
     def cancel(self) -> None:
         self.endpoint.cancel()
@@ -93,23 +94,17 @@ class LlmProposer:
         note = f"proposed by {self.fallback.name}: {one_line(why)}"
         return proposed and dataclasses.replace(proposed, note=note, outcome=outcome)
 
-    def _converse(
-        self,
-        night: NightSoFar,
-        purpose: Purpose,
-        ask: Callable[[int], Messages],
-        source: str,
-    ) -> Proposal:
+    def _converse(self, night: NightSoFar, purpose: Purpose, ask: Callable[[int], Messages], source: str) -> Proposal:
         """Asks for a patch of `source` until one can be run, or has failed in a way that asking again does not help."""
         until = time.monotonic() + self.settings.seconds
         digest_tokens, repairs = self.settings.digest_tokens, 0
         messages = ask(digest_tokens)
         while True:
-            repair: Purpose = "repair" if repairs else purpose
             began, reply = datetime.now(UTC), self.endpoint.ask(messages, until - time.monotonic())
             outcome, error, answer, candidate = self._judged(reply, source, night)
             judged = dataclasses.replace(reply, outcome=outcome, error=error and one_line(error))
-            _record(self.endpoint, self.settings, self.calls, night.next_trial, repair, began, messages, judged)
+            asked_for: Purpose = "repair" if repairs else purpose
+            _record(self.endpoint, self.settings, self.calls, night.next_trial, asked_for, began, messages, judged)
             if outcome == "context_overflow" and digest_tokens == self.settings.digest_tokens and not repairs:
                 digest_tokens //= 4
                 messages = ask(digest_tokens)
