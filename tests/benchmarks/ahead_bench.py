@@ -17,6 +17,7 @@ from tests.faults.llm_server import FAKE_KEY, LlmServer, Step, after, ok
 from tests.faults.stub_checkout import PROFILE, StubCheckout
 
 THINKS, TRAINS, TRIALS = 30.0, 20.0, 6  # seconds, seconds, trials of a night
+STEPS = 79  # of the stub's budget
 LEAST_RATIO = 1.6
 PATCH = """SUMMARY: WEIGHT_DECAY {number}
 KIND: optimizer
@@ -48,10 +49,10 @@ def run(repeats: int, json_file: Path | None = None) -> bool:
 
 
 def _train_for(checkout: StubCheckout, seconds: float) -> None:
-    """Has every training of the stub take that long."""
+    """Has every training of the stub take that long, step by step, so that its smoke step stays short."""
     path = checkout.folder / "trainer" / "train.py"
-    source = path.read_text()
-    path.write_text(source.replace("    harness.finish(", f"    time.sleep({seconds})\n    harness.finish("))
+    step = "        step, tokens = step + 1, tokens + TOTAL_BATCH_SIZE\n"
+    path.write_text(path.read_text().replace(step, f"{step}        time.sleep({seconds / STEPS:.4f})\n"))
     checkout.git("-c", "user.name=A", "-c", "user.email=a@example.org", "commit", "-qam", "slow")
 
 
