@@ -56,6 +56,7 @@ def complaints(
         *_ledger(events, planned),
         *_git(checkout, tag, events),
         *_files(checkout, tag, events),
+        *_calls(checkout, tag, events),
         *_mlflow(checkout, tag, events),
         *_processes(checkout.home, standing),
         *([] if UserTree.of(checkout) == before else [f"user's tree: {UserTree.of(checkout)}, was {before}"]),
@@ -165,6 +166,20 @@ def _files(checkout: Checkout, tag: str, events: list[Event]) -> Iterator[str]:
         yield f"files: half-written {parts}"
     if left := os.listdir(checkout.home / "boxes"):
         yield f"files: left in boxes/: {left}"
+
+
+def _calls(checkout: Checkout, tag: str, events: list[Event]) -> Iterator[str]:
+    """Requests to language models: as many and as dear in the ledger as in their own file, each under one id."""
+    path = checkout.home / "nights" / tag / "llm_calls.jsonl"
+    calls = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if len({call["id"] for call in calls}) != len(calls):
+        yield "calls: an id is there twice"
+    for k, trial in decided(events).items():
+        its_own = [call for call in calls if call["trial"] == k]
+        tokens = [sum(call[name] or 0 for call in its_own) for name in ("prompt_tokens", "completion_tokens")]
+        told = trial["usage"]
+        if (told["calls"], told["prompt_tokens"], told["completion_tokens"]) != (len(its_own), *tokens):
+            yield f"calls: trial {k} has {len(its_own)} calls with {tokens} tokens, the ledger {told}"
 
 
 def _mlflow(checkout: Checkout, tag: str, events: list[Event]) -> Iterator[str]:
