@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import pydantic
 
 FOLDER = Path(__file__).resolve().parent
+Proposer = Literal["tpe", "llm", "mixed", "command", "replay"]
+PROPOSERS: tuple[Proposer, ...] = get_args(Proposer)
 Positive = Annotated[int, pydantic.Field(gt=0)]
 ShardName = Annotated[str, pydantic.Field(pattern=r"^[^#]+(#\d*:\d*)?$")]  # a file, or row groups of it: "all.parquet#20:"
 Pin = Annotated[str, pydantic.Field(pattern=r"^[\w-][\w.-]*/[\w-][\w.-]*@[0-9a-f]{40}$")]  # owner/name@commit
@@ -64,7 +66,7 @@ class Audit(Table):
 class Night(Table):
     trials: Positive | None = None  # None: until the hours are over
     hours: pydantic.PositiveFloat | None = None
-    proposer: Literal["tpe", "llm", "mixed", "command", "replay"] = "tpe"
+    proposer: Proposer = "tpe"
     patches: str | None = None  # replay: the folder of patches (relative to configs/), or the tag of a night
     program: str = "program.md"  # llm, mixed, command: what the researcher is told (relative to configs/)
 
@@ -74,10 +76,10 @@ class Llm(Table):
 
     model: str | None = None  # as the endpoint names it
     share: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.3  # mixed: of the trials; the others are tpe's
-    seconds: pydantic.PositiveFloat = 300.0  # for one proposal with its repairs and retries; then tpe makes it
-    answer_seconds: pydantic.PositiveFloat = 120.0  # for one answer, to its last byte
-    retries: Annotated[int, pydantic.Field(ge=0)] = 2  # of a request that failed in a way that may pass; honours Retry-After
-    max_tokens: Positive = 16_384  # of one answer, reasoning included
+    seconds: pydantic.PositiveFloat = 600.0  # after this no further request is made for a proposal, and tpe makes it
+    answer_seconds: pydantic.PositiveFloat = 300.0  # for one answer to its last byte, retries included
+    retries: Annotated[int, pydantic.Field(ge=0)] = 2  # of a request that is refused in a way that may pass
+    max_tokens: Positive = 16_384  # of one answer, reasoning included; with a prompt of 10 to 20 thousand it must fit the model
     temperature: Annotated[float, pydantic.Field(ge=0)] | None = None  # None: the endpoint's own, as some models take no other
     repairs: Annotated[int, pydantic.Field(ge=0)] = 3  # times that a patch which does not apply goes back
     fixes: Annotated[int, pydantic.Field(ge=0)] = 2  # times that a crash goes back; with the first run all one trial
@@ -90,7 +92,7 @@ class Llm(Table):
     prompt_price: pydantic.NonNegativeFloat | None = None  # dollars a million tokens; None: unknown, and so is the cost
     cached_price: pydantic.NonNegativeFloat | None = None  # of prompt tokens from the endpoint's cache; None: as prompt_price
     completion_price: pydantic.NonNegativeFloat | None = None
-    dollars: pydantic.PositiveFloat | None = None  # a night's cap: beyond it tpe proposes
+    dollars: pydantic.PositiveFloat | None = None  # a night's cap: once it is reached no request is made, and tpe proposes
     tokens: Positive | None = None  # the same, in tokens of prompts and answers
 
     @pydantic.model_validator(mode="after")

@@ -32,7 +32,7 @@ def is_last(state: NightState) -> bool:
 
 def longest_run(state: NightState) -> float:
     """Seconds of the longest run, of the baseline's and of the last trials'; 0 when none is known."""
-    per_run = [trial.wall_seconds / len(trial.seeds) for trial in state.trials[-LATE:] if trial.wall_seconds and trial.seeds]
+    per_run = [trial.longest_run_seconds for trial in state.trials[-LATE:] if trial.longest_run_seconds]
     return max([float((state.baseline or {}).get("wall_seconds") or 0.0), *per_run])
 
 

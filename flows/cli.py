@@ -17,8 +17,6 @@ import configs
 from flows import api_outage, commands, server, services
 from tasks.records import NightlyError, UsageError
 
-PROPOSERS = ("tpe", "llm", "mixed", "command", "replay")
-
 
 def main(argv: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -65,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         "--trials", type=_positive(int), metavar="N", help="end after N trials (default, without --hours: the profile's)"
     )
     sub.add_argument("--hours", type=_positive(float), metavar="H", help="end in time before H hours of work are over")
-    sub.add_argument("--proposer", choices=PROPOSERS, help="who proposes (default: the profile's)")
+    sub.add_argument("--proposer", choices=configs.PROPOSERS, help="who proposes (default: the profile's)")
     sub.add_argument("--model", metavar="M", help="llm, mixed: the model, as OPENAI_BASE_URL's endpoint names it")
     sub.add_argument("--patches", metavar="DIR", help="replay: the folder of patches, or the tag of a night")
     sub.add_argument(

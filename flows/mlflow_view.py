@@ -91,7 +91,7 @@ def catch_up(night: Night, state: NightState, done: Done | None) -> Done:
         tracking.log_baseline(uri, artifacts, state, night.baseline.runs)
         done = tracking.finished_trials(uri, artifacts, state)
     missing = [trial for trial in state.trials if trial.number not in done]
-    calls = _calls(night) if any(trial.usage.calls for trial in missing) else ()
+    calls = _calls(night, {trial.number for trial in missing}) if any(trial.usage.calls for trial in missing) else ()
     for trial in missing:
         folder = night.folder / "trials" / str(trial.number)
         its_calls = [call for call in calls if call.trial == trial.number]
@@ -103,9 +103,9 @@ def catch_up(night: Night, state: NightState, done: Done | None) -> Done:
 def finish_night(night: Night, state: NightState) -> None:
     """The report, the chart and the table, the calls that came to no trial, and the end of the night's run."""
     uri, artifacts = server.mlflow_uri(night.home), night.home / "mlartifacts"
-    others = [call for call in _calls(night) if not 0 < call.trial <= len(state.trials)]
+    others = _calls(night, {0, len(state.trials) + 1})  # pings, and a proposal that nobody ran
     tracking.finish_night(uri, artifacts, state, night.folder, others)
 
 
-def _calls(night: Night) -> tuple[Call, ...]:
-    return llm_calls.read(night.folder / night_folder.CALLS)
+def _calls(night: Night, trials: set[int]) -> tuple[Call, ...]:
+    return llm_calls.read(night.folder / night_folder.CALLS, trials)

@@ -16,9 +16,9 @@ from flows import budget, disk, interruption, night_folder, notices, researching
 from flows.opening import Night, Request, baseline_event, new_night, open_night
 from flows.proposals import Proposals
 from flows.session import Session
-from flows.trial_steps import apply_verdict, next_proposal, one_trial
+from flows.trial_steps import apply_verdict, is_to_end, next_proposal, one_trial
 from flows.views import Views, name_flow_run, take_leave
-from tasks import champion, milestones, notification
+from tasks import champion, costs, milestones, notification
 from tasks.records import FileRef, NightlyError, UsageError
 
 MOST_TRIES = 20  # of work that a full disk stops, while there seems to be room
@@ -75,6 +75,7 @@ def resume_night(tag: str, trials: int | None = None, hours: float | None = None
         patches=header["patches"],
         seed=header["seed"],
         allow_unsandboxed=header["isolation"] == "none",
+        model=costs.model(header),
     )
     return research(tag, as_begun, resuming_it=True)
 
@@ -125,6 +126,8 @@ def go_on(held: Session, request: Request, *, resuming_it: bool) -> None:
             f"night {tag} exists and is finished ({state.finished}): `./run resume {tag} --trials N` gives it more, "
             f"or choose another --tag"
         )
+    researching.check(state.header)
+    researching.ping(held, may_go_on=not resuming_it)
     held.book.append("resumed", **more)
     get_run_logger().info(f"night {tag} goes on after {len(held.state.trials)} trials")
 
@@ -176,7 +179,7 @@ def step(night: Night, held: Session, views: Views, proposals: Proposals) -> Non
     elif (proposed := next_proposal(night, held, proposals)) is None:
         held.book.append("finished", reason=f"the proposer {proposals.proposer.name} has nothing left to propose")
         milestones.reached("finished")
-    elif not (interruption.asked(held.folder) or budget.over(held.state, held.book.used_seconds())):  # a model takes minutes
+    elif not is_to_end(night, held):
         one_trial(night, held, proposals, proposed)
 
 

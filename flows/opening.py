@@ -84,6 +84,10 @@ def new_night(tag: str, request: Request) -> tuple[dict[str, Any], str]:
         "deployment": runtime.deployment.name,
         "settings": settings.model_dump(mode="json"),  # a profile that is edited later is another night's
     }
+    if request.model and header["proposer"] not in ("llm", "mixed"):
+        raise UsageError(
+            f"--model {request.model} is for the proposers llm and mixed, and this night's is {header['proposer']}"
+        )
     researching.check(header)  # a missing key or folder of patches is said now, not after the baseline
     header["program"] = researching.program_facts(header)
     get_run_logger().info(f"night {tag}: profile {settings.name}, from {checkout.describe()}")

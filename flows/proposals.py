@@ -11,7 +11,7 @@ import dataclasses
 from pathlib import Path
 from typing import TypeVar
 
-from prefect import task
+from prefect import futures, task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 
@@ -32,7 +32,7 @@ class Proposals:
     def __init__(self, night: Night, proposer: Proposer) -> None:
         self.proposer = proposer
         self._night = night
-        self._thinking: PrefectFuture[None] | None = None
+        self._thinking: PrefectFuture[Proposal | None] | None = None
 
     def think_ahead(self, so_far: NightSoFar, parent: str) -> None:
         """Has the next one made in a thread, if that takes long; `so_far` knows the trial that now trains."""
@@ -55,8 +55,9 @@ class Proposals:
             proposed = self._carried_over(so_far, parent, waiting)
             if proposed is not None:
                 return proposed
-            note = "asked again: the proposal that waited did not fit the new champion"
-        proposed = self._asked(so_far)
+            why = "was measured meanwhile" if waiting.parent == parent else "did not fit the new champion"
+            note = f"asked again: the proposal that waited {why}"
+        proposed = self._asked(so_far, parent)
         if proposed is None or note is None:
             return proposed
         return dataclasses.replace(proposed, note="; ".join(filter(None, [note, proposed.note])))
@@ -65,26 +66,26 @@ class Proposals:
         """The crashed idea once more, mended by its proposer; None when it cannot."""
         if not isinstance(self.proposer, Researcher):
             return None
-        return proposal.mend_patch(self.proposer, whole(so_far), whole(crashed), whole(run))
+        return self._result(proposal.mend_patch.submit(whole(self.proposer), whole(so_far), whole(crashed), whole(run)))
 
     def abandon(self) -> None:
         """Nobody waits for it any more: the night ends."""
         if isinstance(self.proposer, Researcher):
             self.proposer.cancel()
 
-    def _asked(self, so_far: NightSoFar) -> Proposal | None:
+    def _asked(self, so_far: NightSoFar, parent: str) -> Proposal | None:
         if isinstance(self.proposer, Researcher):
-            return self._result(proposal.propose_patch.submit(self.proposer, whole(so_far)))
-        return proposal.propose_patch(self.proposer, whole(so_far))
+            return self._result(propose_ahead.submit(whole(self.proposer), whole(so_far), parent, self._folder(so_far)))
+        return proposal.propose_patch(whole(self.proposer), whole(so_far))
 
     def _result(self, thinking: PrefectFuture[T]) -> T:
         """Waits for a thread that thinks; somebody who asks the night to end is not kept waiting by it."""
         while True:
-            try:
-                return thinking.result(timeout=POLL_SECONDS)
-            except TimeoutError:
-                if interruption.asked(self._night.folder):
-                    self.abandon()
+            done, _ = futures.wait([thinking], timeout=POLL_SECONDS)
+            if done:
+                return thinking.result()
+            if interruption.asked(self._night.folder):
+                self.abandon()
 
     def _folder(self, so_far: NightSoFar) -> Path:
         return self._night.folder / "trials" / str(so_far.next_trial)
@@ -105,8 +106,9 @@ class Proposals:
 
 
 @task(name="propose-ahead", task_run_name="propose trial {night.next_trial} ahead", cache_policy=NO_CACHE)
-def propose_ahead(proposer: Proposer, night: NightSoFar, parent: str, folder: Path) -> None:
-    """Makes the proposal and leaves it in the trial's folder."""
+def propose_ahead(proposer: Proposer, night: NightSoFar, parent: str, folder: Path) -> Proposal | None:
+    """Makes the proposal and leaves it in the trial's folder, too, as it may have cost money."""
     proposed = proposal.ask(proposer, night)
     if proposed is not None and proposed.outcome != "cancelled":
         trial_folder.write_proposal(folder, night.champion, proposed, parent)
+    return proposed

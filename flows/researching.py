@@ -13,8 +13,9 @@ import configs
 from flows import night_folder, server
 from flows.session import Session
 from tasks import hardware, proposal, verdict
+from tasks.baseline import caps_after
 from tasks.llm_calls import CallLog
-from tasks.proposers import earlier, llm, prompt
+from tasks.proposers import digest, earlier, llm, prompt
 from tasks.proposers.chat import Endpoint
 from tasks.proposers.command import CommandProposer
 from tasks.proposers.llm import LlmProposer
@@ -29,6 +30,8 @@ READERS = ("llm", "mixed", "command")  # proposers that read the program
 def check(header: dict[str, Any]) -> None:
     """Raises UsageError for a proposer that this night cannot have, before any work is done."""
     name, settings = header["proposer"], configs.Profile(**header["settings"])
+    if name not in configs.PROPOSERS:
+        raise UsageError(f"unknown proposer {name!r}: choose one of {', '.join(configs.PROPOSERS)}")
     if name in ("llm", "mixed"):
         Endpoint.from_environment(settings.llm)
     elif name == "command":
@@ -45,7 +48,8 @@ def read_program(profile: configs.Profile) -> str:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"program {path} cannot be read ({error}): [night] program in the profile names it") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"program {path}: {reason}; [night] program in the profile names it, relative to configs/") from error
     if not text.strip():
         raise UsageError(f"program {path} is empty: it tells the researcher what to look for")
     return text
@@ -56,8 +60,12 @@ def program_facts(header: dict[str, Any]) -> dict[str, str] | None:
     if header["proposer"] not in READERS:
         return None
     settings = configs.Profile(**header["settings"])
-    digest = hashlib.sha256(read_program(settings).encode()).hexdigest()
-    return {"name": Path(settings.night.program).name, "sha256": digest}
+    prompts = b"".join(path.read_bytes() for path in sorted(prompt.PROMPTS.glob("*.md")))
+    return {
+        "name": Path(settings.night.program).name,
+        "sha256": hashlib.sha256(read_program(settings).encode()).hexdigest(),
+        "prompts_sha256": hashlib.sha256(prompts).hexdigest(),
+    }
 
 
 def keep_program(folder: Path, header: dict[str, Any]) -> None:
@@ -66,10 +74,11 @@ def keep_program(folder: Path, header: dict[str, Any]) -> None:
         FileRef.write(folder / night_folder.PROGRAM, read_program(configs.Profile(**header["settings"])).encode())
 
 
-def ping(held: Session) -> None:
+def ping(held: Session, *, may_go_on: bool = False) -> None:
     """Asks the model for one word before anything is measured: a wrong key is said now and not found in the morning.
 
-    Raises UsageError for what only a person can mend; what may pass is logged, as the night can go on without the model.
+    Raises UsageError for what only a person can mend, unless the night `may_go_on` with nobody there; what may pass, and
+    that, is logged, as the night can do without the model.
     """
     header = held.state.header
     if header["proposer"] not in ("llm", "mixed"):
@@ -78,8 +87,11 @@ def ping(held: Session) -> None:
     settings = configs.Profile(**header["settings"]).llm
     endpoint, calls = Endpoint.from_environment(settings), CallLog(held.folder / night_folder.CALLS)
     call = llm.ping(endpoint, settings, calls)
-    if call.outcome in ("unauthorized", "bad_request"):
-        raise UsageError(f"model {call.model!r} at {call.endpoint} refuses: {call.outcome}: {call.error}")
+    if call.outcome in ("unauthorized", "bad_request") and not may_go_on:
+        raise UsageError(
+            f"model {call.model!r} at {call.endpoint} refuses: {call.outcome}: {call.error}. "
+            "Look at OPENAI_API_KEY, OPENAI_BASE_URL (most end in /v1) and --model"
+        )
     if call.outcome != "ok":
         get_run_logger().warning(f"the model does not answer ({call.outcome}: {call.error}); while it does not, tpe proposes")
 
@@ -113,18 +125,24 @@ def facts_of(profile: configs.Profile, dataset: Dataset, baseline: Baseline) -> 
     runs, budget = baseline.runs, profile.budget
     seconds = sum(run.seconds or 0.0 for run in runs) / len(runs)
     tokens = sum(run.tokens or 0 for run in runs) / len(runs)
-    peak, sd = max(run.peak_memory_bytes or 0 for run in runs), verdict.pooled_sd([baseline.scores])
+    caps, limits, sd = caps_after(baseline), profile.limits, verdict.pooled_sd([baseline.scores])
+    peak, on_gpu = (max(run.peak_memory_bytes or 0 for run in runs), max(run.metrics.get("peak_vram_mb", 0.0) for run in runs))
     amounts = {
-        "seconds": f"{budget.amount:g} s of training by the judge's clock; start-up and compiling are free",
+        "seconds": f"{budget.amount:g} s of training by the judge's clock, to the checkpoint's last byte; start-up is free",
         "flops": f"{budget.amount:.4g} FLOPs of training, counted as tokens x flops_per_token",
     }
+    training = f"training {caps.cpu_seconds:.0f} CPU-seconds and {caps.wall_seconds:.0f} s, " if budget.kind == "flops" else ""
     return {
         "hardware": hardware.describe(profile.device, profile.threads),
         "budget": amounts[budget.kind],
+        "limits": f"start-up {caps.startup_seconds:.0f} s, {training}scoring {limits.eval_seconds:g} s, "
+        f"checkpoint {limits.checkpoint_mib} MiB, {limits.tasks} processes and threads",
         "data": f"tokenizers prepared: VOCAB_SIZE {', '.join(map(str, profile.data.vocab_sizes))}",
         "baseline": f"val_bpb {baseline.val_bpb:.4f}, sd of one run {sd:.4f}, {len(runs)} seeds",
         "baseline's speed": f"{tokens:,.0f} tokens in {seconds:.0f} s ({tokens / max(seconds, 1e-9):,.0f} tokens/s)",
-        "memory": f"the baseline's peak is {peak / 2**30:.1f} GiB; a box has {profile.limits.memory_gib:g} GiB of host memory",
+        f"baseline's training, seed {runs[0].seed}": digest.training(runs[0]),
+        "memory": f"the baseline's peak is {peak / 2**30:.1f} of the {limits.memory_gib:g} GiB of host memory that a box has"
+        + (f", and {on_gpu / 1024:.1f} GiB on the GPU" if on_gpu else ""),
     }
 
 

@@ -16,7 +16,7 @@ from prefect import get_run_logger, runtime
 
 from flows import night_folder, server
 from flows.opening import Night, Request
-from tasks import champion, heartbeat, ledger, trial_folder
+from tasks import champion, costs, heartbeat, ledger, trial_folder
 from tasks.records import NightlyError, NightState, UsageError
 
 RESTART_HOURS = 12.0  # a deployment's run without a tag takes up its night that died so recently
@@ -64,9 +64,10 @@ def is_retry(state: NightState) -> bool:
 def check_request(state: NightState, request: Request) -> None:
     """Raises UsageError where somebody asks a night to go on as another one."""
     header, tag = state.header, state.header["tag"]
-    model = header.get("settings", {}).get("llm", {}).get("model")
-    if request.model not in (None, model):
-        raise UsageError(f"night {tag} exists and was begun with model {model!r}, not {request.model!r}: choose another --tag")
+    if request.model not in (None, costs.model(header)):
+        raise UsageError(
+            f"night {tag} exists and was begun with model {costs.model(header)!r}, not {request.model!r}: choose another --tag"
+        )
     asked = {"profile": request.profile, "seed": request.seed, "proposer": request.proposer, "patches": request.patches}
     for name, value in asked.items():
         if value is not None and value != header[name] and not (name == "patches" and header["proposer"] != "replay"):
@@ -96,6 +97,8 @@ def put_in_order(night: Night, state: NightState) -> None:
 
 
 def _same(header: dict[str, Any], request: Request) -> bool:
+    if request.model not in (None, costs.model(header)):
+        return False
     return all(getattr(request, name) in (None, header.get(name)) for name in ("profile", "proposer", "patches", "seed"))
 
 

@@ -77,7 +77,7 @@ def spawn(argv: list[str], **environment: str) -> subprocess.Popen[bytes]:
         argv = [setpriv, "--pdeathsig", "TERM", *argv]
     child = subprocess.Popen(
         argv,
-        env={**os.environ, **environment},
+        env={**_without_key(), **environment},
         stdin=subprocess.DEVNULL,
         stdout=sys.stderr,
         start_new_session=True,  # a Ctrl-C in the terminal is the night's, which still needs its server
@@ -85,6 +85,11 @@ def spawn(argv: list[str], **environment: str) -> subprocess.Popen[bytes]:
     with contextlib.suppress(OSError):  # no /proc, or a full disk
         processes.record(state_home(), child.pid)
     return child
+
+
+def _without_key() -> dict[str, str]:
+    """Pages and stores ask no language model."""
+    return {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"}
 
 
 def end(child: subprocess.Popen[bytes]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import statistics
 import time
@@ -10,7 +9,7 @@ import time
 from prefect import get_run_logger
 
 from configs import knobs
-from flows import budget
+from flows import budget, interruption
 from flows.gpu_trial import run_trial
 from flows.opening import Night
 from flows.proposals import Proposals
@@ -66,7 +65,7 @@ def run_and_judge(
         runs, decided = run_trial(
             number,
             proposed.source,
-            lines_added=code_lines(proposed.source) - code_lines(before.champion),
+            lines_added=verdict.logical_lines(proposed.source) - verdict.logical_lines(before.champion),
             champion_scores=held.state.champion_scores,
             sd=verdict.pooled_sd(held.state.groups),
             profile=night.profile,
@@ -77,7 +76,8 @@ def run_and_judge(
             isolation=night.isolation,
             tell=held.pulse.enter,
         )
-        if runs[-1].status not in MENDABLE or trial_folder.attempts(folder) >= night.profile.llm.fixes:
+        tries = len(trial_folder.attempts(folder))
+        if runs[-1].status not in MENDABLE or tries >= night.profile.llm.fixes or is_to_end(night, held):
             return proposed, runs, decided
         held.pulse.enter(f"trial {number}: mending what crashed")
         crashed = dataclasses.replace(before, seen={**before.seen, str(knobs.ast_sha256(proposed.source)): number})
@@ -85,9 +85,14 @@ def run_and_judge(
         if mended is None:
             return proposed, runs, decided
         get_run_logger().info(f"trial {number}: {runs[-1].status}: {runs[-1].reason}; its proposer has mended it")
-        trial_folder.set_aside(folder, runs)
-        trial_folder.write_proposal(folder, before.champion, mended, held.state.champion)
+        trial_folder.write_mended(folder, before.champion, mended, held.state.champion, runs)
+        milestones.reached("mended")
         proposed, before = mended, crashed
+
+
+def is_to_end(night: Night, held: Session) -> bool:
+    """Whether the night ends after this trial: a model may take minutes."""
+    return bool(interruption.asked(night.folder) or budget.over(held.state, held.book.used_seconds()))
 
 
 def apply_verdict(night: Night, held: Session, trial: Trial) -> None:
@@ -106,7 +111,8 @@ def so_far(night: Night, state: NightState) -> NightSoFar:
     assert state.champion is not None
     assert state.champion_bpb is not None
     assert state.baseline is not None
-    earlier = {trial.ast_sha256: trial.number for trial in reversed(state.trials) if trial.ast_sha256}
+    measured = ((trial, digest) for trial in reversed(state.trials) for digest in (*trial.crashed, trial.ast_sha256))
+    earlier = {digest: trial.number for trial, digest in measured if digest}
     return NightSoFar(
         tag=night.tag,
         seed=night.seed,
@@ -128,11 +134,6 @@ def while_in_flight(before: NightSoFar, proposed: Proposal) -> NightSoFar:
     return dataclasses.replace(before, next_trial=before.next_trial + 1, seen=seen, in_flight=proposed)
 
 
-def code_lines(source: str) -> int:
-    """Lines of code in a normal form: comments, blank lines and formatting neither cost nor earn anything."""
-    return len(ast.unparse(ast.parse(source)).splitlines())
-
-
 def trial_of(
     night: Night,
     number: int,
@@ -144,6 +145,10 @@ def trial_of(
 ) -> Trial:
     scores = tuple(run.val_bpb for run in runs if run.val_bpb is not None)
     whole = bool(runs) and len(scores) == len(runs)
+    attempts = trial_folder.attempts(night.folder / "trials" / str(number))
+    usage = night.calls.usage(number)
+    if proposed.proposer == "command":  # it has its own account
+        usage = dataclasses.replace(usage, dollars=None)
     return Trial(
         number=number,
         proposer=proposed.proposer,
@@ -170,6 +175,8 @@ def trial_of(
         hypothesis=proposed.hypothesis,
         expected=proposed.expected,
         note=proposed.note,
-        fixes=trial_folder.attempts(night.folder / "trials" / str(number)),
-        usage=night.calls.usage(number),
+        fixes=len(attempts),
+        crashed=tuple(str(knobs.ast_sha256(source)) for source in attempts),
+        longest_run_seconds=max((run.wall_seconds or 0.0 for run in runs), default=None),
+        usage=usage,
     )

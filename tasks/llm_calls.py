@@ -1,6 +1,7 @@
 """Requests to language models: each is one line of nights/<tag>/llm_calls.jsonl, and what a night has spent is their sum.
 
-A line is appended and fsynced when the answer is there, before anything is made of it: money is never spent unseen.
+A line is appended and fsynced when the answer is there, before anything is run. A request that was given up has no usage, and
+counts as nothing, though an endpoint may have charged for it.
 """
 
 from __future__ import annotations
@@ -11,45 +12,30 @@ import functools
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tasks.files import sync_folder
+from tasks.statuses import Outcome
 
 if TYPE_CHECKING:
     from configs import Llm
 
 KINDS = ("architecture", "optimizer", "schedule", "data order", "systems", "simplification", "combination")
 Purpose = Literal["propose", "repair", "fix", "ping"]
-Outcome = Literal[
-    "ok",  # a patch that can be run
-    "no_edit",  # the answer's patch: there is none
-    "malformed",  # a block without its end, or two answers in one
-    "not_found",  # a SEARCH that is not in the file
-    "ambiguous",  # a SEARCH that is there more than once
-    "no_change",  # the same code, comments and layout apart
-    "already_tried",
-    "unfit",  # refused by the checks that every proposal passes: it does not parse, breaks the contract
-    "refusal",  # the answer: the model declines
-    "truncated",  # it reached max_tokens
-    "content_filter",
-    "empty",
-    "no_completion",  # status 200 and no completion in it: HTML, no choices
-    "error_body",  # status 200 and an error in it
-    "context_overflow",  # the endpoint: the prompt is too long for the model
+NO_ANSWER = ("no_completion", "error_body")  # with status 200
+FAILURES = (
+    *NO_ANSWER,
+    "context_overflow",
     "bad_request",
-    "unauthorized",  # 401, 403
+    "unauthorized",
     "rate_limited",
     "server_error",
     "unreachable",
     "timeout",
-    "cancelled",  # by us: the night ends, or no longer needs it
-]
-
-NO_ANSWER = ("no_completion", "error_body")  # with status 200
-FAILURES = (*NO_ANSWER, "bad_request", "unauthorized", "rate_limited", "server_error", "unreachable", "timeout")
+)
 LONGEST_PAUSE = 600.0  # seconds
 LONGEST_RETRY_AFTER = 12 * 3600.0  # seconds, a night: an endpoint that wants more may be wrong
 MOST_DRY = 3  # trials in a row without a patch
@@ -164,16 +150,16 @@ class CallLog:
         spans = [((now - since).total_seconds(), seconds) for since, seconds in pauses]
         return max((seconds - max(passed, 0.0) for passed, seconds in spans if -CLOCK_STEP < passed < seconds), default=0.0)
 
-    def last_failure(self) -> str:
+    def last_failure(self, trial: int | None = None) -> str:
         """What `closed_for` waits after, in words."""
         with self._lock:
             if self._failure:
                 return f"{self._failure.outcome}: {self._failure.error}"
-            return f"{self._dry()} trials in a row without a patch that can be run"
+            return f"{self._dry(trial)} trials in a row without a patch that can be run"
 
     def _dry(self, but: int | None = None) -> int:
         """How many trials in a row, the last ones, got answers and no patch."""
-        patched = [patched for trial, patched in self._patched.items() if trial != but]
+        patched = [patched for trial, patched in self._patched.items() if patched or trial != but]
         return next((n for n, found in enumerate(reversed(patched)) if found), len(patched))
 
     def _count(self, call: Call) -> None:
@@ -191,9 +177,12 @@ class CallLog:
                 self._answered = _ended(call)
 
 
-def read(path: Path) -> tuple[Call, ...]:
-    """All whole calls, also while a night is writing; none without a file. Raises NightlyError for a damaged line."""
-    return tuple(_calls(path))
+def read(path: Path, trials: Container[int] | None = None) -> tuple[Call, ...]:
+    """All whole calls, or those of some trials, also while a night is writing; none without a file.
+
+    Raises NightlyError for a damaged line.
+    """
+    return tuple(call for call in _calls(path) if trials is None or call.trial in trials)
 
 
 def _calls(path: Path) -> Iterator[Call]:

@@ -34,7 +34,8 @@ def make_if_missing(uri: str) -> None:
         part = path.with_name(f".{path.name}.part")
         for left in path.parent.glob(f"{part.name}*"):  # with SQLite's journal, of a process that was killed
             left.unlink()
-        environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}
+        kept = {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"}
+        environment = {**kept, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}
         argv = [sys.executable, "-c", MAKE, f"{SQLITE}{part}"]
         try:
             subprocess.run(argv, env=environment, check=True, capture_output=True, text=True, timeout=SECONDS)

@@ -102,7 +102,7 @@ def _applied(state: NightState, event: Event) -> NightState:
 def _trial(saved: dict[str, Any]) -> Trial:
     """A Trial from its JSON, in which tuples have become lists."""
     knobs = {name: tuple(value) if isinstance(value, list) else value for name, value in saved["knobs"].items()}
-    tuples = {"scores": tuple(saved["scores"]), "seeds": tuple(saved["seeds"]), "knobs": knobs}
+    tuples = {name: tuple(saved.get(name, ())) for name in ("scores", "seeds", "crashed")} | {"knobs": knobs}
     return Trial(**{**saved, **tuples, "usage": Usage(**saved.get("usage", {})), "commit": None})
 
 

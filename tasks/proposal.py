@@ -15,6 +15,7 @@ from tasks.records import NightSoFar, Outcome, Proposal, RunResult, Trial
 
 MAX_BYTES = 64 * 1024  # upstream's train.py has 26 KiB
 MAX_LINE = 2000  # characters; a longer line is data, not code
+MAX_DEPTH = 100  # levels of the syntax tree; upstream's has 14. Deeper ones overflow the stack of whoever walks through
 CONTRACT = ("load_model", "main")
 MOST_ASKED = 5  # answers of one proposer for one trial
 
@@ -61,12 +62,21 @@ def check(source: str, seen: Mapping[str, int]) -> str | None:
     defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     if missing := [name for name in CONTRACT if name not in defined]:
         return f"train.py defines no {' and no '.join(missing)} at module level"
-    digest = knobs.ast_sha256(source)
-    if digest is None:
-        return "train.py is nested too deeply to be compared with earlier candidates"
-    if digest in seen:
-        return f"the same code as {f'trial {seen[digest]}' if seen[digest] else 'the baseline'}"
+    if (depth := _depth(tree)) > MAX_DEPTH:
+        return f"train.py is nested {depth} levels deep, the limit is {MAX_DEPTH}"
+    if (digest := knobs.ast_sha256(source)) in seen:
+        return f"the same code as {f'trial {seen[str(digest)]}' if seen[str(digest)] else 'the baseline'}"
     return _check_batch(knobs.read(source))
+
+
+def _depth(tree: ast.AST) -> int:
+    """Levels of the syntax tree."""
+    deepest, waiting = 0, [(tree, 0)]
+    while waiting:  # no recursion: the trees that matter would be too deep for it
+        node, level = waiting.pop()
+        deepest = max(deepest, level)
+        waiting.extend((child, level + 1) for child in ast.iter_child_nodes(node))
+    return deepest
 
 
 def refusal(source: str, seen: Mapping[str, int]) -> tuple[Outcome, str] | None:
@@ -140,4 +150,4 @@ def propose_patch(proposer: Proposer, night: NightSoFar) -> Proposal | None:
 def mend_patch(proposer: Researcher, night: NightSoFar, proposal: Proposal, run: RunResult) -> Proposal | None:
     """The proposer's other try at the same idea, None when it has none that passes the checks."""
     mended = proposer.mend(night, proposal, run)
-    return mended if mended and not mended.problem and check(mended.source, night.seen) is None else None
+    return mended if mended and check(mended.source, night.seen) is None else None

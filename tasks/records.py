@@ -16,36 +16,14 @@ import dataclasses
 import statistics
 import unicodedata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tasks.files import FileRef as FileRef
-from tasks.llm_calls import Outcome as Outcome
 from tasks.llm_calls import Usage as Usage
+from tasks.statuses import Decision as Decision
+from tasks.statuses import Outcome as Outcome
+from tasks.statuses import Status as Status
 
-Status = Literal[
-    "ok",
-    "rejected_patch",
-    "startup_timeout",
-    "startup_crashed",
-    "train_timeout",
-    "train_crashed",
-    "bad_checkpoint",
-    "protocol_error",
-    "out_of_memory",
-    "too_many_tasks",
-    "eval_startup_timeout",
-    "eval_startup_crashed",
-    "eval_timeout",
-    "eval_crashed",
-    "bad_claims",
-    "audit_startup_timeout",
-    "audit_startup_crashed",
-    "audit_timeout",
-    "audit_crashed",
-    "audit_failed",
-    "sandbox_error",
-]
-Decision = Literal["keep", "discard", "confirm"]
 TRAIN = "trainer/train.py"  # the file that is edited, from the checkout's root
 
 
@@ -205,6 +183,8 @@ class Trial:
     expected: str | None = None
     note: str | None = None
     fixes: int = 0  # times that a crash went back to its proposer
+    crashed: tuple[str, ...] = ()  # ast_sha256 of what it mended
+    longest_run_seconds: float | None = None  # wall clock; None without a run
     usage: Usage = dataclasses.field(default_factory=Usage)  # of the requests to language models for this trial
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import io
 import json
+import shutil
 from pathlib import Path
 
 from tasks.files import FileRef
@@ -31,14 +33,22 @@ def write_proposal(folder: Path, current: str, proposed: Proposal, parent: str) 
     _write(folder / "train.py", proposed.source)
     _write(folder / "patch.diff", _diff(current, proposed.source))
     told = {name: value for name, value in dataclasses.asdict(proposed).items() if name != "source"}
-    _write(folder / "proposal.json", json.dumps({"parent": parent, "proposal": told}, indent=1))
+    saved = {"parent": parent, "sha256": _sha256(proposed.source), "proposal": told}
+    _write(folder / "proposal.json", json.dumps(saved, indent=1))
 
 
 def read_proposal(folder: Path) -> Waiting | None:
-    """What `write_proposal` wrote, whole; None where there is nothing. Raises NightlyError when it is damaged."""
+    """What `write_proposal` wrote; None where there is nothing, or a kill left the files of two of them.
+
+    Raises NightlyError when it is damaged.
+    """
     try:
-        saved = json.loads((folder / "proposal.json").read_text(encoding="utf-8"))
-        return Waiting(Proposal(source=read_source(folder), **saved["proposal"]), saved["parent"])
+        saved, source = json.loads((folder / "proposal.json").read_text(encoding="utf-8")), read_source(folder)
+        return (
+            Waiting(Proposal(source=source, **saved["proposal"]), saved["parent"])
+            if saved["sha256"] == _sha256(source)
+            else None
+        )
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
@@ -47,18 +57,22 @@ def read_proposal(folder: Path) -> Waiting | None:
         ) from error
 
 
-def attempts(folder: Path) -> int:
-    """How many tries at this trial have crashed and were mended."""
-    return len(list((folder / "attempts").glob("*")))
+def attempts(folder: Path) -> list[str]:
+    """The sources of the tries at this trial that crashed and were mended, in their order."""
+    folders = sorted((folder / "attempts").glob("[0-9]*"), key=lambda place: int(place.name))
+    return [read_source(place) for place in folders]
 
 
-def set_aside(folder: Path, runs: tuple[RunResult, ...]) -> None:
-    """Keeps a try that crashed before the mended one takes its place."""
-    place = folder / "attempts" / str(attempts(folder) + 1)
-    place.mkdir(parents=True)
+def write_mended(folder: Path, current: str, mended: Proposal, parent: str, runs: tuple[RunResult, ...]) -> None:
+    """`write_proposal` in the place of a try that crashed in its last run, which is kept in attempts/."""
+    made = folder / "attempts" / "made"
+    shutil.rmtree(made, ignore_errors=True)  # a killed process's
+    made.mkdir(parents=True)
     for name in ("train.py", "patch.diff"):
-        FileRef.write(place / name, (folder / name).read_bytes())
-    FileRef.write(place / "run.log", _logs(runs))
+        FileRef.write(made / name, (folder / name).read_bytes())
+    FileRef.write(made / "run.log", _logs(runs))
+    write_proposal(folder, current, mended, parent)
+    made.rename(made.with_name(str(len(attempts(folder)) + 1)))
 
 
 def write_result(folder: Path, runs: tuple[RunResult, ...], trial: Trial) -> None:
@@ -100,6 +114,10 @@ def read_runs(folder: Path) -> tuple[RunResult, ...]:
 
 def _logs(runs: tuple[RunResult, ...]) -> bytes:
     return "\n".join(f"--- seed {run.seed}: {run.status}: {run.reason}\n{run.log}" for run in runs).encode("utf-8", "replace")
+
+
+def _sha256(source: str) -> str:
+    return hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _diff(old: str, new: str) -> str:

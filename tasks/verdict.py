@@ -7,10 +7,12 @@ is not taken for an idea.
 
 from __future__ import annotations
 
+import ast
 import math
 import statistics
 from collections.abc import Iterable, Sequence
 
+from configs import knobs
 from tasks.records import Status, Verdict
 
 SD_FLOOR = 5e-4  # bits per byte: three runs may agree by chance, and hardware never repeats itself better than this
@@ -38,6 +40,15 @@ def z_score(champion: Sequence[float], candidate: Sequence[float], sd: float) ->
         raise ValueError(f"{len(champion)} champion and {len(candidate)} candidate scores, sd {sd}: all must be positive")
     error = sd * math.sqrt(1 / len(champion) + 1 / len(candidate))
     return (statistics.fmean(champion) - statistics.fmean(candidate)) / error
+
+
+def logical_lines(source: str) -> int:
+    """How much code there is: comments, docstrings, blank lines and layout neither cost nor earn anything.
+
+    Raises SyntaxError.
+    """
+    nodes = (node for node in ast.walk(knobs.parse(source)) if isinstance(node, ast.stmt))
+    return sum(not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in nodes)
 
 
 def needed(lines_added: int) -> float:

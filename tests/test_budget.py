@@ -33,6 +33,7 @@ def trial(number, wall_seconds=100.0, seeds=(1,)):
         parent="c0",
         commit="c",
         wall_seconds=wall_seconds,
+        longest_run_seconds=wall_seconds / len(seeds) if seeds else None,
     )
 
 

@@ -21,6 +21,7 @@ from tasks.records import NightSoFar, Proposal, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAMPION = "A = 1\nB = 2\n"
+FALLBACK = "DEPTH = 2\n\n\ndef load_model(path, device): ...\n\n\ndef main(): ...\n"
 EDIT = "printf 'A = 10\\n' > trainer/train.py\n"
 KEY = "sk-" + "0123456789" * 3
 PATIENCE = 60.0
@@ -36,7 +37,7 @@ class Fallback:
     name: str = "tpe"
 
     def propose(self, night: NightSoFar) -> Proposal:
-        return Proposal("the fallback's", "DEPTH 3 -> 2", self.name)
+        return Proposal(FALLBACK, "DEPTH 3 -> 2", self.name)
 
 
 def night(champion: str = CHAMPION, trial: int = 7) -> NightSoFar:
@@ -175,9 +176,13 @@ def test_of_the_environment_it_has_what_the_profile_names_and_little_else(make, 
         monkeypatch.setenv(name, KEY)
     monkeypatch.delenv("LANG", raising=False)
     proposed = make('env > "$HOME/env"; ls "$TMPDIR"', environment=("CODEX_API_KEY", "NOT_SET")).propose(night())
-    assert "no_change" in proposed.problem
+    assert proposed.outcome == "no_change"
     found = dict(line.split("=", 1) for line in (user / "env").read_text().splitlines())
-    assert set(found) - {"PWD", "SHLVL", "OLDPWD", "_"} == {"PATH", "HOME", "LANG", "TERM", "TMPDIR", "CODEX_API_KEY"}
+    assert set(found) - {"PWD", "SHLVL", "OLDPWD", "_"} == {
+        *("PATH", "HOME", "LANG", "TERM", "TMPDIR", "CODEX_API_KEY"),
+        *("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"),
+    }
+    assert found["CUDA_VISIBLE_DEVICES"] == ""
     assert (found["CODEX_API_KEY"], found["LANG"]) == (KEY, "C.UTF-8")
     assert Path(found["TMPDIR"]).parent.name == "clone"
 
@@ -254,10 +259,10 @@ def test_the_users_configuration_plays_no_part_in_the_clone(make, user, home):
     assert not (user / "ran").exists()
 
 
-def test_an_unchanged_file_is_a_problem(make):
-    proposed = make("true").propose(night())
-    assert (proposed.source, proposed.outcome) == (CHAMPION, "no_change")
-    assert proposed.problem == "no_change: the agent left train.py as it was"
+def test_where_an_agent_has_changed_nothing_the_fallback_proposes(make):
+    proposed = make("echo please log in").propose(night())
+    assert (proposed.source, proposed.outcome, proposed.problem) == (FALLBACK, "no_change", None)
+    assert proposed.note == "proposed by tpe: codex is done and has changed nothing; its log ends: please log in"
 
 
 def test_a_change_is_taken_whatever_the_exit_status(make):
@@ -268,7 +273,7 @@ def test_a_change_is_taken_whatever_the_exit_status(make):
 def test_when_the_agent_fails_without_a_change_the_fallback_proposes(make):
     """An expired key must not make a night of rejected trials."""
     proposed = make("echo Please log in; printf '\\033[31mnow\\033[0m\\n' >&2; kill -9 $$").propose(night())
-    assert (proposed.source, proposed.proposer, proposed.problem) == ("the fallback's", "tpe", None)
+    assert (proposed.source, proposed.proposer, proposed.problem) == (FALLBACK, "tpe", None)
     assert proposed.note.startswith("proposed by tpe: codex ended with exit status -9 and has changed nothing; its log ends: ")
     assert "Please log in" in proposed.note
     assert "\033" not in proposed.note
@@ -277,7 +282,7 @@ def test_when_the_agent_fails_without_a_change_the_fallback_proposes(make):
 def test_an_agent_that_is_not_done_in_time_is_ended_with_all_that_it_has_started(make, user, home):
     script = EDIT + DAEMON + "setsid sh -c 'echo $$ > \"$HOME/other\"; sleep 600' &\nsleep 600"
     proposed = make(script, seconds=2.0).propose(night())
-    assert (proposed.source, proposed.outcome) == ("the fallback's", "timeout")
+    assert (proposed.source, proposed.outcome) == (FALLBACK, "timeout")
     assert proposed.note == "proposed by tpe: the command was not done after 2 s"
     assert not alive(user, "daemon")
     assert not alive(user, "other")
@@ -359,15 +364,22 @@ def test_of_a_flood_the_ends_are_kept(make, home):
 def test_output_that_is_no_text_is_made_text(make, home):
     proposed = make("head -c 100000 /dev/urandom; head -c 1000 /dev/urandom >&2").propose(night())
     assert proposed.outcome == "no_change"
-    assert "\n" not in proposed.problem
+    assert "\n" not in proposed.note
     assert (home / "agents" / "nov21-7" / "agent.log").read_text()
 
 
-def test_what_a_killed_night_left_in_the_folder_is_gone(make, home, user):
-    stale = home / "agents" / "nov21-7" / "clone" / "trainer"
+def test_a_killed_nights_clone_is_removed_and_none_lies_where_data_is(make, home, user, tmp_path):
+    stale = tmp_path / "nightly-agent-killed" / "clone"
     stale.mkdir(parents=True)
-    (stale / "stale.py").touch()
-    make('ls trainer > "$HOME/files"').propose(night())
+    (home / "agents" / "nov21-7").mkdir(parents=True)
+    (home / "agents" / "nov21-7" / "clone").symlink_to(stale)
+    make('pwd > "$HOME/place"; ls trainer > "$HOME/files"').propose(night())
+    assert not stale.parent.exists()
+    place = Path((user / "place").read_text().strip())
+    assert not place.is_relative_to(home)
+    assert not place.is_relative_to(ROOT)
+    assert not place.parent.exists()
+    assert sorted(path.name for path in (home / "agents" / "nov21-7").iterdir()) == ["agent.log"]
     assert (user / "files").read_text().split() == sorted(path.name for path in (ROOT / "trainer").glob("*.py"))
 
 
@@ -375,7 +387,7 @@ def test_a_program_that_the_system_cannot_run_is_the_fallbacks_turn(home, user):
     (user / "agent").write_bytes(b"\x7fELF no program")
     (user / "agent").chmod(0o755)
     proposed = command(home, str(user / "agent")).propose(night())
-    assert proposed.source == "the fallback's"
+    assert proposed.source == FALLBACK
     assert proposed.note.startswith("proposed by tpe: the command could not be run: [Errno 8] Exec format error")
 
 

@@ -15,7 +15,7 @@ from tasks.llm_calls import CallLog, read
 from tasks.proposers.chat import Endpoint
 from tasks.proposers.llm import LlmProposer
 from tasks.records import NightSoFar, Proposal, RunResult
-from tests.faults.llm_server import FAKE_KEY, LlmServer, finish, html, ok, refusal, status
+from tests.faults.llm_server import FAKE_KEY, LlmServer, after, finish, html, ok, refusal, status
 from tests.faults.scripted_model import COMMENT, CONTINUATIONS, HALF, PROSE, UNMATCHED, answer
 
 STUB = (Path(__file__).parent / "faults" / "stub_train.py").read_text()
@@ -148,8 +148,18 @@ def test_beyond_a_cap_the_fallback_proposes(researcher, tmp_path, cap, said):
 
 def test_a_cap_ends_repairs_too(researcher, tmp_path):
     proposed = researcher(ok(PROSE), ok(PROSE), ok(CONTINUATIONS), tokens=2000)[0].propose(night())
-    assert proposed.outcome == "no_edit"
+    assert (proposed.proposer, proposed.outcome) == ("tpe", "no_edit")
+    assert "the night has used 2200 of 2000 tokens; the last answer: no_edit" in proposed.note
     assert len(outcomes(tmp_path)) == 2
+
+
+def test_a_slow_model_gets_its_time_for_a_repair_and_no_further_one(researcher, tmp_path):
+    slow = after(0.6, ok(PROSE))
+    proposer = researcher(slow, slow, ok(CONTINUATIONS), seconds=1.0, answer_seconds=30)[0]
+    proposed = proposer.propose(night())
+    assert [outcome for _, _, outcome in outcomes(tmp_path)] == ["no_edit", "no_edit"]
+    assert proposed.note == "proposed by tpe: no patch after 1 s; the last answer: no_edit"
+    assert proposer.thinks(night(next_trial=8))  # that was no failure of the endpoint's
 
 
 def test_what_was_cut_off_goes_back_to_be_shorter(researcher, tmp_path):

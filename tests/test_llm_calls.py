@@ -17,17 +17,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import Llm
-from tasks.llm_calls import FAILURES, Call, CallLog, Outcome, Usage, dollars, read
+from tasks.llm_calls import FAILURES, Call, CallLog, Usage, dollars, read
 from tasks.records import NightlyError
+from tasks.statuses import Outcome
 
 ROOT = Path(__file__).resolve().parent.parent
 START = datetime(2026, 11, 21, 22, tzinfo=UTC)
-DRY = ("no_edit", "malformed", "not_found", "refusal", "truncated", "empty", "content_filter", "context_overflow", "unfit")
+DRY = ("no_edit", "malformed", "not_found", "refusal", "truncated", "empty", "content_filter", "unfit")
 
 
 def call(trial=1, outcome="ok", minutes=0.0, **fields):
     """A call that began so many minutes after START and took 10 s; tokens and dollars as its outcome has them."""
-    answered = outcome not in (*FAILURES, "cancelled", "context_overflow")
+    answered = outcome not in (*FAILURES, "cancelled")
     made = {
         "id": f"{trial}.1",
         "trial": trial,

@@ -118,12 +118,10 @@ def test_a_researcher_that_cannot_think_now_keeps_its_trials():
     assert proposed.summary == "An idea"
 
 
-def test_only_the_researchers_own_patches_go_back_to_it():
+def test_a_crash_goes_to_the_researcher_who_knows_its_own():
     researcher = Thinker()
     mixed = MixedProposer(researcher, TpeProposer(), 0.3)
-    theirs, ours = TpeProposer().propose(NIGHT), Proposal("x", "An idea", "llm")
-    assert mixed.mend(NIGHT, theirs, CRASH) is None
-    assert researcher.asked == []
+    ours = Proposal("x", "An idea", "llm")
     assert mixed.mend(NIGHT, ours, CRASH) == dataclasses.replace(ours, note="mended")
     assert researcher.asked == [(ours, CRASH)]
 

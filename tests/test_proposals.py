@@ -9,7 +9,7 @@ import json
 import pytest
 
 from tests.faults.llm_server import FAKE_KEY, LlmServer, ok, stall, status
-from tests.faults.scripted_model import EMBEDDING, SINGLE, answer
+from tests.faults.scripted_model import EMBEDDING, FIRST, INJECTING, PROSE, SINGLE, answer
 from tests.faults.stub_checkout import PROFILE, StubCheckout
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -104,6 +104,66 @@ def test_a_stop_does_not_wait_for_a_model_that_thinks(checkout):
     assert done.returncode == 0, done.stderr
     assert calls(checkout, "stop") == [(0, "ok"), (1, "ok"), (2, "cancelled")]
     assert checkout.ledger("stop")[-1]["event"] == "stopped"
+
+
+CRASHING = answer("rows of an offset", (FIRST, FIRST.replace("8 *", "OFFSET *")), kind="data order")
+MENDED = answer("rows of an offset", (FIRST.replace("8 *", "OFFSET *"), FIRST.replace("8 *", "4 *")))
+
+
+def test_a_kill_right_after_a_mend_pays_for_none_twice(checkout):
+    answers = iter([ok("ready"), ok(CRASHING), ok(MENDED), ok("ready"), ok(harmless(1))])
+    with LlmServer(lambda body: next(answers)) as model:
+        killed = run_night(checkout, model, "mend", 1, NIGHTLY_TEST_KILL_AT="mended:1")
+        assert killed.returncode == -9, killed.stderr
+        done = run_night(checkout, model, "mend", 2, command=("resume", "mend", "--trials", "2"))
+    assert done.returncode == 0, done.stderr
+    first, second = decided(checkout, "mend")
+    assert (first["status"], first["fixes"], len(first["crashed"]), first["usage"]["calls"]) == ("ok", 1, 1, 2)
+    assert (second["summary"], second["fixes"]) == ("number 1", 0)
+    attempts = checkout.home / "nights" / "mend" / "trials" / "1" / "attempts"
+    assert [path.name for path in attempts.iterdir()] == ["1"]
+    assert "OFFSET" in (attempts / "1" / "train.py").read_text()
+
+
+def test_code_that_crashed_is_not_run_again_and_a_stop_ends_the_mending(checkout):
+    def stopping(exchange):
+        assert checkout.run("stop", "again").returncode == 0
+        ok(PROSE)(exchange)
+
+    steps = [ok("ready"), ok(CRASHING), ok(MENDED), ok(CRASHING), ok(INJECTING), stopping, ok(PROSE), ok(PROSE)]
+    with LlmServer(steps) as model:
+        profile = checkout.folder / "in_turn.toml"
+        profile.write_text((checkout.folder / PROFILE).read_text().replace("answer_seconds = 5", "ahead = false"))
+        flags = ("night", "--profile", str(profile), "--tag", "again", "--trials", "3", "--proposer", "llm")
+        done = run_night(checkout, model, "again", 3, command=flags)
+    assert done.returncode == 0, done.stderr
+    assert calls(checkout, "again")[:5] == [(0, "ok"), (1, "ok"), (1, "ok"), (2, "already_tried"), (2, "ok")]
+    assert len(model.requests) <= 7  # a mend that is under way may end; no other is begun
+    first, second = decided(checkout, "again")
+    assert (first["fixes"], second["status"], second["fixes"]) == (1, "startup_crashed", 0)
+    assert checkout.ledger("again")[-1]["event"] == "stopped"
+
+
+def test_an_agent_researches_a_night_and_one_without_an_idea_leaves_it_to_tpe(checkout):
+    agent = checkout.folder.parent / "agent.sh"
+    agent.write_text(
+        '#!/bin/sh\ncat > /dev/null\n[ -e "$HOME/been" ] && exit 0\ntouch "$HOME/been"\n'
+        "sed -i 's/^EMBEDDING_LR = 0.6/EMBEDDING_LR = 0.5/' trainer/train.py\n"
+        "echo 'SUMMARY: add less'\necho 'KIND: optimizer'\n"
+    )
+    agent.chmod(0o755)
+    profile = checkout.folder / "agent.toml"
+    profile.write_text((checkout.folder / PROFILE).read_text() + f'\n[command]\nargv = ["{agent}"]\n')
+    flags = ("night", "--profile", str(profile), "--tag", "agent", "--trials", "2", "--proposer", "command")
+    done = checkout.run(*flags, HOME=str(agent.parent))
+    assert done.returncode == 0, done.stderr
+    first, second = decided(checkout, "agent")
+    assert (first["proposer"], first["summary"], first["kind"], first["usage"]["dollars"]) == (
+        *("command", "add less", "optimizer"),
+        None,
+    )
+    assert (second["proposer"], second["outcome"]) == ("tpe", "no_change")
+    assert "has changed nothing" in second["note"]
 
 
 def test_a_wrong_key_is_said_before_anything_is_measured(checkout):

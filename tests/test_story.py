@@ -167,13 +167,20 @@ def test_a_flat_curve_is_a_flat_line(night):
     assert "\u2581\u2581  5.000 5.000" in night.say(1)
 
 
+def mend(night, *runs):
+    """Its proposer has mended trial 1, and it is what it was."""
+    waiting = trial_folder.read_proposal(night.place(1))
+    assert waiting is not None
+    trial_folder.write_mended(night.place(1), BASE, waiting.proposal, waiting.parent, runs)
+
+
 def test_a_crash_shows_the_end_of_its_log_and_the_tries_before_it(night):
     night.begin(1)
     broken = make_run(
         status="train_crashed", reason="RuntimeError: boom", val_bpb=None, curve=(), log="x\n" * 50 + "first boom"
     )
-    trial_folder.set_aside(night.place(1), (broken,))
-    trial_folder.set_aside(night.place(1), (dataclasses.replace(broken, log="second boom"),))
+    mend(night, *(broken,))
+    mend(night, *(dataclasses.replace(broken, log="second boom"),))
     night.decide(crash(1, fixes=2), dataclasses.replace(broken, log="third boom\nRuntimeError: boom"))
     assert [attempt["n"] for attempt in night.tell(1)["attempts"]] == [1, 2]
     assert all("+DEPTH = 2\n" in attempt["diff"] for attempt in night.tell(1)["attempts"])
@@ -187,7 +194,7 @@ def test_a_crash_shows_the_end_of_its_log_and_the_tries_before_it(night):
 def test_attempts_are_told_in_the_order_of_their_numbers(night):
     night.begin(1)
     for _ in range(11):
-        trial_folder.set_aside(night.place(1), (make_run(),))
+        mend(night, *(make_run(),))
     (night.place(1) / "attempts" / ".part").mkdir()
     assert [attempt["n"] for attempt in night.tell(1)["attempts"]] == list(range(1, 12))
 
@@ -363,7 +370,7 @@ def test_no_word_of_a_candidate_or_a_model_does_anything_to_a_terminal(night):
     words = {name: EVIL for name in ("summary", "hypothesis", "expected", "note", "kind", "proposer", "reason", "unusual")}
     night.begin(1)
     run = make_run(status="train_crashed", reason=EVIL, val_bpb=None, log=EVIL)
-    trial_folder.set_aside(night.place(1), (run,))
+    mend(night, *(run,))
     night.decide(crash(1, usage=SPENT, **words), run, source=BASE + f"# {EVIL}\n")
     write_calls(night.folder / night_folder.CALLS, make_call(1, 1, error=EVIL, model=EVIL, outcome="not_found"))
     text = night.say(1)

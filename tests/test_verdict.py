@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks import verdict
+from tasks import proposal, verdict
 from tasks.records import Verdict
 
 SCORES = st.floats(0.5, 5.0)
@@ -167,3 +167,18 @@ def test_a_clear_gain_is_nearly_always_kept_and_a_clear_loss_nearly_never():
     rng = random.Random(0)
     assert sum(play(rng, 1, gain=4) for _ in range(1000)) > 970
     assert sum(play(rng, 1, gain=-2) for _ in range(1000)) < 20
+
+
+def test_only_code_counts_as_lines_and_layout_does_not():
+    one = 'def f(a,\n      b):\n    """Words."""\n\n    # why\n    return a + b\n'
+    other = "def f(a, b): return (a\n  + b)\n"
+    assert verdict.logical_lines(one) == verdict.logical_lines(other) == 2
+
+
+@pytest.mark.parametrize(
+    "line", ["A = " + "-" * 90 + "1", "A = x" + "(1)" * 45, "A = f\"{d['a\u00a0b']}\"", "A = f'{b!r:>{w}}'"]
+)
+def test_lines_are_counted_of_whatever_the_checks_let_through(line):
+    source = f"{line}\n\n\ndef load_model(path, device): ...\n\n\ndef main(): ...\n"
+    assert proposal.check(source, {}) is None
+    assert verdict.logical_lines(source) == 3

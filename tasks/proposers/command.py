@@ -13,19 +13,21 @@ import os
 import shutil
 import stat
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import configs
 from tasks import merging
-from tasks.llm_calls import KINDS, Outcome
-from tasks.proposal import MAX_BYTES, Proposer
+from tasks.llm_calls import KINDS
+from tasks.proposal import MAX_BYTES, Proposer, ask
 from tasks.proposers import agent
-from tasks.records import TRAIN, NightSoFar, Proposal, RunResult, UsageError, one_line
+from tasks.records import TRAIN, NightSoFar, Outcome, Proposal, RunResult, UsageError, one_line
 
 PASSED_ON = ("PATH", "HOME", "LANG", "TERM")  # of the environment, before what the profile names
 PROMPT = "NIGHT.md"
+NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}  # it works while a trial trains on it, by the clock
 LEAST_SECRET = 8  # characters; a shorter value is no key
 QUOTED = 300  # characters of a log's end in a problem
 LONGEST = 500  # characters of a hypothesis
@@ -97,7 +99,7 @@ class CommandProposer:
             _argv(self.settings),
             prompt=clone / PROMPT,
             folder=clone,
-            environment={**usual, **here, "TMPDIR": str(clone / "tmp")},
+            environment={**NO_GPU, **usual, **here, "TMPDIR": str(clone / "tmp")},
             seconds=self.settings.seconds,
             cancelled=self._cancelled,
             home=self.home,
@@ -118,10 +120,8 @@ class CommandProposer:
         log = f"; its log ends: {tail}" if tail else ""
         if isinstance(left, _Unfit):
             return self._problem(night, "unfit", f"{TRAIN} {left.why}{log}")
-        if left == night.champion and status:
-            return self._instead(night, f"{status} and has changed nothing{log}")
-        if left == night.champion:
-            return self._problem(night, "no_change", f"the agent left train.py as it was{log}")
+        if left == night.champion:  # it may have no key, or no idea: a night of such trials would be over in minutes
+            return self._instead(night, f"{status or f'{command} is done'} and has changed nothing{log}", "no_change")
         for name, value in self._secrets():
             if value in left and value not in night.champion:
                 return self._problem(night, "unfit", f"{TRAIN} holds the value of {name}")
@@ -142,7 +142,7 @@ class CommandProposer:
         return Proposal(night.champion, "no usable patch", self.name, f"{outcome}: {what}", outcome)
 
     def _instead(self, night: NightSoFar, why: str, outcome: Outcome | None = None) -> Proposal | None:
-        proposed = self.fallback.propose(night)
+        proposed = ask(self.fallback, night)
         note = f"proposed by {self.fallback.name}: {one_line(why)}"
         return proposed and dataclasses.replace(proposed, note=note, outcome=outcome)
 
@@ -158,9 +158,17 @@ def _argv(settings: configs.Command) -> list[str]:
 
 
 @contextlib.contextmanager
-def _scratch_clone(folder: Path, root: Path, source: str, told: str) -> Iterator[Path]:
-    """A new repository with one commit of all that a researcher may see; removed afterwards. Raises OSError."""
-    _remove(folder)  # a killed night's
+def _scratch_clone(link: Path, root: Path, source: str, told: str) -> Iterator[Path]:
+    """A new repository with one commit of all that a researcher may see; removed afterwards. Raises OSError.
+
+    It is a temporary folder, and `link` leads there: above the state folder an agent would find the data and the checkout.
+    """
+    if link.is_symlink():  # a killed night's
+        _remove(link.readlink().parent)
+        link.unlink()
+    link.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="nightly-agent-")).resolve() / "clone"
+    link.symlink_to(folder)
     try:
         for name in ("trainer", "tmp"):
             (folder / name).mkdir(parents=True)
@@ -174,7 +182,8 @@ def _scratch_clone(folder: Path, root: Path, source: str, told: str) -> Iterator
                 raise OSError(f"git {arguments[0]}: {done.stderr.decode('utf-8', 'replace').strip()}")
         yield folder
     finally:
-        _remove(folder)
+        _remove(folder.parent)
+        link.unlink(missing_ok=True)
 
 
 def _remove(folder: Path) -> None:

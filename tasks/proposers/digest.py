@@ -1,7 +1,7 @@
 """A night's record as a language model is given it: bounded in tokens however long the night.
 
-Kinds of change with their counts, what was kept, what came near, dead ends, failures, how the latest trained, and what
-earlier nights found: each has its share of the room. The words in it are a candidate's or an earlier answer's, so they are
+Kinds of change with their counts, what was kept, what trains right now, what came near, dead ends, failures, how the latest
+trained, and what earlier nights found: each has its share of the room. The words in it are a candidate's or an earlier answer's, so they are
 cleaned here and fenced by whoever puts them into a prompt. Nothing that a scoring box said is in it.
 """
 
@@ -118,6 +118,7 @@ def _overview(night: NightSoFar) -> str:
         named = f"{short(flying.kind or flying.proposer, SUMMARY)}: {short(flying.summary, SUMMARY)}"
         lines += ["", f"Trial {night.next_trial - 1} trains right now; do not propose it again: {named}"]
         lines += [f"    why: {short(flying.hypothesis, WORDS)}"] if flying.hypothesis else []
+        lines += ["    If it is kept, your change is merged onto it; keep off the lines of its patch and those next to them."]
     return "\n".join(lines)
 
 
@@ -135,21 +136,22 @@ def _sections(night: NightSoFar, earlier: Sequence[Idea], room: float) -> Iterat
     latest = {trial.number: trial for trial in (*kept[:1], *newest[:LATEST])}
 
     def with_patch(trial: Trial, most: float) -> str:
-        patch = "" if kind_of(trial) == KNOBS else patch_of(night.folder, trial.number, int(most))
-        return _line(trial, gains) + _indented(patch)
+        return _line(trial, gains) + ("" if kind_of(trial) == KNOBS else _patch(night.folder, trial.number, int(most)))
 
+    in_flight = _patch(night.folder, night.next_trial - 1, int(0.08 * room)) if night.in_flight else ""
     yield 0.12, "Kept, newest first", (_line(trial, gains) for trial in kept)
+    yield 0.10, "The patch that trains right now", [f"- trial {night.next_trial - 1}:{in_flight}"] if in_flight else []
     yield (
-        0.25,
+        0.20,
         "Patches of the newest and of the most valuable of them",
         (with_patch(trial, 0.08 * room) for trial in patched.values()),
     )
     yield (
-        0.20,
+        0.17,
         "Near misses: within a standard error of the champion or better, not kept",
         (with_patch(trial, 0.035 * room) for trial in near.values()),
     )
-    yield 0.15, "Dead ends, the latest of each kind", _in_turn([_line(t, gains) for t in e[:OF_A_KIND]] for e in ends.values())
+    yield 0.13, "Dead ends, the latest of each kind", _in_turn([_line(t, gains) for t in e[:OF_A_KIND]] for e in ends.values())
     yield 0.08, "Without a score", _failures(dropped)
     yield 0.12, "How the champion and the latest trained", (_story(night, trial, gains) for trial in latest.values())
     yield 0.08, "Earlier nights on the same data, best and worst of each kind", _earlier(earlier)
@@ -184,6 +186,12 @@ def _indented(text: str) -> str:
     return "".join(f"\n    {line}" for line in text.split("\n")) if text else ""
 
 
+def _patch(folder: Path | None, number: int, most: int) -> str:
+    """`patch_of` below an entry, in so many characters with the indentation."""
+    text = _indented(patch_of(folder, number, most))
+    return text if len(text) <= most else f"{text[:most].rpartition(chr(10))[0]}\n    ... (cut)"
+
+
 def reason_of(status: str, reason: str) -> str:
     """Why a run was stopped, where a proposer may know."""
     return short(reason, WORDS) if status in TOLD else ""
@@ -207,7 +215,7 @@ def _story(night: NightSoFar, trial: Trial, gains: Gains) -> str:
     told = {"why": trial.hypothesis, "expected": trial.expected, "reason": reason_of(trial.status, trial.reason)}
     lines = [f"{what}: {short(words, WORDS)}" for what, words in told.items() if words]
     if night.folder is not None and (run := _last_run(night.folder / "trials" / str(trial.number))):
-        lines.append(_training(run))
+        lines.append(training(run))
     return _line(trial, gains) + _indented("\n".join(lines))
 
 
@@ -219,7 +227,7 @@ def _last_run(folder: Path) -> RunResult | None:
     return runs[-1] if runs else None
 
 
-def _training(run: RunResult) -> str:
+def training(run: RunResult) -> str:
     """The training loss at ten even points of the curve, and the run's figures."""
     points = sorted({max(len(run.curve) * tenth // 10 - 1, 0) for tenth in range(1, 11)}) if run.curve else []
     figures = [f"loss {' '.join(f'{run.curve[point][2]:.4g}' for point in points)}"] if points else []

@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 import configs
-from tasks.llm_calls import Call, CallLog, Outcome, Purpose, dollars
-from tasks.proposal import Proposer, refusal
+from tasks.llm_calls import Call, CallLog, Purpose, dollars
+from tasks.proposal import Proposer, ask, refusal
 from tasks.proposers import edit_blocks, prompt
 from tasks.proposers.chat import Endpoint, Reply
 from tasks.proposers.earlier import Idea
 from tasks.proposers.edit_blocks import Answer, EditError
-from tasks.records import NightSoFar, Proposal, RunResult, one_line
+from tasks.records import NightSoFar, Outcome, Proposal, RunResult, one_line
 
 GOES_BACK = ("no_edit", "malformed", "not_found", "ambiguous", "no_change", "already_tried", "unfit", "truncated")
 NO_PATCH = (*GOES_BACK, "refusal", "content_filter", "empty")  # the model was asked and had nothing that can be run
@@ -28,6 +28,14 @@ LONGEST_ECHO = 8000  # characters of an unusable answer that go back with it
 PING = [{"role": "user", "content": "Answer with the word ready."}]
 
 Messages = list[prompt.Message]
+
+
+class GivenUp(Exception):
+    """Time or money are over before the model has written a patch that can be run."""
+
+    def __init__(self, why: str, outcome: Outcome) -> None:
+        super().__init__(why)
+        self.outcome = outcome
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +59,13 @@ class LlmProposer:
         if why := self._obstacle(night):
             return self._instead(night, why)
 
-        def ask(digest_tokens: int) -> Messages:
+        def told(digest_tokens: int) -> Messages:
             return prompt.proposal(night, self.program, self.facts, self.earlier, self.settings, digest_tokens)
 
-        proposed = self._converse(night, "propose", ask, night.champion)
+        try:
+            proposed = self._converse(night, "propose", told, night.champion)
+        except GivenUp as given_up:
+            return self._instead(night, str(given_up), given_up.outcome)
         if proposed.outcome not in ("ok", *NO_PATCH):
             return self._instead(night, proposed.problem or "", proposed.outcome)
         return proposed
@@ -63,12 +74,15 @@ class LlmProposer:
         if proposal.proposer != self.name or self._obstacle(night):
             return None
 
-        def ask(digest_tokens: int) -> Messages:
+        def told(digest_tokens: int) -> Messages:
             return prompt.fix(
                 night, self.program, self.facts, self.earlier, self.settings, digest_tokens, proposal=proposal, run=run
             )
 
-        mended = self._converse(night, "fix", ask, proposal.source)
+        try:
+            mended = self._converse(night, "fix", told, proposal.source)
+        except GivenUp:
+            return None
         if mended.outcome != "ok":
             return None
         idea = {name: getattr(proposal, name) for name in ("summary", "kind", "hypothesis", "expected")}
@@ -86,32 +100,37 @@ class LlmProposer:
         if caps.tokens is not None and (used := spent.prompt_tokens + spent.completion_tokens) >= caps.tokens:
             return f"the night has used {used} of {caps.tokens} tokens"
         if (closed := self.calls.closed_for(datetime.now(UTC), caps.pause_seconds, night.next_trial)) > 0:
-            return f"the model is left alone for {closed:.0f} s more after {self.calls.last_failure()}"
+            return f"the model is left alone for {closed:.0f} s more after {self.calls.last_failure(night.next_trial)}"
         return None
 
     def _instead(self, night: NightSoFar, why: str, outcome: Outcome | None = None) -> Proposal | None:
-        proposed = self.fallback.propose(night)
+        proposed = ask(self.fallback, night)
         note = f"proposed by {self.fallback.name}: {one_line(why)}"
         return proposed and dataclasses.replace(proposed, note=note, outcome=outcome)
 
-    def _converse(self, night: NightSoFar, purpose: Purpose, ask: Callable[[int], Messages], source: str) -> Proposal:
-        """Asks for a patch of `source` until one can be run, or has failed in a way that asking again does not help."""
+    def _converse(self, night: NightSoFar, purpose: Purpose, told: Callable[[int], Messages], source: str) -> Proposal:
+        """Asks for a patch of `source` until one can be run, or has failed in a way that asking again does not help.
+
+        Raises GivenUp when it would be asked again and must not.
+        """
         until = time.monotonic() + self.settings.seconds
         digest_tokens, repairs = self.settings.digest_tokens, 0
-        messages = ask(digest_tokens)
+        messages = told(digest_tokens)
         while True:
-            began, reply = datetime.now(UTC), self.endpoint.ask(messages, until - time.monotonic())
+            began, reply = datetime.now(UTC), self.endpoint.ask(messages, self.settings.answer_seconds)
             outcome, error, answer, candidate = self._judged(reply, source, night)
             judged = dataclasses.replace(reply, outcome=outcome, error=error and one_line(error))
             asked_for: Purpose = "repair" if repairs else purpose
             _record(self.endpoint, self.settings, self.calls, night.next_trial, asked_for, began, messages, judged)
             if outcome == "context_overflow" and digest_tokens == self.settings.digest_tokens and not repairs:
                 digest_tokens //= 4
-                messages = ask(digest_tokens)
+                messages = told(digest_tokens)
                 continue
-            over = time.monotonic() >= until or self._obstacle(night) is not None
-            if outcome not in GOES_BACK or repairs == self.settings.repairs or over:
+            if outcome not in GOES_BACK or repairs == self.settings.repairs:
                 return self._proposal(candidate, source, outcome, error, answer)
+            late = f"no patch after {self.settings.seconds:g} s" if time.monotonic() >= until else None
+            if given_up := late or self._obstacle(night):
+                raise GivenUp(f"{given_up}; the last answer: {outcome}", outcome)
             repairs += 1
             echo = {"role": "assistant", "content": (reply.text or "")[:LONGEST_ECHO] or "(nothing)"}
             messages = [*messages, echo, prompt.repair(error or outcome, whole_file=repairs > WHOLE_FILE_AFTER)]

@@ -74,7 +74,7 @@ TRIALS: tuple[tuple[list[Step], list[str]], ...] = (  # what is sent for each tr
     ([finish("length", CUT), ok(SMOOTHER)], ["p truncated", "r ok"]),
     ([ok(CRASHING)], ["p ok", "f ok", "f ok"]),
     ([status(429, "slow down", {"retry-after": "1"}), ok(FEWER)], ["p ok"]),
-    ([stall()] * 3, ["p timeout"]),
+    ([stall()], ["p timeout"]),
     ([status(500, "upstream failed")] * 2 + [ok(UNMATCHED), ok(PROSE), refusal()], ["p not_found", "r no_edit", "r refusal"]),
     ([html()], ["p no_completion"]),
     ([ok(INJECTING)], ["p ok", "f ok"]),

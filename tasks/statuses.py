@@ -1,0 +1,54 @@
+"""The closed lists: how a run ends, what a verdict decides, how a request to a language model ends."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Status = Literal[
+    "ok",
+    "rejected_patch",
+    "startup_timeout",
+    "startup_crashed",
+    "train_timeout",
+    "train_crashed",
+    "bad_checkpoint",
+    "protocol_error",
+    "out_of_memory",
+    "too_many_tasks",
+    "eval_startup_timeout",
+    "eval_startup_crashed",
+    "eval_timeout",
+    "eval_crashed",
+    "bad_claims",
+    "audit_startup_timeout",
+    "audit_startup_crashed",
+    "audit_timeout",
+    "audit_crashed",
+    "audit_failed",
+    "sandbox_error",
+]
+Decision = Literal["keep", "discard", "confirm"]
+Outcome = Literal[
+    "ok",  # a patch that can be run
+    "no_edit",  # the answer's patch: there is none
+    "malformed",  # a block without its end, or two answers in one
+    "not_found",  # a SEARCH that is not in the file
+    "ambiguous",  # a SEARCH that is there more than once
+    "no_change",  # the same code, comments and layout apart
+    "already_tried",
+    "unfit",  # refused by the checks that every proposal passes: it does not parse, breaks the contract
+    "refusal",  # the answer: the model declines
+    "truncated",  # it reached max_tokens
+    "content_filter",
+    "empty",
+    "no_completion",  # status 200 and no completion in it: HTML, no choices
+    "error_body",  # status 200 and an error in it
+    "context_overflow",  # the endpoint: the prompt is too long for the model
+    "bad_request",
+    "unauthorized",  # 401, 403
+    "rate_limited",
+    "server_error",
+    "unreachable",
+    "timeout",
+    "cancelled",  # by us: the night ends, or no longer needs it
+]
