@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--hours", type=_positive(float), metavar="H", help="end in time before H hours of work are over")
     sub.add_argument("--proposer", choices=configs.PROPOSERS, help="who proposes (default: the profile's)")
     sub.add_argument("--model", metavar="M", help="llm, mixed: the model, as OPENAI_BASE_URL's endpoint names it")
-    sub.add_argument("--patches", metavar="DIR", help="replay: the folder of patches, or the tag of a night")
+    sub.add_argument("--patches", metavar="DIR|TAG", help="replay: the folder of patches, or the tag of a night")
     sub.add_argument(
         "--seed", type=int, default=1, metavar="N", help="first seed of every candidate, and the proposer's (default 1)"
     )

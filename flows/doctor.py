@@ -7,6 +7,7 @@ is printed or sent on to another host. Not covered: whether the data's source ca
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import http.client
 import json
 import os
@@ -23,6 +24,7 @@ from typing import Any
 
 import configs
 from flows import server
+from tasks.records import UsageError, one_line
 
 SECONDS = 5.0  # of patience with an address
 FREE_BYTES = {"cpu": 2 * 2**30, "mps": 2 * 2**30, "cuda": 30 * 2**30}  # data, checkpoints and artifacts of some nights
@@ -48,7 +50,7 @@ def checks(home: Path, profile: configs.Profile) -> Iterator[Check]:
     yield from check_git(server.ROOT)
     yield check_mlflow(server.mlflow_uri(home))
     yield check_prefect(os.environ.get("PREFECT_API_URL") or server.running_server(home))
-    yield check_llm(os.environ.get("OPENAI_BASE_URL"), os.environ.get("OPENAI_API_KEY"))
+    yield from check_researcher(profile)
 
 
 def run(home: Path, profile: configs.Profile) -> int:
@@ -59,7 +61,8 @@ def run(home: Path, profile: configs.Profile) -> int:
         print(f"{mark}  {check.name}: {check.detail}", flush=True)
         if check.ok is False:
             failed += 1
-            print(f"      {check.remedy}", flush=True)
+            if check.remedy:
+                print(f"      {check.remedy}", flush=True)
     print(f"{failed} failed" if failed else f"all is well for --profile {profile.name}")
     return 1 if failed else 0
 
@@ -169,21 +172,48 @@ def check_prefect(url: str | None) -> Check:
     return Check("prefect", status == 200, f"{_without_secrets(url)} {_said(status, text)}", remedy)
 
 
-def check_llm(base_url: str | None, key: str | None) -> Check:
-    """Asks the endpoint for its models; an endpoint without such a list (404) may still work."""
+def check_researcher(profile: configs.Profile) -> Iterator[Check]:
+    """The endpoint, and what the profile's proposer needs: told for nothing, as no model is asked and no agent is started."""
+    model = None
+    try:
+        if profile.night.proposer in ("llm", "mixed"):
+            from tasks.proposers.chat import Endpoint
+
+            model = Endpoint.from_environment(profile.llm).model
+        elif profile.night.proposer == "command":
+            from tasks.proposers.command import CommandProposer
+
+            CommandProposer.check(profile.command)
+            yield Check("command", True, f"{profile.command.argv[0]} is there")
+    except UsageError as error:
+        yield Check(f"proposer {profile.night.proposer}", False, str(error))
+    yield check_llm(os.environ.get("OPENAI_BASE_URL"), os.environ.get("OPENAI_API_KEY"), model)
+
+
+def check_llm(base_url: str | None, key: str | None, model: str | None = None) -> Check:
+    """Asks the endpoint for its models, of which `model` is to be one; without such a list (404) it may still work."""
     if not base_url and not key:
         return Check("llm", None, "neither OPENAI_BASE_URL nor OPENAI_API_KEY is set; the tpe proposer needs none")
     base = (base_url or OPENAI).rstrip("/")
-    status, text = _get(f"{base}/models", {"Authorization": f"Bearer {key}"} if key else {})
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    status, text = _get(f"{base}/models", headers)
     shown, ok = _without_secrets(base), {200: True, 404: None}.get(status or 0, False)
     remedy = "look at OPENAI_BASE_URL (it usually ends in /v1) and OPENAI_API_KEY"
+    if status == 404 and _get(f"{base}/chat/completions", headers, b"{}")[0] in (404, 405):
+        ending = "" if base.endswith("/v1") else ", and its address does not end in /v1"
+        return Check("llm", False, f"{shown} has no chat completions{ending}", remedy)
     if status != 200:
         return Check("llm", ok, f"{shown} {_said(status, text)}", remedy)
     try:
-        models = [str(model["id"]) for model in json.loads(text)["data"]]
+        models = [one_line(str(listed["id"])) for listed in json.loads(text)["data"]]
     except (ValueError, KeyError, TypeError):
         return Check("llm", False, f"{shown} answers, but not with a list of models", remedy)
-    return Check("llm", True, f"{shown} has {len(models)} models: {', '.join(models[:3])}{', ...' if len(models) > 3 else ''}")
+    if model and not any(listed in (model, f"{model}:latest") or listed.endswith(f"/{model}") for listed in models):
+        near = ", ".join(difflib.get_close_matches(model, models) or models[:3])
+        said = f"{shown} has {len(models)} models, and {model} is not one of them: {near or 'there are none'}"
+        return Check("llm", False, said, "name it in the profile's [llm] model as the endpoint does")
+    some = f", among them {model}" if model else f": {', '.join(models[:3])}{', ...' if len(models) > 3 else ''}"
+    return Check("llm", True, f"{shown} has {len(models)} models{some}")
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -193,13 +223,13 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _get(url: str, headers: dict[str, str] | None = None) -> tuple[int | None, str]:
-    """(status, the first MiB if it is 200) or (None, what went wrong)."""
+def _get(url: str, headers: dict[str, str] | None = None, post: bytes | None = None) -> tuple[int | None, str]:
+    """What a GET, or a POST of these bytes, is answered: (status, the first MiB if it is 200) or (None, what went wrong)."""
     if not url.startswith(("http://", "https://")):
         return None, "is no http address"
     opener = urllib.request.build_opener(_NoRedirect)
     try:
-        with opener.open(urllib.request.Request(url, headers=headers or {}), timeout=SECONDS) as answer:
+        with opener.open(urllib.request.Request(url, post, headers or {}), timeout=SECONDS) as answer:
             return answer.status, answer.read(2**20).decode("utf-8", "replace")
     except urllib.error.HTTPError as error:
         error.close()

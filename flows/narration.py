@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+from flows import night_folder
 from tasks import costs
 from tasks.records import one_line
 
 LEVELS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 LOG_LINES = 15
+LONGEST_ERROR = 160  # characters of what was wrong with an answer
 
 
 def text(story: dict[str, Any]) -> str:
@@ -23,7 +26,7 @@ def text(story: dict[str, Any]) -> str:
     if story["k"]:
         parts += [*_crashes(story), *_requests(story)]
         if story["diff"] is not None:
-            parts.append(f"patch:\n{plain(story['diff']).rstrip() or '(it changes nothing)'}")
+            parts.append(f"patch:\n{plain(story['diff']).rstrip() or _no_patch(story)}")
         parts.append("\n".join([*(f"missing: {one_line(what)}" for what in story["missing"]), f"files: {story['folder']}"]))
     return "\n\n".join(parts)
 
@@ -32,6 +35,15 @@ def plain(words: str) -> str:
     """Text of several lines that does nothing to a terminal: but for new lines and tabs, control characters become U+FFFD."""
     lines = words.replace("\r\n", "\n").replace("\r", "\n")
     return "".join("\ufffd" if unicodedata.category(c)[0] == "C" and c not in "\n\t" else c for c in lines)
+
+
+def _no_patch(story: dict[str, Any]) -> str:
+    """Where there is none: a researcher that had none that can be run may have written several."""
+    if story["status"] != "rejected_patch":
+        return "(it changes nothing)"
+    answered = ", ".join(call["id"] for call in story["calls"] if call["prompt_tokens"] is not None)
+    calls = Path(story["folder"]).parents[1] / night_folder.CALLS
+    return "(none could be applied" + (f"; the answers to requests {answered} are in {calls})" if answered else ")")
 
 
 def _head(story: dict[str, Any]) -> str:
@@ -121,7 +133,7 @@ def _requests(story: dict[str, Any]) -> Iterator[str]:
         for call in story["calls"]
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    errors = [f"  {one_line(call['error'])}" if call["error"] else "" for call in story["calls"]]
+    errors = [f"  {_clipped(call['error'])}" if call["error"] else "" for call in story["calls"]]
     lines = ["  " + "  ".join(map(str.ljust, row, widths)) + error for row, error in zip(rows, errors, strict=True)]
     usage = story["usage"]
     if usage["calls"]:
@@ -134,6 +146,11 @@ def _tokens_and_price(call: dict[str, Any]) -> tuple[str, str]:
     if call["prompt_tokens"] is None:
         return "no answer", "-"
     return f"{call['prompt_tokens']:,} + {call['completion_tokens'] or 0:,} tokens", costs.money(call["dollars"])
+
+
+def _clipped(error: str) -> str:
+    line = one_line(error)
+    return line if len(line) <= LONGEST_ERROR else f"{line[: LONGEST_ERROR - 3]}..."
 
 
 def _gib(size: int) -> str:

@@ -28,18 +28,16 @@ READERS = ("llm", "mixed", "command")  # proposers that read the program
 
 
 def check(header: dict[str, Any]) -> None:
-    """Raises UsageError for a proposer that this night cannot have, before any work is done."""
-    name, settings = header["proposer"], configs.Profile(**header["settings"])
+    """Raises UsageError for a proposer that this night cannot have here, before any work is done."""
+    name = header["proposer"]
     if name not in configs.PROPOSERS:
         raise UsageError(f"unknown proposer {name!r}: choose one of {', '.join(configs.PROPOSERS)}")
     if name in ("llm", "mixed"):
-        Endpoint.from_environment(settings.llm)
+        Endpoint.from_environment(configs.Llm(**header["settings"]["llm"]))
     elif name == "command":
-        CommandProposer.check(settings.command)
+        CommandProposer.check(configs.Command(**header["settings"]["command"]))
     elif name == "replay":
         _replay(header)
-    if name in READERS:
-        read_program(settings)
 
 
 def read_program(profile: configs.Profile) -> str:
@@ -56,7 +54,10 @@ def read_program(profile: configs.Profile) -> str:
 
 
 def program_facts(header: dict[str, Any]) -> dict[str, str] | None:
-    """What a night records of its program, so that two programs can be compared; None for proposers that read none."""
+    """What a night records of its program, so that two programs can be compared; None for proposers that read none.
+
+    Raises UsageError where it cannot be read.
+    """
     if header["proposer"] not in READERS:
         return None
     settings = configs.Profile(**header["settings"])
@@ -125,8 +126,9 @@ def facts_of(profile: configs.Profile, dataset: Dataset, baseline: Baseline) -> 
     runs, budget = baseline.runs, profile.budget
     seconds = sum(run.seconds or 0.0 for run in runs) / len(runs)
     tokens = sum(run.tokens or 0 for run in runs) / len(runs)
-    caps, limits, sd = caps_after(baseline), profile.limits, verdict.pooled_sd([baseline.scores])
-    peak, on_gpu = (max(run.peak_memory_bytes or 0 for run in runs), max(run.metrics.get("peak_vram_mb", 0.0) for run in runs))
+    peak, sd = max(run.peak_memory_bytes or 0 for run in runs), verdict.pooled_sd([baseline.scores])
+    on_gpu = max(run.metrics.get("peak_vram_mb", 0.0) for run in runs)
+    caps, limits = caps_after(baseline), profile.limits
     amounts = {
         "seconds": f"{budget.amount:g} s of training by the judge's clock, to the checkpoint's last byte; start-up is free",
         "flops": f"{budget.amount:.4g} FLOPs of training, counted as tokens x flops_per_token",

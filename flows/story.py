@@ -66,7 +66,7 @@ def describe(folder: Path, root: Path, number: int) -> dict[str, Any]:
         "log": _tail(place / "run.log") if stopped else None,
         "attempts": _attempts(place / "attempts"),
         "calls": [{name: getattr(call, name) for name in ASKED} for call in calls],
-        "usage": dataclasses.asdict(trial.usage if trial else costs.of_calls(calls)),
+        "usage": dataclasses.asdict(costs.known(state.header, trial.usage if trial else costs.of_calls(calls))),
         "missing": missing,
         "folder": str(place),
     }

@@ -30,6 +30,8 @@ class NightFigures:
     finished: bool
     trials: int
     keeps: int
+    own_keeps: int  # of a model or an agent; those of a stand-in, and tpe's in a mixed night, cost nothing
+    stood_in: int  # proposed by another, as the model or the agent could not
     rejected: int  # not run: their patch could not be used
     crashed: int  # run and stopped, for whatever reason
     baseline: float | None
@@ -40,10 +42,10 @@ class NightFigures:
     confirmed: bool | None  # the best is a mean over at least two seeds; None when nothing was kept
     trials_to_best: int | None  # the trial that made the champion
     hours: float
-    calls: int  # to language models, for these trials
-    tokens: int
-    dollars: float | None  # None: no prices
-    dollars_per_keep: float | None
+    calls: int | None  # to language models, for these trials; None, as the next two: an agent's own account has them
+    tokens: int | None
+    dollars: float | None  # None: no prices, too
+    dollars_per_keep: float | None  # of its own
     dollars_per_gain: float | None  # for each GAIN
     keeps_by_kind: dict[str, int]
     dataset: str | None  # fingerprint of the data, the tokenizer and the metric
@@ -57,7 +59,8 @@ def figures(state: NightState) -> NightFigures:
     kept = [trial.number for trial in state.trials if trial.verdict == "keep"]
     base, best, sd = baseline.get("val_bpb"), state.champion_bpb, baseline.get("sd")
     gain = None if base is None or best is None else base - best if kept else 0.0
-    program, dollars = header.get("program") or {}, usage.dollars
+    program, dollars, agent = header.get("program") or {}, usage.dollars, costs.asks_an_agent(header)
+    own = sum(trial.verdict == "keep" and costs.is_own(trial) for trial in state.trials)
     return NightFigures(
         tag=header["tag"],
         profile=header["profile"],
@@ -68,6 +71,8 @@ def figures(state: NightState) -> NightFigures:
         finished=state.finished is not None,
         trials=len(state.trials),
         keeps=len(kept),
+        own_keeps=own,
+        stood_in=sum(costs.stood_in(trial) is not None for trial in state.trials),
         rejected=sum(trial.status == "rejected_patch" for trial in state.trials),
         crashed=sum(trial.status not in ("ok", "rejected_patch") for trial in state.trials),
         baseline=base,
@@ -78,10 +83,10 @@ def figures(state: NightState) -> NightFigures:
         confirmed=len(state.champion_scores) > 1 if kept else None,
         trials_to_best=kept[-1] if kept else None,
         hours=costs.seconds(state) / 3600,
-        calls=usage.calls,
-        tokens=costs.tokens(usage),
+        calls=None if agent else usage.calls,
+        tokens=None if agent else costs.tokens(usage),
         dollars=dollars,
-        dollars_per_keep=dollars / len(kept) if dollars is not None and kept else None,
+        dollars_per_keep=dollars / own if dollars is not None and own else None,
         dollars_per_gain=dollars / gain * GAIN if dollars is not None and gain is not None and gain > 0 else None,
         keeps_by_kind=costs.keeps_by_kind(state.trials),
         dataset=baseline.get("dataset"),
@@ -126,6 +131,7 @@ def _column(night: NightFigures, kinds: Iterable[str]) -> dict[str, str]:
         "hours": f"{night.hours:.2f}",
         "trials": str(night.trials),
         "  kept": str(night.keeps),
+        "  stood in for": str(night.stood_in),
         "  rejected": str(night.rejected),
         "  crashed": str(night.crashed),
         "baseline": _score(night.baseline),
@@ -134,10 +140,10 @@ def _column(night: NightFigures, kinds: Iterable[str]) -> dict[str, str]:
         "  in sd": "-" if night.gain_sd is None else f"{night.gain_sd:.1f}",
         "  confirmed": sure,
         "trials to best": "-" if night.trials_to_best is None else str(night.trials_to_best),
-        "model calls": str(night.calls),
-        "tokens": f"{night.tokens:,}",
+        "model calls": "unknown" if night.calls is None else str(night.calls),
+        "tokens": "unknown" if night.tokens is None else f"{night.tokens:,}",
         "cost": costs.money(night.dollars),
-        "  per keep": "-" if not night.keeps else costs.money(night.dollars_per_keep),
+        "  per own keep": "-" if not night.own_keeps else costs.money(night.dollars_per_keep),
         f"  per {GAIN} gained": "-" if not night.gain or night.gain < 0 else costs.money(night.dollars_per_gain),
         **{f"keeps: {one_line(kind)}": str(night.keeps_by_kind.get(kind, 0)) for kind in kinds},
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime
@@ -12,6 +14,7 @@ from tasks.llm_calls import Call
 from tasks.records import NightState, Trial, Usage
 
 ASK_A_MODEL = ("llm", "mixed")  # proposers that do
+RESEARCHERS = ("llm", "command")  # who writes a patch for money; mixed is not the name of one
 
 
 def total(parts: Iterable[Usage]) -> Usage:
@@ -28,7 +31,13 @@ def total(parts: Iterable[Usage]) -> Usage:
 
 def of_night(state: NightState) -> Usage:
     """Of every trial that is decided, also while git has not got it."""
-    return total(trial.usage for trial in (*state.trials, *([state.pending] if state.pending else [])))
+    decided = (*state.trials, *([state.pending] if state.pending else []))
+    return known(state.header, total(trial.usage for trial in decided))
+
+
+def known(header: dict[str, Any], usage: Usage) -> Usage:
+    """An agent has an account of its own: of its night no sum is known, also where it was asked and tpe proposed."""
+    return dataclasses.replace(usage, dollars=None) if asks_an_agent(header) else usage
 
 
 def of_calls(calls: Iterable[Call]) -> Usage:
@@ -57,9 +66,34 @@ def model(header: dict[str, Any]) -> str | None:
     return settings(header).get("model") if header.get("proposer") in ASK_A_MODEL else None
 
 
-def stood_in(trial: Trial) -> bool:
-    """Whether its proposer proposed instead of a model that could not be asked: the note says so, and why."""
-    return f"proposed by {trial.proposer}" in (trial.note or "")
+def asks_an_agent(header: dict[str, Any]) -> bool:
+    return header.get("proposer") == "command"
+
+
+def is_own(trial: Trial) -> bool:
+    """Whether a model or an agent has made it, and no stand-in and no tpe of a mixed night."""
+    return trial.proposer in RESEARCHERS
+
+
+def stood_in(trial: Trial) -> str | None:
+    """Why its proposer proposed instead of a model or an agent: the note says so. None when it did not."""
+    _, found, why = (trial.note or "").partition(f"proposed by {trial.proposer}: ")
+    return why.partition("; made against champion ")[0] if found else None
+
+
+def stand_ins(trials: Iterable[Trial]) -> list[tuple[str, tuple[Trial, ...]]]:
+    """Why others stood in, as the first such trial says it, with all of these trials; the most frequent reason first.
+
+    Reasons are the same that are alike up to a colon or semicolon, numbers apart: what follows are an endpoint's words.
+    """
+    reasons: dict[str, tuple[str, list[Trial]]] = {}
+    for trial in trials:
+        if (why := stood_in(trial)) is not None:
+            why = re.sub(r" for \d+ s more\b", "", why)  # of a pause, each time fewer
+            alike = re.sub(r"[\d.]+", "0", re.split("[:;]", why)[0])
+            reasons.setdefault(alike, (why, []))[1].append(trial)
+    found = [(why, tuple(stood)) for why, stood in reasons.values()]
+    return sorted(found, key=lambda reason: -len(reason[1]))
 
 
 def kind(trial: Trial) -> str:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tasks import costs
 from tasks.records import FileRef, NightState, one_line
 
+LONGEST_REASON = 200  # characters
+MOST_NUMBERS = 8  # of trials that a reason has
 COLUMNS = ("commit", "val_bpb", "memory_gb", "status", "description")  # karpathy/autoresearch, program.md
 
 
@@ -42,7 +45,7 @@ def markdown(state: NightState) -> str:
     header, tag = state.header, state.header["tag"]
     parts = [f"# Night {tag}", headline(state), "![Progress](progress.png)", "## How far to trust it", _trust(state)]
     parts += ["## Trials", _table(state)]
-    if costs.of_night(state).calls:
+    if state.trials and header.get("proposer") in (*costs.ASK_A_MODEL, *costs.RESEARCHERS):
         parts += ["## What it cost", _costs(state)]
     parts += ["## What next", _next_steps(state), "## Where it came from"]
     facts = {
@@ -137,37 +140,56 @@ def _table(state: NightState) -> str:
     if not state.trials:
         return "None yet."
     base = state.baseline["val_bpb"] if state.baseline else None
-    rows = ["| # | what | verdict | val_bpb | vs baseline | z | runs | why |", "|--:|---|---|--:|--:|--:|--:|---|"]
+    several = len({trial.proposer for trial in state.trials}) > 1
+    by, rule = (" by |", "---|") if several else ("", "")
+    rows = [f"| # | what |{by} verdict | val_bpb | vs baseline | z | runs | why |", f"|--:|---|{rule}---|--:|--:|--:|--:|---|"]
     for trial in state.trials:
         verdict = f"stopped: {trial.status}" if trial.status != "ok" else trial.verdict
         verdict = "**keep**" if verdict == "keep" else verdict
         delta = None if trial.val_bpb is None or base is None else f"{trial.val_bpb - base:+.6f}"
         score = None if trial.val_bpb is None else f"{trial.val_bpb:.6f}"
         z = None if trial.z is None else f"{trial.z:.2f}"
-        cells = [trial.number, _text(trial.summary), verdict, score, delta, z, len(trial.scores), _text(trial.reason)]
+        what = [_text(trial.summary), *([_text(trial.proposer)] if several else [])]
+        cells = [trial.number, *what, verdict, score, delta, z, len(trial.scores), _text(trial.reason)]
         rows.append(f"| {' | '.join(_number(cell) for cell in cells)} |")
     return "\n".join([*rows, "", "Lower is better; a negative difference to the baseline is a gain."])
 
 
 def _costs(state: NightState) -> str:
-    """What the requests to language models cost, and what was got for it."""
-    usage, trials, kept = costs.of_night(state), state.trials, costs.keeps_by_kind(state.trials)
+    """What the researcher cost, what was got for it, and where and why another stood in."""
+    usage, trials, agent = costs.of_night(state), state.trials, costs.asks_an_agent(state.header)
     tokens = f"{usage.prompt_tokens:,} of prompts and {usage.completion_tokens:,} of answers"
     dollars = "unknown: no prices in the profile"
     if usage.dollars is not None:
-        keeps = sum(kept.values())
-        dollars = costs.money(usage.dollars) + (f", {costs.money(usage.dollars / keeps)} for each keep" if keeps else "")
-    outcomes = dict(Counter(str(trial.outcome) for trial in trials if trial.outcome).most_common())
-    lines = [
+        keeps = sum(trial.verdict == "keep" and costs.is_own(trial) for trial in trials)
+        each = f", {costs.money(usage.dollars / keeps)} for each keep of the model's own" if keeps else ""
+        dollars = costs.money(usage.dollars) + each
+    spent = [
         f"- Requests to a language model, for these trials: {usage.calls}. Tokens: {costs.tokens(usage):,}, {tokens}.",
         f"- Dollars: {dollars}.",
-        f"- Proposals by outcome of their last request: {_counts(outcomes)}.",
-        f"- Keeps by kind: {_counts(kept)}.",
     ]
-    if stood_in := sum(map(costs.stood_in, trials)):
-        share = f"{stood_in} of {_count(len(trials), 'trial')} ({stood_in / len(trials):.0%})"
-        lines.append(f"- The model could not be asked for {share}: the fallback proposed.")
+    outcomes = dict(Counter(str(trial.outcome) for trial in trials if trial.outcome).most_common())
+    lines = [
+        *(["- Dollars and tokens: unknown: the command has an account of its own."] if agent else spent),
+        f"- Proposals by outcome{'' if agent else ' of their last request'}: {_counts(outcomes)}.",
+        f"- Keeps by kind: {_counts(costs.keeps_by_kind(trials))}.",
+        *_stand_ins(state),
+    ]
     return "\n".join(lines)
+
+
+def _stand_ins(state: NightState) -> Iterator[str]:
+    """How many of the researcher's trials were another's, and why; nothing where all are its own."""
+    found = costs.stand_ins(state.trials)
+    if not found:
+        return
+    count, (_, (first, *_)) = sum(len(stood) for _, stood in found), found[0]
+    turns = count + sum(map(costs.is_own, state.trials))
+    researcher = "command" if costs.asks_an_agent(state.header) else "model"
+    yield f"- {first.proposer} stood in for the {researcher} in {count} of its {_count(turns, 'trial')} ({count / turns:.0%}):"
+    for why, stood in found:
+        numbers = ", ".join(str(trial.number) for trial in stood[:MOST_NUMBERS]) + (", ..." if stood[MOST_NUMBERS:] else "")
+        yield f"  - {_count(len(stood), 'trial')} ({numbers}): {_text(one_line(why)[:LONGEST_REASON])}"
 
 
 def _researcher(header: dict[str, Any]) -> dict[str, str]:
@@ -183,7 +205,10 @@ def _counts(counts: dict[str, int]) -> str:
 
 def _next_steps(state: NightState) -> str:
     tag, start = state.header["tag"], _commit(state.start_commit) or "-"
-    steps = ["- Compare the runs, their knobs and loss curves: `./run server`, then the MLflow page."]
+    steps = [
+        "- Compare the runs, their knobs and loss curves: `./run server`, then the MLflow page.",
+        f"- Beside another night: `./run compare {tag} TAG`",
+    ]
     if any(trial.verdict == "keep" for trial in state.trials):
         steps = [
             f"- Read what won: `git diff {start} autoresearch/{tag} -- trainer/train.py`",
@@ -192,6 +217,7 @@ def _next_steps(state: NightState) -> str:
         ]
     if state.trials:
         number = state.trials[-1].number
+        steps.append(f"- A trial's story, with its idea, patch and training: `./run show {tag} {number}`")
         steps.append(f"- Any candidate, kept or not, is a commit: `git show refs/trials/{tag}/{number}`")
     return "\n".join(steps)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tasks import costs
 from tasks.records import TRAIN, NightState, Trial, one_line
 
 LONGEST_QUOTE = 800  # characters; a whole note stays below what MLflow takes, so no quote loses its end
@@ -9,10 +10,13 @@ LONGEST_QUOTE = 800  # characters; a whole note stays below what MLflow takes, s
 
 def night_words(state: NightState) -> dict[str, str | None]:
     """Those that change with each trial. None: not known yet."""
-    header, baseline = state.header, state.baseline or {}
+    header, baseline, program = state.header, state.baseline or {}, state.header.get("program") or {}
     kept = sum(trial.verdict == "keep" for trial in state.trials)
     return {
         **{name: header.get(name) for name in ("profile", "proposer", "isolation")},
+        "model": costs.model(header),
+        "program": program.get("name"),
+        "program_sha256": program["sha256"][:12] if program else None,
         "champion": state.champion,
         "hardware": baseline.get("hardware"),
         "dataset": baseline.get("dataset", header.get("dataset")),

@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "tasks.fetch": ("tasks.records", "tasks.sources"),
     "tasks.comparison": ("tasks.records", "tasks.costs"),
     "tasks.report": ("tasks.records", "tasks.costs"),
+    "tasks.run_words": ("tasks.records", "tasks.costs"),
     "tasks.tracing": ("tasks.records", "tasks.llm_calls", "tasks.mlflow_client"),
     "tasks.tracking": (
         *("tasks.records", "tasks.llm_calls", "tasks.costs"),

@@ -23,10 +23,10 @@ def make_night(*trials, header=None, settings=None, **changes):
 
 RESEARCH = make_night(
     make_trial(1, usage=Usage(2, 1000, 100, 0.5)),
-    keep(2, 1.62, kind="optimizer", usage=Usage(1, 1000, 100, 0.5)),
+    keep(2, 1.62, proposer="llm", kind="optimizer", usage=Usage(1, 1000, 100, 0.5)),
     make_trial(3, status="rejected_patch", val_bpb=None, scores=(), usage=Usage(4, 4000, 400, 1.0)),
     crash(4),
-    keep(5, 1.6, kind="optimizer", scores=(1.59, 1.61), usage=Usage(1, 500, 100, 0.5)),
+    keep(5, 1.6, proposer="llm", kind="optimizer", scores=(1.59, 1.61), usage=Usage(1, 500, 100, 0.5)),
     crash(6, status="train_timeout"),
 )
 SEARCH = make_night(keep(3, 1.63), header={"tag": "tpe1", "proposer": "tpe", "program": None}, finished=None)
@@ -50,6 +50,8 @@ def test_the_figures_of_a_night_are_those_of_its_ledger():
         finished=True,
         trials=6,
         keeps=2,
+        own_keeps=2,
+        stood_in=0,
         rejected=1,
         crashed=2,
         baseline=1.65,
@@ -84,16 +86,32 @@ def test_a_night_that_kept_nothing_has_no_best_trial_and_no_price_of_a_gain():
 
 
 def test_a_keep_that_is_simpler_but_worse_has_no_price():
-    night = comparison.figures(make_night(keep(1, 1.66, usage=Usage(1, 10, 10, 1.0))))
+    night = comparison.figures(make_night(keep(1, 1.66, proposer="llm", usage=Usage(1, 10, 10, 1.0))))
     assert night.gain == pytest.approx(-0.01)
     assert (night.dollars_per_keep, night.dollars_per_gain) == (1.0, None)
 
 
 def test_an_unknown_price_is_said_and_is_not_zero():
-    night = make_night(keep(1, 1.6, usage=Usage(1, 10, 10, None)))
+    night = make_night(keep(1, 1.6, proposer="llm", usage=Usage(1, 10, 10, None)))
     assert (comparison.figures(night).dollars, comparison.figures(night).dollars_per_keep) == (None, None)
     rows = table(night, night)
-    assert rows["cost"] == rows["per keep"] == rows["per 0.001 gained"] == ["unknown"] * 2
+    assert rows["cost"] == rows["per own keep"] == rows["per 0.001 gained"] == ["unknown"] * 2
+
+
+def test_a_keep_that_was_stood_in_for_is_not_what_the_money_bought():
+    stood_in = keep(2, 1.59, note="proposed by tpe: timeout")
+    paid = make_night(keep(1, 1.6, proposer="llm", usage=Usage(1, 10, 10, 1.0)), stood_in)
+    night = comparison.figures(paid)
+    assert (night.keeps, night.own_keeps, night.stood_in, night.dollars_per_keep) == (2, 1, 1, 1.0)
+    rows = table(paid, SEARCH)
+    assert (rows["stood in for"], rows["per own keep"]) == (["1", "0"], ["$1.00", "-"])
+
+
+def test_what_an_agent_used_is_unknown():
+    agent = make_night(keep(1, 1.6, proposer="command", usage=Usage(dollars=None)), header={"proposer": "command"})
+    rows = table(agent, RESEARCH)
+    unknown = ("model calls", "tokens", "cost", "per own keep", "per 0.001 gained")
+    assert [rows[name][0] for name in unknown] == ["unknown"] * 5
 
 
 def test_a_night_before_its_baseline_is_compared_by_dashes():

@@ -51,16 +51,47 @@ def test_an_old_ledger_knows_no_model():
 
 
 @pytest.mark.parametrize(
-    ("note", "stood_in"),
+    ("note", "why"),
     [
-        (None, False),
-        ("proposed by tpe: the night has used 9 of 8 tokens", True),
-        ("asked again: it did not fit; proposed by tpe: timeout", True),
-        ("made against champion 0123456 and carried over to 89abcde", False),
+        (None, None),
+        ("proposed by tpe: the night has used 9 of 8 tokens", "the night has used 9 of 8 tokens"),
+        ("asked again: it did not fit; proposed by tpe: timeout", "timeout"),
+        (
+            "proposed by tpe: no patch after 9 s; the last answer: unfit; made against champion 0123456 and carried over to 8",
+            "no patch after 9 s; the last answer: unfit",
+        ),
+        ("made against champion 0123456 and carried over to 89abcde", None),
     ],
 )
-def test_a_stand_in_is_told_by_its_note(note, stood_in):
-    assert costs.stood_in(make_trial(note=note)) is stood_in
+def test_a_stand_in_and_its_reason_are_told_by_the_note(note, why):
+    assert costs.stood_in(make_trial(note=note)) == why
+
+
+def test_stand_ins_are_told_by_reason_the_most_frequent_first():
+    reasons = (
+        "rate_limited: HTTP 429: a",
+        "the model is left alone for 30 s more after rate_limited: HTTP 429: b",
+        "the model is left alone for 2 s more after rate_limited: HTTP 429: c",
+        "the model is left alone for 600 s more after 3 trials in a row without a patch that can be run",
+        "the model is left alone for 599 s more after 4 trials in a row without a patch that can be run",
+        "the model is left alone for 8 s more after rate_limited: HTTP 429: d",
+        "",
+    )
+    trials = [make_trial(k, note=f"proposed by tpe: {why}") for k, why in enumerate(reasons, start=1)]
+    found = [(why, [trial.number for trial in stood]) for why, stood in costs.stand_ins([*trials, make_trial(8)])]
+    assert found == [
+        ("the model is left alone after rate_limited: HTTP 429: b", [2, 3, 6]),
+        ("the model is left alone after 3 trials in a row without a patch that can be run", [4, 5]),
+        ("rate_limited: HTTP 429: a", [1]),
+        ("", [7]),
+    ]
+
+
+@pytest.mark.parametrize(
+    "trials", [(), (make_trial(1, usage=Usage(dollars=None)),), (make_trial(1, note="proposed by tpe: x"),)]
+)
+def test_what_the_night_of_an_agent_cost_is_never_known(trials):
+    assert costs.of_night(make_state(*trials, header={"proposer": "command"})) == Usage(dollars=None)
 
 
 def test_keeps_are_counted_by_kind_and_a_knob_is_one():

@@ -1,5 +1,6 @@
 """The record that a researcher is given: what is in it, and that it stays bounded however long the night."""
 
+import dataclasses
 import re
 import sys
 import unicodedata
@@ -193,6 +194,41 @@ def test_what_trains_right_now_is_named():
     text = digest(make_night(make_trial(1), next_trial=3, in_flight=flying), (), 1)
     assert "Trial 2 trains right now; do not propose it again: simplification: Tie the embeddings\n    why: Fewer" in text
     assert "trains right now" not in digest(make_night(make_trial(1)), (), 6000)
+
+
+@pytest.mark.parametrize("proposer", ["llm", "tpe"])
+def test_what_trains_right_now_is_shown_with_its_patch(proposer, tmp_path):
+    for number in (1, 2):
+        write_trial(tmp_path, number)
+    flying = Proposal("x", "Gate the layers", proposer)
+    text = digest(make_night(make_trial(1), folder=tmp_path, next_trial=3, in_flight=flying), (), 6000)
+    assert "keep off the lines of its patch" in text
+    shown = section(text, "The patch that trains right now")
+    assert shown[:2] == ["- trial 2:", "    @@ -102,9 +102,11 @@"]
+    assert "    +        self.gate_2 = nn.Parameter(torch.zeros(config.n_embd))" in shown
+
+
+@pytest.mark.parametrize(
+    "patch", [5000 * f"+{60 * 'x'}\n", 300_000 * "+\n", f"+{300_000 * 'x'}\n"], ids=["long", "blank", "wide"]
+)
+@pytest.mark.parametrize("tokens", [1500, 6000])
+def test_a_huge_patch_that_trains_right_now_is_cut(patch, tokens, tmp_path):
+    folder = tmp_path / "night"
+    night = long_night(60, folder)
+    write_trial(folder, 61, patch=f"--- a\n+++ b\n@@ -1 +1 @@\n{patch}")
+    flying = dataclasses.replace(night, next_trial=62, in_flight=Proposal("x", "Rewrite it all", "llm"))
+    text = digest(flying, (), tokens)
+    assert estimate_tokens(text) <= tokens
+    shown = section(text, "The patch that trains right now")
+    assert shown[:2] == ["- trial 61:", "    @@ -1 +1 @@"]
+    assert shown[-1] == "    ... (cut)"
+    assert section(text, "Near misses")
+
+
+def test_a_patch_that_cannot_be_read_is_left_out(tmp_path):
+    text = digest(make_night(folder=tmp_path, next_trial=2, in_flight=Proposal("x", "An idea", "llm")), (), 6000)
+    assert "Trial 1 trains right now" in text
+    assert "## The patch that trains right now" not in text
 
 
 def test_earlier_nights_give_the_best_and_the_worst_of_each_kind():

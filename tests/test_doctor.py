@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import configs
 from flows import doctor
 from tests import fake_docker
 
@@ -19,8 +20,8 @@ KEY = "sk-do-not-show"
 
 
 @contextlib.contextmanager
-def http_server(status=200, body="", headers=()):
-    """An address that answers every GET alike, and the list of (path, authorization) that it was asked."""
+def http_server(status=200, body="", headers=(), post=501):
+    """An address that answers every GET alike, and every POST, and the list of (path, authorization) that it was asked."""
     asked = []
 
     class Answer(http.server.BaseHTTPRequestHandler):
@@ -31,6 +32,11 @@ def http_server(status=200, body="", headers=()):
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body.encode())
+
+        def do_POST(self):
+            asked.append((self.path, self.headers["Authorization"]))
+            self.send_response(post)
+            self.end_headers()
 
         def log_message(self, *_):
             pass
@@ -183,6 +189,87 @@ def test_what_an_endpoint_may_answer_instead(status, body, ok):
         check = doctor.check_llm(url, KEY)
     assert check.ok is ok
     assert KEY not in check.detail + check.remedy
+
+
+@pytest.mark.parametrize(
+    ("listed", "ok", "said"),
+    [
+        ("gpt-a", True, "3 models, among them gpt-a"),
+        ("models/gpt-a", True, "3 models, among them gpt-a"),
+        ("gpt-a:latest", True, "3 models, among them gpt-a"),
+        ("gpt-ab", False, "3 models, and gpt-a is not one of them: gpt-ab"),
+        ("other\\u001b[2J", False, "not one of them: small, large, other [2J"),
+    ],
+)
+def test_the_profiles_model_is_looked_for_on_the_list(listed, ok, said):
+    with http_server(body=f'{{"data": [{{"id": "small"}}, {{"id": "large"}}, {{"id": "{listed}"}}]}}') as (url, _):
+        check = doctor.check_llm(url, KEY, "gpt-a")
+    assert (check.ok, check.detail.endswith(said)) == (ok, True), check.detail
+
+
+def test_an_endpoint_without_models_has_not_this_one():
+    with http_server(body='{"data": []}') as (url, _):
+        assert doctor.check_llm(url, KEY, "m").detail.endswith("0 models, and m is not one of them: there are none")
+
+
+@pytest.mark.parametrize(
+    ("path", "answered", "ok", "said"),
+    [
+        ("", 404, False, "has no chat completions, and its address does not end in /v1"),
+        ("/v1", 404, False, "has no chat completions"),
+        ("/v1", 405, False, "has no chat completions"),
+        ("/v1", 400, None, "answers 404"),
+        ("/v1", 401, None, "answers 404"),
+    ],
+)
+def test_without_a_list_of_models_chat_completions_are_looked_for(path, answered, ok, said):
+    with http_server(404, post=answered) as (url, asked):
+        check = doctor.check_llm(f"{url}{path}", KEY)
+    assert asked == [(f"{path}/{name}", f"Bearer {KEY}") for name in ("models", "chat/completions")]
+    assert (check.ok, check.detail.endswith(said)) == (ok, True), check.detail
+
+
+def checked(monkeypatch, url=None, key=None, **tables):
+    """What is said of a profile's proposer in this environment."""
+    for name, value in (("OPENAI_BASE_URL", url), ("OPENAI_API_KEY", key)):
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+    profile = configs.load("laptop").model_dump()
+    changed = {name: {**profile[name], **table} for name, table in tables.items()}
+    return [
+        (check.name, check.ok, check.detail) for check in doctor.check_researcher(configs.Profile(**{**profile, **changed}))
+    ]
+
+
+def test_a_night_of_tpe_needs_no_model_and_no_agent(monkeypatch):
+    ((name, ok, _),) = checked(monkeypatch)
+    assert (name, ok) == ("llm", None)
+
+
+@pytest.mark.parametrize("proposer", ["llm", "mixed"])
+def test_the_model_that_the_profile_names_is_asked_for(monkeypatch, proposer):
+    with http_server(body='{"data": [{"id": "small"}]}') as (url, _):
+        told = [checked(monkeypatch, url, night={"proposer": proposer}, llm={"model": model}) for model in ("small", "big")]
+    assert [ok for ((_, ok, _),) in told] == [True, False]
+
+
+def test_a_proposer_that_asks_a_model_needs_one_and_its_key(monkeypatch):
+    (first, second) = checked(monkeypatch, night={"proposer": "llm"})
+    assert (first[:2], "no model to ask" in first[2], second[1]) == (("proposer llm", False), True, None)
+    (first, _) = checked(monkeypatch, night={"proposer": "llm"}, llm={"model": "m"})
+    assert (first[1], "OPENAI_API_KEY is not set" in first[2]) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "ok", "said"),
+    [
+        (("sh", "-c", "true"), "command", True, "sh is there"),
+        (("no-such-agent",), "proposer command", False, "there is no program 'no-such-agent' here"),
+        ((), "proposer command", False, "needs [command] argv"),
+    ],
+)
+def test_the_program_of_an_agent_is_looked_for(monkeypatch, argv, name, ok, said):
+    (found, _) = checked(monkeypatch, night={"proposer": "command"}, command={"argv": argv})
+    assert (found[:2], said in found[2]) == ((name, ok), True)
 
 
 def test_a_redirect_does_not_get_the_key():

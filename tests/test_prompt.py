@@ -9,10 +9,13 @@ import pytest
 
 import configs
 from configs import knobs
+from flows import researching
+from tasks import verdict
+from tasks.baseline import CPU_TIMES, WALL_TIMES
 from tasks.llm_calls import KINDS
 from tasks.proposers import edit_blocks, prompt
 from tasks.proposers.earlier import Idea
-from tasks.records import Proposal
+from tasks.records import Baseline, Dataset, Proposal
 from tests.synthetic_night import TRAIN, long_night, make_night, make_run, write_trial
 from tests.trials import crash, keep, make_trial
 
@@ -116,6 +119,35 @@ def test_the_program_speaks_of_what_train_py_has():
     called = set(re.findall(r"\b((?:harness|prepare|budget)\.\w+)\(", PROGRAM))
     assert len(called) == 6
     assert [name for name in called if f"{name}(" not in TRAIN] == []
+
+
+def test_the_program_gives_the_rules_as_they_are():
+    words = " ".join(PROGRAM.split())
+    assert f"above {verdict.KEEP:g} it is kept at once" in words
+    assert f"above {verdict.CONFIRM:g}, or for a tie ({verdict.CONFIRM:g} either way)" in words
+    assert f"above {verdict.CONFIRMED:g} plus 1 for every {verdict.LINES_PER_Z} statements added" in words
+    assert f"at {CPU_TIMES:g} times the baseline's processor time and at {WALL_TIMES:g} times its wall clock" in words
+
+
+def facts(profile: str, **changes) -> dict[str, str]:
+    runs = tuple(make_run(seed=seed, val_bpb=1.6, audit_gap=0.0, audit_worst=0.0, **changes) for seed in (1, 2, 3))
+    return researching.facts_of(configs.load(profile), Dataset("d5", "public", "train", "validation", 1), Baseline(runs, "h"))
+
+
+def test_the_facts_have_the_limits_and_how_the_baseline_trained():
+    told = facts("laptop", metrics={"num_steps": 285.0})
+    assert told["limits"] == (
+        "start-up 60 s, training 30 CPU-seconds and 62 s, scoring 120 s, checkpoint 4096 MiB, 256 processes and threads"
+    )
+    curve = " ".join(f"{make_run().curve[285 * tenth // 10 - 1][2]:.4g}" for tenth in range(1, 11))
+    assert told["baseline's training, seed 1"] == f"loss {curve}, 285 steps, 20 s, 1.5 GiB of host memory"
+    assert told["memory"] == "the baseline's peak is 1.5 of the 4 GiB of host memory that a box has"
+
+
+def test_a_gpu_has_its_own_peak_and_seconds_no_other_limit():
+    told = facts("h100", startup_seconds=80.0)
+    assert told["limits"].startswith("start-up 160 s, scoring 120 s, ")
+    assert told["memory"] == "the baseline's peak is 1.5 of the 64 GiB of host memory that a box has, and 44.0 GiB on the GPU"
 
 
 def test_the_prompt_of_trial_500_is_no_more_than_half_as_long_again_as_that_of_trial_20(tmp_path):
@@ -303,6 +335,7 @@ def test_an_agent_gets_the_same_without_the_file_and_the_blocks():
     assert "SUMMARY: " in text
     assert "- hardware: one CPU" in text
     assert "champion: val_bpb 1.6000, trial 1" in text
+    assert "no GPU may be used" in outside(text)
     assert "SEARCH" not in text
     assert "class CausalSelfAttention" not in text
 

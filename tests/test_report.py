@@ -31,6 +31,7 @@ STATES = {
         crash(2, proposer="llm", kind="data order", outcome="ok", fixes=2, usage=SPENT),
         make_trial(3, note="proposed by tpe: timeout", outcome="timeout", usage=Usage(1, 0, 0, 0.0)),
         keep(4, 1.5, note="proposed by tpe: the night has used 9 of 8 tokens"),
+        make_trial(5, note="proposed by tpe: the night has used 9 of 8 tokens"),
         header=ASKING,
     ),
     "no sd": make_state(keep(), baseline={"val_bpb": 1.65, "scores": [1.65]}),
@@ -141,10 +142,11 @@ def test_a_night_that_asked_a_model_says_what_it_cost():
     for said in (
         "## What it cost",
         "- Requests to a language model, for these trials: 5. Tokens: 25,600, 24,000 of prompts and 1,600 of answers.",
-        "- Dollars: $1.50, $0.75 for each keep.",
+        "- Dollars: $1.50, $1.50 for each keep of the model's own.",
         "- Proposals by outcome of their last request: ok 2, timeout 1.",
         "- Keeps by kind: optimizer 1, knobs 1.",
-        "- The model could not be asked for 2 of 4 trials (50%): the fallback proposed.",
+        "- tpe stood in for the model in 3 of its 5 trials (60%):\n"
+        "  - 2 trials (4, 5): the night has used 9 of 8 tokens\n  - 1 trial (3): timeout\n",
         "- model: m\\|1\n- program: program.md, sha256 5a5a5a5a5a5a\n",
     ):
         assert said in text
@@ -158,7 +160,56 @@ def test_a_night_without_prices_says_that_its_cost_is_unknown():
 
 def test_a_night_whose_model_never_failed_names_no_fallback():
     state = make_state(make_trial(1, proposer="llm", outcome="ok", usage=SPENT), header=ASKING)
-    assert "fallback" not in report.markdown(state)
+    assert "stood in" not in report.markdown(state)
+
+
+def test_a_model_without_a_keep_of_its_own_has_no_price_of_one():
+    stand_in = keep(2, note="proposed by tpe: timeout: no answer")
+    text = report.markdown(make_state(make_trial(1, proposer="llm", outcome="ok", usage=SPENT), stand_in, header=ASKING))
+    assert "- Dollars: $0.75.\n" in text
+
+
+def test_the_trials_that_are_tpes_in_a_mixed_night_are_nobodys_stand_ins():
+    trials = [make_trial(1), make_trial(2), keep(3, proposer="llm", usage=SPENT), keep(4, note="proposed by tpe: timeout: x")]
+    text = report.markdown(make_state(*trials, header={**ASKING, "proposer": "mixed"}))
+    assert "- tpe stood in for the model in 1 of its 2 trials (50%):\n  - 1 trial (4): timeout: x\n" in text
+    assert "$0.75 for each keep of the model's own" in text
+
+
+def test_an_endpoints_words_are_text_and_not_endless():
+    trials = [make_trial(k, note=f"proposed by tpe: bad_request: <b> `x` | {'y' * 999}\n# z") for k in range(1, 12)]
+    (line,) = [line for line in report.markdown(make_state(*trials, header=ASKING)).splitlines() if "bad_request" in line]
+    assert line.startswith("  - 11 trials (1, 2, 3, 4, 5, 6, 7, 8, ...): bad_request: \\<b> \\`x\\` \\| yyy")
+    assert len(line) < 300
+
+
+def test_what_an_agent_cost_is_unknown_and_what_it_did_is_said():
+    usage = Usage(dollars=None)
+    trials = [
+        keep(1, proposer="command", outcome="ok", kind="schedule", usage=usage),
+        make_trial(2, proposer="command", outcome="unfit", status="rejected_patch", usage=usage),
+        make_trial(3, outcome="timeout", note="proposed by tpe: the command was not done after 600 s"),
+    ]
+    text = report.markdown(make_state(*trials, header={"proposer": "command"}))
+    for said in (
+        "## What it cost",
+        "- Dollars and tokens: unknown: the command has an account of its own.",
+        "- Proposals by outcome: ok 1, unfit 1, timeout 1.",
+        "- Keeps by kind: schedule 1.",
+        "- tpe stood in for the command in 1 of its 3 trials (33%):\n  - 1 trial (3): the command was not done after 600 s\n",
+    ):
+        assert said in text
+    assert "$" not in text
+    assert "equests to a language model" not in text
+
+
+def test_the_table_says_who_proposed_where_there_were_several():
+    state = make_state(keep(1, proposer="llm"), make_trial(2))
+    assert row(state, 1)[:4] == ["1", "DEPTH 3 -> 2", "llm", "**keep**"]
+    assert row(state, 2)[:4] == ["2", "DEPTH 3 -> 2", "tpe", "discard"]
+    table = [line for line in report.markdown(state).splitlines() if line.startswith("|")]
+    assert table[0].startswith("| # | what | by | verdict |")
+    assert {line.count("|") for line in table} == {10}
 
 
 @pytest.mark.parametrize("name", [name for name in STATES if name != "of a model"])
@@ -184,6 +235,8 @@ def test_the_next_steps_name_the_branch_and_the_first_commit():
     text = report.markdown(make_state(keep()))
     assert "git diff abcdefa autoresearch/nov21 -- trainer/train.py" in text
     assert "git show refs/trials/nov21/1" in text
+    assert "./run show nov21 1" in text
+    assert "./run compare nov21 TAG" in text
 
 
 def test_provenance_says_what_it_started_from():

@@ -210,7 +210,29 @@ def test_a_patch_that_was_not_run_has_its_reason_and_no_runs(night):
     told, text = night.tell(1), night.say(1)
     assert (told["runs"], told["log"], told["missing"]) == ([], None, [])
     assert "verdict     discard (rejected_patch): not run: no_edit\n" in text
-    assert "(it changes nothing)" in text
+    assert "(none could be applied)" in text
+
+
+def test_a_rejected_researcher_is_told_with_the_requests_that_it_answered(night):
+    trial = make_trial(1, proposer="llm", status="rejected_patch", reason="no_edit", val_bpb=None, scores=(), usage=SPENT)
+    night.apply(trial, source=BASE)
+    calls = night.folder / night_folder.CALLS
+    refused = make_call(1, 2, outcome="unreachable", answer=None, prompt_tokens=None, completion_tokens=None, dollars=None)
+    write_calls(calls, make_call(1, 1), refused, make_call(1, 3, purpose="repair"), make_call(2, 1))
+    assert f"patch:\n(none could be applied; the answers to requests 1.1, 1.3 are in {calls})\n" in night.say(1)
+
+
+def test_a_patch_that_changes_nothing_and_was_run_says_so(night):
+    night.apply(make_trial(1), make_run(), source=BASE)
+    assert "patch:\n(it changes nothing)\n" in night.say(1)
+
+
+def test_what_was_wrong_with_an_answer_is_cut_in_the_text_only(night):
+    night.apply(KEPT, make_run())
+    write_calls(night.folder / night_folder.CALLS, *(make_call(1, n, outcome="not_found", error="e" * n) for n in (160, 161)))
+    errors = [line.split()[-1] for line in night.say(1).splitlines() if "not_found" in line]
+    assert errors == ["e" * 160, f"{'e' * 157}..."]
+    assert [len(call["error"]) for call in night.tell(1)["calls"]] == [160, 161]
 
 
 def test_the_requests_are_told_with_what_became_of_them(night):

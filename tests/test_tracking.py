@@ -138,6 +138,22 @@ def test_a_night_is_a_run_with_its_provenance(store):
     assert store.client.get_experiment(run.info.experiment_id).name == "nightly-research/laptop"
 
 
+def test_nights_are_found_by_their_model_and_program(store):
+    program = {"name": "program.md", "sha256": "5a" * 32}
+    asking = {"proposer": "llm", "settings": {"llm": {"model": "m/1"}}, "program": program}
+    for tag, more in (("a", asking), ("b", {**asking, "program": {**program, "sha256": "6b" * 32}}), ("c", {"program": None})):
+        state = make_state()
+        log_night(store.uri, store.artifacts, dataclasses.replace(state, header={**state.header, **more, "tag": tag}))
+    experiments = [found.experiment_id for found in store.client.search_experiments()]
+
+    def found(query: str) -> list[str]:
+        return sorted(run.info.run_name for run in store.client.search_runs(experiments, query))
+
+    assert found("tags.model = 'm/1' and tags.program = 'program.md'") == ["a", "b"]
+    assert found("tags.program_sha256 = '5a5a5a5a5a5a'") == ["a"]
+    assert not {"model", "program", "program_sha256"} & store.runs()["c"].data.tags.keys()
+
+
 def test_a_profile_of_ones_own_is_an_experiment_by_its_name(store):
     state = make_state()
     log_night(store.uri, store.artifacts, dataclasses.replace(state, header={**state.header, "profile": "/a/mine.v2.toml"}))

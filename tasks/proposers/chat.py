@@ -127,7 +127,8 @@ class Endpoint:
         except TimeoutError:
             if refused:  # it waited to try again, and why is worth more than that it waited
                 return answers.read(refused[-1], 0, self.redact)
-            return Reply("timeout", error=f"{self.url} gave no answer within {seconds:.4g} s, retries included")
+            late = f"{self.url} gave no answer within {seconds:.4g} s, retries included: [llm] answer_seconds"
+            return Reply("timeout", error=late)
         except asyncio.CancelledError:
             if not self._cancelled:  # Ctrl-C
                 raise
@@ -215,7 +216,7 @@ def _http_client(seconds: float, login: tuple[str, str] | None, refused: list[ht
                             if len(body) > answers.MOST_BYTES:
                                 break
             except TimeoutError as error:
-                raise httpx2.ReadTimeout(f"no whole answer within {seconds:g} s", request=request) from error
+                raise httpx2.ReadTimeout(f"no whole answer in {seconds:g} s, [llm] answer_seconds", request=request) from error
             # Without the headers that say how the body was sent, and in which charset: JSON is UTF-8.
             headers = [
                 (name, value) for name, value in response.headers.items() if not name.startswith(("content-", "transfer-"))

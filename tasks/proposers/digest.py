@@ -1,8 +1,8 @@
 """A night's record as a language model is given it: bounded in tokens however long the night.
 
 Kinds of change with their counts, what was kept, what trains right now, what came near, dead ends, failures, how the latest
-trained, and what earlier nights found: each has its share of the room. The words in it are a candidate's or an earlier answer's, so they are
-cleaned here and fenced by whoever puts them into a prompt. Nothing that a scoring box said is in it.
+trained, what earlier nights found: each has its share of the room. The words in it are a candidate's or an earlier answer's,
+so they are cleaned here and fenced by whoever puts them into a prompt. Nothing that a scoring box said is in it.
 """
 
 from __future__ import annotations
@@ -141,11 +141,7 @@ def _sections(night: NightSoFar, earlier: Sequence[Idea], room: float) -> Iterat
     in_flight = _patch(night.folder, night.next_trial - 1, int(0.08 * room)) if night.in_flight else ""
     yield 0.12, "Kept, newest first", (_line(trial, gains) for trial in kept)
     yield 0.10, "The patch that trains right now", [f"- trial {night.next_trial - 1}:{in_flight}"] if in_flight else []
-    yield (
-        0.20,
-        "Patches of the newest and of the most valuable of them",
-        (with_patch(trial, 0.08 * room) for trial in patched.values()),
-    )
+    yield 0.20, "Patches of the newest and the best of them", (with_patch(trial, 0.08 * room) for trial in patched.values())
     yield (
         0.17,
         "Near misses: within a standard error of the champion or better, not kept",
@@ -187,7 +183,7 @@ def _indented(text: str) -> str:
 
 
 def _patch(folder: Path | None, number: int, most: int) -> str:
-    """`patch_of` below an entry, in so many characters with the indentation."""
+    """A trial's patch to go below its entry: cut with the indentation, as one that is too long would end its section."""
     text = _indented(patch_of(folder, number, most))
     return text if len(text) <= most else f"{text[:most].rpartition(chr(10))[0]}\n    ... (cut)"
 

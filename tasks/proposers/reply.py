@@ -117,7 +117,7 @@ def _answer(message: dict[str, Any], content: str, finish: Any) -> tuple[Outcome
     if finish == "content_filter":
         return "content_filter", None, "the endpoint's content filter held the answer back"
     if finish == "length":
-        return "truncated", text[:MOST_TEXT] or None, "the answer ended at max_tokens"
+        return "truncated", text[:MOST_TEXT] or None, "the answer reached [llm] max_tokens and is not whole"
     if len(text) > MOST_TEXT:
         return "truncated", text[:MOST_TEXT], f"the answer has {len(text)} characters, the limit is {MOST_TEXT}"
     if text:
