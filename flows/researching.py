@@ -15,14 +15,15 @@ from flows.session import Session
 from tasks import hardware, proposal, verdict
 from tasks.baseline import caps_after
 from tasks.llm_calls import CallLog
-from tasks.proposers import digest, earlier, llm, prompt
+from tasks.proposers import digest, earlier, llm
 from tasks.proposers.chat import Endpoint
 from tasks.proposers.command import CommandProposer
 from tasks.proposers.llm import LlmProposer
 from tasks.proposers.mixed import MixedProposer
+from tasks.proposers.prompt import PROMPTS, Briefing
 from tasks.proposers.replay import ReplayProposer
 from tasks.proposers.tpe import TpeProposer
-from tasks.records import Baseline, Dataset, FileRef, NightlyError, NightSoFar, UsageError
+from tasks.records import Baseline, Dataset, FileRef, NightlyError, UsageError
 
 READERS = ("llm", "mixed", "command")  # proposers that read the program
 
@@ -61,7 +62,7 @@ def program_facts(header: dict[str, Any]) -> dict[str, str] | None:
     if header["proposer"] not in READERS:
         return None
     settings = configs.Profile(**header["settings"])
-    prompts = b"".join(path.read_bytes() for path in sorted(prompt.PROMPTS.glob("*.md")))
+    prompts = b"".join(path.read_bytes() for path in sorted(PROMPTS.glob("*.md")))
     return {
         "name": Path(settings.night.program).name,
         "sha256": hashlib.sha256(read_program(settings).encode()).hexdigest(),
@@ -109,15 +110,10 @@ def proposer_of(
         return tpe
     nights = held.folder.parent
     ideas = earlier.ideas(nights, but=header["tag"], dataset=dataset.fingerprint, hardware=baseline.hardware)
-    program, facts = _program(held), facts_of(profile, dataset, baseline)
+    briefing = Briefing(_program(held), facts_of(profile, dataset, baseline), ideas, profile.llm)
     if name == "command":
-
-        def told(night: NightSoFar) -> str:
-            return prompt.brief(night, program, facts, ideas, profile.llm)
-
-        return CommandProposer(profile.command, server.state_home(), server.ROOT, told, tpe)
-    endpoint = Endpoint.from_environment(profile.llm)
-    researcher = LlmProposer(endpoint, profile.llm, program, facts, ideas, calls, tpe)
+        return CommandProposer(profile.command, server.state_home(), server.ROOT, briefing.brief, tpe)
+    researcher = LlmProposer(Endpoint.from_environment(profile.llm), briefing, calls, tpe)
     return MixedProposer(researcher, tpe, profile.llm.share) if name == "mixed" else researcher
 
 

@@ -14,6 +14,7 @@ from tasks.experiment import without_figures
 from tasks.llm_calls import CallLog, read
 from tasks.proposers.chat import Endpoint
 from tasks.proposers.llm import LlmProposer
+from tasks.proposers.prompt import Briefing
 from tasks.records import NightSoFar, Proposal, RunResult
 from tests.faults.llm_server import FAKE_KEY, LlmServer, after, finish, html, ok, refusal, status
 from tests.faults.scripted_model import COMMENT, CONTINUATIONS, HALF, PROSE, UNMATCHED, answer
@@ -45,7 +46,9 @@ def researcher(tmp_path):
             server = servers.enter_context(LlmServer(steps))
             llm = Llm(model="scripted", **{"retries": 0, "prompt_price": 1.0, "completion_price": 10.0, **settings})
             calls = CallLog(tmp_path / "llm_calls.jsonl")
-            return LlmProposer(Endpoint(llm, server.url, FAKE_KEY), llm, "Improve it.", {}, (), calls, Fallback()), server
+            return LlmProposer(
+                Endpoint(llm, server.url, FAKE_KEY), Briefing("Improve it.", {}, (), llm), calls, Fallback()
+            ), server
 
         yield make
 

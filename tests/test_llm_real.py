@@ -14,6 +14,7 @@ from configs import Llm, knobs
 from tasks.llm_calls import CallLog, read
 from tasks.proposers.chat import Endpoint
 from tasks.proposers.llm import NO_PATCH, LlmProposer
+from tasks.proposers.prompt import Briefing
 from tasks.proposers.tpe import TpeProposer
 from tasks.records import NightSoFar
 from tests.faults import small_llm
@@ -102,7 +103,7 @@ def test_a_proposal_that_such_a_model_writes_is_refused_and_what_it_cost_is_on_r
     source, calls = STUB.read_text(), CallLog(tmp_path / "llm_calls.jsonl")
     settings = Llm(model=small_llm.NAME, retries=0, repairs=1, max_tokens=150, answer_seconds=SECONDS, seconds=2 * SECONDS)
     asked = endpoint(max_tokens=150)
-    proposer = LlmProposer(asked, settings, "Improve train.py.", {"hardware": "a CPU"}, (), calls, TpeProposer())
+    proposer = LlmProposer(asked, Briefing("Improve train.py.", {"hardware": "a CPU"}, (), settings), calls, TpeProposer())
     night = NightSoFar("real", 1, 1, source, 2.3, 2.3, dict(knobs.read(source)), ())
 
     proposed = proposer.propose(night)

@@ -15,6 +15,7 @@ from tasks.baseline import CPU_TIMES, WALL_TIMES
 from tasks.llm_calls import KINDS
 from tasks.proposers import edit_blocks, prompt
 from tasks.proposers.earlier import Idea
+from tasks.proposers.prompt import Briefing
 from tasks.records import Baseline, Dataset, Proposal
 from tests.synthetic_night import TRAIN, long_night, make_night, make_run, write_trial
 from tests.trials import crash, keep, make_trial
@@ -38,11 +39,11 @@ INJECTION = "\n".join(
 
 
 def ask(night, *, program=PROGRAM, facts=FACTS, earlier=(), settings=SETTINGS, tokens=6000):
-    return prompt.proposal(night, program, facts, earlier, settings, tokens)
+    return Briefing(program, facts, earlier, settings).proposal(night, tokens)
 
 
 def mend(night, proposed, run):
-    return prompt.fix(night, PROGRAM, FACTS, (), SETTINGS, 6000, proposal=proposed, run=run)
+    return Briefing(PROGRAM, FACTS, (), SETTINGS).fix(night, 6000, proposal=proposed, run=run)
 
 
 def fences(text: str) -> dict[str, str]:
@@ -233,7 +234,7 @@ def test_no_word_of_a_candidate_is_outside_a_fence(poisoned):
     texts = [
         "\n".join(message["content"] for message in ask(poisoned, earlier=earlier)),
         "\n".join(message["content"] for message in mend(poisoned, crashed, run)),
-        prompt.brief(poisoned, PROGRAM, FACTS, earlier, SETTINGS),
+        Briefing(PROGRAM, FACTS, tuple(earlier), SETTINGS).brief(poisoned),
         prompt.repair(INJECTION, whole_file=True)["content"],
     ]
     for text in texts:
@@ -330,7 +331,7 @@ def test_a_problem_without_end_is_cut():
 
 
 def test_an_agent_gets_the_same_without_the_file_and_the_blocks():
-    text = prompt.brief(make_night(keep(1)), PROGRAM, FACTS, (), SETTINGS)
+    text = Briefing(PROGRAM, FACTS, (), SETTINGS).brief(make_night(keep(1)))
     assert text.startswith(PROGRAM)
     assert "SUMMARY: " in text
     assert "- hardware: one CPU" in text
@@ -343,7 +344,7 @@ def test_an_agent_gets_the_same_without_the_file_and_the_blocks():
 def test_no_text_of_ours_is_left_with_a_gap():
     texts = [
         *(message["content"] for message in ask(make_night(champion=""), program="")),
-        prompt.brief(make_night(), "", {}, (), SETTINGS),
+        Briefing("", {}, (), SETTINGS).brief(make_night()),
     ]
     assert [text for text in texts if re.search(r"\$\w", text)] == []
 

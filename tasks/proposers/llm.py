@@ -7,8 +7,9 @@ model cannot be asked, or has cost what the night may spend, the fallback propos
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import configs
@@ -16,8 +17,8 @@ from tasks.llm_calls import Call, CallLog, Purpose, dollars
 from tasks.proposal import Proposer, ask, refusal
 from tasks.proposers import edit_blocks, prompt
 from tasks.proposers.chat import Endpoint, Reply
-from tasks.proposers.earlier import Idea
 from tasks.proposers.edit_blocks import Answer, EditError
+from tasks.proposers.prompt import Briefing
 from tasks.records import NightSoFar, Outcome, Proposal, RunResult, one_line
 
 GOES_BACK = ("no_edit", "malformed", "not_found", "ambiguous", "no_change", "already_tried", "unfit", "truncated")
@@ -43,13 +44,14 @@ class LlmProposer:
     """Keeps no state of its own: what the night has spent, and whether the endpoint was down, is in its `calls`."""
 
     endpoint: Endpoint
-    settings: configs.Llm
-    program: str  # text of the human's instructions
-    facts: Mapping[str, str]  # hardware, budget, data, baseline
-    earlier: tuple[Idea, ...]  # of other nights on the same data
+    briefing: Briefing
     calls: CallLog
     fallback: Proposer
     name: str = "llm"
+
+    @property
+    def settings(self) -> configs.Llm:
+        return self.briefing.settings
 
     def thinks(self, night: NightSoFar) -> bool:
         return self.settings.ahead and self._obstacle(night) is None
@@ -59,9 +61,7 @@ class LlmProposer:
         if why := self._obstacle(night):
             return self._instead(night, why)
 
-        def told(digest_tokens: int) -> Messages:
-            return prompt.proposal(night, self.program, self.facts, self.earlier, self.settings, digest_tokens)
-
+        told = functools.partial(self.briefing.proposal, night)
         try:
             proposed = self._converse(night, "propose", told, night.champion)
         except GivenUp as given_up:
@@ -74,11 +74,7 @@ class LlmProposer:
         if proposal.proposer != self.name or self._obstacle(night):
             return None
 
-        def told(digest_tokens: int) -> Messages:
-            return prompt.fix(
-                night, self.program, self.facts, self.earlier, self.settings, digest_tokens, proposal=proposal, run=run
-            )
-
+        told = functools.partial(self.briefing.fix, night, proposal=proposal, run=run)
         try:
             mended = self._converse(night, "fix", told, proposal.source)
         except GivenUp:

@@ -8,10 +8,11 @@ whatever it then proposes is a patch of train.py, and runs in the box.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from string import Template
 
 import configs
@@ -29,39 +30,49 @@ LEAST_TRIED = 3  # kinds that a bold change is asked of when all were tried of l
 Message = dict[str, str]
 
 
-def proposal(
-    night: NightSoFar,
-    program: str,
-    facts: Mapping[str, str],
-    earlier: Sequence[Idea],
-    settings: configs.Llm,
-    digest_tokens: int,
-) -> list[Message]:
-    """Asks for the next change of the champion."""
-    situation = _situation(night, facts, _file("train.py, the champion", night.champion), earlier, digest_tokens)
-    return _messages(program, situation, _wanted(night, settings))
+@dataclasses.dataclass(frozen=True)
+class Briefing:
+    """What a researcher is told, and of that what stays the same all night."""
 
+    program: str  # the human's instructions
+    facts: Mapping[str, str]  # hardware, budget, limits, data, baseline
+    earlier: tuple[Idea, ...]  # of other nights on the same data
+    settings: configs.Llm
 
-def fix(
-    night: NightSoFar,
-    program: str,
-    facts: Mapping[str, str],
-    earlier: Sequence[Idea],
-    settings: configs.Llm,
-    digest_tokens: int,
-    proposal: Proposal,
-    run: RunResult,
-) -> list[Message]:
-    """Gives a candidate that crashed back, to be mended: the file shown is the candidate's, and SEARCH is against that."""
-    situation = _situation(night, facts, _file("train.py, your candidate", proposal.source), earlier, digest_tokens)
-    crash = [
-        f"summary: {short(proposal.summary, WORDS)}",
-        f"hypothesis: {short(proposal.hypothesis or 'none', WORDS)}",
-        f"status of its run: {run.status}. {reason_of(run.status, run.reason)}",
-        f"its patch of the champion:\n{patch_of(night.folder, night.next_trial, PATCH) or '(not at hand)'}",
-        f"the end of its log:\n{_tail(run.log) or '(empty)'}",  # a training box's; a scoring box's log is for humans alone
-    ]
-    return _messages(program, situation, _text("fix", crash=_fenced("crash", "\n".join(crash)), fixes=str(settings.fixes)))
+    def proposal(self, night: NightSoFar, digest_tokens: int) -> list[Message]:
+        """Asks for the next change of the champion."""
+        situation = self._situation(night, _file("train.py, the champion", night.champion), digest_tokens)
+        return _messages(self.program, situation, _wanted(night, self.settings))
+
+    def fix(self, night: NightSoFar, digest_tokens: int, proposal: Proposal, run: RunResult) -> list[Message]:
+        """Gives a candidate that crashed back, to be mended: the file shown is the candidate's, and SEARCH is against that."""
+        situation = self._situation(night, _file("train.py, your candidate", proposal.source), digest_tokens)
+        crash = [
+            f"summary: {short(proposal.summary, WORDS)}",
+            f"hypothesis: {short(proposal.hypothesis or 'none', WORDS)}",
+            f"status of its run: {run.status}. {reason_of(run.status, run.reason)}",
+            f"its patch of the champion:\n{patch_of(night.folder, night.next_trial, PATCH) or '(not at hand)'}",
+            f"the end of its log:\n{_tail(run.log) or '(empty)'}",  # a training box's; a scoring box's is for humans alone
+        ]
+        told = _text("fix", crash=_fenced("crash", "\n".join(crash)), fixes=str(self.settings.fixes))
+        return _messages(self.program, situation, told)
+
+    def brief(self, night: NightSoFar) -> str:
+        """The same for a coding agent, which has train.py before it and edits it in place."""
+        file = "The champion is trainer/train.py in this folder."
+        situation = self._situation(night, file, self.settings.digest_tokens)
+        return "\n".join([self.program, _text("reading"), situation, _wanted(night, self.settings), _text("agent")])
+
+    def _situation(self, night: NightSoFar, file: str, digest_tokens: int) -> str:
+        kept = next((trial.number for trial in reversed(night.trials) if trial.verdict == "keep"), None)
+        # No more digits than the record has (digest._line says why).
+        numbers = {
+            "baseline": f"val_bpb {night.baseline_bpb:.4f}",
+            "champion": f"val_bpb {night.champion_bpb:.4f}, " + ("the baseline itself" if kept is None else f"trial {kept}"),
+            "noise": "unknown" if night.sd is None else f"the standard deviation of one run is {night.sd:.4f}",
+        }
+        record = _fenced("record", digest(night, self.earlier, digest_tokens))
+        return _text("situation", facts=_listed(self.facts), file=file, numbers=_listed(numbers), record=record)
 
 
 def repair(problem: str, *, whole_file: bool) -> Message:
@@ -70,28 +81,9 @@ def repair(problem: str, *, whole_file: bool) -> Message:
     return {"role": "user", "content": f"{words}\n{_text('whole_file')}" if whole_file else words}
 
 
-def brief(night: NightSoFar, program: str, facts: Mapping[str, str], earlier: Sequence[Idea], settings: configs.Llm) -> str:
-    """The same for a coding agent, which has train.py before it and edits it in place."""
-    file = "The champion is trainer/train.py in this folder."
-    situation = _situation(night, facts, file, earlier, settings.digest_tokens)
-    return "\n".join([program, _text("reading"), situation, _wanted(night, settings), _text("agent")])
-
-
 def _messages(program: str, *content: str) -> list[Message]:
     system = "\n".join([program, _text("answer"), _text("reading")])
     return [{"role": "system", "content": system}, {"role": "user", "content": "\n".join(content)}]
-
-
-def _situation(night: NightSoFar, facts: Mapping[str, str], file: str, earlier: Sequence[Idea], digest_tokens: int) -> str:
-    kept = next((trial.number for trial in reversed(night.trials) if trial.verdict == "keep"), None)
-    # No more digits than the record has (digest._line says why).
-    numbers = {
-        "baseline": f"val_bpb {night.baseline_bpb:.4f}",
-        "champion": f"val_bpb {night.champion_bpb:.4f}, " + ("the baseline itself" if kept is None else f"trial {kept}"),
-        "noise": "unknown" if night.sd is None else f"the standard deviation of one run is {night.sd:.4f}",
-    }
-    record = _fenced("record", digest(night, earlier, digest_tokens))
-    return _text("situation", facts=_listed(facts), file=file, numbers=_listed(numbers), record=record)
 
 
 def _wanted(night: NightSoFar, settings: configs.Llm) -> str:
