@@ -8,5 +8,6 @@ def files_with(secret: str, folder: Path) -> list[str]:
     """The paths of these files; the secret is told to grep by its standard input, where no list of processes shows it."""
     command = ["grep", "-rlaF", "--file=-", "--", str(folder)]
     done = subprocess.run(command, input=secret, capture_output=True, text=True)
-    assert done.returncode in (0, 1), done.stderr  # 1: there is none
+    said = done.stderr.splitlines()
+    assert done.returncode in (0, 1) or all("Permission denied" in line for line in said), said  # 1: no file has it
     return done.stdout.splitlines()
