@@ -648,6 +648,15 @@ def test_a_signal_handler_cancels(serve):
         signal.signal(signal.SIGUSR1, before)
 
 
+@pytest.fixture
+def heeds_ctrl_c():
+    """As any command does; one of the processes that share the suite ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_ctrl_c_is_no_reply(serve):
     server, endpoint = serve(stall())
     main = threading.get_ident()

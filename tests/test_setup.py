@@ -72,7 +72,7 @@ class Checkout:
         return len(re.findall(f"^{what}", self.log(), re.MULTILINE))
 
 
-PARALLEL = "--numprocesses=auto --maxprocesses=4 --dist=loadfile"
+PARALLEL = "--numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder"
 
 
 @pytest.fixture
