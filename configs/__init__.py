@@ -17,6 +17,8 @@ import pydantic
 FOLDER = Path(__file__).resolve().parent
 Proposer = Literal["tpe", "llm", "mixed", "command", "replay"]
 PROPOSERS: tuple[Proposer, ...] = get_args(Proposer)
+ASK_A_MODEL = ("llm", "mixed")
+READ_CODE = (*ASK_A_MODEL, "command")
 Positive = Annotated[int, pydantic.Field(gt=0)]
 ShardName = Annotated[str, pydantic.Field(pattern=r"^[^#]+(#\d*:\d*)?$")]  # a file, or row groups of it: "all.parquet#20:"
 Pin = Annotated[str, pydantic.Field(pattern=r"^[\w-][\w.-]*/[\w-][\w.-]*@[0-9a-f]{40}$")]  # owner/name@commit

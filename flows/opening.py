@@ -84,7 +84,7 @@ def new_night(tag: str, request: Request) -> tuple[dict[str, Any], str]:
         "deployment": runtime.deployment.name,
         "settings": settings.model_dump(mode="json"),  # a profile that is edited later is another night's
     }
-    if request.model and header["proposer"] not in ("llm", "mixed"):
+    if request.model and header["proposer"] not in configs.ASK_A_MODEL:
         raise UsageError(
             f"--model {request.model} is for the proposers llm and mixed, and this night's is {header['proposer']}"
         )

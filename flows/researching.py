@@ -25,15 +25,13 @@ from tasks.proposers.replay import ReplayProposer
 from tasks.proposers.tpe import TpeProposer
 from tasks.records import Baseline, Dataset, FileRef, NightlyError, UsageError
 
-READERS = ("llm", "mixed", "command")  # proposers that read the program
-
 
 def check(header: dict[str, Any]) -> None:
     """Raises UsageError for a proposer that this night cannot have here, before any work is done."""
     name = header["proposer"]
     if name not in configs.PROPOSERS:
         raise UsageError(f"unknown proposer {name!r}: choose one of {', '.join(configs.PROPOSERS)}")
-    if name in ("llm", "mixed"):
+    if name in configs.ASK_A_MODEL:
         Endpoint.from_environment(configs.Llm(**header["settings"]["llm"]))
     elif name == "command":
         CommandProposer.check(configs.Command(**header["settings"]["command"]))
@@ -59,7 +57,7 @@ def program_facts(header: dict[str, Any]) -> dict[str, str] | None:
 
     Raises UsageError where it cannot be read.
     """
-    if header["proposer"] not in READERS:
+    if header["proposer"] not in configs.READ_CODE:
         return None
     settings = configs.Profile(**header["settings"])
     prompts = b"".join(path.read_bytes() for path in sorted(PROMPTS.glob("*.md")))
@@ -83,7 +81,7 @@ def ping(held: Session, *, may_go_on: bool = False) -> None:
     that, is logged, as the night can do without the model.
     """
     header = held.state.header
-    if header["proposer"] not in ("llm", "mixed"):
+    if header["proposer"] not in configs.ASK_A_MODEL:
         return
     held.pulse.enter("asking the model for a word")
     settings = configs.Profile(**header["settings"]).llm

@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from tasks.llm_calls import Call
+from configs import ASK_A_MODEL, READ_CODE
+from tasks.llm_calls import Call, usage_of
+from tasks.llm_calls import total as total
 from tasks.records import NightState, Trial, Usage
 
-ASK_A_MODEL = ("llm", "mixed")  # proposers that do
 RESEARCHERS = ("llm", "command")  # who writes a patch for money; mixed is not the name of one
-
-
-def total(parts: Iterable[Usage]) -> Usage:
-    """Their sum; its dollars are None when a part's are."""
-    usages = tuple(parts)
-    dollars = [usage.dollars for usage in usages]
-    return Usage(
-        calls=sum(usage.calls for usage in usages),
-        prompt_tokens=sum(usage.prompt_tokens for usage in usages),
-        completion_tokens=sum(usage.completion_tokens for usage in usages),
-        dollars=None if None in dollars else math.fsum(filter(None, dollars)),
-    )
 
 
 def of_night(state: NightState) -> Usage:
@@ -42,7 +30,7 @@ def known(header: dict[str, Any], usage: Usage) -> Usage:
 
 def of_calls(calls: Iterable[Call]) -> Usage:
     """A request that got no answer has no tokens and costs nothing."""
-    return total(map(_of_call, calls))
+    return total(map(usage_of, calls))
 
 
 def tokens(usage: Usage) -> int:
@@ -73,6 +61,11 @@ def asks_an_agent(header: dict[str, Any]) -> bool:
 def is_own(trial: Trial) -> bool:
     """Whether a model or an agent has made it, and no stand-in and no tpe of a mixed night."""
     return trial.proposer in RESEARCHERS
+
+
+def is_researched(header: dict[str, Any]) -> bool:
+    """Whether its proposer writes patches of code."""
+    return header.get("proposer") in READ_CODE
 
 
 def stood_in(trial: Trial) -> str | None:
@@ -113,13 +106,3 @@ def money(dollars: float | None) -> str:
     if 0 < dollars < 0.1:
         return f"${dollars:.4f}" if dollars >= 0.0001 else "under $0.0001"
     return f"${dollars:,.2f}"
-
-
-def _of_call(call: Call) -> Usage:
-    unanswered = call.prompt_tokens is None and call.completion_tokens is None and call.dollars is None
-    return Usage(
-        calls=1,
-        prompt_tokens=call.prompt_tokens or 0,
-        completion_tokens=call.completion_tokens or 0,
-        dollars=0.0 if unanswered else call.dollars,
-    )

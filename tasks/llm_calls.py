@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
+import math
 import os
 import threading
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -76,6 +76,29 @@ class Usage:
     dollars: float | None = 0.0  # None when a part of it is unknown
 
 
+def total(parts: Iterable[Usage]) -> Usage:
+    """Their sum; its dollars are None when a part's are."""
+    usages = tuple(parts)
+    prices = [usage.dollars for usage in usages]
+    return Usage(
+        calls=sum(usage.calls for usage in usages),
+        prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+        completion_tokens=sum(usage.completion_tokens for usage in usages),
+        dollars=None if None in prices else math.fsum(filter(None, prices)),
+    )
+
+
+def usage_of(call: Call) -> Usage:
+    """What one request adds: without an answer it has no tokens and costs nothing."""
+    unanswered = call.prompt_tokens is None and call.completion_tokens is None and call.dollars is None
+    return Usage(
+        calls=1,
+        prompt_tokens=call.prompt_tokens or 0,
+        completion_tokens=call.completion_tokens or 0,
+        dollars=0.0 if unanswered else call.dollars,
+    )
+
+
 def dollars(prices: Llm, prompt: int | None, cached: int | None, completion: int | None) -> float | None:
     """What an answer with these numbers of tokens costs; None while a price is unknown."""
     if prices.prompt_price is None or prices.completion_price is None:
@@ -130,7 +153,7 @@ class CallLog:
         with self._lock:
             if trial is not None:
                 return self._usages.get(trial, Usage())
-            return functools.reduce(_plus, self._usages.values(), Usage())
+            return total(self._usages.values())
 
     def closed_for(self, now: datetime, pause: float = 30.0, trial: int | None = None) -> float:
         """Seconds for which the model is to be left alone; 0 when it may be asked.
@@ -163,10 +186,7 @@ class CallLog:
         return next((n for n, found in enumerate(reversed(patched)) if found), len(patched))
 
     def _count(self, call: Call) -> None:
-        answered = call.prompt_tokens is not None or call.completion_tokens is not None
-        cost = call.dollars if answered or call.dollars is not None else 0.0
-        usage = Usage(1, call.prompt_tokens or 0, call.completion_tokens or 0, cost)
-        self._usages[call.trial] = _plus(self._usages.get(call.trial, Usage()), usage)
+        self._usages[call.trial] = total((self._usages.get(call.trial, Usage()), usage_of(call)))
         if call.outcome in FAILURES:
             self._failures += 1
             self._failure = dataclasses.replace(call, messages=(), answer=None)
@@ -225,12 +245,3 @@ def _append(path: Path, line: bytes) -> None:
 
 def _ended(call: Call) -> datetime:
     return datetime.fromisoformat(call.time).astimezone(UTC) + timedelta(seconds=call.seconds)
-
-
-def _plus(one: Usage, other: Usage) -> Usage:
-    return Usage(
-        calls=one.calls + other.calls,
-        prompt_tokens=one.prompt_tokens + other.prompt_tokens,
-        completion_tokens=one.completion_tokens + other.completion_tokens,
-        dollars=None if one.dollars is None or other.dollars is None else one.dollars + other.dollars,
-    )

@@ -45,7 +45,7 @@ def markdown(state: NightState) -> str:
     header, tag = state.header, state.header["tag"]
     parts = [f"# Night {tag}", headline(state), "![Progress](progress.png)", "## How far to trust it", _trust(state)]
     parts += ["## Trials", _table(state)]
-    if state.trials and header.get("proposer") in (*costs.ASK_A_MODEL, *costs.RESEARCHERS):
+    if state.trials and costs.is_researched(header):
         parts += ["## What it cost", _costs(state)]
     parts += ["## What next", _next_steps(state), "## Where it came from"]
     facts = {

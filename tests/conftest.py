@@ -1,6 +1,7 @@
 """What the whole suite shares: one Prefect server, and a key that is never to be found in anything that was written."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -30,3 +31,14 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
         with prefect_test_harness(server_startup_timeout=120):
             yield
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite store of MLflow, to be copied: a new one costs seconds."""
+    from tasks.mlflow_client import speaking_to
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    with speaking_to(f"sqlite:///{path}") as client:
+        client.search_experiments()
+    return path

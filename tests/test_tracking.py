@@ -27,14 +27,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory):
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    with speaking_to(f"sqlite:///{path}") as client:
-        client.search_experiments()
-    return path
-
-
 @pytest.fixture
 def store(empty_store, tmp_path):
     return Store(shutil.copy(empty_store, tmp_path / "mlflow.db"), tmp_path / "mlartifacts")
