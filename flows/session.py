@@ -20,6 +20,8 @@ from flows.night_folder import LEDGER, PULSE
 from tasks import device_lock, heartbeat, ledger
 from tasks.records import NightlyError, NightState, UsageError
 
+API_SECONDS = 10.0  # for which a night that was ended by SIGTERM waits to hear whose it was; a worker leaves it thirty
+
 
 @dataclasses.dataclass(frozen=True)
 class Session:
@@ -89,7 +91,7 @@ def _put_on_record(session: Session, error: BaseException) -> None:
 def _is_cancelled() -> bool:
     """Whether somebody asked Prefect to end this flow run: a SIGTERM does not say whose it is. False while its API is down."""
     api = get_current_settings().api.url
-    if not api or not server.is_healthy(api, seconds=2.0):
+    if not api or not server.is_healthy(api, seconds=API_SECONDS):
         return False
     with contextlib.suppress(httpx.HTTPError), get_client(sync_client=True) as client:
         state = client.read_flow_run(runtime.flow_run.id).state

@@ -97,6 +97,7 @@ class Views:
         else:
             if self._failed.pop(view, None):
                 get_run_logger().info(f"{view} takes it again")
+                self._pulse.note(next(iter(self._failed.values()), None))
 
 
 @task(name="write-report", cache_policy=NO_CACHE)

@@ -38,7 +38,7 @@ class Heartbeat:
     used_seconds: float  # for which the night has been alive
     phase: str  # "training trial 3, seed 1"
     phase_seconds: float  # for which it has been at that
-    error: str | None  # the last thing that went wrong in this process, and did not end it
+    error: str | None  # what has gone wrong in this process, did not end it and is not over
 
     @property
     def is_alive(self) -> bool:
@@ -65,9 +65,9 @@ class Pulse:
         self._phase, self._since = _short(phase), time.monotonic()
         self.beat()
 
-    def note(self, error: str) -> None:
-        """Keeps the last thing that went wrong and was got over."""
-        self._error = _short(error)
+    def note(self, error: str | None) -> None:
+        """Keeps the last thing that went wrong and did not end the night; None once all is well again."""
+        self._error = error and _short(error)
         self.beat()
 
     def beat(self) -> None:

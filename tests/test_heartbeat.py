@@ -62,12 +62,16 @@ def test_a_beat_says_who_is_at_work_and_on_what(mine):
     assert mine.is_alive
 
 
-def test_an_error_that_was_got_over_stays_through_the_next_phase(tmp_path, pulse):
+def test_an_error_stays_through_the_next_phase_and_until_it_is_over(tmp_path, pulse):
     pulse.note("MLflow is down")
     pulse.enter("training")
     found = heartbeat.last(tmp_path / "heartbeat.json")
     assert found
     assert (found.phase, found.error) == ("training", "MLflow is down")
+    pulse.note(None)
+    found = heartbeat.last(tmp_path / "heartbeat.json")
+    assert found
+    assert found.error is None
 
 
 def test_a_process_that_ended_by_kill_9_is_dead_at_once(tmp_path):

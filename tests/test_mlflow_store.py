@@ -38,6 +38,26 @@ def test_a_maker_that_is_killed_leaves_nothing_that_the_next_trips_over(tmp_path
     assert {left.name for left in tmp_path.iterdir()} == {"mlflow.db", ".mlflow.db.lock"}
 
 
+SLOW_MAKE = """import pathlib, sys, time
+journal = pathlib.Path(sys.argv[1].removeprefix("sqlite:///") + "-journal")
+journal.touch()
+time.sleep(1)
+journal.unlink()
+journal.with_name("ended").touch()"""
+
+
+def test_mlflows_own_process_may_outlive_its_maker_and_nobody_takes_its_file_away(tmp_path, monkeypatch):
+    path = tmp_path / "mlflow.db"
+    script = f"from tasks import mlflow_store; mlflow_store.MAKE = {SLOW_MAKE!r}; {MAKER}"
+    with subprocess.Popen([sys.executable, "-c", script, f"sqlite:///{path}"], cwd=ROOT) as maker:
+        while not (tmp_path / ".mlflow.db.part-journal").exists() and maker.poll() is None:
+            time.sleep(0.0005)
+        maker.kill()
+    monkeypatch.setattr(mlflow_store, "MAKE", "import pathlib, sys; pathlib.Path(sys.argv[1][len('sqlite:///'):]).touch()")
+    mlflow_store.make_if_missing(f"sqlite:///{path}")
+    assert {left.name for left in tmp_path.iterdir()} == {"mlflow.db", ".mlflow.db.lock", "ended"}
+
+
 def test_two_that_make_it_at_once_make_one(tmp_path):
     path = tmp_path / "mlflow.db"
     with ThreadPoolExecutor(2) as pool:
@@ -57,3 +77,9 @@ def test_a_store_that_cannot_be_made_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(mlflow_store, "MAKE", "raise SystemExit('no table for you')")
     with pytest.raises(NightlyError, match=r"mlflow\.db could not be made: no table for you"):
         mlflow_store.make_if_missing(f"sqlite:///{tmp_path}/mlflow.db")
+
+
+def test_so_does_one_that_has_no_place(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(NightlyError, match=r"mlflow\.db could not be made: .*File exists"):
+        mlflow_store.make_if_missing(f"sqlite:///{tmp_path}/file/mlflow.db")

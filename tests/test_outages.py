@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from flows.server import free_port
+from tasks import heartbeat
 from tests.faults import adds_up
 from tests.faults.outages import MlflowServer, RunningNight, complaints, delays, proxy
 from tests.faults.small_disk import can_mount, on_a_small_disk
@@ -74,9 +75,12 @@ def test_mlflow_that_is_down_for_three_trials_delays_none_and_is_complete_afterw
     night.reaches("started", 3)
     up.kill()
     night.reaches("applied", 6)
+    pulse = checkout.home / "nights" / "down" / "heartbeat.json"
+    assert "MLflow" in heartbeat.last(pulse).error
     up.start(wait=False)
 
     assert night.end() == 0, night.said
+    assert heartbeat.last(pulse).error is None  # it is over
     assert max(delays(checkout.ledger("down"))) < LONGEST_DELAY
     assert complaints(checkout, "down", 8, before, stands.pids | up.pids) == []
 

@@ -25,7 +25,7 @@ from tasks.judge import watchdog
 from tests.boxes import live_boxes
 from tests.checkouts import our_processes
 from tests.faults import adds_up
-from tests.faults.standing import Standing, kill, standing, wait_for
+from tests.faults.standing import OVER, Standing, kill, standing, wait_for
 from tests.faults.stub_checkout import PROFILE, StubCheckout
 from tests.faults.warm_commands import WarmCommands
 from tests.test_processes import ALONE, OWNER
@@ -310,8 +310,10 @@ class Prefect:
         return found["type"], found["message"] or ""
 
     def await_state(self, run: str, kind: str) -> str:
-        wait_for(lambda: self.state(run)[0] == kind, f"{kind} of {run}")
-        return self.state(run)[1]
+        wait_for(lambda: self.state(run)[0] in (kind, *OVER), f"{kind} of {run}")
+        state = self.state(run)
+        assert state[0] == kind, state
+        return state[1]
 
     def name(self, run: str) -> str:
         return str(self.ask(f"/flow_runs/{run}")["name"])

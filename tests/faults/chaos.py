@@ -24,7 +24,7 @@ from typing import Any
 
 from tests.boxes import live_boxes
 from tests.faults import adds_up
-from tests.faults.standing import Standing, kill, standing, wait_for
+from tests.faults.standing import OVER, Standing, kill, standing, wait_for
 from tests.faults.stub_checkout import PROFILE
 
 VICTIMS = {"flow": 5, "worker": 2, "box": 3, "server": 2}  # weights
@@ -40,7 +40,6 @@ AIM_SECONDS = 10.0  # for which a phase is waited for
 REPORTED_SECONDS = 10.0  # in which a worker tells Prefect that a night of its own is dead
 PICKED_UP_SECONDS = 60.0  # after which a worker should have begun what it was given
 END_SECONDS = 240.0  # for what is left of a night
-OVER = ("CRASHED", "FAILED", "CANCELLED", "COMPLETED")
 
 
 @dataclasses.dataclass

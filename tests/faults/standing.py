@@ -23,7 +23,8 @@ FLOW = (
     "prefect.runner",
     "prefect flow-run retry",
 )  # in a command line
-WAIT_SECONDS = 120.0
+OVER = ("CRASHED", "FAILED", "CANCELLED", "COMPLETED")  # states of a flow run
+WAIT_SECONDS = 300.0  # a process of Prefect takes a minute to start on a machine that is busy enough
 
 
 class Standing:
