@@ -70,17 +70,22 @@ def stop_server(stands):
     stands.server.wait()
 
 
+def error_of(checkout, tag):
+    beat = heartbeat.last(checkout.home / "nights" / tag / "heartbeat.json")
+    assert beat
+    return beat.error
+
+
 def test_mlflow_that_is_down_for_three_trials_delays_none_and_is_complete_afterwards(stands, checkout, before, up):
     night = RunningNight(checkout, "down", 8, MLFLOW_TRACKING_URI=up.url)
     night.reaches("started", 3)
     up.kill()
     night.reaches("applied", 6)
-    pulse = checkout.home / "nights" / "down" / "heartbeat.json"
-    assert "MLflow" in heartbeat.last(pulse).error
+    assert "MLflow" in (error_of(checkout, "down") or "")
     up.start(wait=False)
 
     assert night.end() == 0, night.said
-    assert heartbeat.last(pulse).error is None  # it is over
+    assert error_of(checkout, "down") is None  # it is over
     assert max(delays(checkout.ledger("down"))) < LONGEST_DELAY
     assert complaints(checkout, "down", 8, before, stands.pids | up.pids) == []
 
