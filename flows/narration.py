@@ -65,7 +65,7 @@ def _of_trial(story: dict[str, Any]) -> dict[str, str | None]:
     return {
         "state": words.get(story["state"]),
         "proposer": f"{story['proposer']}, against {(story['parent'] or '-')[:7]}{commit}",
-        **{name: story[name] for name in ("kind", "hypothesis", "expected", "note")},
+        **{name.replace("_", " "): story[name] for name in ("kind", "hypothesis", "expected", "stands_in", "note")},
         "verdict": judged if story["verdict"] else None,
         "score": None if score is None else f"{score:.6f} bits per byte{gain}",
         "unusual": story["unusual"],

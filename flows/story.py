@@ -20,7 +20,7 @@ from tasks.records import TRAIN, NightlyError, NightState, RunResult, Trial, Usa
 
 POINTS = 10  # of a training curve
 LOG_TAIL = 3000  # characters
-IDEA = ("summary", "proposer", "kind", "hypothesis", "expected", "note", "outcome")
+IDEA = ("summary", "proposer", "kind", "hypothesis", "expected", "stands_in", "note", "outcome")
 JUDGED = ("status", "verdict", "reason", "z", "val_bpb", "unusual", "isolation", "audit_gap", "wall_seconds", "fixes")
 MEASURED = ("seed", "status", "reason", "val_bpb", "seconds", "startup_seconds", "tokens", "peak_memory_bytes")
 ASKED = ("id", "purpose", "model", "outcome", "prompt_tokens", "completion_tokens", "dollars", "seconds", "error")

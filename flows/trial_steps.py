@@ -39,7 +39,9 @@ def one_trial(night: Night, held: Session, proposals: Proposals, proposed: Propo
     milestones.reached("written")
     held.book.append("started", trial=number, proposer=proposed.proposer, summary=proposed.summary, parent=parent)
     milestones.reached("started")
-    log.info(f"trial {number}: {proposed.summary}{f' ({proposed.note})' if proposed.note else ''}")
+    stands_in = proposed.stands_in and f"proposed by {proposed.proposer}: {proposed.stands_in}"
+    unusual = "; ".join(filter(None, [stands_in, proposed.note]))
+    log.info(f"trial {number}: {proposed.summary}{f' ({unusual})' if unusual else ''}")
     if not (proposed.problem or budget.is_last(held.state)):
         proposals.think_ahead(while_in_flight(before, proposed), parent)
     proposed, runs, decided = run_and_judge(night, held, proposals, before, proposed)
@@ -174,6 +176,7 @@ def trial_of(
         kind=proposed.kind,
         hypothesis=proposed.hypothesis,
         expected=proposed.expected,
+        stands_in=proposed.stands_in,
         note=proposed.note,
         fixes=len(attempts),
         crashed=tuple(str(knobs.ast_sha256(source)) for source in attempts),

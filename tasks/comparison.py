@@ -72,7 +72,7 @@ def figures(state: NightState) -> NightFigures:
         trials=len(state.trials),
         keeps=len(kept),
         own_keeps=own,
-        stood_in=sum(costs.stood_in(trial) is not None for trial in state.trials),
+        stood_in=sum(trial.stands_in is not None for trial in state.trials),
         rejected=sum(trial.status == "rejected_patch" for trial in state.trials),
         crashed=sum(trial.status not in ("ok", "rejected_patch") for trial in state.trials),
         baseline=base,

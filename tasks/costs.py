@@ -68,12 +68,6 @@ def is_researched(header: dict[str, Any]) -> bool:
     return header.get("proposer") in READ_CODE
 
 
-def stood_in(trial: Trial) -> str | None:
-    """Why its proposer proposed instead of a model or an agent: the note says so. None when it did not."""
-    _, found, why = (trial.note or "").partition(f"proposed by {trial.proposer}: ")
-    return why.partition("; made against champion ")[0] if found else None
-
-
 def stand_ins(trials: Iterable[Trial]) -> list[tuple[str, tuple[Trial, ...]]]:
     """Why others stood in, as the first such trial says it, with all of these trials; the most frequent reason first.
 
@@ -81,7 +75,7 @@ def stand_ins(trials: Iterable[Trial]) -> list[tuple[str, tuple[Trial, ...]]]:
     """
     reasons: dict[str, tuple[str, list[Trial]]] = {}
     for trial in trials:
-        if (why := stood_in(trial)) is not None:
+        if (why := trial.stands_in) is not None:
             why = re.sub(r" for \d+ s more\b", "", why)  # of a pause, each time fewer
             alike = re.sub(r"[\d.]+", "0", re.split("[:;]", why)[0])
             reasons.setdefault(alike, (why, []))[1].append(trial)

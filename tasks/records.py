@@ -141,7 +141,8 @@ class Proposal:
     kind: str | None = None  # one of llm_calls.KINDS, None when nobody said
     hypothesis: str | None = None  # why it should help, in the proposer's words
     expected: str | None = None  # what effect it expects
-    note: str | None = None  # how it came about, where that is unusual: "proposed by tpe, because ..."
+    stands_in: str | None = None  # why its proposer was asked, and not the model or the agent whose turn it was
+    note: str | None = None  # how it came about, where that is unusual: "made against champion ... and carried over"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,10 +178,11 @@ class Trial:
     audit_gap: float | None = None  # nats, the largest of its audited runs; None if none was
     unusual: str | None = None  # what a human should look at
     wall_seconds: float | None = None  # from `started` to `decided`; None for a patch that was not run
-    outcome: Outcome | None = None  # as the proposal's, with kind, hypothesis, expected and note
+    outcome: Outcome | None = None  # as the proposal's, and so are the next five
     kind: str | None = None
     hypothesis: str | None = None
     expected: str | None = None
+    stands_in: str | None = None
     note: str | None = None
     fixes: int = 0  # times that a crash went back to its proposer
     crashed: tuple[str, ...] = ()  # ast_sha256 of what it mended

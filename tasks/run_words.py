@@ -29,7 +29,12 @@ def night_words(state: NightState) -> dict[str, str | None]:
 def trial_words(state: NightState, trial: Trial) -> dict[str, str]:
     tag, commit = state.header["tag"], trial.commit or "-"
     score = "no score" if trial.val_bpb is None else f"{trial.val_bpb:.6f} bits per byte"
-    told = {"Why it should help": trial.hypothesis, "Expected": trial.expected, "Note": trial.note}
+    told = {
+        "Why it should help": trial.hypothesis,
+        "Expected": trial.expected,
+        "Stands in": trial.stands_in,
+        "Note": trial.note,
+    }
     paragraphs = [
         f"{_quote(trial.summary)}, proposed by {trial.proposer}: **{trial.verdict}** ({trial.status}, {score}).",
         _quote(trial.reason),

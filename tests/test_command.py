@@ -191,7 +191,7 @@ def test_a_key_that_it_prints_is_in_no_log_and_no_proposal(make, home, monkeypat
     monkeypatch.setenv("CODEX_API_KEY", KEY)
     named = ("CODEX_API_KEY",)
     printed = make('echo "SUMMARY: with $CODEX_API_KEY"; exit 1', environment=named).propose(night())
-    assert printed.note.endswith("its log ends: SUMMARY: with [CODEX_API_KEY]")
+    assert printed.stands_in.endswith("its log ends: SUMMARY: with [CODEX_API_KEY]")
     assert KEY not in (home / "agents" / "nov21-7" / "agent.log").read_text()
     written = make("echo \"K = '$CODEX_API_KEY'\" > trainer/train.py", environment=named).propose(night())
     assert (written.source, written.problem) == (CHAMPION, "unfit: trainer/train.py holds the value of CODEX_API_KEY")
@@ -262,7 +262,7 @@ def test_the_users_configuration_plays_no_part_in_the_clone(make, user, home):
 def test_where_an_agent_has_changed_nothing_the_fallback_proposes(make):
     proposed = make("echo please log in").propose(night())
     assert (proposed.source, proposed.outcome, proposed.problem) == (FALLBACK, "no_change", None)
-    assert proposed.note == "proposed by tpe: codex is done and has changed nothing; its log ends: please log in"
+    assert proposed.stands_in == "codex is done and has changed nothing; its log ends: please log in"
 
 
 def test_a_change_is_taken_whatever_the_exit_status(make):
@@ -274,16 +274,16 @@ def test_when_the_agent_fails_without_a_change_the_fallback_proposes(make):
     """An expired key must not make a night of rejected trials."""
     proposed = make("echo Please log in; printf '\\033[31mnow\\033[0m\\n' >&2; kill -9 $$").propose(night())
     assert (proposed.source, proposed.proposer, proposed.problem) == (FALLBACK, "tpe", None)
-    assert proposed.note.startswith("proposed by tpe: codex ended with exit status -9 and has changed nothing; its log ends: ")
-    assert "Please log in" in proposed.note
-    assert "\033" not in proposed.note
+    assert proposed.stands_in.startswith("codex ended with exit status -9 and has changed nothing; its log ends: ")
+    assert "Please log in" in proposed.stands_in
+    assert "\033" not in proposed.stands_in
 
 
 def test_an_agent_that_is_not_done_in_time_is_ended_with_all_that_it_has_started(make, user, home):
     script = EDIT + DAEMON + "setsid sh -c 'echo $$ > \"$HOME/other\"; sleep 600' &\nsleep 600"
     proposed = make(script, seconds=2.0).propose(night())
     assert (proposed.source, proposed.outcome) == (FALLBACK, "timeout")
-    assert proposed.note == "proposed by tpe: the command was not done after 2 s"
+    assert proposed.stands_in == "the command was not done after 2 s"
     assert not alive(user, "daemon")
     assert not alive(user, "other")
     assert left_over(home) == []
@@ -364,7 +364,7 @@ def test_of_a_flood_the_ends_are_kept(make, home):
 def test_output_that_is_no_text_is_made_text(make, home):
     proposed = make("head -c 100000 /dev/urandom; head -c 1000 /dev/urandom >&2").propose(night())
     assert proposed.outcome == "no_change"
-    assert "\n" not in proposed.note
+    assert "\n" not in proposed.stands_in
     assert (home / "agents" / "nov21-7" / "agent.log").read_text()
 
 
@@ -388,16 +388,16 @@ def test_a_program_that_the_system_cannot_run_is_the_fallbacks_turn(home, user):
     (user / "agent").chmod(0o755)
     proposed = command(home, str(user / "agent")).propose(night())
     assert proposed.source == FALLBACK
-    assert proposed.note.startswith("proposed by tpe: the command could not be run: [Errno 8] Exec format error")
+    assert proposed.stands_in.startswith("the command could not be run: [Errno 8] Exec format error")
 
 
 def test_a_program_that_is_gone_by_now_and_a_folder_that_cannot_be_made_are_too(make, home, user):
     proposer = make(EDIT)
     (home / "agents").touch()
-    assert "could not be run: [Errno" in proposer.propose(night()).note
+    assert "could not be run: [Errno" in proposer.propose(night()).stands_in
     (home / "agents").unlink()
     (user / "codex").unlink()
-    assert "could not be run: [command] argv: there is no program" in proposer.propose(night()).note
+    assert "could not be run: [command] argv: there is no program" in proposer.propose(night()).stands_in
 
 
 def test_a_command_that_is_not_there_is_a_usage_error(home, user, monkeypatch):

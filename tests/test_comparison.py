@@ -99,7 +99,7 @@ def test_an_unknown_price_is_said_and_is_not_zero():
 
 
 def test_a_keep_that_was_stood_in_for_is_not_what_the_money_bought():
-    stood_in = keep(2, 1.59, note="proposed by tpe: timeout")
+    stood_in = keep(2, 1.59, stands_in="timeout")
     paid = make_night(keep(1, 1.6, proposer="llm", usage=Usage(1, 10, 10, 1.0)), stood_in)
     night = comparison.figures(paid)
     assert (night.keeps, night.own_keeps, night.stood_in, night.dollars_per_keep) == (2, 1, 1, 1.0)

@@ -50,23 +50,6 @@ def test_an_old_ledger_knows_no_model():
     assert costs.settings({"proposer": "llm"}) == {}
 
 
-@pytest.mark.parametrize(
-    ("note", "why"),
-    [
-        (None, None),
-        ("proposed by tpe: the night has used 9 of 8 tokens", "the night has used 9 of 8 tokens"),
-        ("asked again: it did not fit; proposed by tpe: timeout", "timeout"),
-        (
-            "proposed by tpe: no patch after 9 s; the last answer: unfit; made against champion 0123456 and carried over to 8",
-            "no patch after 9 s; the last answer: unfit",
-        ),
-        ("made against champion 0123456 and carried over to 89abcde", None),
-    ],
-)
-def test_a_stand_in_and_its_reason_are_told_by_the_note(note, why):
-    assert costs.stood_in(make_trial(note=note)) == why
-
-
 def test_stand_ins_are_told_by_reason_the_most_frequent_first():
     reasons = (
         "rate_limited: HTTP 429: a",
@@ -77,7 +60,7 @@ def test_stand_ins_are_told_by_reason_the_most_frequent_first():
         "the model is left alone for 8 s more after rate_limited: HTTP 429: d",
         "",
     )
-    trials = [make_trial(k, note=f"proposed by tpe: {why}") for k, why in enumerate(reasons, start=1)]
+    trials = [make_trial(k, stands_in=f"{why}") for k, why in enumerate(reasons, start=1)]
     found = [(why, [trial.number for trial in stood]) for why, stood in costs.stand_ins([*trials, make_trial(8)])]
     assert found == [
         ("the model is left alone after rate_limited: HTTP 429: b", [2, 3, 6]),
@@ -87,9 +70,7 @@ def test_stand_ins_are_told_by_reason_the_most_frequent_first():
     ]
 
 
-@pytest.mark.parametrize(
-    "trials", [(), (make_trial(1, usage=Usage(dollars=None)),), (make_trial(1, note="proposed by tpe: x"),)]
-)
+@pytest.mark.parametrize("trials", [(), (make_trial(1, usage=Usage(dollars=None)),), (make_trial(1, stands_in="x"),)])
 def test_what_the_night_of_an_agent_cost_is_never_known(trials):
     assert costs.of_night(make_state(*trials, header={"proposer": "command"})) == Usage(dollars=None)
 

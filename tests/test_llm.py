@@ -115,7 +115,7 @@ def test_a_prompt_that_is_too_long_is_made_shorter_once(researcher, tmp_path):
     assert outcomes(tmp_path) == [("7.1", "propose", "context_overflow"), ("7.2", "propose", "ok")]
     stubborn = researcher(OVERFLOW, OVERFLOW, ok(CONTINUATIONS))[0].propose(night(next_trial=8))
     assert (stubborn.proposer, stubborn.outcome) == ("tpe", "context_overflow")
-    assert stubborn.note.startswith("proposed by tpe: context_overflow: ")
+    assert stubborn.stands_in.startswith("context_overflow: ")
 
 
 @pytest.mark.parametrize(("step", "outcome"), [(html(), "no_completion"), (status(500, "down"), "server_error")])
@@ -124,8 +124,8 @@ def test_while_the_endpoint_is_down_the_fallback_proposes_and_says_why(researche
     first, second = proposer.propose(night()), proposer.propose(night(next_trial=8))
     assert [first.proposer, second.proposer] == ["tpe", "tpe"]
     assert (first.outcome, second.outcome) == (outcome, None)
-    assert first.note.startswith(f"proposed by tpe: {outcome}: ")
-    assert "the model is left alone for 600 s more" in second.note or "599 s more" in second.note
+    assert first.stands_in.startswith(f"{outcome}: ")
+    assert "the model is left alone for 600 s more" in second.stands_in or "599 s more" in second.stands_in
     assert len(outcomes(tmp_path)) == 1
     assert not proposer.thinks(night())
 
@@ -145,14 +145,14 @@ def test_beyond_a_cap_the_fallback_proposes(researcher, tmp_path, cap, said):
     proposer = researcher(ok(CONTINUATIONS), ok(CONTINUATIONS), ok(CONTINUATIONS), **cap)[0]
     made = [proposer.propose(night(next_trial=number)) for number in (7, 8, 9)]
     assert [proposed.proposer for proposed in made] == ["llm", "llm", "tpe"]
-    assert said in made[2].note
+    assert said in made[2].stands_in
     assert len(outcomes(tmp_path)) == 2
 
 
 def test_a_cap_ends_repairs_too(researcher, tmp_path):
     proposed = researcher(ok(PROSE), ok(PROSE), ok(CONTINUATIONS), tokens=2000)[0].propose(night())
     assert (proposed.proposer, proposed.outcome) == ("tpe", "no_edit")
-    assert "the night has used 2200 of 2000 tokens; the last answer: no_edit" in proposed.note
+    assert "the night has used 2200 of 2000 tokens; the last answer: no_edit" in proposed.stands_in
     assert len(outcomes(tmp_path)) == 2
 
 
@@ -161,7 +161,7 @@ def test_a_slow_model_gets_its_time_for_a_repair_and_no_further_one(researcher, 
     proposer = researcher(slow, slow, ok(CONTINUATIONS), seconds=1.0, answer_seconds=30)[0]
     proposed = proposer.propose(night())
     assert [outcome for _, _, outcome in outcomes(tmp_path)] == ["no_edit", "no_edit"]
-    assert proposed.note == "proposed by tpe: no patch after 1 s; the last answer: no_edit"
+    assert proposed.stands_in == "no patch after 1 s; the last answer: no_edit"
     assert proposer.thinks(night(next_trial=8))  # that was no failure of the endpoint's
 
 

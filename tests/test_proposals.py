@@ -144,7 +144,7 @@ def test_an_agent_researches_a_night_and_one_without_an_idea_leaves_it_to_tpe(ch
         None,
     )
     assert (second["proposer"], second["outcome"]) == ("tpe", "no_change")
-    assert "has changed nothing" in second["note"]
+    assert "has changed nothing" in second["stands_in"]
 
 
 def test_a_wrong_key_is_said_before_anything_is_measured(checkout):

@@ -29,9 +29,9 @@ STATES = {
     "of a model": make_state(
         keep(1, proposer="llm", kind="optimizer", outcome="ok", usage=SPENT),
         crash(2, proposer="llm", kind="data order", outcome="ok", fixes=2, usage=SPENT),
-        make_trial(3, note="proposed by tpe: timeout", outcome="timeout", usage=Usage(1, 0, 0, 0.0)),
-        keep(4, 1.5, note="proposed by tpe: the night has used 9 of 8 tokens"),
-        make_trial(5, note="proposed by tpe: the night has used 9 of 8 tokens"),
+        make_trial(3, stands_in="timeout", outcome="timeout", usage=Usage(1, 0, 0, 0.0)),
+        keep(4, 1.5, stands_in="the night has used 9 of 8 tokens"),
+        make_trial(5, stands_in="the night has used 9 of 8 tokens"),
         header=ASKING,
     ),
     "no sd": make_state(keep(), baseline={"val_bpb": 1.65, "scores": [1.65]}),
@@ -164,20 +164,20 @@ def test_a_night_whose_model_never_failed_names_no_fallback():
 
 
 def test_a_model_without_a_keep_of_its_own_has_no_price_of_one():
-    stand_in = keep(2, note="proposed by tpe: timeout: no answer")
+    stand_in = keep(2, stands_in="timeout: no answer")
     text = report.markdown(make_state(make_trial(1, proposer="llm", outcome="ok", usage=SPENT), stand_in, header=ASKING))
     assert "- Dollars: $0.75.\n" in text
 
 
 def test_the_trials_that_are_tpes_in_a_mixed_night_are_nobodys_stand_ins():
-    trials = [make_trial(1), make_trial(2), keep(3, proposer="llm", usage=SPENT), keep(4, note="proposed by tpe: timeout: x")]
+    trials = [make_trial(1), make_trial(2), keep(3, proposer="llm", usage=SPENT), keep(4, stands_in="timeout: x")]
     text = report.markdown(make_state(*trials, header={**ASKING, "proposer": "mixed"}))
     assert "- tpe stood in for the model in 1 of its 2 trials (50%):\n  - 1 trial (4): timeout: x\n" in text
     assert "$0.75 for each keep of the model's own" in text
 
 
 def test_an_endpoints_words_are_text_and_not_endless():
-    trials = [make_trial(k, note=f"proposed by tpe: bad_request: <b> `x` | {'y' * 999}\n# z") for k in range(1, 12)]
+    trials = [make_trial(k, stands_in=f"bad_request: <b> `x` | {'y' * 999}\n# z") for k in range(1, 12)]
     (line,) = [line for line in report.markdown(make_state(*trials, header=ASKING)).splitlines() if "bad_request" in line]
     assert line.startswith("  - 11 trials (1, 2, 3, 4, 5, 6, 7, 8, ...): bad_request: \\<b> \\`x\\` \\| yyy")
     assert len(line) < 300
@@ -188,7 +188,7 @@ def test_what_an_agent_cost_is_unknown_and_what_it_did_is_said():
     trials = [
         keep(1, proposer="command", outcome="ok", kind="schedule", usage=usage),
         make_trial(2, proposer="command", outcome="unfit", status="rejected_patch", usage=usage),
-        make_trial(3, outcome="timeout", note="proposed by tpe: the command was not done after 600 s"),
+        make_trial(3, outcome="timeout", stands_in="the command was not done after 600 s"),
     ]
     text = report.markdown(make_state(*trials, header={"proposer": "command"}))
     for said in (

@@ -22,6 +22,7 @@ IDEA = {
     "kind": "optimizer",
     "hypothesis": "fewer layers see more tokens",
     "expected": "0.02 less, 20% faster",
+    "stands_in": "timeout: no answer",
     "note": "carried over",
     "outcome": "ok",
 }
@@ -135,6 +136,7 @@ def test_a_kept_trial_is_told_with_its_idea_verdict_runs_and_patch(night):
         "kind        optimizer\n",
         "hypothesis  fewer layers see more tokens\n",
         "expected    0.02 less, 20% faster\n",
+        "stands in   timeout: no answer\n",
         "note        carried over\n",
         "verdict     keep (ok): better (z 4.00)\n",
         "score       1.600000 bits per byte, -0.050000 against the baseline's 1.650000\n",
@@ -389,7 +391,8 @@ EVIL = "a\x1b[2J\x1b]0;owned\x07\u202eb\x00\x9bc\r\n\ud800\u2028d\x7f"
 
 
 def test_no_word_of_a_candidate_or_a_model_does_anything_to_a_terminal(night):
-    words = {name: EVIL for name in ("summary", "hypothesis", "expected", "note", "kind", "proposer", "reason", "unusual")}
+    names = ("summary", "hypothesis", "expected", "stands_in", "note", "kind", "proposer", "reason", "unusual")
+    words = dict.fromkeys(names, EVIL)
     night.begin(1)
     run = make_run(status="train_crashed", reason=EVIL, val_bpb=None, log=EVIL)
     mend(night, *(run,))

@@ -225,7 +225,11 @@ def test_a_price_that_is_not_known_is_no_figure(store):
 
 def test_the_words_of_a_model_are_no_markdown(store):
     evil = "`![](http://x/y.png)\n\n# " * 900
-    log_trial(store, make_trial(**dict.fromkeys(("summary", "reason", "hypothesis", "expected", "note"), evil)), make_run())
+    log_trial(
+        store,
+        make_trial(**dict.fromkeys(("summary", "reason", "hypothesis", "expected", "stands_in", "note"), evil)),
+        make_run(),
+    )
     (run,) = [run for name, run in store.runs().items() if name != "nov21"]
     note = run.data.tags["mlflow.note.content"]
     assert note.endswith("refs/trials/nov21/3.")

@@ -143,8 +143,7 @@ class CommandProposer:
 
     def _instead(self, night: NightSoFar, why: str, outcome: Outcome | None = None) -> Proposal | None:
         proposed = ask(self.fallback, night)
-        note = f"proposed by {self.fallback.name}: {one_line(why)}"
-        return proposed and dataclasses.replace(proposed, note=note, outcome=outcome)
+        return proposed and dataclasses.replace(proposed, stands_in=one_line(why), outcome=outcome)
 
 
 def _argv(settings: configs.Command) -> list[str]:

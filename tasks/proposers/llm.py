@@ -101,8 +101,7 @@ class LlmProposer:
 
     def _instead(self, night: NightSoFar, why: str, outcome: Outcome | None = None) -> Proposal | None:
         proposed = ask(self.fallback, night)
-        note = f"proposed by {self.fallback.name}: {one_line(why)}"
-        return proposed and dataclasses.replace(proposed, note=note, outcome=outcome)
+        return proposed and dataclasses.replace(proposed, stands_in=one_line(why), outcome=outcome)
 
     def _converse(self, night: NightSoFar, purpose: Purpose, told: Callable[[int], Messages], source: str) -> Proposal:
         """Asks for a patch of `source` until one can be run, or has failed in a way that asking again does not help.
