@@ -1,15 +1,17 @@
 """Bad input at the command line: one clear line, a non-zero exit, no traceback, nothing half-written."""
 
 import dataclasses
+import importlib.metadata
 import json
 import shutil
 import subprocess
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows import server
+from flows import cli, server
 from tasks.ledger import Ledger
 from tests.checkouts import Checkout
 from tests.trials import BASELINE, COMMIT, keep, make_state
@@ -50,13 +52,14 @@ def refused(checkout, *arguments, code=2, **environment):
     before = checkout.git("for-each-ref"), checkout.git("status", "--porcelain")
     done = checkout.run(*arguments, **environment)
     assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr, done.stderr
+    said = "".join(done.stderr.partition("Its log ends:\n")[:2])  # what follows is a candidate's
+    assert "Traceback" not in said, done.stderr
     assert done.stdout == ""
     assert (checkout.git("for-each-ref"), checkout.git("status", "--porcelain")) == before
     for night in (checkout.home / "nights").glob("*"):  # what failed while it was prepared is on record, and its name is free
         assert code != 2
         assert [event["event"] for event in checkout.ledger(night.name)] == ["night", "stopped"]
-    message = done.stderr.strip().splitlines()[-1]
+    message = said.strip().splitlines()[-1]
     assert message.startswith(("nightly-research:", "./run"))
     return message
 
@@ -69,10 +72,32 @@ def test_help_answers_without_prefect(checkout):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["night", "--trials", "0"], ["night", "--hours", "-1"], ["night", "--proposer", "oracle"], ["nothing"], []],
+    [
+        ["night", "--trials", "0"],
+        *(["night", f"--hours={hours}"] for hours in ("-1", "nan", "inf", "1e999")),
+        ["resume", "nov1", "--hours", "inf"],
+        ["night", "--proposer", "oracle"],
+        ["nothing"],
+        [],
+    ],
 )
 def test_usage_errors_exit_2(checkout, arguments):
     assert "error" in refused(checkout, *arguments)
+
+
+def test_prefect_gets_all_that_follows_its_name(checkout):
+    version = checkout.run("prefect", "--version")
+    assert (version.returncode, version.stdout.strip()) == (0, importlib.metadata.version("prefect"))
+    assert "work-pool" in checkout.run("prefect", "--help").stdout
+
+
+def test_every_argument_of_every_command_is_explained():
+    parser: Any = cli._parser()
+    (commands,) = parser._subparsers._group_actions
+    for name, command in commands.choices.items():
+        assert [action.dest for action in command._actions if not action.help] == [], name
+        positional = [action for action in command._actions if not action.option_strings]
+        assert [action.dest for action in positional if not (action.metavar or "").isupper()] == [], name
 
 
 @pytest.mark.parametrize("command", [["prepare"], ["night"], ["doctor"], ["trial", "trainer/train.py"]])

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -75,27 +76,64 @@ def test_an_unknown_profile_names_those_that_exist(name):
 @pytest.mark.parametrize(
     ("old", "new", "named"),
     [
-        ("threads = 1", "thread = 1", r"thread: extra inputs are not permitted"),
-        ("[budget]", "[budgets]", r"budgets: extra inputs"),
-        ("[night]", "[night]\ntrails = 3", r"night\.trails: extra inputs"),
-        ('device = "cpu"', 'device = "tpu"', r"device: input should be 'cpu', 'cuda' or 'mps'"),
-        ("threads = 1", "threads = 0", r"threads: input should be greater than 0"),
-        ('kind = "flops"', 'kind = "steps"', r"budget\.kind: input should be 'flops' or 'seconds'"),
-        ("memory_gib = 4", "memory_gib = -1", r"limits\.memory_gib: input should be greater than 0"),
-        ("vocab_sizes = [2048]", "vocab_sizes = [100000]", r"data\.vocab_sizes\.0: input should be less than"),
-        ("train = [", "train = []\nx = [", r"data\.train: tuple should have at least 1 item"),
-        ("sequence_length = 128", "", r"data\.sequence_length: field required"),
-        ("DEPTH = 3", "DEPTH = {}", r"train\.DEPTH"),
-        ("[data]", "[data", r"not valid TOML"),
+        ("threads = 1", "thread = 1", "thread is no setting; a profile has extends, description, device, threads, data"),
+        ("[budget]", "[budgets]", "budget is missing and has no default; budgets is no setting"),
+        ("[night]", "[night]\ntrails = 3", "night.trails is no setting; [night] has trials, hours, proposer, patches, program"),
+        ("threads = 1", 'name = "x"\nthreads = 1', "name: a profile is called by its file; remove the key"),
+        ('device = "cpu"', 'device = "TPU"', "device = \"TPU\": should be 'cpu', 'cuda' or 'mps'"),
+        ("threads = 1", "threads = 0", "threads = 0: should be greater than 0"),
+        ("threads = 1", "threads = true", "threads = true: should be a valid integer"),
+        ("threads = 1", 'threads = "3"', 'threads = "3": should be a valid integer'),
+        ("threads = 1", "threads = 1.0", "threads = 1.0: should be a valid integer"),
+        ("threads = 1", "threads = 1\nllm = 3", "llm = 3: should be a table"),
+        ("threads = 1", "threads = 1\nllm.ahead = 1", "llm.ahead = 1: should be a valid boolean"),
+        (
+            "threads = 1",
+            'threads = 1\nattention_kernels = ["A/B@Main"]',
+            'attention_kernels.0 = "A/B@Main": should match pattern',
+        ),
+        ("threads = 1", "threads = 1\nllm.dollars = 5", "llm: dollars = 5 is a cap that needs prompt_price"),
+        ('kind = "flops"', 'kind = "steps"', "budget.kind = \"steps\": should be 'flops' or 'seconds'"),
+        ("memory_gib = 4", "memory_gib = -1", "limits.memory_gib = -1: should be greater than 0"),
+        ("memory_gib = 4", "memory_gib = true", "limits.memory_gib = true: should be a valid number"),
+        ("memory_gib = 4", "memory_gib = inf", "limits.memory_gib = Infinity: should be a finite number"),
+        ("[audit]", "[audit]\nshare = nan", "audit.share = NaN: should be a finite number"),
+        ("[audit]", "[audit]\nshare = 2", "audit.share = 2: should be less than or equal to 1"),
+        ("vocab_sizes = [2048]", "vocab_sizes = [100000]", "data.vocab_sizes.0 = 100000: should be less than"),
+        ("vocab_sizes = [2048]", "vocab_sizes = 2048", "data.vocab_sizes = 2048: should be a list"),
+        ("train = [", "train = []\nx = [", "data.train = []: should have at least 1 item, not 0"),
+        ("sequence_length = 128", "", "data.sequence_length is missing"),
+        ("DEPTH = 3", "DEPTH = {}", "train.DEPTH = {}: should be true or false, a finite number"),
+        ("DEPTH = 3", "DEPTH = nan", "train.DEPTH = NaN: should be true or false, a finite number"),
+        ("DEPTH = 3", "DEPTH = [1, true]", "train.DEPTH = [1, true]: should be true or false, a finite number"),
+        ("[data]", "[data", "not valid TOML"),
     ],
 )
 def test_a_profile_that_cannot_be_used_says_which_file_and_key(tmp_path, old, new, named):
     assert old in LAPTOP
     path = tmp_path / "mine.toml"
     path.write_text(LAPTOP.replace(old, new, 1), encoding="utf-8")
-    with pytest.raises(configs.ProfileError, match=named) as caught:
+    with pytest.raises(configs.ProfileError) as caught:
         configs.load(str(path))
-    assert "mine.toml" in str(caught.value)
+    assert str(caught.value).startswith(f"profile {path}: {named}")
+    assert "tuple" not in str(caught.value).lower()
+
+
+def test_a_list_is_not_told_of_what_its_items_are_told_of(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(LAPTOP.replace("vocab_sizes = [2048]", "vocab_sizes = [true, 7]", 1), encoding="utf-8")
+    with pytest.raises(configs.ProfileError) as caught:
+        configs.load(str(path))
+    assert str(caught.value) == (
+        f"profile {path}: data.vocab_sizes.0 = true: should be a valid integer; "
+        "data.vocab_sizes.1 = 7: should be greater than or equal to 256"
+    )
+
+
+def test_an_int_will_do_for_a_float_and_a_profile_comes_back_from_json():
+    laptop = configs.load("laptop")
+    assert laptop.limits.memory_gib == 4.0
+    assert configs.Profile(**json.loads(laptop.model_dump_json())) == laptop
 
 
 def test_a_file_that_is_not_utf_8_is_no_profile(tmp_path):
@@ -134,6 +172,15 @@ def test_an_extended_profile_may_extend_another(tmp_path):
 def test_extending_what_is_no_profile_names_those_that_are(tmp_path):
     with pytest.raises(configs.ProfileError, match="extends = 'h1000': choose one of consumer, h100"):
         extending(tmp_path, "h1000")
+
+
+def test_profiles_that_extend_each_other_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(configs, "FOLDER", tmp_path)
+    for name, base in (("a", "b"), ("b", "a"), ("c", "c")):
+        (tmp_path / f"{name}.toml").write_text(f'extends = "{base}"\n')
+    for name, around in (("a", "b -> a -> b"), ("c", "c -> c"), (str(tmp_path / "c.toml"), "c -> c")):
+        with pytest.raises(configs.ProfileError, match=f"goes round in a circle: {around}"):
+            configs.load(name)
 
 
 @pytest.mark.parametrize("name", ["~nobody-of-this-name/mine.toml", "~mine.toml"])

@@ -96,6 +96,23 @@ def test_help_lists_what_the_command_line_has(checkout):
     assert listed - {"test", "bench", "check", "lock"} == set(re.findall(r"^    (\w+)\b", known, re.MULTILINE))
 
 
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+@pytest.mark.parametrize("command", ["test", "bench", "check", "lock"])
+def test_a_command_of_the_script_is_explained_by_its_lines_of_the_usage_and_sets_nothing_up(checkout, command, flag):
+    done = checkout.run(command, flag)
+    assert (done.returncode, done.stderr, checkout.log()) == (0, "", "")
+    first, *more = done.stdout.splitlines()
+    assert first.startswith(f"  {command} ")
+    assert all(line.startswith("     ") for line in more)
+    assert f"\n{done.stdout}" in checkout.run().stdout
+    assert not (checkout.folder / ".venv").exists()
+
+
+@pytest.mark.parametrize("arguments", [("night", "--help"), ("prefect", "--version"), ("prefect", "-h")])
+def test_the_other_commands_explain_themselves(checkout, arguments):
+    assert f": {' '.join(arguments)}\n" in checkout.run(*arguments).stdout
+
+
 def test_unknown_command_is_a_usage_error_and_sets_nothing_up(checkout):
     done = checkout.run("nihgt")
     assert (done.returncode, checkout.log()) == (2, "")

@@ -43,7 +43,7 @@ class Meta:
 
     fingerprint: str  # of the dataset: shards, tokenizers and preparation
     vocab_sizes: tuple[int, ...]  # the prepared tokenizers; the first is the profile's main one
-    sequence_length: int  # rows of this length are packed in advance; other lengths are packed on the first read
+    sequence_length: int  # rows of this length are packed in advance, those of a candidate's own before it runs
     bos: dict[int, int]  # vocabulary size -> id of BOS
     license: str
     metric_version: int

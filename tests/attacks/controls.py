@@ -90,7 +90,7 @@ CONTROLS = [
     ),
     Control(
         "other-shape",
-        "rows of 48 tokens, packed on the first read, in batches of an odd number",
+        "rows of 48 tokens, packed before the run, in batches of an odd number",
         (("MAX_SEQ_LEN = 32\n", "MAX_SEQ_LEN = 48\n"), ("DEVICE_BATCH_SIZE = 16\n", "DEVICE_BATCH_SIZE = 7\n")),
     ),
     Control(
