@@ -11,6 +11,7 @@ from tasks.records import NightState, UsageError
 LEDGER = "ledger.jsonl"
 PULSE = "heartbeat.json"
 BASE = "base.py"  # source that the baseline is measured with; git has it later
+BASELINE = "baseline.json"  # what was measured of it: every score of the night is compared with these runs
 PROGRAM = "program.md"  # the researcher's instructions as they were when the night began
 CALLS = "llm_calls.jsonl"
 

@@ -13,7 +13,7 @@ from typing import Any
 from prefect import flow, get_run_logger
 
 from flows import budget, disk, interruption, night_folder, notices, researching, resuming, server, session
-from flows.opening import Night, Request, baseline_event, new_night, open_night
+from flows.opening import Night, Request, baseline_event, check_comparable, new_night, open_night
 from flows.proposals import Proposals
 from flows.session import Session
 from flows.trial_steps import apply_verdict, is_to_end, next_proposal, one_trial
@@ -96,6 +96,7 @@ def research(tag: str, request: Request, *, resuming_it: bool = False) -> str:
         night = open_night(held)
         views = Views(night, held.pulse)
         if not held.state.finished:
+            check_comparable(night, held.state.baseline)
             resuming.put_in_order(night, held.state)
             disk.prune(night)
             run_trials(night, held, views)
@@ -105,7 +106,12 @@ def research(tag: str, request: Request, *, resuming_it: bool = False) -> str:
 
 
 def begin(held: Session, header: dict[str, Any], base: str) -> None:
-    """The first event of a new night. The source of its baseline is there before."""
+    """The first event of a new night. The source of its baseline is there before.
+
+    Raises UsageError when another process has begun it while this one looked around.
+    """
+    if held.book.has_night and held.state.baseline:
+        raise UsageError(f"night {header['tag']} has begun meanwhile: `./run resume {header['tag']}` goes on with it")
     held.book.clear()
     FileRef.write(held.folder / night_folder.BASE, base.encode())
     researching.keep_program(held.folder, header)
@@ -126,10 +132,14 @@ def go_on(held: Session, request: Request, *, resuming_it: bool) -> None:
             f"night {tag} exists and is finished ({state.finished}): `./run resume {tag} --trials N` gives it more, "
             f"or choose another --tag"
         )
+    if (trials := more.get("trials")) and trials <= len(state.trials):
+        raise UsageError(
+            f"--trials {trials}: night {tag} has done {len(state.trials)}, and those count, too: ask for more than that"
+        )
     researching.check(state.header)
     researching.ping(held, may_go_on=not resuming_it)
     held.book.append("resumed", **more)
-    get_run_logger().info(f"night {tag} goes on after {len(held.state.trials)} trials")
+    get_run_logger().info(f"night {tag} goes on with trial {len(held.state.trials) + 1}")
 
 
 def run_trials(night: Night, held: Session, views: Views) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,14 @@ from prefect import get_run_logger, runtime
 import configs
 from configs import knobs
 from flows import night_folder, preparation, researching, server
+from flows.isolation import choose_isolation, end_orphans
 from flows.session import Session
 from tasks import cache, champion, hardware, verdict
 from tasks.baseline import baseline_facts, baseline_files, caps_after, read_baseline
 from tasks.experiment import Tell
-from tasks.judge import box, container, probe, processes
-from tasks.judge.bwrap import BoxUnavailable, Isolation
+from tasks.judge.bwrap import Isolation
 from tasks.llm_calls import CallLog
-from tasks.records import TRAIN, Baseline, BoxError, Dataset, UsageError
-
-LEVELS: dict[str, tuple[Isolation, ...]] = {"auto": ("bwrap", "docker"), "bwrap": ("bwrap",), "docker": ("docker",)}
+from tasks.records import TRAIN, Baseline, Dataset, FileRef, UsageError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,15 +111,21 @@ def base_source(root: Path, profile: configs.Profile) -> str:
 def open_night(held: Session) -> Night:
     """Prepares data and baseline, from the cache where they are there, and puts the night together.
 
-    Raises NightlyError when a night that goes on would be measured with other data or on other hardware than it began with.
+    One that goes on keeps the baseline that it began with. Raises UsageError where that is gone and cannot be had again.
     """
-    header, home = held.state.header, server.state_home()
+    header, home, began = held.state.header, server.state_home(), held.state.baseline or {}
     settings = _profile(header)
     end_orphans(home, header["isolation"])
     held.pulse.enter("preparing the data")
-    dataset = preparation.prepare_dataset(settings, home)
+    dataset = _as_begun(preparation.prepare_dataset(settings, home), began)
     base = _base(held)
-    night = Night(
+    kept = _kept_baseline(held.folder) if began else None
+    baseline = kept or _baseline(base, settings, dataset, home, header["isolation"], held.pulse.enter)
+    if began:
+        _expect_same("a baseline of", began["scores"], list(baseline.scores), header["tag"])
+    if kept is None:
+        FileRef.write(held.folder / night_folder.BASELINE, json.dumps(dataclasses.asdict(baseline)).encode())
+    return Night(
         tag=header["tag"],
         folder=held.folder,
         home=home,
@@ -128,15 +133,41 @@ def open_night(held: Session) -> Night:
         profile=settings,
         dataset=dataset,
         base=base,
-        baseline=_baseline(base, settings, dataset, home, header["isolation"], held.pulse.enter),
+        baseline=baseline,
         isolation=header["isolation"],
         seed=header["seed"],
         calls=CallLog(held.folder / night_folder.CALLS),
     )
-    if began := held.state.baseline:
-        _expect_same("data", began.get("dataset", dataset.fingerprint), dataset.fingerprint, night.tag)
-        _expect_same("hardware", began["hardware"], night.baseline.hardware, night.tag)
-    return night
+
+
+def check_comparable(night: Night, began: dict[str, Any] | None) -> None:
+    """Raises UsageError when trials would be measured otherwise than the baseline of that event was: with another harness,
+    other data, on other hardware.
+    """
+    if began is None:
+        return
+    _expect_same("hardware", began["hardware"], hardware.describe(night.profile.device, night.profile.threads), night.tag)
+    found = baseline_facts(night.base, night.profile, night.dataset, night.isolation)
+    for what, was in began.get("facts", {}).items():
+        _expect_same(what, was, found.get(what), night.tag)
+
+
+def _as_begun(dataset: Dataset, began: dict[str, Any]) -> Dataset:
+    """Without the attention kernels that could not be had when the night began: with them it would be another one."""
+    facts = began.get("facts")
+    if facts is None:
+        return dataset
+    kernels = tuple(kernel for kernel in dataset.attention_kernels if Path(kernel.path).stem in facts)
+    return dataclasses.replace(dataset, attention_kernels=kernels)
+
+
+def _kept_baseline(folder: Path) -> Baseline | None:
+    try:
+        baseline = read_baseline(folder / night_folder.BASELINE)
+    except (OSError, ValueError, KeyError, TypeError):  # gone or damaged: the cache may have it
+        return None
+    compiled = baseline.kernels if baseline.kernels and Path(baseline.kernels).is_file() else None
+    return dataclasses.replace(baseline, kernels=compiled)
 
 
 def _profile(header: dict[str, Any]) -> configs.Profile:
@@ -150,44 +181,12 @@ def _base(held: Session) -> str:
     return (held.folder / night_folder.BASE).read_text(encoding="utf-8")
 
 
-def _expect_same(what: str, began: str, found: str, tag: str) -> None:
+def _expect_same(what: str, began: object, found: object, tag: str) -> None:
     if began != found:
         raise UsageError(
             f"night {tag} was begun with {what} {began} and would go on with {found}: scores of the two are never compared. "
             f"Go on where it began, or start a new night with another --tag"
         )
-
-
-def choose_isolation(home: Path, profile: configs.Profile, allow_unsandboxed: bool) -> Isolation:
-    """The first level of the profile's that holds here; `none` where none does and a human allowed that by name.
-
-    Raises BoxError.
-    """
-    failed = []
-    for level in LEVELS[profile.limits.isolation]:
-        found = [f"{name} {detail}".strip() for name, holds, detail in probe.probe(home, profile.device, level) if not holds]
-        if not found:
-            return level
-        failed.append(f"{level}: {'; '.join(found)}")
-    if allow_unsandboxed:
-        get_run_logger().warning("NOT SANDBOXED: candidates run with your rights, because you allowed it")
-        return "none"
-    raise BoxError(
-        f"candidates cannot be boxed here: {'. '.join(failed)}. `./run doctor` has the details; "
-        "--allow-unsandboxed would run them with your rights"
-    )
-
-
-def end_orphans(home: Path, isolation: Isolation) -> None:
-    """Ends what an earlier process left when it was killed: boxes, servers. Raises BoxError when the engine does not answer."""
-    try:
-        ended = [f"process {pid}" for pid in (*processes.end_orphans(home), *box.sweep(home))]
-        if isolation == "docker":
-            ended += [f"container {name}" for name in container.sweep(home)]
-    except BoxUnavailable as error:
-        raise BoxError(f"{error}. `./run doctor` looks closer") from error
-    for orphan in ended:
-        get_run_logger().warning(f"ended {orphan}, which an earlier command left behind when it was killed")
 
 
 def _baseline(base: str, profile: configs.Profile, dataset: Dataset, home: Path, isolation: Isolation, tell: Tell) -> Baseline:
@@ -214,6 +213,7 @@ def baseline_event(night: Night) -> dict[str, Any]:
         "audit_allowed": {"gap": caps.audit_gap, "position": caps.audit_position},
         "hardware": night.baseline.hardware,
         "dataset": night.dataset.fingerprint,
+        "facts": baseline_facts(night.base, night.profile, night.dataset, night.isolation),
         "wall_seconds": max(run.wall_seconds or 0.0 for run in runs),
         "seconds": sum(run.seconds or 0.0 for run in runs) / len(runs),
         "peak_memory_bytes": max(run.peak_memory_bytes or 0 for run in runs) or None,

@@ -22,6 +22,7 @@ import configs
 from flows import data_steps, server
 from tasks import attention_kernels, cache, dataset, fetch
 from tasks.dataset import Shard
+from tasks.files import let_everybody_in
 from tasks.records import DataError, Dataset, FileRef
 from trainer import prepare as fixed
 
@@ -196,7 +197,7 @@ def _open_folder(path: Path) -> Path:
     try:
         for folder in (path.parent, path):
             folder.mkdir(parents=True, exist_ok=True)
-            folder.chmod(0o755)
+            let_everybody_in(folder)
     except OSError as error:
         raise DataError(f"{path} cannot be used: {error.strerror}. Set NIGHTLY_HOME to a folder that you own") from error
     return path

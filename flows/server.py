@@ -22,7 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flows import api_outage, interruption
-from tasks.judge import processes
+from tasks import files
+from tasks.judge import processes, watchdog
 from tasks.records import NightlyError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent  # the checkout
@@ -34,7 +35,7 @@ def state_home() -> Path:
     home = Path(os.environ.get("NIGHTLY_HOME") or ROOT / ".nightly").expanduser().resolve()
     try:
         home.mkdir(parents=True, exist_ok=True)
-        home.chmod(0o755)  # a box runs under another uid and must reach the dataset below
+        files.let_everybody_in(home)
     except OSError as error:
         raise UsageError(f"NIGHTLY_HOME = {home} cannot be used: {error.strerror}. Name a folder that you own") from error
     return home
@@ -163,13 +164,20 @@ def mlflow_pages(url: str, server: subprocess.Popen[bytes]) -> list[str]:
     raise NightlyError(f"the MLflow server did not answer at {url}; its message is above")
 
 
+def tell_where(home: Path, **addresses: str) -> None:
+    """Leaves word in the state folder of where this process serves it."""
+    process = {"boot": watchdog.boot_id(), "pid": os.getpid(), "born": watchdog.started_at(os.getpid())}
+    (home / "server.json").write_text(json.dumps({**addresses, **process}))
+
+
 def running_server(home: Path) -> str | None:
-    """The API address of a live `./run server` of this state folder."""
+    """The API address of a live `./run server` of this state folder: not of another one's, that has its port by now."""
     try:
-        url = str(json.loads((home / "server.json").read_text())["prefect"])
-    except (OSError, ValueError, KeyError):
+        told = json.loads((home / "server.json").read_text())
+        ours = told["boot"] == watchdog.boot_id() and watchdog.is_alive(told["pid"], told["born"])
+        return told["prefect"] if ours and is_healthy(told["prefect"]) else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return url if is_healthy(url) else None
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -26,7 +25,7 @@ def serve(arguments: argparse.Namespace, home: Path) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         server.await_prefect(api, children[0])
-        (home / "server.json").write_text(json.dumps({"prefect": api, "mlflow": mlflow}))
+        server.tell_where(home, prefect=api, mlflow=mlflow)
         pages = server.mlflow_pages(mlflow, children[1]) or [mlflow]
         print(
             f"Prefect  {api.removesuffix('/api')}", *(f"MLflow   {page}" for page in pages), "", "For a plain shell:", sep="\n"

@@ -6,7 +6,7 @@ from prefect import flow
 
 from configs import Profile
 from flows import server
-from flows.opening import choose_isolation, end_orphans
+from flows.isolation import choose_isolation, end_orphans
 from flows.preparation import prepare_dataset
 from tasks import device_lock, experiment, proposal
 from tasks.baseline import first_caps

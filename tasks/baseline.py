@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import statistics
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from trainer import prepare
 
 SEEDS = (1, 2, 3)
 CPU_TIMES, WALL_TIMES, STARTUP_TIMES = 1.5, 3.0, 2.0  # of the baseline's own
+LOG_SHOWN = 2000  # characters, of a baseline that does not get through
 UNUSUAL_TIMES, UNUSUAL_SECONDS = 1.5, 5.0  # a start-up longer than this many times the baseline's and so much more
 MIN_STARTUP_SECONDS = 60.0  # of which most is importing torch on a machine that has just become busy
 
@@ -79,11 +81,10 @@ def measure_baseline(
 ) -> Baseline:
     """Runs the unpatched train.py with seeds 1, 2 and 3, each audited. Raises BaselineStopped when one does not get through.
 
-    On a GPU a run leaves what it compiled in the file `kernels`, and whoever runs next starts from a copy. The second
+    On a GPU a run leaves what it compiled in the new file `kernels`, and whoever runs next starts from a copy. The second
     run does so again: torch names its kernels otherwise where some were loaded first, as for every run after it.
     """
     runs: list[RunResult] = []
-    kernels.unlink(missing_ok=True)
     caps = replace(first_caps(profile), audit_gap=audit.LAX.gap, audit_position=audit.LAX.position)
     for seed in SEEDS:
         exported = kernels if profile.device == "cuda" and len(runs) < 2 else None
@@ -101,8 +102,8 @@ def measure_baseline(
         )
         if run.val_bpb is None:
             raise BaselineStopped(
-                f"the baseline itself was stopped: {run.status}: {run.reason}. Mend trainer/train.py or the profile "
-                f"{profile.name!r}; `./run trial trainer/train.py --profile {profile.name}` shows its log"
+                f"the baseline itself was stopped: {run.status}: {run.reason}. Mend trainer/train.py or the table [train] of "
+                f"profile {profile.name!r}\nIts log ends:\n{run.log[-LOG_SHOWN:]}"
             )
         runs.append(run)
         caps = replace(caps, kernels=str(kernels) if kernels.is_file() else None)
@@ -122,7 +123,8 @@ def baseline_files(
     """`measure_baseline` as a cached Prefect task: a JSON file under data/baselines, and beside it what was compiled."""
     path = home / "data" / "baselines" / f"{key.rpartition(':')[2][:16]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = measure_baseline(source, profile, dataset, home, isolation, hardware, path.with_suffix(".kernels"), tell)
+    kernels = path.with_name(f"{path.stem}-{secrets.token_hex(4)}.kernels")  # a night on another GPU may measure the same
+    found = measure_baseline(source, profile, dataset, home, isolation, hardware, kernels, tell)
     saved = FileRef.write(path, json.dumps(asdict(found)).encode())
     return (saved, _reference(Path(found.kernels))) if found.kernels else (saved,)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from prefect import flow
 
-from flows import opening, server
+from flows import isolation, opening, server
 from tasks.records import BoxError, UsageError
 from tests import fake_docker
 from tests.boxes import make_profile
@@ -16,8 +16,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
 
 @flow
-def isolation(home: Path, wanted: str, allowed: bool = False) -> str:
-    return opening.choose_isolation(home, make_profile(isolation=wanted), allowed)
+def chosen(home: Path, wanted: str, allowed: bool = False) -> str:
+    return isolation.choose_isolation(home, make_profile(isolation=wanted), allowed)
 
 
 @pytest.fixture
@@ -42,43 +42,43 @@ def no_engine(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("docker")
 @pytest.mark.parametrize("allowed", [False, True])
 def test_a_bubblewrap_box_that_holds_comes_first(tmp_path, allowed):
-    assert isolation(tmp_path, "auto", allowed) == "bwrap"
+    assert chosen(tmp_path, "auto", allowed) == "bwrap"
 
 
 @pytest.mark.usefixtures("without_bwrap", "docker")
 @pytest.mark.parametrize("allowed", [False, True])
 def test_a_container_comes_next_by_a_fake_docker(tmp_path, allowed):
-    assert isolation(tmp_path, "auto", allowed) == "docker"
+    assert chosen(tmp_path, "auto", allowed) == "docker"
 
 
 @pytest.mark.usefixtures("docker")
 def test_a_container_is_used_where_the_profile_names_it_by_a_fake_docker(tmp_path):
-    assert isolation(tmp_path, "docker") == "docker"
+    assert chosen(tmp_path, "docker") == "docker"
 
 
 @pytest.mark.usefixtures("without_bwrap", "docker")
 def test_no_container_is_used_where_the_profile_names_bubblewrap(tmp_path):
-    with pytest.raises(BoxError, match="bwrap: a box starts"):
-        isolation(tmp_path, "bwrap")
+    with pytest.raises(BoxError, match="bwrap: the box did not start"):
+        chosen(tmp_path, "bwrap")
 
 
 @pytest.mark.usefixtures("no_engine")
 def test_docker_by_name_without_an_engine_is_said_with_the_remedy(tmp_path):
     with pytest.raises(BoxError, match=r"no docker engine answers.*`docker info` must work"):
-        isolation(tmp_path, "docker")
+        chosen(tmp_path, "docker")
 
 
 @pytest.mark.usefixtures("without_bwrap", "no_engine")
 def test_without_a_box_only_a_human_lets_the_night_go_on(tmp_path, caplog):
     with pytest.raises(BoxError, match="--allow-unsandboxed"):
-        isolation(tmp_path, "auto")
-    assert isolation(tmp_path, "auto", True) == "none"
+        chosen(tmp_path, "auto")
+    assert chosen(tmp_path, "auto", True) == "none"
     assert "NOT SANDBOXED" in caplog.text
 
 
 @flow
 def end_orphans(home: Path) -> None:
-    opening.end_orphans(home, "docker")
+    isolation.end_orphans(home, "docker")
 
 
 @pytest.mark.usefixtures("no_engine")

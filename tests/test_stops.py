@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -270,9 +271,24 @@ def test_a_night_is_not_continued_as_another_one(checkout, commands):
     assert "night first exists and was begun with seed 1, not 2: `./run resume first` goes on with it" in said
 
 
+def test_a_night_goes_on_with_the_baseline_it_began_with_and_no_other_harness(checkout, commands):
+    harness = checkout.folder / "trainer" / "harness.py"
+    source = harness.read_text()
+    shutil.rmtree(checkout.home / "data" / "baselines")
+    harness.write_text(f"{source}# edited\n")
+    code, said = commands.run("resume", "first", "--trials", "2")
+    harness.write_text(source)
+    assert code == 2, said
+    assert "night first was begun with harness.py " in said
+    assert "baseline: measured" not in said
+
+
 def test_a_finished_night_gets_more_trials_by_resume(checkout, commands):
+    refused, why = commands.run("resume", "first", "--trials", "1")
+    assert (refused, "--trials 1: night first has done 1" in why) == (2, True), why
     code, said = commands.run("resume", "first", "--trials", "2", "--json")
     assert code == 0, said
+    assert "baseline: measured" not in said
     assert '"k": 2' in said
     assert names(checkout, "first")[-5:] == ["resumed", "started", "decided", "applied", "finished"]
 
