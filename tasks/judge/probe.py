@@ -47,8 +47,8 @@ def say(**what):
 everything = open("/proc/1/environ").read() + open("/proc/self/environ").read()
 say(msg="up", python=sys.version)
 say(msg="probe", checks={{
-    "no network": refused(lambda: socket.create_connection(("1.1.1.1", 53), 1)) and os.listdir("/sys/class/net") == ["lo"]
-        if os.path.isdir("/sys/class/net") else refused(lambda: socket.create_connection(("1.1.1.1", 53), 1)),
+    "no network": refused(lambda: socket.create_connection(("1.1.1.1", 53), 1))
+        and [line.split(":")[0].strip() for line in open("/proc/net/dev").readlines()[2:]] == ["lo"],
     "clean environment": "{MARKER}" not in everything,
     "nothing writable but scratch": all(refused(lambda p=p: open(p + "/probe", "w"))
         for p in ("/", "/etc", "/usr", "/box", "/dataset", "/venv", "/dev")),

@@ -26,10 +26,9 @@ def workplace(home: Path) -> Iterator[Path]:
     boxes, host, pid = home / "boxes", platform.node(), os.getpid()
     boxes.mkdir(parents=True, exist_ok=True)
     for left in boxes.glob(f"{host}-*-*-*"):
-        owner, born = map(int, left.name.rsplit("-", 3)[1:3])
-        if not watchdog.is_alive(owner, born):
-            with contextlib.suppress(FileNotFoundError):  # another run removes it at the same time
-                _remove(left)
+        whose, owner, born, _ = left.name.rsplit("-", 3)
+        if whose == host and not watchdog.is_alive(int(owner), int(born)):  # vm's are not those of vm-2
+            _remove(left)
     work = Path(tempfile.mkdtemp(prefix=f"{host}-{pid}-{watchdog.started_at(pid)}-", dir=boxes))
     work.chmod(0o755)
     try:
@@ -39,9 +38,11 @@ def workplace(home: Path) -> Iterator[Path]:
 
 
 def _remove(work: Path) -> None:
-    for gate in work.glob("*-gate"):
-        gate.chmod(0o755)
-    shutil.rmtree(work)
+    """As far as that goes: another run may be at it, or a file system that is slow to forget. The next run tries again."""
+    with contextlib.suppress(OSError):
+        for gate in work.glob("*-gate"):
+            gate.chmod(0o755)
+        shutil.rmtree(work)
 
 
 def assemble(source: str, work: Path) -> Path:
