@@ -15,7 +15,7 @@ def over(state: NightState, used_seconds: float) -> str | None:
     """
     trials, hours = state.header["trials"], state.header["hours"]
     if trials and len(state.trials) >= trials:
-        return f"all {trials} trials are done"
+        return f"all {trials} trials are done" if trials > 1 else "its one trial is done"
     if hours:
         left, needed = hours * 3600 - used_seconds, MOST_RUNS * longest_run(state)
         if left <= 0:

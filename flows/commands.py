@@ -78,9 +78,14 @@ def trial(arguments: argparse.Namespace, home: Path) -> int:
 
 
 def replay(arguments: argparse.Namespace, home: Path) -> int:
-    from tasks import champion
+    from tasks import champion, plumbing
 
-    source, profile = champion.source_at(server.ROOT, arguments.commit), configs.load(arguments.profile)
+    profile = configs.load(arguments.profile)
+    if plumbing.resolve(server.ROOT, arguments.commit) is None:
+        raise UsageError(
+            f"there is no commit {arguments.commit!r} in {server.ROOT}: `git log autoresearch/TAG` lists a night's"
+        )
+    source = champion.source_at(server.ROOT, arguments.commit)
     trailers = champion.trailers(server.ROOT, arguments.commit)
     seeds = [int(seed) for seed in trailers.get("Seeds", "").split() if seed.isdigit()]
     if not seeds:
@@ -114,7 +119,8 @@ def stop(arguments: argparse.Namespace, home: Path) -> int:
     folder = night_folder.find(home, arguments.tag)
     night = status.describe(folder)
     if night["state"] != "running":
-        raise UsageError(f"night {arguments.tag} is not running: it is {night['state']}")
+        more = f"`./run resume {arguments.tag}{' --trials N' if night['state'] == 'finished' else ''}` goes on with it"
+        raise UsageError(f"night {arguments.tag} is not running: it is {night['state']}; {more}")
     interruption.ask(folder, "./run stop")
     print(f"night {arguments.tag} ends after its current trial")
     return 0

@@ -37,10 +37,11 @@ def made_room(night: Night, held: Session, error: BaseException) -> bool:
     full = _without_room(places)
     if full is None and not _says_full(error):
         return False
-    if full:
-        prune(night, most=0)
     said = -SAY_SECONDS
-    while (full := _without_room(places)) and not interruption.asked(held.folder):
+    while full and not interruption.asked(held.folder):
+        prune(night, most=0)
+        if not (full := _without_room(places)):
+            break
         short = f"the disk of {full} is full: {shutil.disk_usage(full).free / 2**20:.0f} MiB free, {RESERVE >> 20} needed"
         held.pulse.enter(f"paused: {short}")
         if time.monotonic() - said >= SAY_SECONDS:
@@ -60,8 +61,7 @@ def _without_room(places: Sequence[Path]) -> Path | None:
                 os.posix_fallocate(file.fileno(), 0, RESERVE)
         except OSError as error:
             if error.errno in FULL:
-                return place
-            raise
+                return place  # another error than that is for whoever asks to tell of
     return None
 
 

@@ -22,7 +22,7 @@ def run_trial(
     number: int,
     source: str,
     *,
-    lines_added: int,
+    statements_added: int,
     champion_scores: Sequence[float],
     sd: float,
     profile: Profile,
@@ -49,7 +49,7 @@ def run_trial(
             seed=seed + len(runs),
             caps=caps,
             isolation=isolation,
-            worth_audit=functools.partial(_may_be_kept, champion_scores, tuple(scores), sd, lines_added),
+            worth_audit=functools.partial(_may_be_kept, champion_scores, tuple(scores), sd, statements_added),
             smoke=not runs,
             tell=naming(f"trial {number}, seed {seed + len(runs)}", tell),
         )
@@ -57,7 +57,7 @@ def run_trial(
         if run.val_bpb is None:
             return tuple(runs), verdict.failed(run.status, run.reason)
         scores.append(run.val_bpb)
-        decided = verdict.decide(champion_scores, scores, sd, lines_added)
+        decided = verdict.decide(champion_scores, scores, sd, statements_added)
         if decided.decision != "confirm":
             return tuple(runs), decided
         if len(runs) == MOST_RUNS:
@@ -65,7 +65,7 @@ def run_trial(
 
 
 def _may_be_kept(
-    champion_scores: Sequence[float], scores: Sequence[float], sd: float, lines_added: int, claimed: float
+    champion_scores: Sequence[float], scores: Sequence[float], sd: float, statements_added: int, claimed: float
 ) -> bool:
     """Whether a run that claims this score could become part of a keep."""
-    return verdict.decide(champion_scores, [*scores, claimed], sd, lines_added).decision != "discard"
+    return verdict.decide(champion_scores, [*scores, claimed], sd, statements_added).decision != "discard"

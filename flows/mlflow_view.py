@@ -22,7 +22,7 @@ from tasks.records import NightlyError, NightState
 
 PATIENCE = 5.0  # seconds that a trial waits for MLflow
 LAST_PATIENCE = 120.0  # and the night's end, for one that answers slowly
-BACK_SECONDS = 30.0  # and for one that is down: it may be on its way back
+BACK_SECONDS = 60.0  # and for one that is down: it may be on its way back
 ASK_SECONDS = 3.0
 
 Done = frozenset[int]

@@ -65,7 +65,9 @@ def _of_trial(story: dict[str, Any]) -> dict[str, str | None]:
     return {
         "state": words.get(story["state"]),
         "proposer": f"{story['proposer']}, against {(story['parent'] or '-')[:7]}{commit}",
-        **{name.replace("_", " "): story[name] for name in ("kind", "hypothesis", "expected", "stands_in", "note")},
+        **{name: story[name] for name in ("kind", "hypothesis", "expected")},
+        "stand-in": story["stands_in"] and f"because of {story['stands_in']}",
+        "note": story["note"],
         "verdict": judged if story["verdict"] else None,
         "score": None if score is None else f"{score:.6f} bits per byte{gain}",
         "unusual": story["unusual"],

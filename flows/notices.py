@@ -16,7 +16,7 @@ def tell(kind: notification.Kind, state: NightState) -> None:
     facts = {
         "champion_bpb": state.champion_bpb,
         "baseline_bpb": state.baseline["val_bpb"] if state.baseline else None,
-        "champion": state.champion,
+        "champion_commit": state.champion,
         "trials": len(state.trials),
         "kept": sum(trial.verdict == "keep" for trial in state.trials),
         "reason": state.finished or state.stopped,

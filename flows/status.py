@@ -82,7 +82,8 @@ def text(night: dict[str, Any]) -> str:
         lines.append(f"last error: {night['last_error']}")
     if night["state"] in ("stopped", "failed", "interrupted"):
         lines.append(f"`./run resume {night['tag']}` goes on with it")
-    lines.append(f"baseline {night['baseline']}, champion {night['champion']} ({night['champion_commit']})")
+    if night["baseline"] is not None:
+        lines.append(f"baseline {night['baseline']}, champion {night['champion']} ({night['champion_commit']})")
     return "\n".join(lines)
 
 

@@ -117,11 +117,11 @@ def _runs(place: Path, trial: Trial, missing: list[str]) -> list[dict[str, Any]]
     try:
         if runs := trial_folder.read_runs(place):
             return [_run(run) for run in runs]
-        lost = "is gone"
-    except (ValueError, KeyError, TypeError) as error:
-        lost = f"is damaged ({error})"
+        lost = "result.json is gone"
+    except NightlyError as error:
+        lost = str(error)
     if trial.seeds:
-        missing.append(f"result.json {lost}, and with it the runs' curves and figures")
+        missing.append(f"{lost}; the runs' curves and figures were in it")
     return [
         {**dict.fromkeys((*MEASURED, "tokens_per_second")), "seed": seed, "val_bpb": score, "curve": []}
         for seed, score in itertools.zip_longest(trial.seeds, trial.scores)

@@ -39,9 +39,9 @@ def one_trial(night: Night, held: Session, proposals: Proposals, proposed: Propo
     milestones.reached("written")
     held.book.append("started", trial=number, proposer=proposed.proposer, summary=proposed.summary, parent=parent)
     milestones.reached("started")
-    stands_in = proposed.stands_in and f"proposed by {proposed.proposer}: {proposed.stands_in}"
-    unusual = "; ".join(filter(None, [stands_in, proposed.note]))
-    log.info(f"trial {number}: {proposed.summary}{f' ({unusual})' if unusual else ''}")
+    why = proposed.stands_in and f"{proposed.proposer} stands in: {proposed.stands_in}"
+    aside = "; ".join(filter(None, [why, proposed.note]))
+    log.info(f"trial {number}: {proposed.summary}{f' ({aside})' if aside else ''}")
     if not (proposed.problem or budget.is_last(held.state)):
         proposals.think_ahead(while_in_flight(before, proposed), parent)
     proposed, runs, decided = run_and_judge(night, held, proposals, before, proposed)
@@ -67,7 +67,7 @@ def run_and_judge(
         runs, decided = run_trial(
             number,
             proposed.source,
-            lines_added=verdict.logical_lines(proposed.source) - verdict.logical_lines(before.champion),
+            statements_added=verdict.statements(proposed.source) - verdict.statements(before.champion),
             champion_scores=held.state.champion_scores,
             sd=verdict.pooled_sd(held.state.groups),
             profile=night.profile,

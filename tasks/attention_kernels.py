@@ -30,8 +30,10 @@ from tasks.files import FileRef, locked
 from tasks.sources import hub
 
 PROBE_SECONDS = 3.0  # to the hub's first answer; the hub's own client would retry for 23 s
-FETCH_SECONDS = 1800.0  # for one build, about 0.8 GB of FlashAttention-3
-INSTALL = "from tasks import attention_kernels as a; a.install_and_tell()"
+FETCH_SECONDS = 1800  # for one build, about 0.8 GB of FlashAttention-3
+INSTALL = (
+    f"import signal; signal.alarm({FETCH_SECONDS}); from tasks import attention_kernels; attention_kernels.install_and_tell()"
+)
 
 
 class KernelUnavailable(Exception):
@@ -61,25 +63,25 @@ def fetch(pin: str, folder: Path) -> FileRef:
     torch = importlib.metadata.version("torch")
     kept = folder / f"{repository.replace('/', '--')}@{revision}-torch{torch}"
     manifest = kept.with_name(f"{kept.name}.json")
-    if found := _found(manifest, kept):
-        return found
-    if problem := _unreachable():
-        raise KernelUnavailable(problem)
     part = kept.with_name(f".{kept.name}.part")
     try:
+        if found := _found(manifest, kept):
+            return found
+        if problem := _unreachable():
+            raise KernelUnavailable(problem)
         part.parent.mkdir(parents=True, exist_ok=True)
-        with locked(lock := part.with_suffix(".lock")):  # the workers of several GPUs begin at once
+        with locked(lock := part.with_suffix(".lock")) as held:  # the workers of several GPUs begin at once
             try:
-                return _found(manifest, kept) or _fetch(repository, revision, torch, part, kept)
+                return _found(manifest, kept) or _fetch(repository, revision, torch, part, kept, held.fileno())
             finally:
                 lock.unlink()
     except OSError as error:
         raise KernelUnavailable(f"cannot be kept in {folder}: {error.strerror}") from error
 
 
-def _fetch(repository: str, revision: str, torch: str, part: Path, kept: Path) -> FileRef:
+def _fetch(repository: str, revision: str, torch: str, part: Path, kept: Path, lock: int) -> FileRef:
     part.mkdir(exist_ok=True)
-    variant = _install(repository, revision, part)
+    variant = _install(repository, revision, part, lock)
     shutil.rmtree(part / ".cache")  # where the hub's client notes how far it is
     manifest = kept.with_name(f"{kept.name}.json")
     manifest.unlink(missing_ok=True)
@@ -119,10 +121,11 @@ def _make_readable(kept: Path) -> None:
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 
-def _install(repository: str, revision: str, part: Path) -> str:
+def _install(repository: str, revision: str, part: Path, lock: int) -> str:
     """Downloads the build that fits this machine into part/build and returns its name. Raises KernelUnavailable.
 
-    In a process of its own: the package `kernels` imports torch, and a process can be ended when it takes too long.
+    In a process of its own: the package `kernels` imports torch, and a process can be ended when it takes too long. It
+    holds the lock too: it may outlive this one, and until its end, or its alarm, nobody touches its files.
     """
     quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     try:
@@ -133,9 +136,10 @@ def _install(repository: str, revision: str, part: Path) -> str:
             capture_output=True,
             text=True,
             timeout=FETCH_SECONDS,
+            pass_fds=[lock],
         )
     except subprocess.TimeoutExpired:
-        raise KernelUnavailable(f"not fetched within {FETCH_SECONDS:.0f} s; the next preparation goes on with it") from None
+        raise KernelUnavailable(f"not fetched within {FETCH_SECONDS} s; the next preparation goes on with it") from None
     lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
     if done.returncode != 0:
         raise KernelUnavailable(f"not fetched: {lines[-1] if lines else f'exit code {done.returncode}'}")

@@ -78,7 +78,8 @@ def check_tag(root: Path, tag: str) -> None:
     """Raises UsageError unless a new night can be named `tag`: a plain name whose refs are all free."""
     if not TAG.fullmatch(tag) or not _is_branch_name(root, f"autoresearch/{tag}"):
         raise UsageError(
-            f"--tag {tag!r} cannot name a branch: use 1 to 64 letters, digits, dots, dashes or underscores, as in nov21"
+            f"--tag {tag!r} cannot name a branch: use 1 to 64 letters, digits and . _ + -, first a letter or digit, "
+            f"no `..`, and neither . nor .lock at the end, as in nov21"
         )
     refs = set(plumbing.run(root, "for-each-ref", "--format=%(refname)", "refs/heads/autoresearch", "refs/trials").split("\n"))
     for taken in (_branch(tag), f"refs/trials/{tag}"):

@@ -33,7 +33,7 @@ class NightFigures:
     own_keeps: int  # of a model or an agent; those of a stand-in, and tpe's in a mixed night, cost nothing
     stood_in: int  # proposed by another, as the model or the agent could not
     rejected: int  # not run: their patch could not be used
-    crashed: int  # run and stopped, for whatever reason
+    stopped: int  # run and stopped, for whatever reason
     baseline: float | None
     sd: float | None  # of one run
     best: float | None  # the champion's mean over its runs
@@ -74,7 +74,7 @@ def figures(state: NightState) -> NightFigures:
         own_keeps=own,
         stood_in=sum(trial.stands_in is not None for trial in state.trials),
         rejected=sum(trial.status == "rejected_patch" for trial in state.trials),
-        crashed=sum(trial.status not in ("ok", "rejected_patch") for trial in state.trials),
+        stopped=sum(trial.status not in ("ok", "rejected_patch") for trial in state.trials),
         baseline=base,
         sd=sd,
         best=best,
@@ -133,7 +133,7 @@ def _column(night: NightFigures, kinds: Iterable[str]) -> dict[str, str]:
         "  kept": str(night.keeps),
         "  stood in for": str(night.stood_in),
         "  rejected": str(night.rejected),
-        "  crashed": str(night.crashed),
+        "  stopped": str(night.stopped),
         "baseline": _score(night.baseline),
         "best": _score(night.best),
         "gain": _score(night.gain),

@@ -34,7 +34,10 @@ def three_way(base: str, ours: str, theirs: str) -> str | None:
 
 
 def run_git(folder: Path, *arguments: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    """A git command in a folder of our own, deaf to the user's configuration and to a repository around it."""
+    """A git command in a folder of our own, deaf to the user's configuration and to a repository around it.
+
+    Raises NightlyError when a signal ends it, which says nothing of what it was given.
+    """
     environment = {
         "PATH": os.environ.get("PATH", os.defpath),
         "LC_ALL": "C",
@@ -42,4 +45,9 @@ def run_git(folder: Path, *arguments: str, given: bytes = b"") -> subprocess.Com
         "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_CEILING_DIRECTORIES": str(folder.resolve().parent),  # in a repository git apply skips other folders
     }
-    return subprocess.run(["git", *arguments], cwd=folder, env=environment, input=given, capture_output=True)
+    done = subprocess.run(
+        ["git", *arguments], cwd=folder, env=environment, input=given, capture_output=True, start_new_session=True
+    )  # a Ctrl-C in the terminal is the night's and not git's
+    if done.returncode < 0:
+        raise NightlyError(f"git {arguments[0]} was ended by signal {-done.returncode}: is the memory full?")
+    return done

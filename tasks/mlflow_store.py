@@ -15,8 +15,8 @@ from tasks.files import locked, sync_folder
 from tasks.records import NightlyError
 
 SQLITE = "sqlite:///"
-SECONDS = 300.0
-MAKE = "import sys, mlflow; mlflow.MlflowClient(sys.argv[1]).search_experiments()"
+SECONDS = 300
+MAKE = f"import signal, sys; signal.alarm({SECONDS}); import mlflow; mlflow.MlflowClient(sys.argv[1]).search_experiments()"
 
 
 def make_if_missing(uri: str) -> None:
@@ -38,7 +38,7 @@ def make_if_missing(uri: str) -> None:
 
 
 def _make(path: Path, lock: int) -> None:
-    """MLflow's process holds the lock too: it may outlive this one, and until its end nobody touches its file."""
+    """MLflow's process holds the lock too: it may outlive this one, and until its end or alarm nobody touches its file."""
     part = path.with_name(f".{path.name}.part")
     for left in path.parent.glob(f"{part.name}*"):  # with SQLite's journal, of a process that was killed
         left.unlink()

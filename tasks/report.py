@@ -96,15 +96,15 @@ def _unfinished(state: NightState) -> str:
 
 
 def _trust(state: NightState) -> str:
-    baseline, header = state.baseline or {}, state.header
-    seeds = baseline.get("seeds") or ()
-    runs = len(state.champion_scores)
+    baseline, header = state.baseline, state.header
+    if baseline is None:
+        return "- The baseline is not measured yet: there is no score to trust or not."
     lines = [
         f"- Noise: one run scatters by sd {_number(baseline.get('sd'))} bits per byte, from the baseline's "
-        f"{_count(len(baseline.get('scores') or ()), 'run')} (seeds {', '.join(map(str, seeds)) or '-'}). "
+        f"{_count(len(baseline['scores']), 'run')} (seeds {', '.join(map(str, baseline['seeds']))}). "
         f"z is a difference in standard errors of the means compared.",
-        f"- The champion's score is the mean of {_count(runs, 'run')}"
-        + (f": {', '.join(f'{score:.6f}' for score in state.champion_scores)}." if runs else "."),
+        f"- The champion's score is the mean of {_count(len(state.champion_scores), 'run')}: "
+        f"{', '.join(f'{score:.6f}' for score in state.champion_scores)}.",
     ]
     if any(trial.verdict == "keep" for trial in state.trials):
         lines.append(

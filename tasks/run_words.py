@@ -32,7 +32,7 @@ def trial_words(state: NightState, trial: Trial) -> dict[str, str]:
     told = {
         "Why it should help": trial.hypothesis,
         "Expected": trial.expected,
-        "Stands in": trial.stands_in,
+        "Why a stand-in": trial.stands_in,
         "Note": trial.note,
     }
     paragraphs = [

@@ -7,9 +7,12 @@ count a part of a character as the three bytes of U+FFFD.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import shutil
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +33,7 @@ PATTERN = (
 )
 
 BUFFER = 1024  # texts that the training holds at a time
+IN_USE_SECONDS = 600.0  # for which rows that a candidate asked for are not removed: it may be compiling still
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, characters: int) -> prepare.Tokenizer:
@@ -136,7 +140,11 @@ def pack_if_missing(folder: Path, vocab_size: object, T: object) -> None:
 
     What cannot be, a size that is not prepared or a T beyond the text, is left for the candidate to hear of.
     """
-    if not (isinstance(vocab_size, int) and isinstance(T, int)) or (folder / f"rows_{vocab_size}_{T}.npy").is_file():
+    if not (isinstance(vocab_size, int) and isinstance(T, int)):
+        return
+    if (rows := folder / f"rows_{vocab_size}_{T}.npy").is_file():
+        with contextlib.suppress(OSError):
+            os.utime(rows)  # in use: not the first to be removed
         return
     if 0 < T < sum(path.stat().st_size // 2 for path in folder.glob(f"tokens_{vocab_size}_*.bin")):
         pack(folder, vocab_size, T)
@@ -145,11 +153,16 @@ def pack_if_missing(folder: Path, vocab_size: object, T: object) -> None:
 def prune_rows(folder: Path, kept: Collection[tuple[int, int]], most: int) -> list[Path]:
     """Removes rows that candidates asked for, all but the `most` latest: they can be packed again. Returns what is gone.
 
-    `kept` are the (vocabulary size, length) pairs of the profile itself. A box that has the file open keeps it.
+    `kept` are the (vocabulary size, length) pairs of the profile itself. A box that has the file open keeps it; one that
+    starts up has asked for it a moment ago.
     """
     own = {f"rows_{vocab_size}_{T}.npy" for vocab_size, T in kept}
-    others = [path for path in folder.glob("rows_*.npy") if path.name not in own]
-    gone = sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[most:]
+    asked_at: dict[Path, float] = {}
+    for path in folder.glob("rows_*.npy"):
+        with contextlib.suppress(FileNotFoundError):  # another night has just removed it
+            asked_at[path] = path.stat().st_mtime
+    others = sorted((path for path in asked_at if path.name not in own), key=lambda path: -asked_at[path])
+    gone = [path for path in others[most:] if time.time() - asked_at[path] > IN_USE_SECONDS]
     for path in gone:
         path.unlink(missing_ok=True)
     return gone

@@ -104,12 +104,17 @@ def read_source(folder: Path) -> str:
 
 
 def read_runs(folder: Path) -> tuple[RunResult, ...]:
-    """The runs of result.json; none where that was lost: the trial's own figures are in the ledger."""
+    """The runs of result.json; none where that was lost: the trial's own figures are in the ledger.
+
+    Raises NightlyError when it is damaged.
+    """
+    path = folder / "result.json"
     try:
-        saved = json.loads((folder / "result.json").read_text(encoding="utf-8"))["runs"]
+        return tuple(map(RunResult.from_json, json.loads(path.read_text(encoding="utf-8"))["runs"]))
     except FileNotFoundError:
         return ()
-    return tuple(map(RunResult.from_json, saved))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise NightlyError(f"{path} is damaged ({error!r}): restore it from a backup, or remove it") from error
 
 
 def _logs(runs: tuple[RunResult, ...]) -> bytes:

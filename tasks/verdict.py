@@ -19,7 +19,7 @@ SD_FLOOR = 5e-4  # bits per byte: three runs may agree by chance, and hardware n
 KEEP = 2.0  # z of one run that is kept at once
 CONFIRM = 0.3  # z of one run that is worth a second one; |z| below it is a tie
 CONFIRMED = 0.5  # z of two runs that is kept
-LINES_PER_Z = 50  # added lines that must buy one more standard error
+STATEMENTS_PER_Z = 50  # added ones that must buy one more standard error
 
 
 def pooled_sd(groups: Iterable[Sequence[float]], floor: float = SD_FLOOR) -> float:
@@ -42,7 +42,7 @@ def z_score(champion: Sequence[float], candidate: Sequence[float], sd: float) ->
     return (statistics.fmean(champion) - statistics.fmean(candidate)) / error
 
 
-def logical_lines(source: str) -> int:
+def statements(source: str) -> int:
     """How much code there is: comments, docstrings, blank lines and layout neither cost nor earn anything.
 
     Raises SyntaxError.
@@ -51,18 +51,18 @@ def logical_lines(source: str) -> int:
     return sum(not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in nodes)
 
 
-def needed(lines_added: int) -> float:
-    """The z that two runs must pass: code that grew must buy more, one standard error for 50 lines.
+def needed(statements_added: int) -> float:
+    """The z that two runs must pass: code that grew must buy more, one standard error for 50 statements.
 
     Never more than KEEP, which one run alone passes: else a second run could only do harm.
     """
-    return min(CONFIRMED + max(lines_added, 0) / LINES_PER_Z, KEEP)
+    return min(CONFIRMED + max(statements_added, 0) / STATEMENTS_PER_Z, KEEP)
 
 
-def decide(champion: Sequence[float], candidate: Sequence[float], sd: float, lines_added: int) -> Verdict:
+def decide(champion: Sequence[float], candidate: Sequence[float], sd: float, statements_added: int) -> Verdict:
     """The verdict on scores in bits per byte; `confirm` asks for one more run and is never said of two.
 
-    `sd` is of one run, `lines_added` the growth of the code and negative where it shrank. Raises ValueError as z_score.
+    `sd` is of one run, `statements_added` the growth of the code and negative where it shrank. Raises ValueError as z_score.
     """
     z = z_score(champion, candidate, sd)
     gain = statistics.fmean(champion) - statistics.fmean(candidate)
@@ -73,21 +73,27 @@ def decide(champion: Sequence[float], candidate: Sequence[float], sd: float, lin
             return Verdict("keep", f"{figures}: kept at once", z)
         if z > CONFIRM:
             return Verdict("confirm", f"{figures}: may be luck, a second seed decides", z)
-        if abs(z) <= CONFIRM and lines_added < 0:
-            return Verdict("confirm", f"{figures}: a tie with {-lines_added} lines less, a second seed decides", z)
+        if abs(z) <= CONFIRM and statements_added < 0:
+            return Verdict("confirm", f"{figures}: a tie with {_counted(-statements_added)} less, a second seed decides", z)
         return Verdict("discard", f"{figures}: {'no gain' if z < -CONFIRM else 'a tie'}", z)
     runs = f"{figures} over {len(candidate)} runs"
-    if z > needed(lines_added):
+    if z > needed(statements_added):
         return Verdict("keep", f"{runs}: kept", z)
     if z > CONFIRMED:
         return Verdict(
-            "discard", f"{runs}: too little for {lines_added} lines more, which must buy {needed(lines_added):.1f}", z
+            "discard",
+            f"{runs}: too little for {_counted(statements_added)} more, which must buy {needed(statements_added):.1f}",
+            z,
         )
-    if abs(z) < CONFIRM and lines_added < 0:
-        return Verdict("keep", f"{runs}: a tie with {-lines_added} lines less, kept as simpler", z)
+    if abs(z) < CONFIRM and statements_added < 0:
+        return Verdict("keep", f"{runs}: a tie with {_counted(-statements_added)} less, kept as simpler", z)
     return Verdict("discard", f"{runs}: {'no gain' if z < -CONFIRM else 'not confirmed'}", z)
 
 
 def failed(status: Status, reason: str) -> Verdict:
     """The verdict on a candidate without a score: its patch was rejected or its run was stopped."""
     return Verdict("discard", f"{'not run' if status == 'rejected_patch' else 'stopped'}: {reason}")
+
+
+def _counted(count: int) -> str:
+    return f"{count} statement{'' if count == 1 else 's'}"

@@ -232,7 +232,7 @@ def test_a_hub_that_takes_the_connection_and_says_nothing_is_given_up(tmp_path: 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-        monkeypatch.setattr(attention_kernels, "FETCH_SECONDS", 1.0)
+        monkeypatch.setattr(attention_kernels, "FETCH_SECONDS", 1)
         with pytest.raises(KernelUnavailable, match="not fetched within 1 s"):
             fetch(PIN, tmp_path)
 

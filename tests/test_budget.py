@@ -68,7 +68,7 @@ def test_the_reason_has_what_is_left_and_what_is_needed():
 
 
 def test_whichever_budget_is_used_up_first_ends_it():
-    assert budget.over(state(trial(1), trials=1, hours=8.0), 10.0) == "all 1 trials are done"
+    assert budget.over(state(trial(1), trials=1, hours=8.0), 10.0) == "its one trial is done"
     assert budget.over(state(trial(1), trials=9, hours=1.0), 3600.0) == "the 1 hours are over"
 
 

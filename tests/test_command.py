@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import os
 import signal
 import subprocess
@@ -327,6 +328,16 @@ def wait_for(path: Path) -> None:
     deadline = time.monotonic() + PATIENCE
     while not (path.exists() and path.read_text().endswith("\n")) and time.monotonic() < deadline:
         time.sleep(0.01)
+
+
+def test_it_is_not_started_before_it_is_on_record(make, user, monkeypatch):
+    def full(home, pid):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(processes, "record", full)
+    proposed = make("touch $HOME/started\n" + EDIT).propose(night())
+    assert proposed.stands_in == "the command could not be run: [Errno 28] No space left on device"
+    assert not (user / "started").exists()
 
 
 def test_it_is_on_record_for_as_long_as_it_runs(make, user, home):

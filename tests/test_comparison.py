@@ -53,7 +53,7 @@ def test_the_figures_of_a_night_are_those_of_its_ledger():
         own_keeps=2,
         stood_in=0,
         rejected=1,
-        crashed=2,
+        stopped=2,
         baseline=1.65,
         sd=0.01,
         best=pytest.approx(1.6),

@@ -59,6 +59,12 @@ def test_after_a_full_disk_that_has_room_again_the_step_is_done_once_more(night,
     assert disk.made_room(night, held, error)
 
 
+def test_a_worktree_whose_git_folder_is_a_file_is_no_full_disk(night, held):
+    (night.root / ".git").rmdir()
+    (night.root / ".git").write_text("gitdir: elsewhere\n")
+    assert not disk.made_room(night, held, NightlyError("git refused: bad object"))
+
+
 def test_asking_for_room_leaves_nothing_behind(night, held, tmp_path):
     disk.made_room(night, held, OSError(errno.ENOSPC, "full"))
     assert [path.name for path in tmp_path.iterdir()] == ["checkout"]
@@ -85,6 +91,12 @@ def test_the_latest_rows_of_candidates_stay(tmp_path):
     rows(tmp_path, "rows_512_32.npy", "rows_512_96.npy", "rows_512_128.npy", "rows_512_64.npy")
     tokenization.prune_rows(tmp_path, [PROFILE], 2)
     assert left(tmp_path) == ["rows_512_128.npy", "rows_512_64.npy", "rows_512_96.npy"]
+
+
+def test_rows_that_a_run_has_just_asked_for_stay(tmp_path):
+    rows(tmp_path, "rows_512_32.npy", "rows_512_96.npy")
+    tokenization.pack_if_missing(tmp_path, 512, 32)
+    assert tokenization.prune_rows(tmp_path, [PROFILE], 0) == [tmp_path / "rows_512_96.npy"]
 
 
 def test_nothing_but_rows_is_removed(tmp_path):

@@ -107,3 +107,19 @@ def test_a_git_that_fails_is_an_error(tmp_path, monkeypatch):
 def test_git_is_given_what_it_reads_and_says_what_it_says(tmp_path):
     done = run_git(tmp_path, "hash-object", "--stdin", given=b"x\n")
     assert (done.returncode, done.stdout) == (0, b"587be6b4c3f93f93c489c0111bba5596147a26cb\n")
+
+
+@pytest.mark.parametrize("signal", [2, 9])
+def test_a_git_that_a_signal_has_ended_says_nothing_of_a_conflict(tmp_path, monkeypatch, signal):
+    (tmp_path / "git").write_text(f"#!/bin/sh\nkill -{signal} $$\n")
+    (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NightlyError, match=f"git merge-file was ended by signal {signal}"):
+        three_way(BASE, OURS, THEIRS)
+
+
+def test_a_ctrl_c_in_the_terminal_does_not_reach_git(tmp_path, monkeypatch):
+    (tmp_path / "git").write_text("#!/bin/sh\ntest $(ps -o pgid= -p $$) -eq $$\n")
+    (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert run_git(tmp_path, "status").returncode == 0

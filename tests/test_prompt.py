@@ -126,7 +126,7 @@ def test_the_program_gives_the_rules_as_they_are():
     words = " ".join(PROGRAM.split())
     assert f"above {verdict.KEEP:g} it is kept at once" in words
     assert f"above {verdict.CONFIRM:g}, or for a tie ({verdict.CONFIRM:g} either way)" in words
-    assert f"above {verdict.CONFIRMED:g} plus 1 for every {verdict.LINES_PER_Z} statements added" in words
+    assert f"above {verdict.CONFIRMED:g} plus 1 for every {verdict.STATEMENTS_PER_Z} statements added" in words
     assert f"at {CPU_TIMES:g} times the baseline's processor time and at {WALL_TIMES:g} times its wall clock" in words
 
 

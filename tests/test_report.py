@@ -111,7 +111,7 @@ def test_what_is_unknown_is_a_dash_and_never_none_or_zero():
     assert "None\n" not in text
     assert "None " not in text.replace("None yet", "")
     assert "- hardware: -" in text
-    assert "sd - bits per byte" in text
+    assert "The baseline is not measured yet" in text
 
 
 def test_trust_tells_of_noise_runs_selection_audit_and_isolation():

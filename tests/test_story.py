@@ -136,7 +136,7 @@ def test_a_kept_trial_is_told_with_its_idea_verdict_runs_and_patch(night):
         "kind        optimizer\n",
         "hypothesis  fewer layers see more tokens\n",
         "expected    0.02 less, 20% faster\n",
-        "stands in   timeout: no answer\n",
+        "stand-in    because of timeout: no answer\n",
         "note        carried over\n",
         "verdict     keep (ok): better (z 4.00)\n",
         "score       1.600000 bits per byte, -0.050000 against the baseline's 1.650000\n",
@@ -321,7 +321,7 @@ def test_a_trial_whose_folder_is_gone_is_told_from_ledger_and_git(night):
         (4, 1.59, None, []),
         (5, 1.61, None, []),
     ]
-    assert told["missing"] == ["result.json is gone, and with it the runs' curves and figures"]
+    assert told["missing"] == ["result.json is gone; the runs' curves and figures were in it"]
     assert "seed 4: 1.590000 bits per byte\n" in night.say(1)
 
 
@@ -353,7 +353,7 @@ def test_a_damaged_result_is_missed(night, content):
     night.apply(make_trial(1), make_run())
     (night.place(1) / "result.json").write_text(content, errors="surrogateescape")
     told = night.tell(1)
-    assert told["missing"][0].startswith("result.json is damaged (")
+    assert "result.json is damaged (" in told["missing"][0]
     assert told["runs"][0]["val_bpb"] == 1.66
 
 

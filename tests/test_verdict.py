@@ -62,15 +62,16 @@ def test_the_rule(z, runs, lines, decision):
         (1.0, 1, 0, "better by 0.0115 bits per byte, 1.0 standard errors: may be luck, a second seed decides"),
         (-4.0, 1, 0, "worse by 0.0462 bits per byte, 4.0 standard errors: no gain"),
         (0.0, 1, 0, "the same score: a tie"),
-        (0.0, 1, -3, "the same score: a tie with 3 lines less, a second seed decides"),
-        (0.0, 2, -3, "the same score over 2 runs: a tie with 3 lines less, kept as simpler"),
+        (0.0, 1, -3, "the same score: a tie with 3 statements less, a second seed decides"),
+        (0.0, 2, -3, "the same score over 2 runs: a tie with 3 statements less, kept as simpler"),
         (1.0, 2, 0, "better by 0.0091 bits per byte, 1.0 standard errors over 2 runs: kept"),
         (0.4, 2, 0, "better by 0.0037 bits per byte, 0.4 standard errors over 2 runs: not confirmed"),
         (
             1.0,
             2,
             50,
-            "better by 0.0091 bits per byte, 1.0 standard errors over 2 runs: too little for 50 lines more, which must buy 1.5",
+            "better by 0.0091 bits per byte, 1.0 standard errors over 2 runs: "
+            "too little for 50 statements more, which must buy 1.5",
         ),
     ],
 )
@@ -172,7 +173,7 @@ def test_a_clear_gain_is_nearly_always_kept_and_a_clear_loss_nearly_never():
 def test_only_code_counts_as_lines_and_layout_does_not():
     one = 'def f(a,\n      b):\n    """Words."""\n\n    # why\n    return a + b\n'
     other = "def f(a, b): return (a\n  + b)\n"
-    assert verdict.logical_lines(one) == verdict.logical_lines(other) == 2
+    assert verdict.statements(one) == verdict.statements(other) == 2
 
 
 @pytest.mark.parametrize(
@@ -181,4 +182,4 @@ def test_only_code_counts_as_lines_and_layout_does_not():
 def test_lines_are_counted_of_whatever_the_checks_let_through(line):
     source = f"{line}\n\n\ndef load_model(path, device): ...\n\n\ndef main(): ...\n"
     assert proposal.check(source, {}) is None
-    assert verdict.logical_lines(source) == 3
+    assert verdict.statements(source) == 3

@@ -1,7 +1,8 @@
 """One run of an external agent: a command that is given a prompt and ended with all that it has started.
 
-A small process of ours is its parent and adopts what the agent leaves running (PR_SET_CHILD_SUBREAPER), daemons too: so
-the whole tree can be found after the agent's own end, and by the next start when this process is killed meanwhile.
+A small process of ours is its parent, starts it once it is on record itself, and adopts what the agent leaves running
+(PR_SET_CHILD_SUBREAPER), daemons too: so the whole tree can be found after the agent's own end, and by the next start when
+this process is killed meanwhile.
 """
 
 from __future__ import annotations
@@ -26,15 +27,21 @@ LOOK_SECONDS = 0.1  # between looks at whether it is cancelled
 
 KEEPER = """
 import ctypes, os, signal, subprocess, sys
-ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+tell, go = int(sys.argv[1]), int(sys.argv[2])
+prctl = ctypes.CDLL(None).prctl
+prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+if not os.read(go, 1):  # killed before it could put this on record
+    sys.exit()
+os.close(go)
 try:
-    agent = subprocess.Popen(sys.argv[2:], start_new_session=True)  # one that nothing refers to is waited for by its deletion
+    # it dies with this process; one that nothing refers to is waited for by its deletion
+    agent = subprocess.Popen(sys.argv[3:], start_new_session=True, preexec_fn=lambda: prctl(1, signal.SIGKILL, 0, 0, 0))
     while (ended := os.wait())[0] != agent.pid:
         pass
     told = str(os.waitstatus_to_exitcode(ended[1]))
 except OSError as error:
     told = str(error)
-os.write(int(sys.argv[1]), told.encode())
+os.write(tell, told.encode())
 signal.pause()
 """
 
@@ -65,24 +72,27 @@ def run(
 
     Raises OSError when no process can be started or put on record.
     """
-    told, tell = os.pipe()
+    (told, tell), (wait, go) = os.pipe(), os.pipe()
     with contextlib.ExitStack() as undo:
         undo.callback(os.close, told)
-        with os.fdopen(tell, "wb"), prompt.open("rb") as stdin:
+        starter = undo.enter_context(os.fdopen(go, "wb", buffering=0))
+        with os.fdopen(tell, "wb"), os.fdopen(wait, "rb"), prompt.open("rb") as stdin:
             keeper = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", KEEPER, str(tell), *argv],
+                [sys.executable, "-I", "-S", "-c", KEEPER, str(tell), str(wait), *argv],
                 cwd=folder,
                 env=environment,
                 stdin=stdin,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 start_new_session=True,
-                pass_fds=[tell],
+                pass_fds=[tell, wait],
             )
         undo.callback(processes.forget, home, keeper.pid)
         undo.enter_context(keeper)  # waits for it
         undo.callback(processes.end, keeper.pid)
         processes.record(home, keeper.pid)
+        with contextlib.suppress(BrokenPipeError):  # somebody has killed it: the pipe `told` says so
+            starter.write(b"!")
         assert keeper.stdout is not None
         assert keeper.stderr is not None
         stdout, log, answer = _Capped(), _Capped(), _Capped()

@@ -23,7 +23,7 @@ from tasks import merging
 from tasks.llm_calls import KINDS
 from tasks.proposal import MAX_BYTES, Proposer, ask
 from tasks.proposers import agent
-from tasks.records import TRAIN, NightSoFar, Outcome, Proposal, RunResult, UsageError, one_line
+from tasks.records import TRAIN, NightlyError, NightSoFar, Outcome, Proposal, RunResult, UsageError, one_line
 
 PASSED_ON = ("PATH", "HOME", "LANG", "TERM")  # of the environment, before what the profile names
 PROMPT = "NIGHT.md"
@@ -81,7 +81,7 @@ class CommandProposer:
             with _scratch_clone(folder / "clone", self.root, night.champion, told) as clone:
                 visit, left = self._run(clone), _take(clone)
                 (folder / "agent.log").write_text(visit.log, encoding="utf-8")
-        except (OSError, UsageError) as error:  # UsageError: the program was there when the night began
+        except (OSError, NightlyError) as error:  # such as the program that was there when the night began
             return self._instead(night, f"the command could not be run: {error}")
         if visit.end == "cancelled":
             return self._problem(night, "cancelled", "the agent was ended")

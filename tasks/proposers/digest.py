@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tasks.llm_calls import KINDS
 from tasks.proposers.earlier import KNOBS, Idea, kind_of
-from tasks.records import NightSoFar, RunResult, Trial, one_line
+from tasks.records import NightlyError, NightSoFar, RunResult, Trial, one_line
 from tasks.trial_folder import read_runs
 
 CHARACTERS_A_TOKEN = 3.5  # of English and of code, roughly, for every tokenizer in use
@@ -218,7 +218,7 @@ def _story(night: NightSoFar, trial: Trial, gains: Gains) -> str:
 def _last_run(folder: Path) -> RunResult | None:
     try:
         runs = read_runs(folder)
-    except (OSError, ValueError, KeyError, TypeError):  # damaged: the record does without it
+    except NightlyError:  # damaged: the record does without it
         return None
     return runs[-1] if runs else None
 
