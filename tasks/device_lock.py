@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tasks.files import sign
 from tasks.records import UsageError
 
 
@@ -46,8 +47,5 @@ def held(home: Path, device: str | None, who: str) -> Iterator[None]:
                 f"{who} would train on {device}, on which {holder} is running (pid {pid}), and both would be measured wrong: "
                 f"wait for it, end it, or name another GPU in CUDA_VISIBLE_DEVICES"
             ) from None
-        lock.truncate(0)
-        with contextlib.suppress(OSError):  # a full disk: then the next one is not told whose it is
-            lock.write(f"{who} {os.getpid()}")
-            lock.flush()
+        sign(lock, f"{who} {os.getpid()}")
         yield

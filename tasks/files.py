@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk or a quota without room
 
@@ -47,6 +47,13 @@ class FileRef:
                 raise
             sync_folder(path.parent)
         return ref
+
+
+def sign(lock: IO[str], whose: str) -> None:
+    """Says in the file of a lock whose it is. On a full disk the next one is not told."""
+    with contextlib.suppress(OSError):
+        os.ftruncate(lock.fileno(), 0)
+        os.write(lock.fileno(), whose.encode())  # unbuffered: or closing the file would try again and fail
 
 
 def let_everybody_in(folder: Path) -> None:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tasks.files import sync_folder
+from tasks.files import sign, sync_folder
 from tasks.night_state import EVENTS, FORMAT, after, fold
 from tasks.records import NightlyError, NightState, UsageError
 
@@ -161,9 +161,7 @@ def _locked(path: Path) -> Iterator[None]:
             raise UsageError(
                 f"night {path.parent.name} is running (pid {holder}): wait for it, or `./run stop {path.parent.name}`"
             ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+        sign(lock, str(os.getpid()))
         yield
 
 

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from tasks.files import FileRef, locked
+from tasks.files import FileRef, locked, sign
 
 
 def test_a_file_is_known_by_its_content(tmp_path):
@@ -62,3 +62,15 @@ def test_who_waited_for_a_file_that_was_moved_gets_a_new_one(tmp_path):
     waiting.join()
     assert got == [0]
     assert (tmp_path / "moved").read_bytes() == b"mine"
+
+
+def test_a_lock_on_a_full_disk_is_one_all_the_same():
+    with open("/dev/full", "a+") as lock:
+        sign(lock, "who it is")
+
+
+def test_the_last_one_signs_a_lock(tmp_path):
+    for whose in ("somebody long", "me"):
+        with (tmp_path / "lock").open("a+") as lock:
+            sign(lock, whose)
+    assert (tmp_path / "lock").read_text() == "me"
