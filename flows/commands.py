@@ -23,7 +23,7 @@ JSON_FIELDS = (  # of a run, in the order that they are printed
 
 
 def night(arguments: argparse.Namespace, home: Path) -> int:
-    configs.load(arguments.profile)  # what is wrong with it is said before a server starts
+    _check(arguments, home)
     with server.prefect_api(home):
         from flows.nightly_research import nightly_research
         from flows.views import Untold
@@ -43,6 +43,18 @@ def night(arguments: argparse.Namespace, home: Path) -> int:
         except Untold as over:
             tag = over.tag
     return _print_night(home, tag, as_json=arguments.json)
+
+
+def _check(arguments: argparse.Namespace, home: Path) -> None:
+    """What can be wrong with the profile, the webhook, the checkout and the tag is said before a server starts."""
+    from flows import night_folder
+    from tasks import champion, ledger, notification
+
+    configs.load(arguments.profile)
+    notification.check()
+    root = champion.open_checkout(server.ROOT).root
+    if arguments.tag and not ledger.exists(home / "nights" / arguments.tag / night_folder.LEDGER):
+        champion.check_tag(root, arguments.tag)
 
 
 def resume(arguments: argparse.Namespace, home: Path) -> int:
