@@ -52,12 +52,15 @@ def deploy(arguments: argparse.Namespace, home: Path) -> int:
         made = ["work-pool", "create", pool, "--type", "process", "--base-job-template", str(template), "--overwrite"]
         if code := _run_prefect(*made):
             return code
-    if code := _run_prefect("deploy", "--all", "--no-prompt"):
-        return code
-    from flows import automations  # now that Prefect's settings are there
+    from flows import automations, schedules  # now that Prefect's settings are there
 
-    print("automations:", ", ".join(automations.register()))
-    return 0
+    with schedules.kept_on() as told:
+        code = _run_prefect("deploy", "--all", "--no-prompt")
+    for line in told:
+        print(f"schedule of {line}")
+    if not code:
+        print("automations:", ", ".join(automations.register()))
+    return code
 
 
 def worker(arguments: argparse.Namespace, home: Path) -> int:

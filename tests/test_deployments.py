@@ -23,12 +23,16 @@ from flows import server, services
 home = server.state_home()
 server.configure(home)
 with server.prefect_api(home):
-    code = services.deploy(None, home) or services.deploy(None, home)
-    def ask(what):
-        url = f"{os.environ['PREFECT_API_URL']}/{what}/filter"
-        request = urllib.request.Request(url, data=b"{}", headers={"Content-Type": "application/json"})
-        return json.load(urllib.request.urlopen(request))
-    print("\\nANSWER" + json.dumps([code, ask("deployments"), ask("work_pools")]))
+    def ask(what, method="POST", **body):
+        url = f"{os.environ['PREFECT_API_URL']}/{what}"
+        request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"}, method=method)
+        return json.loads(urllib.request.urlopen(request).read() or "null")
+    code, first = services.deploy(None, home), ask("deployments/filter")
+    for deployment in first:
+        for schedule in deployment["schedules"]:  # as `prefect deployment schedule resume` does
+            ask(f"deployments/{deployment['id']}/schedules/{schedule['id']}", "PATCH", active=True)
+    code = code or services.deploy(None, home)
+    print("\\nANSWER" + json.dumps([code, first, ask("deployments/filter"), ask("work_pools/filter")]))
 """
 
 
@@ -68,15 +72,19 @@ def test_template_configures_only_what_it_declares(path):
 
 @pytest.fixture(scope="module")
 def deployed(tmp_path_factory) -> dict[str, Any]:
-    """What a server has after `./run deploy` was run twice."""
+    """What a server has after `./run deploy`, and after another one before which every schedule was switched on."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_", "NIGHTLY_"))}
     environment = {**kept, "NIGHTLY_HOME": str(tmp_path_factory.mktemp("home"))}
     argv = [sys.executable, "-c", DEPLOY]
     done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
-    code, deployments, pools = json.loads(done.stdout.rpartition("ANSWER")[2])
+    code, *found = json.loads(done.stdout.rpartition("ANSWER")[2])
     assert code == 0, done.stdout + done.stderr
-    return {"deployments": {each["name"]: each for each in deployments}, "pools": {each["name"]: each for each in pools}}
+    names = ("first", "deployments", "pools")
+    return {
+        "said": done.stdout,
+        **{what: {each["name"]: each for each in each_of} for what, each_of in zip(names, found, strict=True)},
+    }
 
 
 @pytest.mark.slow
@@ -93,9 +101,16 @@ def test_a_second_night_at_once_is_cancelled(deployed):
 
 @pytest.mark.slow
 def test_the_nightly_schedule_is_there_and_inactive(deployed):
-    schedules = deployed["deployments"]["nightly-research"]["schedules"]
+    schedules = deployed["first"]["nightly-research"]["schedules"]
     assert [(each["schedule"]["cron"], each["active"]) for each in schedules] == [("0 22 * * *", False)]
-    assert deployed["deployments"]["local"]["schedules"] == []
+    assert deployed["first"]["local"]["schedules"] == []
+
+
+@pytest.mark.slow
+def test_a_schedule_that_was_switched_on_stays_on_when_it_is_deployed_again(deployed):
+    schedules = deployed["deployments"]["nightly-research"]["schedules"]
+    assert [(each["schedule"]["cron"], each["active"]) for each in schedules] == [("0 22 * * *", True)]
+    assert "schedule of nightly-research: cron='0 22 * * *' timezone=None day_or=True stays on" in deployed["said"]
 
 
 @pytest.mark.slow
