@@ -117,7 +117,7 @@ def open_night(held: Session) -> Night:
     settings = _profile(header)
     end_orphans(home, header["isolation"])
     held.pulse.enter("preparing the data")
-    dataset = _as_begun(preparation.prepare_dataset(settings, home), began)
+    dataset = as_begun(preparation.prepare_dataset(settings, home), began)
     base = _base(held)
     kept = _kept_baseline(held.folder) if began else None
     baseline = kept or _baseline(base, settings, dataset, home, header["isolation"], held.pulse.enter)
@@ -148,11 +148,11 @@ def check_comparable(night: Night, began: dict[str, Any] | None) -> None:
         return
     _expect_same("hardware", began["hardware"], hardware.describe(night.profile.device, night.profile.threads), night.tag)
     found = baseline_facts(night.base, night.profile, night.dataset, night.isolation)
-    for what, was in began.get("facts", {}).items():
-        _expect_same(what, was, found.get(what), night.tag)
+    for what, was in began.get("facts", {"dataset": began.get("dataset", night.dataset.fingerprint)}).items():
+        _expect_same(what, was, found.get(what, "none"), night.tag)
 
 
-def _as_begun(dataset: Dataset, began: dict[str, Any]) -> Dataset:
+def as_begun(dataset: Dataset, began: dict[str, Any]) -> Dataset:
     """Without the attention kernels that could not be had when the night began: with them it would be another one."""
     facts = began.get("facts")
     if facts is None:

@@ -101,7 +101,7 @@ def _trust(state: NightState) -> str:
         return "- The baseline is not measured yet: there is no score to trust or not."
     lines = [
         f"- Noise: one run scatters by sd {_number(baseline.get('sd'))} bits per byte, from the baseline's "
-        f"{_count(len(baseline['scores']), 'run')} (seeds {', '.join(map(str, baseline['seeds']))}). "
+        f"{_count(len(baseline['scores']), 'run')} (seeds {', '.join(map(str, baseline.get('seeds', '-')))}). "
         f"z is a difference in standard errors of the means compared.",
         f"- The champion's score is the mean of {_count(len(state.champion_scores), 'run')}: "
         f"{', '.join(f'{score:.6f}' for score in state.champion_scores)}.",

@@ -1,18 +1,21 @@
-"""Which night a start means: a retried flow run its own, a deployment the one that died, everything else a new one."""
+"""Which night a start means: a retried flow run its own, a deployment the one that died, else a new one. And what it keeps."""
 
 import dataclasses
 import json
 import os
 import platform
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from flows import night_folder, resuming, session
+import configs
+from flows import night_folder, nightly_research, opening, resuming, session
 from flows.opening import Request
-from tasks import heartbeat, ledger, night_state
+from tasks import hardware, heartbeat, ledger, night_state
+from tasks.baseline import baseline_facts
 from tasks.judge import watchdog
-from tasks.records import NightlyError, UsageError
+from tasks.records import Dataset, FileRef, NightlyError, UsageError
 
 REQUEST = Request("laptop", None, None, None, None, 1, False)
 HEADER = {"profile": "laptop", "proposer": "tpe", "patches": None, "seed": 1, "trials": 4, "hours": None}
@@ -166,3 +169,63 @@ def test_a_night_that_goes_on_holds_its_gpu(night, tmp_path):
         session.hold(tmp_path / "nights" / "died"),
     ):
         pass
+
+
+def test_a_night_that_another_process_has_begun_meanwhile_is_not_cleared(night, tmp_path):
+    night()
+    path = tmp_path / "nights" / "died" / night_folder.LEDGER
+    before = path.read_bytes()
+    with session.hold(path.parent) as held, pytest.raises(UsageError, match=r"has begun meanwhile: `\./run resume died`"):
+        nightly_research.begin(held, {"tag": "died"}, "")
+    assert path.read_bytes() == before
+
+
+@pytest.fixture
+def opened():
+    """A night as far as `check_comparable` looks, and the event of its baseline."""
+    profile = configs.load("laptop")
+    kernel = FileRef("kernels/owner--name@0-torch2.json", "ab", 1)
+    dataset = Dataset("f00d", "public", "train", "validation", 1, attention_kernels=(kernel,))
+    found = SimpleNamespace(tag="nov21", profile=profile, base="A = 1\n", dataset=dataset, isolation="bwrap")
+    facts = baseline_facts(found.base, profile, dataset, "bwrap")
+    began = {**BASELINE, "hardware": hardware.describe(profile.device, profile.threads), "dataset": "f00d", "facts": facts}
+    return found, json.loads(json.dumps(began))
+
+
+def test_a_night_goes_on_where_everything_is_as_it_was(opened):
+    found, began = opened
+    opening.check_comparable(found, began)
+    opening.check_comparable(found, None)  # a new one
+
+
+@pytest.mark.parametrize("fact", ["harness.py", "dataset", "owner--name@0-torch2", "train.py", "isolation"])
+def test_a_night_does_not_go_on_where_a_fact_of_its_baseline_is_another(opened, fact):
+    found, began = opened
+    began["facts"][fact] = "c0ffee"
+    with pytest.raises(UsageError, match=f"night nov21 was begun with {fact} c0ffee and would go on with "):
+        opening.check_comparable(found, began)
+
+
+def test_a_night_does_not_go_on_without_the_kernel_that_it_began_with(opened):
+    found, began = opened
+    found.dataset = dataclasses.replace(found.dataset, attention_kernels=())
+    with pytest.raises(UsageError, match="owner--name@0-torch2 ab and would go on with none"):
+        opening.check_comparable(found, began)
+
+
+def test_a_kernel_that_was_not_there_when_a_night_began_is_not_used_later(opened):
+    found, began = opened
+    assert opening.as_begun(found.dataset, began) == found.dataset
+    del began["facts"]["owner--name@0-torch2"]
+    found.dataset = opening.as_begun(found.dataset, began)
+    assert found.dataset.attention_kernels == ()
+    opening.check_comparable(found, began)
+
+
+@pytest.mark.parametrize("changes", [{"hardware": "another machine"}, {"dataset": "another"}])
+def test_a_night_from_before_facts_were_kept_is_told_by_hardware_and_data(opened, changes):
+    found, began = opened
+    del began["facts"]
+    opening.check_comparable(found, began)
+    with pytest.raises(UsageError, match=r"was begun with .* another"):
+        opening.check_comparable(found, {**began, **changes})
