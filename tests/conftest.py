@@ -1,6 +1,5 @@
 """What the whole suite shares: one Prefect server, and a key that is never to be found in anything that was written."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,12 +7,6 @@ import pytest
 
 from tests.faults.llm_server import FAKE_KEY
 from tests.leaks import files_with
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: half of the time of slow tests is waiting for a box, a server or a clock."""
-    return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
