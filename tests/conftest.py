@@ -9,12 +9,6 @@ from tests.faults.llm_server import FAKE_KEY
 from tests.leaks import files_with
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first: short ones fill the time until the last of several processes is done."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def api_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Every test runs with a key in its environment, and after the last one no file in any of their folders has it."""
