@@ -33,6 +33,10 @@ def one_line(text: str) -> str:
     return " ".join(visible.split())
 
 
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 class NightlyError(Exception):
     """Base of every error that the command line prints as one plain message."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import costs
-from tasks.records import FileRef, NightState, one_line
+from tasks.records import FileRef, NightState, counted, one_line
 
 LONGEST_REASON = 200  # characters
 MOST_NUMBERS = 8  # of trials that a reason has
@@ -70,7 +70,7 @@ def headline(state: NightState) -> str:
     """What was won, and how the night went, in one paragraph of Markdown."""
     kept = sum(trial.verdict == "keep" for trial in state.trials)
     stopped = sum(trial.status != "ok" for trial in state.trials)
-    counts = f"{_count(len(state.trials), 'trial')}: {kept} kept, {len(state.trials) - kept - stopped} discarded, "
+    counts = f"{counted(len(state.trials), 'trial')}: {kept} kept, {len(state.trials) - kept - stopped} discarded, "
     counts += f"{stopped} stopped. Wall time {_wall(state)}. "
     counts += f"The night is over: {_text(state.finished)}." if state.finished else _unfinished(state)
     if state.baseline is None or state.champion_bpb is None:
@@ -101,14 +101,14 @@ def _trust(state: NightState) -> str:
         return "- The baseline is not measured yet: there is no score to trust or not."
     lines = [
         f"- Noise: one run scatters by sd {_number(baseline.get('sd'))} bits per byte, from the baseline's "
-        f"{_count(len(baseline['scores']), 'run')} (seeds {', '.join(map(str, baseline.get('seeds', '-')))}). "
+        f"{counted(len(baseline['scores']), 'run')} (seeds {', '.join(map(str, baseline.get('seeds', '-')))}). "
         f"z is a difference in standard errors of the means compared.",
-        f"- The champion's score is the mean of {_count(len(state.champion_scores), 'run')}: "
+        f"- The champion's score is the mean of {counted(len(state.champion_scores), 'run')}: "
         f"{', '.join(f'{score:.6f}' for score in state.champion_scores)}.",
     ]
     if any(trial.verdict == "keep" for trial in state.trials):
         lines.append(
-            f"- Selection: the best of {_count(len(state.trials), 'trial')} was picked by the score shown, so part of it is "
+            f"- Selection: the best of {counted(len(state.trials), 'trial')} was picked by the score shown, so part of it is "
             f"luck and the true gain is likely smaller. Seeds that took no part in the choice would tell."
         )
     lines.append(_audit(state))
@@ -132,7 +132,7 @@ def _audit(state: NightState) -> str:
     honest = f"; the claims of the rest were at most {max(gaps):.6f} nats a token too low, which is charged" if gaps else ""
     return (
         f"- Audit: every score that entered a keep was earned again from secret prefixes, in {len(audited)} of "
-        f"{_count(len(state.trials), 'trial')}. {caught} failed it{honest}."
+        f"{counted(len(state.trials), 'trial')}. {caught} failed it{honest}."
     )
 
 
@@ -186,10 +186,10 @@ def _stand_ins(state: NightState) -> Iterator[str]:
     count, (_, (first, *_)) = sum(len(stood) for _, stood in found), found[0]
     turns = count + sum(map(costs.is_own, state.trials))
     researcher = "command" if costs.asks_an_agent(state.header) else "model"
-    yield f"- {first.proposer} stood in for the {researcher} in {count} of its {_count(turns, 'trial')} ({count / turns:.0%}):"
+    yield f"- {first.proposer} stood in for the {researcher} in {count} of its {counted(turns, 'trial')} ({count / turns:.0%}):"
     for why, stood in found:
         numbers = ", ".join(str(trial.number) for trial in stood[:MOST_NUMBERS]) + (", ..." if stood[MOST_NUMBERS:] else "")
-        yield f"  - {_count(len(stood), 'trial')} ({numbers}): {_text(one_line(why)[:LONGEST_REASON])}"
+        yield f"  - {counted(len(stood), 'trial')} ({numbers}): {_text(one_line(why)[:LONGEST_REASON])}"
 
 
 def _researcher(header: dict[str, Any]) -> dict[str, str]:
@@ -231,10 +231,6 @@ def _wall(state: NightState) -> str:
 def _number(value: object) -> str:
     """A float with 4 significant digits, anything else as it is, None as a dash."""
     return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _commit(sha: str | None) -> str:

@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from configs import knobs
-from tasks.records import Status, Verdict
+from tasks.records import Status, Verdict, counted
 
 SD_FLOOR = 5e-4  # bits per byte: three runs may agree by chance, and hardware never repeats itself better than this
 KEEP = 2.0  # z of one run that is kept at once
@@ -68,13 +68,14 @@ def decide(champion: Sequence[float], candidate: Sequence[float], sd: float, sta
     gain = statistics.fmean(champion) - statistics.fmean(candidate)
     figures = f"{'better' if gain > 0 else 'worse'} by {abs(gain):.4f} bits per byte, {abs(z):.1f} standard errors"
     figures = figures if gain else "the same score"
+    change = counted(abs(statements_added), "statement")
     if len(candidate) == 1:
         if z > KEEP:
             return Verdict("keep", f"{figures}: kept at once", z)
         if z > CONFIRM:
             return Verdict("confirm", f"{figures}: may be luck, a second seed decides", z)
         if abs(z) <= CONFIRM and statements_added < 0:
-            return Verdict("confirm", f"{figures}: a tie with {_counted(-statements_added)} less, a second seed decides", z)
+            return Verdict("confirm", f"{figures}: a tie with {change} less, a second seed decides", z)
         return Verdict("discard", f"{figures}: {'no gain' if z < -CONFIRM else 'a tie'}", z)
     runs = f"{figures} over {len(candidate)} runs"
     if z > needed(statements_added):
@@ -82,18 +83,14 @@ def decide(champion: Sequence[float], candidate: Sequence[float], sd: float, sta
     if z > CONFIRMED:
         return Verdict(
             "discard",
-            f"{runs}: too little for {_counted(statements_added)} more, which must buy {needed(statements_added):.1f}",
+            f"{runs}: too little for {change} more, which must buy {needed(statements_added):.1f}",
             z,
         )
     if abs(z) < CONFIRM and statements_added < 0:
-        return Verdict("keep", f"{runs}: a tie with {_counted(-statements_added)} less, kept as simpler", z)
+        return Verdict("keep", f"{runs}: a tie with {change} less, kept as simpler", z)
     return Verdict("discard", f"{runs}: {'no gain' if z < -CONFIRM else 'not confirmed'}", z)
 
 
 def failed(status: Status, reason: str) -> Verdict:
     """The verdict on a candidate without a score: its patch was rejected or its run was stopped."""
     return Verdict("discard", f"{'not run' if status == 'rejected_patch' else 'stopped'}: {reason}")
-
-
-def _counted(count: int) -> str:
-    return f"{count} statement{'' if count == 1 else 's'}"

@@ -276,7 +276,8 @@ def test_status_tells_the_truth_all_through_a_night_that_is_killed_stopped_broke
     night.wait()
     assert seen, said(checkout)
     phases = [told["phase"].partition(",")[0] for _, told, _ in seen]
-    assert {"preparing the data", "baseline", "trial 1"} <= set(phases), phases  # others are over in milliseconds
+    assert {"preparing the data", "baseline", "trial 1"} <= set(phases), phases
+    assert {"trial 1: proposing", "trial 2: proposing"} & set(phases), phases  # each is over in milliseconds
     for before, told, after in seen:
         assert told["state"] == "running"
         assert told["process"]["pid"] == night.pid
