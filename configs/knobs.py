@@ -20,7 +20,9 @@ from typing import Any
 Value = bool | int | float | str | tuple[int | float, ...]
 Number = int | float
 
-LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)?")  # as Python's own parser sees them: str.splitlines knows further ends
+LINE = re.compile(
+    r"[^\r\n]*(?:\r\n|\r|\n)?"
+)  # as Python's own parser sees them: str.splitlines knows further ends
 CAPITALS = re.compile(r"[A-Z][A-Z0-9_]*")
 LARGEST = 2**63  # of an int: what goes beyond is no knob, so that 9**9**9 does not stop the night
 ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
@@ -42,11 +44,17 @@ def parse(source: str) -> ast.Module:
     """The syntax tree. Raises SyntaxError for whatever does not parse, also where Python says it in another way."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a backslash too many in a candidate's string is its own affair
+            warnings.simplefilter(
+                "ignore"
+            )  # a backslash too many in a candidate's string is its own affair
             return ast.parse(source)
     except SyntaxError:
         raise
-    except (ValueError, RecursionError, MemoryError) as error:  # NUL or surrogate; too deep; too deep for the C stack
+    except (
+        ValueError,
+        RecursionError,
+        MemoryError,
+    ) as error:  # NUL or surrogate; too deep; too deep for the C stack
         raise SyntaxError(str(error) or "nested too deeply") from error
 
 
@@ -73,13 +81,20 @@ def write(source: str, values: Mapping[str, Any]) -> str:
     if problems:
         raise KnobError("; ".join(problems.values()))
     found = _found(parse(source))
-    literals = [literal for name, value in fitted.items() for literal in _changed(*found[name], value)]
+    literals = [
+        literal for name, value in fitted.items() for literal in _changed(*found[name], value)
+    ]
     lines = LINE.findall(source)
     starts = list(itertools.accumulate(map(len, lines), initial=0))
-    for node, new in sorted(literals, key=lambda literal: (literal[0].lineno, literal[0].col_offset), reverse=True):
+    for node, new in sorted(
+        literals, key=lambda literal: (literal[0].lineno, literal[0].col_offset), reverse=True
+    ):
         begin, end = (  # columns are in bytes
             starts[line - 1] + len(lines[line - 1].encode()[:column].decode())
-            for line, column in ((node.lineno, node.col_offset), (node.end_lineno or 0, node.end_col_offset or 0))
+            for line, column in (
+                (node.lineno, node.col_offset),
+                (node.end_lineno or 0, node.end_col_offset or 0),
+            )
         )
         source = f"{source[:begin]}{new!r}{source[end:]}"
     return source
@@ -95,7 +110,9 @@ def ast_sha256(source: str) -> str | None:
     try:
         tree = parse(source)
         for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and _has_doc(node):
+            if isinstance(
+                node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+            ) and _has_doc(node):
                 node.body = node.body[1:] or [ast.Pass()]
         return hashlib.sha256(ast.dump(tree).encode("utf-8", "surrogatepass")).hexdigest()
     except (SyntaxError, RecursionError):
@@ -139,20 +156,26 @@ def _fitted(source: str, values: Mapping[str, Any]) -> tuple[dict[str, Value], d
     for name, wanted in values.items():
         if len(assigned.get(name, ())) > 1:
             lines = ", ".join(map(str, assigned[name]))
-            problems[name] = f"knob {name} is assigned more than once (lines {lines}); keep one assignment"
+            problems[name] = (
+                f"knob {name} is assigned more than once (lines {lines}); keep one assignment"
+            )
         elif name not in current:
             problems[name] = f"unknown knob {name}: {_suggest(name, current)}"
         elif name in idle:
             problems[name] = f"knob {name} is unused: train.py assigns it and never reads it"
         elif (value := _fit(current[name], wanted)) is None:
-            problems[name] = f"knob {name} = {wanted!r} does not fit: it takes {_kind(current[name])}"
+            problems[name] = (
+                f"knob {name} = {wanted!r} does not fit: it takes {_kind(current[name])}"
+            )
         else:
             fitted[name] = value
     return fitted, problems
 
 
 def _unused(tree: ast.Module) -> set[str]:
-    loaded = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    loaded = {
+        n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)
+    }
     return set(_read(tree)) - loaded
 
 
@@ -193,7 +216,11 @@ def _literal(node: ast.expr) -> Value | None:
 def _number(node: ast.expr) -> Number | None:
     """A finite number, or arithmetic on numbers such as 2**19."""
     value: Any = None
-    if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
+    if (
+        isinstance(node, ast.Constant)
+        and isinstance(node.value, int | float)
+        and not isinstance(node.value, bool)
+    ):
         value = node.value
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
         operand = _number(node.operand)
@@ -216,7 +243,11 @@ def _fit(old: Value, new: Any) -> Value | None:
     if isinstance(new, int) and abs(new) > LARGEST:
         return None
     if isinstance(old, tuple):
-        items = [_fit(a, b) for a, b in zip(old, new, strict=False)] if isinstance(new, tuple | list) else []
+        items = (
+            [_fit(a, b) for a, b in zip(old, new, strict=False)]
+            if isinstance(new, tuple | list)
+            else []
+        )
         numbers = tuple(item for item in items if isinstance(item, int | float))
         return numbers if len(numbers) == len(old) == len(new) else None
     if isinstance(old, float) and isinstance(new, int | float) and not isinstance(new, bool):

@@ -16,9 +16,10 @@ import numpy as np
 from prefect import State, Task, get_run_logger, task
 from prefect.client.schemas.objects import TaskRun
 
-from tasks import cache, dataset, fetch, progress, tokenization
-from tasks.dataset import Shard
-from tasks.records import FileRef
+from tasks import cache
+from tasks.data import dataset, fetch, progress, tokenization
+from tasks.data.dataset import Shard
+from tasks.files import FileRef
 from trainer import packing
 from trainer import prepare as fixed
 
@@ -52,11 +53,15 @@ def fetch_shard(key: str, source: str, name: str, folder: Path, sha256: str | No
 @task(task_run_name="hash held-out documents", persist_result=True, cache_key_fn=cache.given_key)
 def hash_held_out(key: str, validation: Shard, holdout: Shard | None, folder: Path) -> FileRef:
     digests = dataset.held_out(validation, holdout)
-    return tokenization.write(folder / f"{cache.short(key)}.bin", lambda file: file.write(digests.tobytes()))
+    return tokenization.write(
+        folder / f"{cache.short(key)}.bin", lambda file: file.write(digests.tobytes())
+    )
 
 
 @task(task_run_name="train tokenizer {size}", persist_result=True, cache_key_fn=cache.given_key)
-def train_tokenizer(key: str, train: Sequence[Shard], held_out: FileRef, size: int, characters: int, folder: Path) -> FileRef:
+def train_tokenizer(
+    key: str, train: Sequence[Shard], held_out: FileRef, size: int, characters: int, folder: Path
+) -> FileRef:
     texts = (text for shard in train for batch in _unseen(shard, held_out) for text in batch)
     return tokenization.write_tokenizer(
         tokenization.train_tokenizer(texts, size, characters), folder / f"{cache.short(key)}.json"
@@ -64,8 +69,12 @@ def train_tokenizer(key: str, train: Sequence[Shard], held_out: FileRef, size: i
 
 
 @task(task_run_name="write public files", persist_result=True, cache_key_fn=cache.given_key)
-def write_public(key: str, meta: fixed.Meta, tokenizers: Sequence[FileRef], folder: Path) -> tuple[FileRef, ...]:
-    return tokenization.write_public(meta, [tokenization.read_tokenizer(Path(ref.path)) for ref in tokenizers], folder)
+def write_public(
+    key: str, meta: fixed.Meta, tokenizers: Sequence[FileRef], folder: Path
+) -> tuple[FileRef, ...]:
+    return tokenization.write_public(
+        meta, [tokenization.read_tokenizer(Path(ref.path)) for ref in tokenizers], folder
+    )
 
 
 @task(task_run_name="encode shard {index}", persist_result=True, cache_key_fn=cache.given_key)
@@ -86,12 +95,16 @@ def encode_validation(
     key: str, validation: Shard, tokenizers: Sequence[FileRef], count: int, folder: Path
 ) -> tuple[FileRef, ...]:
     scored = dataset.scored(validation, count)
-    return tokenization.encode_validation(scored, [tokenization.read_tokenizer(Path(ref.path)) for ref in tokenizers], folder)
+    return tokenization.encode_validation(
+        scored, [tokenization.read_tokenizer(Path(ref.path)) for ref in tokenizers], folder
+    )
 
 
 def _threads() -> int:
     """Encoders beside one another: what one reader keeps busy, and each holds a few batches."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
+    usable = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )  # macOS has none
     return min(usable, MOST_THREADS)
 
 

@@ -19,11 +19,13 @@ import numpy as np
 from prefect import flow, get_run_logger
 
 import configs
-from flows import data_steps, server
-from tasks import attention_kernels, cache, dataset, fetch
-from tasks.dataset import Shard
-from tasks.files import let_everybody_in
-from tasks.records import DataError, Dataset, FileRef
+from flows import data_steps, state_home
+from tasks import cache
+from tasks.data import attention_kernels, dataset, fetch
+from tasks.data.dataset import Shard
+from tasks.errors import DataError
+from tasks.files import FileRef, let_everybody_in
+from tasks.records import Dataset
 from trainer import prepare as fixed
 
 Found = tuple[Any, bool]  # a step's result, and whether all of it came from the cache
@@ -32,7 +34,7 @@ Found = tuple[Any, bool]  # a step's result, and whether all of it came from the
 @flow(name="prepare", flow_run_name="prepare {profile.name}")
 def prepare(profile: configs.Profile) -> Dataset:
     """`prepare_dataset` by itself, into the state folder."""
-    return prepare_dataset(profile, server.state_home())
+    return prepare_dataset(profile, state_home.locate())
 
 
 def prepare_dataset(profile: configs.Profile, home: Path) -> Dataset:
@@ -47,7 +49,9 @@ def prepare_dataset(profile: configs.Profile, home: Path) -> Dataset:
         started = time.monotonic()
         result, found = work()
         cached.extend([name] if found else [])
-        get_run_logger().info(f"{name}: {'cached' if found else f'{time.monotonic() - started:.1f} s'}")
+        get_run_logger().info(
+            f"{name}: {'cached' if found else f'{time.monotonic() - started:.1f} s'}"
+        )
         return result
 
     source = _resolved(data.source, root)
@@ -55,17 +59,27 @@ def prepare_dataset(profile: configs.Profile, home: Path) -> Dataset:
     dataset.check_shards(train, [validation, holdout] if holdout else [validation])
     held_out = step("held out", lambda: _hash_held_out(validation, holdout, root))
     tokenizers = step("tokenizer", lambda: _train_tokenizers(data, train, held_out, root))
-    fingerprint = dataset.fingerprint(train, validation, holdout, tokenizers, data.validation_documents, data.sequence_length)
-    folders = {name: _open_folder(root / fingerprint[:16] / name) for name in ("public", "train", "validation")}
+    fingerprint = dataset.fingerprint(
+        train, validation, holdout, tokenizers, data.validation_documents, data.sequence_length
+    )
+    folders = {
+        name: _open_folder(root / fingerprint[:16] / name)
+        for name in ("public", "train", "validation")
+    }
     step("meta", lambda: _write_public(data, fingerprint, tokenizers, folders["public"]))
     streams = step("tokens", lambda: _encode_shards(train, held_out, tokenizers, folders["train"]))
     _check_left_out(train, streams[0])
     step("rows", lambda: _pack_rows(data, streams, folders["train"]))
-    *_, manifest = step("validation", lambda: _encode_validation(data, validation, tokenizers, folders["validation"]))
+    *_, manifest = step(
+        "validation",
+        lambda: _encode_validation(data, validation, tokenizers, folders["validation"]),
+    )
     places = {name: str(folder) for name, folder in folders.items()}
     _record(data, source, train, validation, holdout, folders["public"].parent)
     _make_current(profile, places, root)
-    kernels = attention_kernels.fetch_each(profile.attention_kernels, root / "kernels", get_run_logger().warning)
+    kernels = attention_kernels.fetch_each(
+        profile.attention_kernels, root / "kernels", get_run_logger().warning
+    )
     return Dataset(
         fingerprint=fingerprint,
         public=places["public"],
@@ -96,41 +110,65 @@ def _fetch_shards(data: configs.Data, source: str, root: Path) -> Found:
     names, known = list(dict.fromkeys(map(dataset.file_name, written))), {}
 
     def call(name: str, sha256: str | None) -> tuple[Any, ...]:
-        key = cache.key("fetch-shard", 1, source=source, name=name, folder=str(folder), sha256=sha256)
+        key = cache.key(
+            "fetch-shard", 1, source=source, name=name, folder=str(folder), sha256=sha256
+        )
         return key, source, name, folder, sha256
 
     if data.checksums:
         listed, _ = cache.ensure(data_steps.fetch_shard, *call(data.checksums, None))
         known = fetch.checksums(Path(listed.path))
         if missing := [name for name in names if name not in known]:
-            raise DataError(f"{data.checksums} of {fetch.shown(source)} has no checksum of {', '.join(missing)}: add it")
-    files, found = cache.ensure_each(data_steps.fetch_shard, [call(name, known.get(name)) for name in names])
+            raise DataError(
+                f"{data.checksums} of {fetch.shown(source)} has no checksum of {', '.join(missing)}: add it"
+            )
+    files, found = cache.ensure_each(
+        data_steps.fetch_shard, [call(name, known.get(name)) for name in names]
+    )
     by_name = dict(zip(names, files, strict=True))
     train, validation, holdout = (
         [Shard.of(each, by_name[dataset.file_name(each)]) for each in part]
-        for part in (data.train, written[len(data.train) : len(data.train) + 1], written[len(data.train) + 1 :])
+        for part in (
+            data.train,
+            written[len(data.train) : len(data.train) + 1],
+            written[len(data.train) + 1 :],
+        )
     )
     return (train, validation[0], holdout[0] if holdout else None), found
 
 
 def _hash_held_out(validation: Shard, holdout: Shard | None, root: Path) -> Found:
-    folder, content = _open_folder(root / "held_out"), [shard.content for shard in (validation, holdout) if shard]
+    folder, content = (
+        _open_folder(root / "held_out"),
+        [shard.content for shard in (validation, holdout) if shard],
+    )
     key = cache.key("hash-held-out", 1, **data_steps.sources(), content=content, folder=str(folder))
     return cache.ensure(data_steps.hash_held_out, key, validation, holdout, folder)
 
 
-def _train_tokenizers(data: configs.Data, train: Sequence[Shard], held_out: FileRef, root: Path) -> Found:
+def _train_tokenizers(
+    data: configs.Data, train: Sequence[Shard], held_out: FileRef, root: Path
+) -> Found:
     characters, folder = data.tokenizer_characters, _open_folder(root / "tokenizers")
-    parts = {**data_steps.sources(), "shards": _contents(train), "held_out": held_out.sha256, "characters": characters}
+    parts = {
+        **data_steps.sources(),
+        "shards": _contents(train),
+        "held_out": held_out.sha256,
+        "characters": characters,
+    }
 
     def one(size: int) -> Found:
         key = cache.key("train-tokenizer", 1, **parts, vocab_size=size, folder=str(folder))
-        return cache.ensure(data_steps.train_tokenizer, key, train, held_out, size, characters, folder)
+        return cache.ensure(
+            data_steps.train_tokenizer, key, train, held_out, size, characters, folder
+        )
 
     return _each(one(size) for size in data.vocab_sizes)
 
 
-def _write_public(data: configs.Data, fingerprint: str, tokenizers: Sequence[FileRef], folder: Path) -> Found:
+def _write_public(
+    data: configs.Data, fingerprint: str, tokenizers: Sequence[FileRef], folder: Path
+) -> Found:
     meta = fixed.Meta(
         fingerprint=fingerprint,
         vocab_sizes=data.vocab_sizes,
@@ -139,19 +177,32 @@ def _write_public(data: configs.Data, fingerprint: str, tokenizers: Sequence[Fil
         license=data.license,
         metric_version=fixed.METRIC_VERSION,
     )
-    parts = {**data_steps.sources(), "meta": meta.to_dict(), "tokenizers": _hashes(tokenizers), "folder": str(folder)}
-    return cache.ensure(data_steps.write_public, cache.key("write-public", 1, **parts), meta, tokenizers, folder)
+    parts = {
+        **data_steps.sources(),
+        "meta": meta.to_dict(),
+        "tokenizers": _hashes(tokenizers),
+        "folder": str(folder),
+    }
+    return cache.ensure(
+        data_steps.write_public, cache.key("write-public", 1, **parts), meta, tokenizers, folder
+    )
 
 
-def _encode_shards(train: Sequence[Shard], held_out: FileRef, tokenizers: Sequence[FileRef], folder: Path) -> Found:
+def _encode_shards(
+    train: Sequence[Shard], held_out: FileRef, tokenizers: Sequence[FileRef], folder: Path
+) -> Found:
     """Of each tokenizer, the tokens and lengths of each shard."""
 
     def one(tokenizer: FileRef, index: int, shard: Shard) -> Found:
         facts = {"shard": shard.content, "held_out": held_out.sha256, "tokenizer": tokenizer.sha256}
-        key = cache.key("encode-shard", 1, **data_steps.sources(), **facts, index=index, folder=str(folder))
+        key = cache.key(
+            "encode-shard", 1, **data_steps.sources(), **facts, index=index, folder=str(folder)
+        )
         return cache.ensure(data_steps.encode_shard, key, shard, index, held_out, tokenizer, folder)
 
-    return _each(_each(one(tokenizer, i, shard) for i, shard in enumerate(train)) for tokenizer in tokenizers)
+    return _each(
+        _each(one(tokenizer, i, shard) for i, shard in enumerate(train)) for tokenizer in tokenizers
+    )
 
 
 def _check_left_out(train: Sequence[Shard], encoded: Sequence[tuple[FileRef, FileRef]]) -> None:
@@ -159,22 +210,38 @@ def _check_left_out(train: Sequence[Shard], encoded: Sequence[tuple[FileRef, Fil
     left_out = documents - sum(len(np.load(lengths.path, mmap_mode="r")) for _, lengths in encoded)
     dataset.check_left_out(left_out, documents)
     if left_out:
-        get_run_logger().info(f"{left_out} training documents are also held out: they were left out of the training")
+        get_run_logger().info(
+            f"{left_out} training documents are also held out: they were left out of the training"
+        )
 
 
-def _pack_rows(data: configs.Data, streams: Sequence[Sequence[tuple[FileRef, FileRef]]], folder: Path) -> Found:
+def _pack_rows(
+    data: configs.Data, streams: Sequence[Sequence[tuple[FileRef, FileRef]]], folder: Path
+) -> Found:
     def one(size: int, shards: Sequence[tuple[FileRef, FileRef]]) -> Found:
         hashes = [ref.sha256 for refs in shards for ref in refs]
-        facts = {"streams": hashes, "vocab_size": size, "length": data.sequence_length, "folder": str(folder)}
+        facts = {
+            "streams": hashes,
+            "vocab_size": size,
+            "length": data.sequence_length,
+            "folder": str(folder),
+        }
         key = cache.key("pack-rows", 1, **data_steps.sources(), **facts)
         return cache.ensure(data_steps.pack_rows, key, size, data.sequence_length, folder)
 
     return _each(one(size, shards) for size, shards in zip(data.vocab_sizes, streams, strict=True))
 
 
-def _encode_validation(data: configs.Data, validation: Shard, tokenizers: Sequence[FileRef], folder: Path) -> Found:
+def _encode_validation(
+    data: configs.Data, validation: Shard, tokenizers: Sequence[FileRef], folder: Path
+) -> Found:
     count = data.validation_documents
-    facts = {"validation": validation.content, "tokenizers": _hashes(tokenizers), "count": count, "folder": str(folder)}
+    facts = {
+        "validation": validation.content,
+        "tokenizers": _hashes(tokenizers),
+        "count": count,
+        "folder": str(folder),
+    }
     key = cache.key("encode-validation", 1, **data_steps.sources(), **facts)
     return cache.ensure(data_steps.encode_validation, key, validation, tokenizers, count, folder)
 
@@ -199,7 +266,9 @@ def _open_folder(path: Path) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             let_everybody_in(folder)
     except OSError as error:
-        raise DataError(f"{path} cannot be used: {error.strerror}. Set NIGHTLY_HOME to a folder that you own") from error
+        raise DataError(
+            f"{path} cannot be used: {error.strerror}. Set NIGHTLY_HOME to a folder that you own"
+        ) from error
     return path
 
 
@@ -207,18 +276,27 @@ def _write(path: Path, text: str) -> None:
     try:
         FileRef.write(path, text.encode())
     except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror}. Free some space, or set NIGHTLY_HOME") from error
+        raise DataError(
+            f"cannot write {path}: {error.strerror}. Free some space, or set NIGHTLY_HOME"
+        ) from error
 
 
 def _record(
-    data: configs.Data, source: str, train: Sequence[Shard], validation: Shard, holdout: Shard | None, folder: Path
+    data: configs.Data,
+    source: str,
+    train: Sequence[Shard],
+    validation: Shard,
+    holdout: Shard | None,
+    folder: Path,
 ) -> None:
     """dataset.json: where every document came from. For people; no box sees it."""
 
     def of(written: Sequence[str | None], shards: Sequence[Shard | None]) -> list[dict[str, Any]]:
         pairs = zip(written, shards, strict=True)
         return [
-            {"file": dataset.file_name(name), "content": s.content, "bytes": s.file.bytes} for name, s in pairs if name and s
+            {"file": dataset.file_name(name), "content": s.content, "bytes": s.file.bytes}
+            for name, s in pairs
+            if name and s
         ]
 
     told = {
@@ -234,5 +312,11 @@ def _record(
 def _make_current(profile: configs.Profile, places: dict[str, str], root: Path) -> None:
     """data/current.json: what `python -m trainer.train` uses when a human runs it outside a box."""
     budget = {"kind": profile.budget.kind, "amount": profile.budget.amount}
-    current = {"profile": profile.name, **places, "budget": budget, "device": profile.device, "threads": profile.threads}
+    current = {
+        "profile": profile.name,
+        **places,
+        "budget": budget,
+        "device": profile.device,
+        "threads": profile.threads,
+    }
     _write(root / "current.json", json.dumps(current, indent=1))

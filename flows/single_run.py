@@ -5,18 +5,19 @@ from __future__ import annotations
 from prefect import flow
 
 from configs import Profile
-from flows import server
-from flows.isolation import choose_isolation, end_orphans
+from flows import state_home
+from flows.night.isolation import choose_isolation, end_orphans
 from flows.preparation import prepare_dataset
-from tasks import device_lock, experiment, proposal
-from tasks.baseline import first_caps
+from tasks.proposers import proposal
 from tasks.records import RunResult
+from tasks.trial import device_lock, experiment
+from tasks.trial.baseline import first_caps
 
 
 @flow(name="single-run")
 def single_run(source: str, profile: Profile, seed: int, allow_unsandboxed: bool) -> RunResult:
     """Trains, scores and audits `source` once. The static checks stop it before a box does; nothing is said of duplicates."""
-    home = server.state_home()
+    home = state_home.locate()
     isolation = choose_isolation(home, profile, allow_unsandboxed)
     end_orphans(home, isolation)
     if problem := proposal.check(source, {}):

@@ -12,13 +12,14 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 from prefect import State, Task, get_run_logger
 from prefect.context import TaskRunContext
 from prefect.futures import wait
+from prefect.utilities.annotations import quote
 
-from tasks.records import FileRef
+from tasks.files import FileRef
 
 AT_ONCE = 16  # of Prefect's threads, which have no limit of their own: a hub refuses the requests of hundreds
 
@@ -69,7 +70,11 @@ def ensure_each(task: Task[..., R], calls: Sequence[tuple[Any, ...]]) -> tuple[l
     results: list[R] = [state.result() for state in states]
     stale = [i for i, state in enumerate(states) if not _trusted(state, results[i])]
     again = [i for i in stale if states[i].name == "Cached"]
-    for i, state in zip(again, _states(task.with_options(refresh_cache=True), [calls[i] for i in again]), strict=True):
+    for i, state in zip(
+        again,
+        _states(task.with_options(refresh_cache=True), [calls[i] for i in again]),
+        strict=True,
+    ):
         results[i] = state.result()
     return results, not stale
 
@@ -114,4 +119,19 @@ def _files(result: object) -> Iterator[FileRef]:
     elif isinstance(result, list | tuple):
         yield from (ref for value in result for ref in _files(value))
     elif dataclasses.is_dataclass(result):
-        yield from (ref for field in dataclasses.fields(result) for ref in _files(getattr(result, field.name)))
+        yield from (
+            ref
+            for field in dataclasses.fields(result)
+            for ref in _files(getattr(result, field.name))
+        )
+
+
+T = TypeVar("T")
+
+
+def whole(value: T) -> T:
+    """The value, for a task's argument. Else Prefect walks through all of it at each call, looking for other tasks' results.
+
+    That costs a second for the record of a few hundred trials.
+    """
+    return cast(T, quote(value))

@@ -40,7 +40,11 @@ class FileRef:
                 os.fsync(file.fileno())
                 part.chmod(0o644)
                 with part.open("rb") as written:
-                    ref = cls(str(path), hashlib.file_digest(written, "sha256").hexdigest(), os.fstat(file.fileno()).st_size)
+                    ref = cls(
+                        str(path),
+                        hashlib.file_digest(written, "sha256").hexdigest(),
+                        os.fstat(file.fileno()).st_size,
+                    )
                 part.replace(path)
             except BaseException:
                 part.unlink(missing_ok=True)
@@ -53,7 +57,9 @@ def sign(lock: IO[str], whose: str) -> None:
     """Says in the file of a lock whose it is. On a full disk the next one is not told."""
     with contextlib.suppress(OSError):
         os.ftruncate(lock.fileno(), 0)
-        os.write(lock.fileno(), whose.encode())  # unbuffered: or closing the file would try again and fail
+        os.write(
+            lock.fileno(), whose.encode()
+        )  # unbuffered: or closing the file would try again and fail
 
 
 def let_everybody_in(folder: Path) -> None:
@@ -79,7 +85,9 @@ def locked(path: Path) -> Iterator[BinaryIO]:
         while True:
             file = stack.enter_context(path.open("ab"))
             fcntl.flock(file, fcntl.LOCK_EX)
-            with contextlib.suppress(FileNotFoundError):  # whoever had it has removed or renamed it meanwhile
+            with contextlib.suppress(
+                FileNotFoundError
+            ):  # whoever had it has removed or renamed it meanwhile
                 if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                     break
             file.close()

@@ -14,49 +14,16 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-import unicodedata
 from pathlib import Path
 from typing import Any
 
 from tasks.files import FileRef as FileRef
-from tasks.llm_calls import Usage as Usage
 from tasks.statuses import Decision as Decision
 from tasks.statuses import Outcome as Outcome
 from tasks.statuses import Status as Status
+from tasks.usage import Usage as Usage
 
 TRAIN = "trainer/train.py"  # the file that is edited, from the checkout's root
-
-
-def one_line(text: str) -> str:
-    """A candidate's words as one line: no control characters, direction marks or halves of surrogate pairs."""
-    visible = "".join(" " if unicodedata.category(character)[0] == "C" else character for character in text)
-    return " ".join(visible.split())
-
-
-def counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-class NightlyError(Exception):
-    """Base of every error that the command line prints as one plain message."""
-
-    exit_code = 1
-
-
-class UsageError(NightlyError):
-    exit_code = 2
-
-
-class DataError(NightlyError):
-    pass
-
-
-class BoxError(NightlyError):
-    pass
-
-
-class BaselineStopped(NightlyError):
-    exit_code = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +36,9 @@ class Dataset:
     validation: str  # folder: stream_<V>.npy, manifest.json
     validation_bytes: int  # UTF-8 bytes of the scored documents, the denominator of bits per byte
     cached: tuple[str, ...] = ()  # the steps that were served from the cache this time
-    attention_kernels: tuple[FileRef, ...] = ()  # manifests of native code that a box may load, read-only
+    attention_kernels: tuple[
+        FileRef, ...
+    ] = ()  # manifests of native code that a box may load, read-only
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +61,9 @@ class RunResult:
     reason: str
     val_bpb: float | None
     claimed_bpb: float | None
-    audit_gap: float | None  # nats per target by which the claims are too low; None unless the run is audited
+    audit_gap: (
+        float | None
+    )  # nats per target by which the claims are too low; None unless the run is audited
     seconds: float | None  # go to the checkpoint's last byte, the judge's clock
     cpu_seconds: float | None  # the same span, whole process tree
     tokens: int | None  # self-reported
@@ -102,12 +73,18 @@ class RunResult:
     profile: str
     seed: int
     peak_memory_bytes: int | None = None
-    metrics: dict[str, float] = dataclasses.field(default_factory=dict)  # self-reported, shown, never trusted
-    curve: tuple[tuple[int, int, float], ...] = ()  # (step, tokens, training loss in nats), self-reported
+    metrics: dict[str, float] = dataclasses.field(
+        default_factory=dict
+    )  # self-reported, shown, never trusted
+    curve: tuple[
+        tuple[int, int, float], ...
+    ] = ()  # (step, tokens, training loss in nats), self-reported
     log: str = ""  # the training box's stdout and stderr, first and last 32 KiB
     judge_log: str = ""  # the scoring boxes': they have seen validation text, so it is for humans and no proposer
     audit_worst: float | None = None  # nats at one position, the largest
-    startup_gpu_seconds: float | None = None  # how long the GPU was busy before ready; None without one
+    startup_gpu_seconds: float | None = (
+        None  # how long the GPU was busy before ready; None without one
+    )
     wall_seconds: float | None = None  # all of it: every box from its first to its last moment
 
     @classmethod
@@ -145,8 +122,12 @@ class Proposal:
     kind: str | None = None  # one of llm_calls.KINDS, None when nobody said
     hypothesis: str | None = None  # why it should help, in the proposer's words
     expected: str | None = None  # what effect it expects
-    stands_in: str | None = None  # why its proposer was asked, and not the model or the agent whose turn it was
-    note: str | None = None  # how it came about, where that is unusual: "made against champion ... and carried over"
+    stands_in: str | None = (
+        None  # why its proposer was asked, and not the model or the agent whose turn it was
+    )
+    note: str | None = (
+        None  # how it came about, where that is unusual: "made against champion ... and carried over"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,13 +156,17 @@ class Trial:
     knobs: dict[str, Any]  # the candidate's ALL_CAPS constants
     ast_sha256: str | None  # None when it does not parse
     parent: str  # commit it was proposed against
-    commit: str | None  # its own commit under refs/trials/<tag>/<number>; None between decided and applied
+    commit: (
+        str | None
+    )  # its own commit under refs/trials/<tag>/<number>; None between decided and applied
     seconds: float | None = None  # mean training seconds of its runs
     peak_memory_bytes: int | None = None
     isolation: str = ""
     audit_gap: float | None = None  # nats, the largest of its audited runs; None if none was
     unusual: str | None = None  # what a human should look at
-    wall_seconds: float | None = None  # from `started` to `decided`; None for a patch that was not run
+    wall_seconds: float | None = (
+        None  # from `started` to `decided`; None for a patch that was not run
+    )
     outcome: Outcome | None = None  # as the proposal's, and so are the next five
     kind: str | None = None
     hypothesis: str | None = None
@@ -191,7 +176,9 @@ class Trial:
     fixes: int = 0  # times that a crash went back to its proposer
     crashed: tuple[str, ...] = ()  # ast_sha256 of what it mended
     longest_run_seconds: float | None = None  # wall clock; None without a run
-    usage: Usage = dataclasses.field(default_factory=Usage)  # of the requests to language models for this trial
+    usage: Usage = dataclasses.field(
+        default_factory=Usage
+    )  # of the requests to language models for this trial
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +193,9 @@ class NightSoFar:
     baseline_bpb: float
     baseline_knobs: dict[str, Any]
     trials: tuple[Trial, ...]
-    seen: dict[str, int] = dataclasses.field(default_factory=dict)  # ast_sha256 of every candidate -> its trial, baseline: 0
+    seen: dict[str, int] = dataclasses.field(
+        default_factory=dict
+    )  # ast_sha256 of every candidate -> its trial, baseline: 0
     sd: float | None = None  # of one run, pooled, bits per byte
     folder: Path | None = None  # nights/<tag>: diffs and curves are in its trials/<k>
     in_flight: Proposal | None = None  # of the trial before `next_trial`, while that still trains
@@ -224,11 +213,17 @@ class NightState:
     in_flight: int | None  # started, not yet decided
     champion: str | None  # commit
     champion_scores: tuple[float, ...]  # the baseline's until a trial is kept, then that trial's
-    groups: tuple[tuple[float, ...], ...]  # scores of one file with several seeds each, for the pooled sd
+    groups: tuple[
+        tuple[float, ...], ...
+    ]  # scores of one file with several seeds each, for the pooled sd
     finished: str | None  # the reason it ended
     updated: str  # UTC time of the last event
-    used_seconds: float = 0.0  # for which the night was alive, by a monotonic clock: what the hours budget counts
-    stopped: str | None = None  # why its last process ended before the night was over; None while none has
+    used_seconds: float = (
+        0.0  # for which the night was alive, by a monotonic clock: what the hours budget counts
+    )
+    stopped: str | None = (
+        None  # why its last process ended before the night was over; None while none has
+    )
     failed: bool = False  # that end was our failure and not somebody's wish
 
     @property

@@ -14,7 +14,9 @@ from tasks.records import Dataset
 
 VOCAB, LENGTH = 256, 8
 KERNEL_THREAD = 0x00200000  # PF_KTHREAD of linux/sched.h
-STREAM = np.array([255, 1, 2, 3, 255, 4, 5, 6, 7, 8, 9], dtype=np.uint16)  # two documents, BOS = 255
+STREAM = np.array(
+    [255, 1, 2, 3, 255, 4, 5, 6, 7, 8, 9], dtype=np.uint16
+)  # two documents, BOS = 255
 
 HONEST = """
 import torch
@@ -96,7 +98,10 @@ def make_dataset(folder: Path) -> Dataset:
         "metric_version": 1,
     }
     (public / "meta.json").write_text(json.dumps(meta))
-    np.save(train / f"rows_{VOCAB}_{LENGTH}.npy", np.arange(4 * (LENGTH + 1), dtype=np.uint16).reshape(4, -1))
+    np.save(
+        train / f"rows_{VOCAB}_{LENGTH}.npy",
+        np.arange(4 * (LENGTH + 1), dtype=np.uint16).reshape(4, -1),
+    )
     np.arange(4 * (LENGTH + 1), dtype=np.uint16).tofile(train / f"tokens_{VOCAB}_00000.bin")
     np.save(train / f"lengths_{VOCAB}_00000.npy", np.full(4, LENGTH + 1, np.int32))
     np.save(validation / f"stream_{VOCAB}.npy", STREAM)
@@ -149,7 +154,9 @@ def _argv(pid: int) -> list[bytes]:
     """A process's command line. In the middle of an exec it is empty for a moment, and is read again. Raises OSError."""
     for _ in range(100):
         argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        state, *_, flags = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[:7]
+        state, *_, flags = (
+            Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[:7]
+        )
         if argv != [b""] or state in "ZX" or int(flags) & KERNEL_THREAD:
             return argv
         time.sleep(0.001)

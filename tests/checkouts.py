@@ -18,7 +18,11 @@ class Checkout:
         self.home = folder / ".nightly"
         self.api = api  # a standing Prefect server; without it every command starts its own, as a user's does
         listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-        names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
+        names = (
+            subprocess.run(listed, cwd=ROOT, capture_output=True, check=True)
+            .stdout.decode()
+            .split("\0")
+        )
         for name in filter(None, names):
             if (ROOT / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -28,21 +32,36 @@ class Checkout:
         self.git("-c", "user.name=A", "-c", "user.email=a@example.org", "commit", "-qm", "start")
 
     def git(self, *arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=self.folder, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["git", *arguments], cwd=self.folder, capture_output=True, text=True, check=True
+        )
         return done.stdout
 
     def environment(self, **changes: str) -> dict[str, str]:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "NIGHTLY_"))}
-        ours = {"NIGHTLY_HOME": str(self.home), "GIT_CONFIG_GLOBAL": os.devnull, "PYTHONDONTWRITEBYTECODE": ""}
+        kept = {
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith(("PREFECT_", "MLFLOW_", "NIGHTLY_"))
+        }
+        ours = {
+            "NIGHTLY_HOME": str(self.home),
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            "PYTHONDONTWRITEBYTECODE": "",
+        }
         return {**kept, **ours, **({"PREFECT_API_URL": self.api} if self.api else {}), **changes}
 
     def run(self, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
         """`./run ARGUMENTS` but for the set-up."""
-        argv = [sys.executable, "-m", "flows.cli", *arguments]
-        return subprocess.run(argv, cwd=self.folder, env=self.environment(**changes), capture_output=True, text=True)
+        argv = [sys.executable, "-m", "flows.command_line.cli", *arguments]
+        return subprocess.run(
+            argv, cwd=self.folder, env=self.environment(**changes), capture_output=True, text=True
+        )
 
     def ledger(self, tag: str) -> list[dict]:
-        return [json.loads(line) for line in (self.home / "nights" / tag / "ledger.jsonl").read_text().splitlines()]
+        return [
+            json.loads(line)
+            for line in (self.home / "nights" / tag / "ledger.jsonl").read_text().splitlines()
+        ]
 
 
 def our_processes(home: Path) -> list[str]:

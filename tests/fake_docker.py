@@ -100,7 +100,9 @@ def _run(state: Path, argv: list[str]) -> int:
         pid = json.loads(said)["child-pid"]
         part = state / "part"
         with contextlib.suppress(OSError):  # it has ended
-            part.write_text(json.dumps({"pid": pid, "born": started_at(pid), "labels": options["--label"]}))
+            part.write_text(
+                json.dumps({"pid": pid, "born": started_at(pid), "labels": options["--label"]})
+            )
             part.replace(state / f"{options['--name'][0]}.json")
     return container.wait() % 256
 
@@ -114,7 +116,9 @@ def _wall(options: dict[str, list[str]], info_fd: int, filter_fd: int) -> list[s
     for name in ("bin", "sbin", "lib", "lib64"):
         wall += ["--symlink", f"usr/{name}", f"/{name}"]
     wall += ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev"]
-    mounts = {"/dev/shm": ["--perms", "1777", "--size", options["--shm-size"][0], "--tmpfs", "/dev/shm"]}
+    mounts = {
+        "/dev/shm": ["--perms", "1777", "--size", options["--shm-size"][0], "--tmpfs", "/dev/shm"]
+    }
     for text in options["--tmpfs"]:
         target, _, given = text.partition(":")
         chosen = dict(option.split("=") for option in given.split(",") if "=" in option)
@@ -123,7 +127,9 @@ def _wall(options: dict[str, list[str]], info_fd: int, filter_fd: int) -> list[s
     for fields in csv.reader(options["--mount"]):
         bind = dict(field.split("=", 1) for field in fields if "=" in field)
         mounts[bind["target"]] = ["--ro-bind", bind["source"], bind["target"]]
-    for target in sorted(mounts, key=lambda target: target.count("/")):  # docker's own order: by depth
+    for target in sorted(
+        mounts, key=lambda target: target.count("/")
+    ):  # docker's own order: by depth
         for folder in reversed(Path(target).parents[:-1]):
             wall += ["--dir", str(folder)]  # as docker makes them: 0755
         wall += mounts[target]

@@ -20,13 +20,21 @@ class Origin:
         self.etag: str | None = '"one"'
         self.ranges = True
         self.cut: int | None = None  # bytes of a body after which the connection breaks
-        self.script: list[tuple[int, dict[str, str], bytes]] = []  # answers that come first, before any file
-        self.answers: dict[str, tuple[int, dict[str, str], bytes]] = {}  # by path: what is always answered
+        self.script: list[
+            tuple[int, dict[str, str], bytes]
+        ] = []  # answers that come first, before any file
+        self.answers: dict[
+            str, tuple[int, dict[str, str], bytes]
+        ] = {}  # by path: what is always answered
         self.requests: list[dict[str, str]] = []  # headers of each, with its path as "path"
         self.sent = 0  # bytes of bodies
         self.pace = 0.0  # seconds between two pieces of a body
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"origin": self}))
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._server = ThreadingHTTPServer(
+            ("127.0.0.1", 0), type("Handler", (_Handler,), {"origin": self})
+        )
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}
+        )
 
     @property
     def url(self) -> str:
@@ -36,7 +44,12 @@ class Origin:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -66,7 +79,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_file(self, content: bytes) -> None:
         origin, start, code = self.origin, 0, 200
-        headers = {"Content-Type": "application/octet-stream", **({"ETag": origin.etag} if origin.etag else {})}
+        headers = {
+            "Content-Type": "application/octet-stream",
+            **({"ETag": origin.etag} if origin.etag else {}),
+        }
         wanted, condition = self.headers.get("Range"), self.headers.get("If-Range")
         if wanted and origin.ranges and condition in (None, origin.etag):
             start = int(wanted.removeprefix("bytes=").rstrip("-"))
@@ -113,7 +129,12 @@ class Cutter:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._thread.join()

@@ -7,13 +7,17 @@ from collections.abc import Iterator, Sequence
 Document = Sequence[int]
 
 
-def _batches(documents: Sequence[Document], batch: int, epochs: int) -> Iterator[Sequence[Document]]:
+def _batches(
+    documents: Sequence[Document], batch: int, epochs: int
+) -> Iterator[Sequence[Document]]:
     for _ in range(epochs):
         for first in range(0, len(documents), batch):
             yield documents[first : first + batch]
 
 
-def pack(documents: Sequence[Document], T: int, *, buffer: int, batch: int, epochs: int) -> list[list[int]]:
+def pack(
+    documents: Sequence[Document], T: int, *, buffer: int, batch: int, epochs: int
+) -> list[list[int]]:
     """Rows of T + 1 tokens: best fit from a buffer of documents, else the shortest one cropped; ties to the oldest."""
     rows: list[list[int]] = []
     row: list[int] = []
@@ -26,7 +30,9 @@ def pack(documents: Sequence[Document], T: int, *, buffer: int, batch: int, epoc
             return rows
         room = T + 1 - len(row)
         fitting = [document for document in waiting if len(document) <= room]
-        pick = max(fitting, key=len) if fitting else min(waiting, key=len)  # both return the first of equals
+        pick = (
+            max(fitting, key=len) if fitting else min(waiting, key=len)
+        )  # both return the first of equals
         del waiting[next(i for i, document in enumerate(waiting) if document is pick)]
         row.extend(pick[:room])
         if len(row) == T + 1:

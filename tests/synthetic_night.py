@@ -6,14 +6,21 @@ import json
 import random
 from pathlib import Path
 
-from tasks.llm_calls import KINDS
 from tasks.records import NightSoFar, RunResult
+from tasks.usage import KINDS
 from tests.trials import crash, keep, make_trial
 
 TRAIN = (Path(__file__).parents[1] / "trainer" / "train.py").read_text(encoding="utf-8")
 EARLY_KIND = "data order"  # that nobody takes up again after trial EARLY
 EARLY = 10
-CRASHES = ("train_crashed", "startup_crashed", "out_of_memory", "eval_crashed", "audit_failed", "rejected_patch")
+CRASHES = (
+    "train_crashed",
+    "startup_crashed",
+    "out_of_memory",
+    "eval_crashed",
+    "audit_failed",
+    "rejected_patch",
+)
 METRICS = {
     "tokens_per_second": 51234.5,
     "mfu_percent": 41.25,
@@ -66,7 +73,9 @@ def _result(run: RunResult) -> str:
     return json.dumps({"runs": [dataclasses.asdict(run)]})
 
 
-def write_trial(folder: Path, number: int, run: RunResult | None = None, patch: str | None = None) -> None:
+def write_trial(
+    folder: Path, number: int, run: RunResult | None = None, patch: str | None = None
+) -> None:
     place = folder / "trials" / str(number)
     place.mkdir(parents=True, exist_ok=True)
     (place / "patch.diff").write_text(patch or PATCH.format(number=number, line=100 + number % 50))
@@ -101,7 +110,8 @@ def long_night(count: int, folder: Path) -> NightSoFar:
             "summary": f"Gate each layer by its own norm and widen the MLP, variant {number}"
             if kind
             else f"MATRIX_LR 0.04 -> 0.0{number}",
-            "hypothesis": "The stream grows with depth, so that late layers write less than early ones; " * 2,
+            "hypothesis": "The stream grows with depth, so that late layers write less than early ones; "
+            * 2,
             "expected": "0.002 lower, 3% slower, no more memory",
             "commit": f"c{number}",
             "parent": champion,

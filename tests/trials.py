@@ -3,11 +3,18 @@
 import dataclasses
 from pathlib import Path
 
-from tasks.llm_calls import Call, CallLog
+from tasks.history.llm_calls import CallLog
 from tasks.records import NightState, Trial
+from tasks.usage import Call
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-BASELINE = {"val_bpb": 1.65, "scores": [1.64, 1.65, 1.66], "seeds": [1, 2, 3], "sd": 0.01, "hardware": "a CPU"}
+BASELINE = {
+    "val_bpb": 1.65,
+    "scores": [1.64, 1.65, 1.66],
+    "seeds": [1, 2, 3],
+    "sd": 0.01,
+    "hardware": "a CPU",
+}
 
 
 def make_trial(number: int = 1, **changes) -> Trial:
@@ -38,20 +45,42 @@ def keep(number: int = 1, score: float = 1.6, **changes) -> Trial:
 
 
 def crash(number: int = 1, **changes) -> Trial:
-    failed = {"status": "train_crashed", "val_bpb": None, "z": None, "scores": (), "peak_memory_bytes": None}
+    failed = {
+        "status": "train_crashed",
+        "val_bpb": None,
+        "z": None,
+        "scores": (),
+        "peak_memory_bytes": None,
+    }
     return make_trial(number, **{**failed, "reason": "RuntimeError: boom", **changes})
 
 
 def make_state(*trials: Trial, header=None, **changes) -> NightState:
     """A night with these trials, all in git; `header` changes parts of its first event."""
-    scores = next((trial.scores for trial in reversed(trials) if trial.verdict == "keep"), (1.64, 1.65, 1.66))
-    began = {"tag": "nov21", "began": "2026-11-21T22:00:00+00:00", "profile": "laptop", "proposer": "tpe", "seed": 1}
-    place = {"dataset": "d5", "isolation": "bwrap", "head": "f" * 40, "branch": "main", "dirty": False}
+    scores = next(
+        (trial.scores for trial in reversed(trials) if trial.verdict == "keep"), (1.64, 1.65, 1.66)
+    )
+    began = {
+        "tag": "nov21",
+        "began": "2026-11-21T22:00:00+00:00",
+        "profile": "laptop",
+        "proposer": "tpe",
+        "seed": 1,
+    }
+    place = {
+        "dataset": "d5",
+        "isolation": "bwrap",
+        "head": "f" * 40,
+        "branch": "main",
+        "dirty": False,
+    }
     fields = {
         "header": {**began, **place, **(header or {})},
         "baseline": BASELINE,
         "start_commit": "abcdef" * 7,
-        "trials": tuple(dataclasses.replace(trial, commit=trial.commit or COMMIT) for trial in trials),
+        "trials": tuple(
+            dataclasses.replace(trial, commit=trial.commit or COMMIT) for trial in trials
+        ),
         "pending": None,
         "in_flight": None,
         "champion": "abcdef" * 7,

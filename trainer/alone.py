@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer import harness, prepare, roles
+from trainer import prepare, roles
 
 
-def self_score(checkpoint: io.BytesIO) -> float:
+def self_score(checkpoint: io.BytesIO, device: str) -> float:
     """Bits per byte of a checkpoint on all validation rows, in this process: the reference for the judge's number."""
     import torch
 
@@ -28,9 +28,11 @@ def self_score(checkpoint: io.BytesIO) -> float:
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         path = Path(folder, "model.pt")
         path.write_bytes(checkpoint.getbuffer())
-        model = candidate.load_model(str(path), harness.device())
+        model = candidate.load_model(str(path), device)
         model.eval()
-        nats = np.concatenate(list(roles.claim_nats(model, rows, int(candidate.DEVICE_BATCH_SIZE), harness.device())))
+        nats = np.concatenate(
+            list(roles.claim_nats(model, rows, int(candidate.DEVICE_BATCH_SIZE), device))
+        )
     return prepare.score(nats, rows, prepare.token_bytes(V), n_bytes)
 
 
@@ -47,5 +49,10 @@ def summary(metrics: dict[str, float]) -> str:
         "num_params_M": ".1f",
         "depth": ".0f",
     }
-    shown = {name: format(metrics[name], form) if name in metrics else "" for name, form in formats.items()}
-    return "\n".join(["---", *(f"{name + ':':<18}{value}".rstrip() for name, value in shown.items())])
+    shown = {
+        name: format(metrics[name], form) if name in metrics else ""
+        for name, form in formats.items()
+    }
+    return "\n".join(
+        ["---", *(f"{name + ':':<18}{value}".rstrip() for name, value in shown.items())]
+    )

@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import io
-import json
 import math
 import os
 import socket
@@ -26,47 +25,14 @@ from types import ModuleType
 from typing import Any
 
 from trainer import prepare, roles, speed
+from trainer.link import Link
 
-SAVE_SECONDS = 1.0  # the allowance for the checkpoint under a `seconds` budget, at most 2% of the budget
+SAVE_SECONDS = (
+    1.0  # the allowance for the checkpoint under a `seconds` budget, at most 2% of the budget
+)
 CURVE_POINTS = 1000  # of the training curve in the log: one for each thousandth of the budget
 
 _STARTED = time.monotonic()
-
-
-class Link:
-    """Our end of the judge's socket: JSON objects, one a line, and raw bytes where a message announces them."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._stream = sock.makefile("rwb")
-
-    def send(self, message: dict[str, Any], payload: bytes | memoryview = b"") -> None:
-        self._stream.write(json.dumps(message, allow_nan=False).encode() + b"\n")
-        self.send_bytes(payload)
-
-    def send_bytes(self, payload: bytes | memoryview) -> None:
-        self._stream.write(payload)
-        self._stream.flush()
-
-    def read(self, expected: str) -> dict[str, Any]:
-        """The next message. Raises EOFError when the judge has hung up and ValueError when it says something else."""
-        line = self._stream.readline()
-        if not line:
-            raise EOFError(f"the judge closed the socket where {expected!r} was due")
-        message: dict[str, Any] = json.loads(line)
-        if message["msg"] != expected:
-            raise ValueError(f"the judge sent {message['msg']!r} where {expected!r} was due")
-        return message
-
-    def read_bytes(self, size: int) -> bytes:
-        data = self._stream.read(size)
-        if len(data) < size:
-            raise EOFError(f"the judge closed the socket after {len(data)} of {size} bytes")
-        return data
-
-    def wait_for_the_end(self) -> None:
-        """Returns when the judge hangs up; most often it kills the box first."""
-        while self._stream.read1(1 << 16):
-            pass
 
 
 class Budget:
@@ -115,7 +81,11 @@ def _link() -> Link | None:
         sock = socket.socket(socket.AF_UNIX)
         sock.connect(path)
         return Link(sock)
-    return Link(socket.socket(fileno=int(os.environ["NIGHTLY_FD"]))) if "NIGHTLY_FD" in os.environ else None
+    return (
+        Link(socket.socket(fileno=int(os.environ["NIGHTLY_FD"])))
+        if "NIGHTLY_FD" in os.environ
+        else None
+    )
 
 
 def enter() -> None:
@@ -126,7 +96,9 @@ def enter() -> None:
     """
     link = _link()
     if link is None:
-        raise RuntimeError("harness.enter() is the entry of a box, and NIGHTLY_FD names no socket here")
+        raise RuntimeError(
+            "harness.enter() is the entry of a box, and NIGHTLY_FD names no socket here"
+        )
     role = os.environ["NIGHTLY_ROLE"]
     if role == "smoke":
         os.environ["TORCHDYNAMO_DISABLE"] = "1"  # compiling takes longer than all the rest of it
@@ -154,7 +126,9 @@ def _load_candidate(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["trainer.train"] = module  # before it runs: dataclasses and torch.compile look themselves up
+    sys.modules["trainer.train"] = (
+        module  # before it runs: dataclasses and torch.compile look themselves up
+    )
     spec.loader.exec_module(module)
     return module
 
@@ -175,7 +149,9 @@ def ready(flops_per_token: float) -> Budget:
     `flops_per_token` is for one token forward and backward. Raises ValueError when it is no positive finite number.
     """
     if not (math.isfinite(flops_per_token) and flops_per_token > 0):
-        raise ValueError(f"flops_per_token is {flops_per_token}; it must be a positive finite number")
+        raise ValueError(
+            f"flops_per_token is {flops_per_token}; it must be a positive finite number"
+        )
     if link := _link():
         link.send({"msg": "ready", "flops_per_token": flops_per_token})
         go = link.read("go")
@@ -214,7 +190,9 @@ def finish(state_dict: dict[str, Any], **metrics: float) -> None:
     if budget is None:
         raise RuntimeError("harness.finish() before harness.ready()")
     card = torch.cuda.get_device_name() if device() == "cuda" else ""
-    metrics |= speed.figures(budget.flops_per_token, budget.tokens, time.monotonic() - budget.started, card)
+    metrics |= speed.figures(
+        budget.flops_per_token, budget.tokens, time.monotonic() - budget.started, card
+    )
     blob = io.BytesIO()
     torch.save({name: tensor.detach().to("cpu") for name, tensor in state_dict.items()}, blob)
     if link := _link():
@@ -223,7 +201,12 @@ def finish(state_dict: dict[str, Any], **metrics: float) -> None:
             link.send({"msg": "smoked"})
             return link.wait_for_the_end()
         shown = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
-        done = {"msg": "done", "bytes": blob.getbuffer().nbytes, "tokens": budget.tokens, "metrics": shown}
+        done = {
+            "msg": "done",
+            "bytes": blob.getbuffer().nbytes,
+            "tokens": budget.tokens,
+            "metrics": shown,
+        }
         link.send(done, blob.getbuffer())
         if "NIGHTLY_EXPORT_CACHE" in os.environ:
             kernels = roles.compiled_kernels()
@@ -233,5 +216,8 @@ def finish(state_dict: dict[str, Any], **metrics: float) -> None:
         from trainer import alone  # not in a box: it reads the validation data
 
         metrics["training_seconds"] = time.monotonic() - budget.started
-        metrics |= {"val_bpb": alone.self_score(blob), "total_tokens_M": budget.tokens / 1e6}
+        metrics |= {
+            "val_bpb": alone.self_score(blob, device()),
+            "total_tokens_M": budget.tokens / 1e6,
+        }
         print(alone.summary(metrics | {"total_seconds": time.monotonic() - _STARTED}))

@@ -17,10 +17,14 @@ PACKER_VERSION = 1  # part of a dataset's fingerprint: raise it when a plan give
 BLOCK_TOKENS = 1 << 22  # of the rows that are held at a time: 8 MiB
 
 Tokens = npt.NDArray[np.uint16]
-Plan = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]  # first token and count of each pick: end to end, the rows
+Plan = tuple[
+    npt.NDArray[np.int64], npt.NDArray[np.int64]
+]  # first token and count of each pick: end to end, the rows
 
 
-def plan_rows(lengths: npt.NDArray[np.int32], T: int, *, buffer: int = 1000, batch: int = 128, epochs: int = 1) -> Plan:
+def plan_rows(
+    lengths: npt.NDArray[np.int32], T: int, *, buffer: int = 1000, batch: int = 128, epochs: int = 1
+) -> Plan:
     """Which stretch of the stream fills which place of the rows of T+1 tokens, for documents of these `lengths`.
 
     Before each pick the buffer is refilled, `batch` documents at a time, until it holds at least `buffer`. The pick is
@@ -35,8 +39,12 @@ def plan_rows(lengths: npt.NDArray[np.int32], T: int, *, buffer: int = 1000, bat
     sizes = lengths.tolist()
     firsts: list[int] = []
     counts: list[int] = []
-    waiting: dict[int, deque[int]] = {}  # of those that fit a row, by length: documents in order of arrival
-    longer: list[tuple[int, int, int]] = []  # of the others, a heap: length, place of arrival, document
+    waiting: dict[
+        int, deque[int]
+    ] = {}  # of those that fit a row, by length: documents in order of arrival
+    longer: list[
+        tuple[int, int, int]
+    ] = []  # of the others, a heap: length, place of arrival, document
     # One bit for each length that fits and is waiting: the longest that fits and the shortest are bit scans, not a list
     # scan. A long document has no bit, as every pick would pay for one of 10 MB with a number of that many bits.
     present, held, arrived, room = 0, 0, 0, T + 1
@@ -44,7 +52,9 @@ def plan_rows(lengths: npt.NDArray[np.int32], T: int, *, buffer: int = 1000, bat
     while True:
         while held < buffer and arrived < total:
             first = arrived % len(sizes)
-            for document in range(first, min(first + batch, len(sizes))):  # a batch ends with its pass, as upstream's
+            for document in range(
+                first, min(first + batch, len(sizes))
+            ):  # a batch ends with its pass, as upstream's
                 if sizes[document] > T + 1:
                     heapq.heappush(longer, (sizes[document], arrived, document))
                 else:
@@ -83,7 +93,9 @@ def blocks(streams: Sequence[Tokens], plan: Plan, T: int) -> Iterator[Tokens]:
     ends = np.cumsum([len(stream) for stream in streams])
     shards = np.searchsorted(ends, plan[0], side="right")
     offsets = (plan[0] - np.concatenate([[0], ends[:-1]])[shards]).tolist() if len(streams) else []
-    flats = [np.asarray(stream) for stream in streams]  # slices of a plain view cost less than a memory map's
+    flats = [
+        np.asarray(stream) for stream in streams
+    ]  # slices of a plain view cost less than a memory map's
     block = np.empty((max(BLOCK_TOKENS // (T + 1), 1), T + 1), np.uint16)
     flat, filled = block.reshape(-1), 0
     for shard, start, count in zip(shards.tolist(), offsets, plan[1].tolist(), strict=True):

@@ -43,7 +43,9 @@ class Meta:
 
     fingerprint: str  # of the dataset: shards, tokenizers and preparation
     vocab_sizes: tuple[int, ...]  # the prepared tokenizers; the first is the profile's main one
-    sequence_length: int  # rows of this length are packed in advance, those of a candidate's own before it runs
+    sequence_length: (
+        int  # rows of this length are packed in advance, those of a candidate's own before it runs
+    )
     bos: dict[int, int]  # vocabulary size -> id of BOS
     license: str
     metric_version: int
@@ -54,7 +56,9 @@ class Meta:
             fingerprint=table["fingerprint"],
             vocab_sizes=tuple(table["vocab_sizes"]),
             sequence_length=table["sequence_length"],
-            bos={int(size): token for size, token in table["bos"].items()},  # a JSON key is a string
+            bos={
+                int(size): token for size, token in table["bos"].items()
+            },  # a JSON key is a string
             license=table["license"],
             metric_version=table["metric_version"],
         )
@@ -68,7 +72,9 @@ def current() -> dict[str, Any]:
 
     Raises FileNotFoundError when nothing was prepared yet.
     """
-    home = Path(os.environ.get("NIGHTLY_HOME") or Path(__file__).resolve().parent.parent / ".nightly")
+    home = Path(
+        os.environ.get("NIGHTLY_HOME") or Path(__file__).resolve().parent.parent / ".nightly"
+    )
     path = home / "data" / "current.json"
     if not path.is_file():
         raise FileNotFoundError(f"no prepared dataset: {path} is missing. Run ./run prepare first")
@@ -77,11 +83,19 @@ def current() -> dict[str, Any]:
 
 
 def _public() -> Path:
-    return Path(os.environ.get("NIGHTLY_PUBLIC", "/dataset") if "NIGHTLY_ROLE" in os.environ else current()["public"])
+    return Path(
+        os.environ.get("NIGHTLY_PUBLIC", "/dataset")
+        if "NIGHTLY_ROLE" in os.environ
+        else current()["public"]
+    )
 
 
 def _train() -> Path:
-    return Path(os.environ.get("NIGHTLY_TRAIN", "/data/d") if "NIGHTLY_ROLE" in os.environ else current()["train"])
+    return Path(
+        os.environ.get("NIGHTLY_TRAIN", "/data/d")
+        if "NIGHTLY_ROLE" in os.environ
+        else current()["train"]
+    )
 
 
 def meta() -> Meta:
@@ -92,7 +106,9 @@ def _prepared(vocab_size: int | None) -> int:
     sizes = meta().vocab_sizes
     size = sizes[0] if vocab_size is None else vocab_size
     if size not in sizes:
-        raise ValueError(f"vocabulary size {size} is not prepared: choose one of {', '.join(map(str, sizes))}")
+        raise ValueError(
+            f"vocabulary size {size} is not prepared: choose one of {', '.join(map(str, sizes))}"
+        )
     return size
 
 
@@ -128,7 +144,12 @@ class Tokenizer:
     def _encoding(self) -> tiktoken.Encoding:
         import tiktoken  # here, because a candidate that trains on packed rows never needs it
 
-        return tiktoken.Encoding(name="nightly", pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens=self.specials)
+        return tiktoken.Encoding(
+            name="nightly",
+            pat_str=self.pattern,
+            mergeable_ranks=self.ranks,
+            special_tokens=self.specials,
+        )
 
     @property
     def size(self) -> int:
@@ -144,10 +165,18 @@ class Tokenizer:
 
     def encode_documents(self, texts: Sequence[str]) -> Tokens:
         """The stream of BOS-led documents, uint16. One call of the encoder for all of them: no token is a Python int."""
-        if any(BOS in text or len(pieces(text)) > 1 for text in texts):  # a text that spells BOS is still only text
-            parts = [part for text in texts for part in (np.array([self.bos]), *map(self._plain, pieces(text)))]
+        if any(
+            BOS in text or len(pieces(text)) > 1 for text in texts
+        ):  # a text that spells BOS is still only text
+            parts = [
+                part
+                for text in texts
+                for part in (np.array([self.bos]), *map(self._plain, pieces(text)))
+            ]
             return np.concatenate(parts).astype(np.uint16)
-        return self._encoding.encode_to_numpy("".join(BOS + text for text in texts), allowed_special={BOS}).astype(np.uint16)
+        return self._encoding.encode_to_numpy(
+            "".join(BOS + text for text in texts), allowed_special={BOS}
+        ).astype(np.uint16)
 
     def _plain(self, text: str) -> npt.NDArray[np.uint32]:
         return self._encoding.encode_to_numpy(text, disallowed_special=())
@@ -191,8 +220,14 @@ def streams(folder: Path, vocab_size: int) -> tuple[list[Tokens], npt.NDArray[np
     shards = sorted(folder.glob(f"tokens_{vocab_size}_*.bin"))
     if not shards:
         raise FileNotFoundError(f"No such file: {folder}/tokens_{vocab_size}_*.bin")
-    lengths = [np.load(shard.with_name(shard.name.replace("tokens", "lengths")).with_suffix(".npy")) for shard in shards]
-    found = [np.memmap(shard, np.uint16, "r") if shard.stat().st_size else np.zeros(0, np.uint16) for shard in shards]
+    lengths = [
+        np.load(shard.with_name(shard.name.replace("tokens", "lengths")).with_suffix(".npy"))
+        for shard in shards
+    ]
+    found = [
+        np.memmap(shard, np.uint16, "r") if shard.stat().st_size else np.zeros(0, np.uint16)
+        for shard in shards
+    ]
     return found, np.concatenate(lengths)
 
 
@@ -215,7 +250,9 @@ def bits_per_byte(nats: float, n_bytes: int) -> float:
     return nats / (math.log(2) * n_bytes)
 
 
-def score(nll: npt.NDArray[np.float32], rows: Tokens, token_bytes: npt.NDArray[np.int32], n_bytes: int) -> float:
+def score(
+    nll: npt.NDArray[np.float32], rows: Tokens, token_bytes: npt.NDArray[np.int32], n_bytes: int
+) -> float:
     """Bits per byte of the losses `nll` (nats, R*T values in row order) of the targets rows[:, 1:].
 
     Targets without bytes (BOS) are not scored. Summed in float64. Raises ValueError when the counts do not match.

@@ -16,15 +16,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from trainer import prepare
-
-if TYPE_CHECKING:
-    from trainer.harness import Link
+from trainer.link import Link
 
 
 def _load(candidate: ModuleType, path: str, device: str) -> tuple[Any, dict[str, int]]:
@@ -40,7 +38,9 @@ def _load(candidate: ModuleType, path: str, device: str) -> tuple[Any, dict[str,
 
 def _load_for_judge(link: Link, candidate: ModuleType, device: str) -> tuple[Any, int, int]:
     """The model, its context length and its rows a batch, once the judge has been told of them."""
-    model, shape = _load(candidate, os.path.join(os.environ["NIGHTLY_CHECKPOINT"], "model.pt"), device)
+    model, shape = _load(
+        candidate, os.path.join(os.environ["NIGHTLY_CHECKPOINT"], "model.pt"), device
+    )
     link.send({"msg": "ready", **shape})
     return model, shape["sequence_length"], shape["batch_rows"]
 
@@ -58,7 +58,9 @@ def claim(link: Link, candidate: ModuleType, device: str) -> None:
     link.wait_for_the_end()
 
 
-def claim_nats(model: Any, rows: prepare.Tokens, batch_rows: int, on: str) -> Iterator[npt.NDArray[np.float32]]:
+def claim_nats(
+    model: Any, rows: prepare.Tokens, batch_rows: int, on: str
+) -> Iterator[npt.NDArray[np.float32]]:
     """Nats of every target of `rows`, uint16 [n, T+1], in order: float32, one array a batch."""
     import torch
 
@@ -85,7 +87,9 @@ def answer(link: Link, candidate: ModuleType, device: str) -> None:
             prefixes = np.frombuffer(link.read_bytes(count * T * 2), "<u2").reshape(count, T)
             positions = np.frombuffer(link.read_bytes(count * 4), "<i4").astype(np.int64)
             tokens = torch.from_numpy(_filled(prefixes, batch_rows).astype(np.int64)).to(device)
-            asked = model(tokens)[torch.arange(count, device=device), torch.from_numpy(positions).to(device)]
+            asked = model(tokens)[
+                torch.arange(count, device=device), torch.from_numpy(positions).to(device)
+            ]
             link.send_bytes(asked.float().cpu().numpy().astype("<f4").tobytes())
 
 
@@ -99,7 +103,10 @@ def smoke(link: Link, candidate: ModuleType, device: str) -> None:
         if device == "cpu":
             raise
         # Nothing is compiled here, and that takes more memory: the real start-up, compiled, has the last word.
-        print(f"smoke step: out of memory without the compiler, which says nothing: {error}", file=sys.stderr)
+        print(
+            f"smoke step: out of memory without the compiler, which says nothing: {error}",
+            file=sys.stderr,
+        )
         link.send({"msg": "smoked"})
 
 
@@ -117,9 +124,13 @@ def try_out(candidate: ModuleType, checkpoint: memoryview, device: str) -> None:
     with torch.inference_mode():
         nats, logits = model(inputs, targets, reduction="none"), model(inputs)
     if nats.numel() != batch_rows * T:
-        raise ValueError(f'model(idx, targets, reduction="none") gave {nats.numel()} losses for {batch_rows * T} targets')
+        raise ValueError(
+            f'model(idx, targets, reduction="none") gave {nats.numel()} losses for {batch_rows * T} targets'
+        )
     if tuple(logits.shape) != (batch_rows, T, V):
-        raise ValueError(f"model(idx) gave logits of shape {tuple(logits.shape)}, not [B, T, V] = {(batch_rows, T, V)}")
+        raise ValueError(
+            f"model(idx) gave logits of shape {tuple(logits.shape)}, not [B, T, V] = {(batch_rows, T, V)}"
+        )
 
 
 def compiled_kernels() -> bytes:

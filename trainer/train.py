@@ -37,7 +37,9 @@ MAX_SEQ_LEN = 128  # context length in tokens
 VOCAB_SIZE = 2048  # one of the prepared tokenizers
 TOTAL_BATCH_SIZE = 1024  # tokens an optimizer step
 DEVICE_BATCH_SIZE = 8  # rows a forward pass; what is missing to a step is accumulated
-ROPE_BASE = 10000.0  # the slowest of the rotary embedding's wavelengths is nearly 2 pi x this, in tokens
+ROPE_BASE = (
+    10000.0  # the slowest of the rotary embedding's wavelengths is nearly 2 pi x this, in tokens
+)
 QK_SCALE = 1.0  # factor on attention scores, after QK-norm and 1/sqrt(head_dim)
 VE_GATE_CHANNELS = 32  # channels of the stream that a value embedding's gate sees
 VE_GATE_MAX = 2.0  # how wide that gate opens; it starts half open
@@ -66,8 +68,15 @@ Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Plain scaled dot-product attention, causal where no mask is given; [B, T, heads, head_dim] like all in here."""
-    q, k, v, scale = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), QK_SCALE / math.sqrt(q.size(-1))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale).transpose(1, 2)
+    q, k, v, scale = (
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        QK_SCALE / math.sqrt(q.size(-1)),
+    )
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale
+    ).transpose(1, 2)
 
 
 def local_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
@@ -86,10 +95,17 @@ def local_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     chunks = (T + tail) // window
     first = _sdpa(q[:, :window], k[:, :window], v[:, :window], None)
     k, v = (x.reshape(B, chunks, window, heads, dim) for x in (k, v))
-    pairs = [torch.cat([x[:, :-1], x[:, 1:]], dim=2).reshape(-1, 2 * window, heads, dim) for x in (k, v)]
+    pairs = [
+        torch.cat([x[:, :-1], x[:, 1:]], dim=2).reshape(-1, 2 * window, heads, dim) for x in (k, v)
+    ]
     # Key b of a pair of chunks lies window + a - b before query a of the second one.
     a, b = torch.arange(window, device=q.device)[:, None], torch.arange(2 * window, device=q.device)
-    rest = _sdpa(q[:, window:].reshape(-1, window, heads, dim), pairs[0], pairs[1], (a <= b) & (b <= a + window))
+    rest = _sdpa(
+        q[:, window:].reshape(-1, window, heads, dim),
+        pairs[0],
+        pairs[1],
+        (a <= b) & (b <= a + window),
+    )
     return torch.cat([first, rest.reshape(B, -1, heads, dim)], dim=1)[:, :T]
 
 
@@ -108,14 +124,27 @@ def flash_attention_3(repo: str, majors: tuple[int, ...]) -> Attention:
     Compiled, it is one node of a block's graph if the kernel registers it as an operator, else a break in the graph.
     """
     capability = torch.cuda.get_device_capability()
-    if torch.version.hip or capability[0] not in majors:  # HIP counts its own: an MI300 calls itself 9.4
-        raise RuntimeError(f"it is built for NVIDIA's compute capabilities {majors} and this is {capability}")
+    if (
+        torch.version.hip or capability[0] not in majors
+    ):  # HIP counts its own: an MI300 calls itself 9.4
+        raise RuntimeError(
+            f"it is built for NVIDIA's compute capabilities {majors} and this is {capability}"
+        )
     kernel = local_kernel(repo)
     flash = getattr(kernel, "flash_attn_interface", kernel).flash_attn_func
 
     def attend(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-        y = flash(q, k, v, softmax_scale=QK_SCALE / math.sqrt(q.size(-1)), causal=True, window_size=(window, 0))
-        attended: Tensor = y[0] if isinstance(y, tuple) else y  # some builds give the log-sum-exp as well
+        y = flash(
+            q,
+            k,
+            v,
+            softmax_scale=QK_SCALE / math.sqrt(q.size(-1)),
+            causal=True,
+            window_size=(window, 0),
+        )
+        attended: Tensor = (
+            y[0] if isinstance(y, tuple) else y
+        )  # some builds give the log-sum-exp as well
         return attended
 
     return attend
@@ -126,12 +155,17 @@ def flex_attention(windows: list[int], T: int, device: str) -> Attention:
     from torch.nn.attention import flex_attention as flex
 
     if device == "cuda" and torch.cuda.get_device_capability() < (8, 0):
-        raise RuntimeError(f"it needs compute capability (8, 0) and this is {torch.cuda.get_device_capability()}")
+        raise RuntimeError(
+            f"it needs compute capability (8, 0) and this is {torch.cuda.get_device_capability()}"
+        )
 
     def causal_window(window: int) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
         return lambda batch, head, query, key: (key <= query) & (query - key <= window)
 
-    masks = {w: flex.create_block_mask(causal_window(w), None, None, T, T, device=device) for w in set(windows)}
+    masks = {
+        w: flex.create_block_mask(causal_window(w), None, None, T, T, device=device)
+        for w in set(windows)
+    }
 
     def attend(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -148,7 +182,9 @@ def smoke_test(attend: Attention, config: GPTConfig, device: str, dtype: torch.d
     noise = torch.Generator(device).manual_seed(0)
     heads = (config.n_head, config.n_kv_head, config.n_kv_head, config.n_head)
     shapes = [(1, config.sequence_len, n, config.n_embd // config.n_head) for n in heads]
-    *qkv, pull = (torch.randn(shape, generator=noise, device=device, dtype=dtype) for shape in shapes)
+    *qkv, pull = (
+        torch.randn(shape, generator=noise, device=device, dtype=dtype) for shape in shapes
+    )
     for window in sorted(set(config.windows())):
         found = []
         for tried in (attend, local_attention):
@@ -157,7 +193,9 @@ def smoke_test(attend: Attention, config: GPTConfig, device: str, dtype: torch.d
         for name, ours, exact in zip("yqkv", *found, strict=True):
             error = ((ours.float() - exact.float()).norm() / exact.float().norm()).item()
             if not error < 0.03:  # bf16 rounds to 0.4%; NaN fails as well
-                raise RuntimeError(f"{name} is off by {error:.2%} at window {window}, where 3% is allowed")
+                raise RuntimeError(
+                    f"{name} is off by {error:.2%} at window {window}, where 3% is allowed"
+                )
 
 
 def choose_attention(device: str, config: GPTConfig) -> Attention:
@@ -165,9 +203,15 @@ def choose_attention(device: str, config: GPTConfig) -> Attention:
     if device != "cuda":
         return local_attention
     backends: dict[str, Callable[[], Attention]] = {
-        "FlashAttention-3 for Hopper": functools.partial(flash_attention_3, "varunneal/flash-attention-3", (9,)),
-        "FlashAttention-3": functools.partial(flash_attention_3, "kernels-community/flash-attn3", (8, 9)),
-        "FlexAttention": functools.partial(flex_attention, config.windows(), config.sequence_len, device),
+        "FlashAttention-3 for Hopper": functools.partial(
+            flash_attention_3, "varunneal/flash-attention-3", (9,)
+        ),
+        "FlashAttention-3": functools.partial(
+            flash_attention_3, "kernels-community/flash-attn3", (8, 9)
+        ),
+        "FlexAttention": functools.partial(
+            flex_attention, config.windows(), config.sequence_len, device
+        ),
     }
     for name, backend in backends.items():
         try:
@@ -175,7 +219,9 @@ def choose_attention(device: str, config: GPTConfig) -> Attention:
             smoke_test(torch.compile(attend, dynamic=False), config, device, torch.bfloat16)
             print(f"attention: {name}", file=sys.stderr)
             return attend
-        except Exception as reason:  # an optional kernel may fail in any way; local_attention is always right
+        except (
+            Exception
+        ) as reason:  # an optional kernel may fail in any way; local_attention is always right
             print(f"attention: no {name}: {reason}", file=sys.stderr)
     return local_attention
 
@@ -183,7 +229,9 @@ def choose_attention(device: str, config: GPTConfig) -> Attention:
 # ---------------------------------------------------------------------------------------------------------------------
 # Model
 
-Lambdas = tuple[Tensor, Tensor]  # 0-D: how much of the stream, and of the token embedding, enters a layer
+Lambdas = tuple[
+    Tensor, Tensor
+]  # 0-D: how much of the stream, and of the token embedding, enters a layer
 Rotary = tuple[Tensor, Tensor]  # cosine and sine, [1, T, 1, head_dim / 2]
 
 
@@ -207,17 +255,23 @@ class GPTConfig:
         if SHORT_WINDOW_DIVISOR < 1:
             raise ValueError(f"SHORT_WINDOW_DIVISOR = {SHORT_WINDOW_DIVISOR} must be at least 1")
         n_head = max(-(-DEPTH * ASPECT_RATIO // HEAD_DIM), 1)
-        return cls(MAX_SEQ_LEN, VOCAB_SIZE, DEPTH, n_head, n_head, n_head * HEAD_DIM, WINDOW_PATTERN)
+        return cls(
+            MAX_SEQ_LEN, VOCAB_SIZE, DEPTH, n_head, n_head, n_head * HEAD_DIM, WINDOW_PATTERN
+        )
 
     def windows(self) -> list[int]:
         """How far each layer looks back, in tokens."""
         sizes = {"L": self.sequence_len, "S": max(self.sequence_len // SHORT_WINDOW_DIVISOR, 1)}
-        pattern = [self.window_pattern[i % len(self.window_pattern)] for i in range(self.n_layer - 1)]
+        pattern = [
+            self.window_pattern[i % len(self.window_pattern)] for i in range(self.n_layer - 1)
+        ]
         return [sizes[letter] for letter in [*pattern, "L"]]
 
 
 def norm(x: Tensor) -> Tensor:
-    return F.rms_norm(x, (x.size(-1),)).to(x.dtype)  # autocast makes it float32, and the whole stream after it
+    return F.rms_norm(x, (x.size(-1),)).to(
+        x.dtype
+    )  # autocast makes it float32, and the whole stream after it
 
 
 def has_ve(layer_idx: int, n_layer: int) -> bool:
@@ -234,7 +288,11 @@ def apply_rotary_emb(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class CausalSelfAttention(nn.Module):
     def __init__(self, config: GPTConfig, layer_idx: int, attend: Attention) -> None:
         super().__init__()
-        self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.n_kv_head, config.n_embd // config.n_head
+        self.n_head, self.n_kv_head, self.head_dim = (
+            config.n_head,
+            config.n_kv_head,
+            config.n_embd // config.n_head,
+        )
         self.attend = attend
         kv_dim = self.n_kv_head * self.head_dim
         self.c_q = nn.Linear(config.n_embd, config.n_embd, bias=False)
@@ -242,13 +300,23 @@ class CausalSelfAttention(nn.Module):
         self.c_v = nn.Linear(config.n_embd, kv_dim, bias=False)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
         self.gate_channels = min(VE_GATE_CHANNELS, config.n_embd)
-        self.ve_gate = nn.Linear(self.gate_channels, self.n_kv_head, bias=False) if has_ve(layer_idx, config.n_layer) else None
+        self.ve_gate = (
+            nn.Linear(self.gate_channels, self.n_kv_head, bias=False)
+            if has_ve(layer_idx, config.n_layer)
+            else None
+        )
 
-    def forward(self, x: Tensor, ve: Tensor | None, cos: Tensor, sin: Tensor, window: int) -> Tensor:
+    def forward(
+        self, x: Tensor, ve: Tensor | None, cos: Tensor, sin: Tensor, window: int
+    ) -> Tensor:
         B, T, _ = x.shape
-        qk = F.linear(x, torch.cat([self.c_q.weight, self.c_k.weight])).view(B, T, -1, self.head_dim)
+        qk = F.linear(x, torch.cat([self.c_q.weight, self.c_k.weight])).view(
+            B, T, -1, self.head_dim
+        )
         v = self.c_v(x).view(B, T, self.n_kv_head, self.head_dim)
-        if ve is not None and self.ve_gate is not None:  # each token opens or shuts its own value embedding
+        if (
+            ve is not None and self.ve_gate is not None
+        ):  # each token opens or shuts its own value embedding
             gate = VE_GATE_MAX * torch.sigmoid(self.ve_gate(x[..., : self.gate_channels]))
             v = v + gate.unsqueeze(-1) * ve.view(B, T, self.n_kv_head, self.head_dim)
         qk = norm(apply_rotary_emb(qk, cos, sin)).to(v.dtype)
@@ -274,7 +342,15 @@ class Block(nn.Module):
         self.attn = CausalSelfAttention(config, layer_idx, attend)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, x0: Tensor, lambdas: Lambdas, ve: Tensor | None, rotary: Rotary, window: int) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        x0: Tensor,
+        lambdas: Lambdas,
+        ve: Tensor | None,
+        rotary: Rotary,
+        window: int,
+    ) -> Tensor:
         x = lambdas[0] * x + lambdas[1] * x0
         x = x + self.attn(norm(x), ve, *rotary, window)
         y: Tensor = x + self.mlp(norm(x))
@@ -296,7 +372,9 @@ class FusedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, lm_head: Tensor, targets: Tensor) -> Tensor:
-        half = F.linear(x * (2 / 15), lm_head).sigmoid_()  # 15 tanh(l / 15) = 30 sigmoid(2 l / 15) - 15
+        half = F.linear(
+            x * (2 / 15), lm_head
+        ).sigmoid_()  # 15 tanh(l / 15) = 30 sigmoid(2 l / 15) - 15
         powers = torch.add(half.new_tensor(-15), half, alpha=30).exp_()
         total = powers.sum(dim=1, keepdim=True)
         ctx.save_for_backward(x, lm_head, targets[:, None], half, powers, total)
@@ -306,8 +384,12 @@ class FusedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, lm_head, targets, half, powers, total = ctx.saved_tensors
-        grad = 4 * grad[:, None]  # of the capped logits; 30 * 2 / 15 is the cap's own derivative, half (1 - half) apart
-        logits = torch.ops.aten.sigmoid_backward(powers.mul_(grad / total).scatter_add_(1, targets, -grad), half)
+        grad = (
+            4 * grad[:, None]
+        )  # of the capped logits; 30 * 2 / 15 is the cap's own derivative, half (1 - half) apart
+        logits = torch.ops.aten.sigmoid_backward(
+            powers.mul_(grad / total).scatter_add_(1, targets, -grad), half
+        )
         return logits @ lm_head, logits.T @ x, None
 
 
@@ -331,20 +413,26 @@ class GPT(nn.Module):
         kv_dim = config.n_embd // config.n_head * config.n_kv_head
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         with_ve = [i for i in range(config.n_layer) if has_ve(i, config.n_layer)]
-        self.value_embeds = nn.ModuleDict({str(i): nn.Embedding(config.vocab_size, kv_dim) for i in with_ve})
+        self.value_embeds = nn.ModuleDict(
+            {str(i): nn.Embedding(config.vocab_size, kv_dim) for i in with_ve}
+        )
         self.h = nn.ModuleList([Block(config, i, attend) for i in range(config.n_layer)])
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.resid_lambdas = nn.Parameter(torch.ones(config.n_layer))
         self.x0_lambdas = nn.Parameter(torch.zeros(config.n_layer))
         half = config.n_embd // config.n_head // 2
-        angles = torch.outer(torch.arange(config.sequence_len), ROPE_BASE ** (-torch.arange(half) / half))
+        angles = torch.outer(
+            torch.arange(config.sequence_len), ROPE_BASE ** (-torch.arange(half) / half)
+        )
         self.register_buffer("cos", angles.cos()[None, :, None, :], persistent=False)
         self.register_buffer("sin", angles.sin()[None, :, None, :], persistent=False)
 
     @torch.no_grad()
     def init_weights(self) -> None:
         """Every layer starts as the identity: what it adds to the stream goes through a projection of zeros."""
-        bound = INIT_SCALE * math.sqrt(3 / self.config.n_embd)  # uniform: a standard deviation of scale / sqrt(width)
+        bound = INIT_SCALE * math.sqrt(
+            3 / self.config.n_embd
+        )  # uniform: a standard deviation of scale / sqrt(width)
         nn.init.normal_(self.wte.weight, std=1.0)
         nn.init.normal_(self.lm_head.weight, std=0.001)
         for name, weight in (*self.h.named_parameters(), *self.value_embeds.named_parameters()):
@@ -367,11 +455,15 @@ class GPT(nn.Module):
             block.compile(dynamic=False)
         self.cross_entropy = torch.compile(cross_entropy, dynamic=False)
 
-    def forward(self, idx: Tensor, targets: Tensor | None = None, reduction: str = "mean") -> Tensor:
+    def forward(
+        self, idx: Tensor, targets: Tensor | None = None, reduction: str = "mean"
+    ) -> Tensor:
         # bf16 matrix products on a GPU; a CPU without AMX only emulates them
         with torch.autocast(idx.device.type, torch.bfloat16, enabled=idx.is_cuda):
             x0 = norm(self.wte(idx))
-            x = x0.view_as(x0)  # two tensors to the compiler as well, or the first block gets graphs of its own
+            x = x0.view_as(
+                x0
+            )  # two tensors to the compiler as well, or the first block gets graphs of its own
             rotary = self.cos[:, : idx.size(1)].to(x.dtype), self.sin[:, : idx.size(1)].to(x.dtype)
             lambdas = zip(self.resid_lambdas.unbind(), self.x0_lambdas.unbind(), strict=True)
             for i, (block, pair) in enumerate(zip(self.h, lambdas, strict=True)):
@@ -379,7 +471,9 @@ class GPT(nn.Module):
                 x = block(x, x0, pair, ve, rotary, self.windows[i])
             if targets is None:
                 return soft_cap(self.lm_head(norm(x)))
-            loss = self.cross_entropy if self.training else cross_entropy  # scored, it is the logits' own to the last bit
+            loss = (
+                self.cross_entropy if self.training else cross_entropy
+            )  # scored, it is the logits' own to the last bit
             nats = loss(x, self.lm_head.weight, targets)
         return nats if reduction == "none" else nats.mean()
 
@@ -405,11 +499,20 @@ def load_model(path: str, device: str) -> nn.Module:
 # Optimizer. Plain classes: torch.optim's base class imports torch's compiler, 2 s that a short run does not have.
 
 Betas = tuple[float, float]
-Number = float | Tensor  # rates are 0-D tensors where a step is compiled: a new value must not compile it anew
+Number = (
+    float | Tensor
+)  # rates are 0-D tensors where a step is compiled: a new value must not compile it anew
 
 
 def adamw_update(
-    p: Tensor, grad: Tensor, m: Tensor, v: Tensor, lr: Number, correction: Number, keep: Number | None, betas: Betas
+    p: Tensor,
+    grad: Tensor,
+    m: Tensor,
+    v: Tensor,
+    lr: Number,
+    correction: Number,
+    keep: Number | None,
+    betas: Betas,
 ) -> None:
     """One step of AdamW (Loshchilov & Hutter, arXiv 1711.05101).
 
@@ -425,7 +528,9 @@ def adamw_update(
 class AdamW:
     """Groups of (parameters, rate, betas, weight decay), for all that is no matrix of a layer."""
 
-    def __init__(self, groups: list[tuple[list[Tensor], float, Betas, float]], compiled: bool) -> None:
+    def __init__(
+        self, groups: list[tuple[list[Tensor], float, Betas, float]], compiled: bool
+    ) -> None:
         self.groups = groups
         self.scalar = torch.tensor if compiled else float
         self.update = torch.compile(adamw_update, dynamic=False) if compiled else adamw_update
@@ -433,7 +538,9 @@ class AdamW:
 
     def reset(self) -> None:
         self.steps = 0
-        self.moments = [[(torch.zeros_like(p), torch.zeros_like(p)) for p in group[0]] for group in self.groups]
+        self.moments = [
+            [(torch.zeros_like(p), torch.zeros_like(p)) for p in group[0]] for group in self.groups
+        ]
 
     @torch.no_grad()
     def step(self, multiplier: float) -> None:
@@ -444,7 +551,9 @@ class AdamW:
             keep = self.scalar(1 - lr * multiplier * decay) if decay else None
             for p, (m, v) in zip(params, moments, strict=True):
                 assert p.grad is not None
-                update = self.update if p.ndim > 1 else adamw_update  # a vector has the depth's length: not compiled anew
+                update = (
+                    self.update if p.ndim > 1 else adamw_update
+                )  # a vector has the depth's length: not compiled anew
                 update(p, p.grad, m, v, rate, correction, keep, betas)
                 p.grad = None
 
@@ -471,7 +580,15 @@ def polar_express(g: Tensor) -> Tensor:
     return (x.mT if tall else x).type_as(g)
 
 
-def muon_update(p: Tensor, grad: Tensor, buffer: Tensor, second: Tensor, lr: Number, momentum: Number, decay: Number) -> None:
+def muon_update(
+    p: Tensor,
+    grad: Tensor,
+    buffer: Tensor,
+    second: Tensor,
+    lr: Number,
+    momentum: Number,
+    decay: Number,
+) -> None:
     """One step of Muon (Jordan et al. 2024) on a stack of matrices, p [n, rows, cols].
 
     Nesterov momentum, orthogonalised by Polar Express; then NorMuon (arXiv 2510.05491): each neuron's update is divided
@@ -483,7 +600,10 @@ def muon_update(p: Tensor, grad: Tensor, buffer: Tensor, second: Tensor, lr: Num
     size = g.square().mean(dim=-1 if second.size(2) == 1 else -2, keepdim=True)
     second.lerp_(size, 1 - MUON_BETA2)
     scale = second.clamp_min(1e-10).rsqrt()
-    before, after = size.sum(dim=(1, 2), keepdim=True), (size * scale.square()).sum(dim=(1, 2), keepdim=True)
+    before, after = (
+        size.sum(dim=(1, 2), keepdim=True),
+        (size * scale.square()).sum(dim=(1, 2), keepdim=True),
+    )
     g = g * (scale * (before / after.clamp_min(1e-20)).sqrt())
     p.sub_(lr * (g + decay * p * (g * p >= 0)))
 
@@ -499,20 +619,33 @@ class Muon:
         for p in params:
             by_shape.setdefault(p.shape, []).append(p)
         self.stacks = []
-        for shape, group in by_shape.items():  # each at a multiple of 16 bytes, as blocks that share a graph take for granted
+        for (
+            shape,
+            group,
+        ) in (
+            by_shape.items()
+        ):  # each at a multiple of 16 bytes, as blocks that share a graph take for granted
             flat = F.pad(torch.stack([p.data.flatten() for p in group]), (0, -shape.numel() % 4))
             self.stacks.append(flat[:, : shape.numel()].view(-1, *shape))
         self.grads = [torch.zeros_like(stack) for stack in self.stacks]
         for group, stack, grad in zip(by_shape.values(), self.stacks, self.grads, strict=True):
             for i, p in enumerate(group):
-                p.data, p.grad = stack[i], grad[i]  # backward adds to a gradient in place, so nothing is ever copied
+                p.data, p.grad = (
+                    stack[i],
+                    grad[i],
+                )  # backward adds to a gradient in place, so nothing is ever copied
         self.buffers = [torch.zeros_like(stack) for stack in self.stacks]
-        self.seconds = [torch.zeros_like(s[:, :, :1] if s.size(1) >= s.size(2) else s[:, :1]) for s in self.stacks]
+        self.seconds = [
+            torch.zeros_like(s[:, :, :1] if s.size(1) >= s.size(2) else s[:, :1])
+            for s in self.stacks
+        ]
         if compiled:
             from torch._dynamo import maybe_mark_dynamic
 
             for tensor in (*self.stacks, *self.grads, *self.buffers, *self.seconds):
-                maybe_mark_dynamic(tensor, 0)  # how many matrices: so the graph outlives a change of depth
+                maybe_mark_dynamic(
+                    tensor, 0
+                )  # how many matrices: so the graph outlives a change of depth
 
     def reset(self) -> None:
         for state in (*self.buffers, *self.seconds):
@@ -520,9 +653,13 @@ class Muon:
 
     @torch.no_grad()
     def step(self, multiplier: float, momentum: float, decay: float) -> None:
-        for p, grad, buffer, second in zip(self.stacks, self.grads, self.buffers, self.seconds, strict=True):
+        for p, grad, buffer, second in zip(
+            self.stacks, self.grads, self.buffers, self.seconds, strict=True
+        ):
             lr = self.lr * multiplier * math.sqrt(max(1.0, p.size(1) / p.size(2)))
-            self.update(p, grad, buffer, second, self.scalar(lr), self.scalar(momentum), self.scalar(decay))
+            self.update(
+                p, grad, buffer, second, self.scalar(lr), self.scalar(momentum), self.scalar(decay)
+            )
             grad.zero_()
 
 
@@ -531,7 +668,12 @@ def build_optimizers(model: GPT, compiled: bool) -> tuple[AdamW, Muon]:
     groups: list[tuple[list[Tensor], float, Betas, float]] = [
         ([model.lm_head.weight], UNEMBEDDING_LR * scale, ADAM_BETAS, UNEMBEDDING_DECAY),
         ([model.wte.weight], EMBEDDING_LR * scale, ADAM_BETAS, EMBEDDING_DECAY),
-        (list(model.value_embeds.parameters()), EMBEDDING_LR * scale, ADAM_BETAS, VALUE_EMBEDDING_DECAY),
+        (
+            list(model.value_embeds.parameters()),
+            EMBEDDING_LR * scale,
+            ADAM_BETAS,
+            VALUE_EMBEDDING_DECAY,
+        ),
         ([model.resid_lambdas], SCALAR_LR * 0.01, ADAM_BETAS, 0.0),
         ([model.x0_lambdas], SCALAR_LR, (0.96, 0.95), 0.0),
     ]
@@ -560,7 +702,9 @@ def accumulation_steps() -> int:
     """Raises ValueError when a step is no whole number of forward passes."""
     tokens = DEVICE_BATCH_SIZE * MAX_SEQ_LEN
     if TOTAL_BATCH_SIZE < 1 or TOTAL_BATCH_SIZE % tokens:
-        raise ValueError(f"{TOTAL_BATCH_SIZE = } must be a multiple of DEVICE_BATCH_SIZE * MAX_SEQ_LEN = {tokens}")
+        raise ValueError(
+            f"{TOTAL_BATCH_SIZE = } must be a multiple of DEVICE_BATCH_SIZE * MAX_SEQ_LEN = {tokens}"
+        )
     return TOTAL_BATCH_SIZE // tokens
 
 
@@ -590,7 +734,9 @@ class Bus:
     def receive(self, tokens: Tensor, landed: torch.cuda.Event) -> Tensor:
         """The batch for the main stream, which waits for it; the host does not."""
         (main := torch.cuda.current_stream()).wait_event(landed)
-        tokens.record_stream(main)  # or the copies' stream would reuse its memory while the main stream reads
+        tokens.record_stream(
+            main
+        )  # or the copies' stream would reuse its memory while the main stream reads
         return tokens
 
 
@@ -613,7 +759,11 @@ def staged(batches: Iterator[prepare.Tokens], bus: Bus) -> Iterator[Tensor]:
 def batches(rows: prepare.Tokens, device: str) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless (inputs, targets), int64 [DEVICE_BATCH_SIZE, T] each, in the order of the packed rows."""
     packed = packed_batches(rows)
-    on_device = staged(packed, Bus()) if device == "cuda" else (torch.from_numpy(b.astype(np.int64)).to(device) for b in packed)
+    on_device = (
+        staged(packed, Bus())
+        if device == "cuda"
+        else (torch.from_numpy(b.astype(np.int64)).to(device) for b in packed)
+    )
     for tokens in on_device:
         yield tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
@@ -638,7 +788,9 @@ def main() -> None:
     use_threads(device)
     passes = accumulation_steps()
     if VOCAB_SIZE not in prepare.meta().vocab_sizes:
-        raise ValueError(f"VOCAB_SIZE = {VOCAB_SIZE} is not prepared; prepared: {prepare.meta().vocab_sizes}")
+        raise ValueError(
+            f"VOCAB_SIZE = {VOCAB_SIZE} is not prepared; prepared: {prepare.meta().vocab_sizes}"
+        )
     compiled = device == "cuda"
     config = GPTConfig.from_knobs()
     torch.manual_seed(harness.seed())
@@ -661,7 +813,9 @@ def main() -> None:
         return total
 
     if compiled:  # compile on noise before the clock runs, then forget it
-        noise = np.random.default_rng(0).integers(VOCAB_SIZE, size=(DEVICE_BATCH_SIZE, MAX_SEQ_LEN + 1))
+        noise = np.random.default_rng(0).integers(
+            VOCAB_SIZE, size=(DEVICE_BATCH_SIZE, MAX_SEQ_LEN + 1)
+        )
         train_step(batches(noise.astype(np.uint16), device), 0, 0.0)
         torch.manual_seed(harness.seed())
         model.init_weights()
@@ -674,7 +828,9 @@ def main() -> None:
     step, tokens, last_loss = 0, 0, None
     while (done := budget.progress(tokens)) < 1.0:
         loss = on_its_way(train_step(data, step, done))
-        if last_loss is not None:  # a GPU works on the queued step meanwhile; the host, whose clock counts, is one ahead
+        if (
+            last_loss is not None
+        ):  # a GPU works on the queued step meanwhile; the host, whose clock counts, is one ahead
             check(value := last_loss(), step - 1)
             harness.log(step=step - 1, tokens=tokens, loss=value)
         last_loss, step, tokens = loss, step + 1, tokens + TOTAL_BATCH_SIZE
@@ -685,7 +841,11 @@ def main() -> None:
     if last_loss is not None:
         check(value := last_loss(), step - 1)
         harness.log(step=step - 1, tokens=tokens, loss=value)
-    metrics = {"num_steps": step, "num_params_M": sum(p.numel() for p in model.parameters()) / 1e6, "depth": DEPTH}
+    metrics = {
+        "num_steps": step,
+        "num_params_M": sum(p.numel() for p in model.parameters()) / 1e6,
+        "depth": DEPTH,
+    }
     if device == "cuda":
         metrics["peak_vram_mb"] = torch.cuda.max_memory_allocated() / 2**20
     harness.finish(model.state_dict(), **metrics)

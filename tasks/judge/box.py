@@ -38,14 +38,18 @@ class Box:
     log: CappedLog
     watchdog: watchdog.Watchdog
     started: float  # time.monotonic() just before the spawn
-    container: container.Container | None = None  # the box's, where `process` is only docker's client
+    container: container.Container | None = (
+        None  # the box's, where `process` is only docker's client
+    )
 
     def kill(self) -> None:
         """Ends the whole process tree and waits until it is gone. Raises BoxUnavailable if something survives."""
         if self.wire.fileno() < 0:
             return  # it was ended before, and its number may be another process's by now
         root = self.container
-        known = root is None or watchdog.is_alive(root.pid, root.born)  # else its number may be another's by now
+        known = root is None or watchdog.is_alive(
+            root.pid, root.born
+        )  # else its number may be another's by now
         tree = watchdog.process_tree(self.watchdog.root) if known else {}
         _end(self.process, root.name if root else None)
         self.wire.close()
@@ -54,10 +58,14 @@ class Box:
             if not survivors:
                 return
             for pid in survivors:
-                with contextlib.suppress(ProcessLookupError, PermissionError):  # a container's may be another user's
+                with contextlib.suppress(
+                    ProcessLookupError, PermissionError
+                ):  # a container's may be another user's
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.01)
-        raise BoxUnavailable(f"processes {survivors} of a box outlived SIGKILL by 2 s: a hung device driver? Look at dmesg")
+        raise BoxUnavailable(
+            f"processes {survivors} of a box outlived SIGKILL by 2 s: a hung device driver? Look at dmesg"
+        )
 
 
 class CappedLog:
@@ -87,7 +95,9 @@ class CappedLog:
         self._thread.join(timeout=2.0)
         gap = f"\n[... {self._dropped} bytes left out ...]\n".encode() if self._dropped else b""
         text = bytes(self._head + gap + self._tail).decode("utf-8", "replace")
-        return "".join(c for c in text if c in "\n\t" or (c.isprintable() and not 0xD800 <= ord(c) <= 0xDFFF))
+        return "".join(
+            c for c in text if c in "\n\t" or (c.isprintable() and not 0xD800 <= ord(c) <= 0xDFFF)
+        )
 
 
 @contextlib.contextmanager
@@ -110,12 +120,16 @@ def _spawn(spec: BoxSpec, python: list[str], undo: contextlib.ExitStack) -> Box:
     """A box that is our own child: bubblewrap's, or none at all. It inherits its end of the wire."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     undo.callback(ours.close)
-    filtered = seccomp.descriptor(spec.device) if spec.isolation == "bwrap" else contextlib.nullcontext()
+    filtered = (
+        seccomp.descriptor(spec.device) if spec.isolation == "bwrap" else contextlib.nullcontext()
+    )
     with theirs, filtered as filter_fd:
         argv, environment = command(spec, theirs.fileno(), python, filter_fd)
         inherited = [theirs.fileno(), *([] if filter_fd is None else [filter_fd])]
         started = time.monotonic()
-        process = _popen(argv, environment, "/" if spec.isolation == "bwrap" else str(spec.code), inherited)
+        process = _popen(
+            argv, environment, "/" if spec.isolation == "bwrap" else str(spec.code), inherited
+        )
     log = CappedLog(process)
     undo.callback(processes.forget, spec.home, process.pid)
     try:
@@ -139,14 +153,18 @@ def _contain(spec: BoxSpec, python: list[str], undo: contextlib.ExitStack) -> Bo
     wire = door.admit(client, deadline) if found else None
     if found is None or wire is None:
         _end(client, name)
-        raise BoxUnavailable(f"the container did not start: {log.text().strip()[-300:] or 'it never called'}")
+        raise BoxUnavailable(
+            f"the container did not start: {log.text().strip()[-300:] or 'it never called'}"
+        )
     undo.callback(wire.close)
     limits = {"memory_bytes": spec.memory_bytes, "tasks": spec.tasks}
     guard = watchdog.Watchdog(found.pid, **limits, end=functools.partial(container.kill, name))
     return Box(client, wire, log, guard, started, found)
 
 
-def _popen(argv: list[str], environment: dict[str, str], folder: str, inherited: list[int]) -> subprocess.Popen[bytes]:
+def _popen(
+    argv: list[str], environment: dict[str, str], folder: str, inherited: list[int]
+) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         argv,
         env=environment,
@@ -188,4 +206,6 @@ def sweep(home: Path) -> list[int]:
 
 def _adopts(pid: int) -> bool:
     """Whether this process is one that orphans are given to, and not a judge: that may be a container's first process."""
-    return pid != os.getpid() and (pid == 1 or Path(f"/proc/{pid}/comm").read_bytes() == b"systemd\n")
+    return pid != os.getpid() and (
+        pid == 1 or Path(f"/proc/{pid}/comm").read_bytes() == b"systemd\n"
+    )

@@ -23,9 +23,13 @@ from tasks.judge.native_code import NativeKernel
 Isolation = Literal["bwrap", "docker", "none"]
 SEED_CACHE = "/seed-cache"
 NATIVE = "/kernels"  # native kernels, numbered from 0
-BOX_UID = 64998  # an account-less uid; the box's processes are this user on the host when we are root
+BOX_UID = (
+    64998  # an account-less uid; the box's processes are this user on the host when we are root
+)
 TMPFS = ("/dev/shm", "/tmp", "/scratch")  # all that a box can write to, tmp_bytes each
-STAGE = Path("/run/nightly-box")  # mount point of the stage tmpfs, private to each box's mount namespace
+STAGE = Path(
+    "/run/nightly-box"
+)  # mount point of the stage tmpfs, private to each box's mount namespace
 STAGE_SCRIPT = """\
 uid=$1; dir=$2; shift 2
 mount -t tmpfs -o mode=755,size=1m,nosuid,nodev stage "$dir"
@@ -60,7 +64,9 @@ class Gate:
         (folder / "d").mkdir(parents=True)
         (folder / "d").chmod(0o755)
         if os.geteuid() == 0:
-            os.chown(folder, BOX_UID, BOX_UID)  # bubblewrap may cross mode 0000 only on an owner mapped into its namespace
+            os.chown(
+                folder, BOX_UID, BOX_UID
+            )  # bubblewrap may cross mode 0000 only on an owner mapped into its namespace
         folder.chmod(0)
         return cls(folder, content)
 
@@ -85,7 +91,9 @@ class BoxSpec:
     tasks: int
     tmp_bytes: int
     export_cache: bool = False  # the harness hands over what was compiled, after the checkpoint
-    seed_cache: Path | None = None  # compiled kernels of the baseline, one file, read-only in the box
+    seed_cache: Path | None = (
+        None  # compiled kernels of the baseline, one file, read-only in the box
+    )
     native: tuple[NativeKernel, ...] = ()  # checked by whoever makes the spec, read-only in the box
 
     def paths(self) -> dict[str, str]:
@@ -100,8 +108,13 @@ class BoxSpec:
         if self.seed_cache:
             paths["NIGHTLY_SEED_CACHE"] = str(self.seed_cache) if outside else SEED_CACHE
         if self.native:  # where the package `kernels` looks before it asks a hub
-            places = [kernel.folder if outside else f"{NATIVE}/{i}" for i, kernel in enumerate(self.native)]
-            paths["LOCAL_KERNELS"] = ":".join(f"{k.repository}={place}" for k, place in zip(self.native, places, strict=True))
+            places = [
+                kernel.folder if outside else f"{NATIVE}/{i}"
+                for i, kernel in enumerate(self.native)
+            ]
+            paths["LOCAL_KERNELS"] = ":".join(
+                f"{k.repository}={place}" for k, place in zip(self.native, places, strict=True)
+            )
         return paths
 
 
@@ -132,7 +145,10 @@ def mounts(spec: BoxSpec) -> list[tuple[Path, str]]:
     """
     purelib, base = Path(sysconfig.get_paths()["purelib"]), Path(sys.base_prefix).resolve()
     found = [
-        (purelib, f"/venv/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"),
+        (
+            purelib,
+            f"/venv/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages",
+        ),
         (Path(sys.prefix) / "pyvenv.cfg", "/venv/pyvenv.cfg"),
         (spec.code, "/box"),
         (spec.public, "/dataset"),
@@ -155,7 +171,14 @@ def gpu_nodes(dev: Path) -> list[Path]:
 def bwrap_arguments(spec: BoxSpec, sources: dict[Path, str], fd: int) -> list[str]:
     """Bubblewrap's options for this box; `sources` says where each host path is to be found at exec time."""
     arguments = [
-        *("--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
+        *(
+            "--unshare-user",
+            "--unshare-pid",
+            "--unshare-net",
+            "--unshare-ipc",
+            "--unshare-uts",
+            "--unshare-cgroup-try",
+        ),
         *("--disable-userns", "--uid", "1000", "--gid", "1000", "--cap-drop", "ALL"),
         *("--die-with-parent", "--new-session", "--clearenv"),
     ]
@@ -214,7 +237,9 @@ def environment(spec: BoxSpec, fd: int) -> dict[str, str]:
     return inside
 
 
-def command(spec: BoxSpec, fd: int, python: list[str], filter_fd: int | None = None) -> tuple[list[str], dict[str, str]]:
+def command(
+    spec: BoxSpec, fd: int, python: list[str], filter_fd: int | None = None
+) -> tuple[list[str], dict[str, str]]:
     """The argv and the environment to spawn, with the box's socket at `fd` and its seccomp filter, if any, at `filter_fd`.
 
     The outer environment is clean too: the box could read it at /proc/1/environ.
@@ -222,17 +247,37 @@ def command(spec: BoxSpec, fd: int, python: list[str], filter_fd: int | None = N
     limits = kernel_limits.per_process(spec.tmp_bytes)
     if spec.isolation == "none":
         return [*limits, sys.executable, *python], environment(spec, fd)
-    cgroup, for_systemd = kernel_limits.cgroup(spec.memory_bytes + len(TMPFS) * spec.tmp_bytes, spec.tasks)
+    cgroup, for_systemd = kernel_limits.cgroup(
+        spec.memory_bytes + len(TMPFS) * spec.tmp_bytes, spec.tasks
+    )
     sources, bwrap = [source for source, _ in mounts(spec)], find_bwrap()
     enter, places = [*cgroup, *limits], {source: str(source) for source in sources}
     if os.geteuid() == 0:
         STAGE.mkdir(mode=0o755, exist_ok=True)
         places = {source: str(STAGE / str(i)) for i, source in enumerate(sources)}
-        for source, place in places.items():  # a bwrap from a wheel may itself lie below a 0700 home
+        for (
+            source,
+            place,
+        ) in places.items():  # a bwrap from a wheel may itself lie below a 0700 home
             if bwrap.is_relative_to(source):
                 bwrap = Path(place) / bwrap.relative_to(source)
-        stage = ["sh", "-ec", STAGE_SCRIPT, "stage", str(BOX_UID), str(STAGE), *map(str, sources), "--"]
+        stage = [
+            "sh",
+            "-ec",
+            STAGE_SCRIPT,
+            "stage",
+            str(BOX_UID),
+            str(STAGE),
+            *map(str, sources),
+            "--",
+        ]
         enter = [*cgroup, "unshare", "--mount", "--propagation", "private", "--", *stage, *limits]
     filtered = [] if filter_fd is None else ["--seccomp", str(filter_fd)]
     inside = [*kernel_limits.processes(spec.tasks), "/venv/bin/python", *python]
-    return [*enter, str(bwrap), *filtered, *bwrap_arguments(spec, places, fd), *inside], kernel_limits.CLEAN | for_systemd
+    return [
+        *enter,
+        str(bwrap),
+        *filtered,
+        *bwrap_arguments(spec, places, fd),
+        *inside,
+    ], kernel_limits.CLEAN | for_systemd

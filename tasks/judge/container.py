@@ -71,7 +71,9 @@ def prepare() -> str:
             "(`docker info` must work), or use isolation = 'bwrap'"
         )
     if not Path("/lib").is_symlink():
-        raise BoxUnavailable("/lib is a folder here: the docker level covers the image's /usr with a /usr that holds it all")
+        raise BoxUnavailable(
+            "/lib is a folder here: the docker level covers the image's /usr with a /usr that holds it all"
+        )
     if _docker("image", "inspect", image()).returncode != 0:
         pulled = _docker("pull", "--quiet", image(), seconds=PULL_SECONDS)
         if pulled.returncode != 0:
@@ -79,11 +81,19 @@ def prepare() -> str:
                 f"the image {image()} is not here and cannot be pulled: {_last(pulled)}. "
                 "`docker load` it, or name another in NIGHTLY_DOCKER_IMAGE"
             )
-    volumes = _docker("image", "inspect", "--format", "{{range $path, $_ := .Config.Volumes}}{{$path}} {{end}}", image())
+    volumes = _docker(
+        "image",
+        "inspect",
+        "--format",
+        "{{range $path, $_ := .Config.Volumes}}{{$path}} {{end}}",
+        image(),
+    )
     if volumes.returncode != 0:
         raise BoxUnavailable(f"the engine does not describe the image {image()}: {_last(volumes)}")
     if paths := volumes.stdout.strip():
-        raise BoxUnavailable(f"the image {image()} declares volumes, {paths}: they would be writable disk. Name another")
+        raise BoxUnavailable(
+            f"the image {image()} declares volumes, {paths}: they would be writable disk. Name another"
+        )
     return f"docker {version}, {image()}"
 
 
@@ -95,14 +105,60 @@ def new_name(home: Path) -> str:
 def command(spec: BoxSpec, name: str, door: Door, python: list[str]) -> list[str]:
     """The argv of one box. `python` is what its interpreter is given."""
     size = spec.tmp_bytes
-    argv = ["docker", "run", "--rm", "--pull", "never", "--name", name, "--hostname", box_name(spec.home)]
+    argv = [
+        "docker",
+        "run",
+        "--rm",
+        "--pull",
+        "never",
+        "--name",
+        name,
+        "--hostname",
+        box_name(spec.home),
+    ]
     argv += ["--label", f"nightly={box_name(spec.home)}", "--label", f"nightly-judge={_judge()}"]
-    argv += ["--network", "none", "--ipc", "private", "--cgroupns", "private", "--log-driver", "none"]
-    argv += ["--read-only", "--user", USER, "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
+    argv += [
+        "--network",
+        "none",
+        "--ipc",
+        "private",
+        "--cgroupns",
+        "private",
+        "--log-driver",
+        "none",
+    ]
+    argv += [
+        "--read-only",
+        "--user",
+        USER,
+        "--cap-drop",
+        "ALL",
+        "--security-opt",
+        "no-new-privileges",
+    ]
     memory = spec.memory_bytes + 3 * size  # what lies in a tmpfs counts here, not with the watchdog
-    argv += ["--memory", str(memory), "--memory-swap", str(memory), "--pids-limit", str(spec.tasks + SPARE_TASKS)]
-    argv += ["--ulimit", "core=0", "--ulimit", "nofile=4096", "--ulimit", f"fsize={size}", "--shm-size", str(size)]
-    for target in ("/tmp", "/scratch"):  # docker's own default is noexec, and compiled kernels are loaded from there
+    argv += [
+        "--memory",
+        str(memory),
+        "--memory-swap",
+        str(memory),
+        "--pids-limit",
+        str(spec.tasks + SPARE_TASKS),
+    ]
+    argv += [
+        "--ulimit",
+        "core=0",
+        "--ulimit",
+        "nofile=4096",
+        "--ulimit",
+        f"fsize={size}",
+        "--shm-size",
+        str(size),
+    ]
+    for target in (
+        "/tmp",
+        "/scratch",
+    ):  # docker's own default is noexec, and compiled kernels are loaded from there
         argv += ["--tmpfs", f"{target}:rw,exec,nosuid,nodev,size={size},mode=1777"]
     argv += _mount_options(spec, door)
     if spec.device == "cuda":
@@ -126,11 +182,17 @@ def _mount_options(spec: BoxSpec, door: Door) -> list[str]:
             binds.append((path, str(path)))
     options: list[str] = []
     base = Path(sys.base_prefix).resolve()
-    if not base.is_relative_to("/usr"):  # it may lie below what the image keeps to its root, as /root is
+    if not base.is_relative_to(
+        "/usr"
+    ):  # it may lie below what the image keeps to its root, as /root is
         options += ["--tmpfs", f"/{base.parts[1]}:rw,nosuid,nodev,size=1m,mode=0755"]
     for source, target in binds:
-        line = io.StringIO()  # the option is a line of CSV; --volume could not hold a colon, and makes missing sources
-        csv.writer(line, lineterminator="").writerow(["type=bind", f"source={source}", f"target={target}", "readonly"])
+        line = (
+            io.StringIO()
+        )  # the option is a line of CSV; --volume could not hold a colon, and makes missing sources
+        csv.writer(line, lineterminator="").writerow(
+            ["type=bind", f"source={source}", f"target={target}", "readonly"]
+        )
         options += ["--mount", line.getvalue()]
     return options
 
@@ -164,7 +226,9 @@ def end(name: str) -> None:
     deadline = time.monotonic() + REPLY_SECONDS
     while not _gone(name):
         if time.monotonic() > deadline:
-            raise BoxUnavailable(f"the container {name} outlived `docker kill` by {REPLY_SECONDS:.0f} s: look at `docker ps`")
+            raise BoxUnavailable(
+                f"the container {name} outlived `docker kill` by {REPLY_SECONDS:.0f} s: look at `docker ps`"
+            )
         kill(name)
         _docker("rm", "--force", name)
 
@@ -177,13 +241,20 @@ def kill(name: str) -> None:
 def _gone(name: str) -> bool:
     found = _docker("container", "inspect", "--format", "{{.State.Running}}", name)
     if found.returncode != 0 and "no such" not in found.stderr.lower():
-        raise BoxUnavailable(f"the engine does not say whether the container {name} runs: {_last(found)}")
+        raise BoxUnavailable(
+            f"the engine does not say whether the container {name} runs: {_last(found)}"
+        )
     return found.returncode != 0
 
 
 def sweep(home: Path) -> list[str]:
     """Ends the containers of this state folder whose judge is gone, and names them. Raises BoxUnavailable."""
-    lines = ("--filter", f"label=nightly={box_name(home)}", "--format", '{{.Names}} {{.Label "nightly-judge"}}')
+    lines = (
+        "--filter",
+        f"label=nightly={box_name(home)}",
+        "--format",
+        '{{.Names}} {{.Label "nightly-judge"}}',
+    )
     found = _docker("ps", "--all", *lines)
     if found.returncode != 0:
         raise BoxUnavailable(f"the engine does not list its containers: {_last(found)}")
@@ -210,8 +281,14 @@ def _last(done: subprocess.CompletedProcess[str]) -> str:
 def _docker(*arguments: str, seconds: float = REPLY_SECONDS) -> subprocess.CompletedProcess[str]:
     argv = ["docker", *arguments]
     try:
-        return subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=seconds)
+        return subprocess.run(
+            argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=seconds
+        )
     except FileNotFoundError:
-        raise BoxUnavailable("the command docker is not here: install Docker Engine, or use isolation = 'bwrap'") from None
+        raise BoxUnavailable(
+            "the command docker is not here: install Docker Engine, or use isolation = 'bwrap'"
+        ) from None
     except subprocess.TimeoutExpired:
-        raise BoxUnavailable(f"`docker {arguments[0]}` has not answered for {seconds:.0f} s: look at the engine") from None
+        raise BoxUnavailable(
+            f"`docker {arguments[0]}` has not answered for {seconds:.0f} s: look at the engine"
+        ) from None

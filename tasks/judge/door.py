@@ -37,7 +37,9 @@ class Door:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             handle = os.open(self.wire, os.O_PATH | os.O_DIRECTORY)
             try:
-                listener.bind(f"/proc/self/fd/{handle}/part")  # the folder's own path may pass the limit of 107 bytes
+                listener.bind(
+                    f"/proc/self/fd/{handle}/part"
+                )  # the folder's own path may pass the limit of 107 bytes
             finally:
                 os.close(handle)
             part.chmod(0o666)  # the box is another user
@@ -46,7 +48,9 @@ class Door:
             listener.settimeout(0.05)
             ended = False
             while wire is None and not ended and time.monotonic() < deadline:
-                ended = client.poll() is not None  # before the last look: it may have called and ended since
+                ended = (
+                    client.poll() is not None
+                )  # before the last look: it may have called and ended since
                 with contextlib.suppress(TimeoutError):
                     wire, _ = listener.accept()
         (self.wire / "socket").unlink()

@@ -16,7 +16,10 @@ CGROUPS = Path("/sys/fs/cgroup")
 # The whole environment of what starts a box: a candidate could read it at /proc/1/environ.
 CLEAN = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
 SPARE_TASKS = 64  # above the watchdog's limit: bubblewrap's own, and room for a fork bomb to pass the limit that names it
-COUNTS_PER_NAMESPACE = (5, 14)  # the Linux from which RLIMIT_NPROC counts a user namespace by itself
+COUNTS_PER_NAMESPACE = (
+    5,
+    14,
+)  # the Linux from which RLIMIT_NPROC counts a user namespace by itself
 
 
 def per_process(file_bytes: int) -> list[str]:
@@ -24,7 +27,15 @@ def per_process(file_bytes: int) -> list[str]:
 
     Address space is not limited: CUDA reserves far more of it than it uses.
     """
-    return ["prlimit", "--core=0", "--nofile=4096", f"--fsize={file_bytes}", "--memlock=65536", "--msgqueue=0", "--"]
+    return [
+        "prlimit",
+        "--core=0",
+        "--nofile=4096",
+        f"--fsize={file_bytes}",
+        "--memlock=65536",
+        "--msgqueue=0",
+        "--",
+    ]
 
 
 def processes(tasks: int) -> list[str]:
@@ -33,7 +44,11 @@ def processes(tasks: int) -> list[str]:
     Set outside, or on an older kernel, it would count all processes of the user: those of other boxes, or of a human.
     """
     version = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
-    return ["prlimit", f"--nproc={tasks + SPARE_TASKS}", "--"] if version >= COUNTS_PER_NAMESPACE else []
+    return (
+        ["prlimit", f"--nproc={tasks + SPARE_TASKS}", "--"]
+        if version >= COUNTS_PER_NAMESPACE
+        else []
+    )
 
 
 def cgroup(memory_bytes: int, tasks: int) -> tuple[list[str], dict[str, str]]:
@@ -54,7 +69,9 @@ def _scope() -> tuple[list[str], dict[str, str]]:
     argv = ["systemd-run", "--scope", "--quiet", "--collect"]
     if os.geteuid() == 0:
         return argv, {}
-    return [*argv, "--user"], {"XDG_RUNTIME_DIR": os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.geteuid()}")}
+    return [*argv, "--user"], {
+        "XDG_RUNTIME_DIR": os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.geteuid()}")
+    }
 
 
 @functools.cache
@@ -64,11 +81,15 @@ def _cgroup_works() -> bool:
         controllers = (CGROUPS / "cgroup.controllers").read_text().split()
     except OSError:
         return False
-    if not {"memory", "pids"} <= set(controllers) or not shutil.which("systemd-run", path=CLEAN["PATH"]):
+    if not {"memory", "pids"} <= set(controllers) or not shutil.which(
+        "systemd-run", path=CLEAN["PATH"]
+    ):
         return False
     argv, environment = _scope()
     try:
-        tried = subprocess.run([*argv, "--", "true"], env=CLEAN | environment, capture_output=True, timeout=10)
+        tried = subprocess.run(
+            [*argv, "--", "true"], env=CLEAN | environment, capture_output=True, timeout=10
+        )
     except subprocess.TimeoutExpired:
         return False
     return tried.returncode == 0

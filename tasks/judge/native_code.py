@@ -1,6 +1,6 @@
 """Native code that a box may load though no candidate wrote it, such as an attention kernel: checked before each run.
 
-The manifest is the preparation's (tasks/attention_kernels.py): what was fetched, from where, and the sha256 of each file.
+The manifest is the preparation's (tasks/data/attention_kernels.py): what was fetched, from where, and the sha256 of each file.
 A box sees the folder read-only; the check is for what happens to it outside.
 """
 
@@ -30,16 +30,26 @@ class NativeKernel:
         try:
             text = manifest.read_bytes()
         except OSError as error:
-            raise NativeCodeChanged(f"{manifest} cannot be read: {error.strerror}. {remedy}") from error
+            raise NativeCodeChanged(
+                f"{manifest} cannot be read: {error.strerror}. {remedy}"
+            ) from error
         if hashlib.sha256(text).hexdigest() != sha256:
-            raise NativeCodeChanged(f"{manifest} is not what the preparation wrote: sha256 differs from {sha256}. {remedy}")
+            raise NativeCodeChanged(
+                f"{manifest} is not what the preparation wrote: sha256 differs from {sha256}. {remedy}"
+            )
         told, folder = json.loads(text), manifest.with_suffix("")
-        there = {str(path.relative_to(folder)): path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()}
+        there = {
+            str(path.relative_to(folder)): path
+            for path in folder.rglob("*")
+            if not path.is_dir() or path.is_symlink()
+        }
         if odd := sorted(there.keys() ^ told["files"].keys()):
             state = "was not fetched with the rest" if odd[0] in there else "is gone"
             raise NativeCodeChanged(f"{folder / odd[0]} {state}. {remedy}")
         for name, path in there.items():
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != told["files"][name]:
-                    raise NativeCodeChanged(f"{path} has changed since it was fetched: sha256 differs. {remedy}")
+                    raise NativeCodeChanged(
+                        f"{path} has changed since it was fetched: sha256 differs. {remedy}"
+                    )
         return cls(told["repository"], folder)

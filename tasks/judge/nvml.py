@@ -73,7 +73,9 @@ def lost(library: Any = None) -> str | None:
             return None
         answer, device = _first_device(nvml)
         if answer == 0:
-            answer = nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref((ctypes.c_ulonglong * 3)()))  # total, free, used
+            answer = nvml.nvmlDeviceGetMemoryInfo(
+                device, ctypes.byref((ctypes.c_ulonglong * 3)())
+            )  # total, free, used
         if answer == 0:
             return None
         nvml.nvmlErrorString.restype = ctypes.c_char_p
@@ -102,4 +104,6 @@ def _first_device(nvml: Any) -> tuple[int, Any]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip().encode()
     if visible.isdigit():
         return nvml.nvmlDeviceGetHandleByIndex_v2(int(visible), ctypes.byref(device)), device
-    return nvml.nvmlDeviceGetHandleByUUID(visible, ctypes.byref(device)), device  # GPU-... or MIG-...
+    return nvml.nvmlDeviceGetHandleByUUID(
+        visible, ctypes.byref(device)
+    ), device  # GPU-... or MIG-...

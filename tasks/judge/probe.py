@@ -16,8 +16,15 @@ from tasks.judge.bwrap import BoxSpec, BoxUnavailable, Gate, Isolation, find_bwr
 from tasks.judge.wire import Closed, Malformed, Silent, Wire
 
 MARKER = "NIGHTLY_PROBE_SECRET"
-OWN_FILTER = ("system calls filtered by us", "ptrace refused", "memory outside its processes refused")  # docker has its own
-CALLS = {machine: seccomp.numbered(("clone", "unshare", "ptrace", "keyctl", "shmget"), machine) for machine in seccomp.MACHINES}
+OWN_FILTER = (
+    "system calls filtered by us",
+    "ptrace refused",
+    "memory outside its processes refused",
+)  # docker has its own
+CALLS = {
+    machine: seccomp.numbered(("clone", "unshare", "ptrace", "keyctl", "shmget"), machine)
+    for machine in seccomp.MACHINES
+}
 INSIDE = f"""
 import ctypes, json, os, platform, signal, socket, sys, time
 if "NIGHTLY_SOCKET" in os.environ:
@@ -78,7 +85,9 @@ wire.recv(1)
 """
 
 
-def probe(home: Path, device: str = "cpu", isolation: Isolation = "bwrap") -> list[tuple[str, bool, str]]:
+def probe(
+    home: Path, device: str = "cpu", isolation: Isolation = "bwrap"
+) -> list[tuple[str, bool, str]]:
     """(what was tried, whether the box holds, detail). A box that does not start is one failed entry with the reason."""
     home.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=home))
@@ -86,7 +95,9 @@ def probe(home: Path, device: str = "cpu", isolation: Isolation = "bwrap") -> li
     try:
         return _probe(home, work, device, isolation)
     except BoxUnavailable as error:
-        return [("a box starts", False, _explain(str(error)) if isolation == "bwrap" else str(error))]
+        return [
+            ("a box starts", False, _explain(str(error)) if isolation == "bwrap" else str(error))
+        ]
     finally:
         del os.environ[MARKER]
         if (work / "gate").exists():  # a docker level without an engine ends before there is one
@@ -94,7 +105,9 @@ def probe(home: Path, device: str = "cpu", isolation: Isolation = "bwrap") -> li
         shutil.rmtree(work)
 
 
-def _probe(home: Path, work: Path, device: str, isolation: Isolation) -> list[tuple[str, bool, str]]:
+def _probe(
+    home: Path, work: Path, device: str, isolation: Isolation
+) -> list[tuple[str, bool, str]]:
     by = container.prepare() if isolation == "docker" else str(find_bwrap())
     work.chmod(0o755)
     content = work / "content"
@@ -127,16 +140,37 @@ def _probe(home: Path, work: Path, device: str, isolation: Isolation) -> list[tu
             after = wire.read(deadline)["checks"]
         except (Silent, Closed, Malformed) as error:
             running.kill()
-            raise BoxUnavailable(f"the probe ended early ({type(error).__name__}): {protocol.last_line(running)}") from None
+            raise BoxUnavailable(
+                f"the probe ended early ({type(error).__name__}): {protocol.last_line(running)}"
+            ) from None
     started = ("a box starts", True, f"{by}, Python {sys.version.split()[0]}")
-    tried = {name: holds for name, holds in {**before, **after}.items() if isolation == "bwrap" or name not in OWN_FILTER}
-    unfiltered = "" if platform.machine() in seccomp.MACHINES else f"there is no filter for {platform.machine()}"
-    return [started, *((name, bool(holds), unfiltered if name in OWN_FILTER else "") for name, holds in tried.items())]
+    tried = {
+        name: holds
+        for name, holds in {**before, **after}.items()
+        if isolation == "bwrap" or name not in OWN_FILTER
+    }
+    unfiltered = (
+        ""
+        if platform.machine() in seccomp.MACHINES
+        else f"there is no filter for {platform.machine()}"
+    )
+    return [
+        started,
+        *(
+            (name, bool(holds), unfiltered if name in OWN_FILTER else "")
+            for name, holds in tried.items()
+        ),
+    ]
 
 
 def _explain(error: str) -> str:
     """Adds the usual cause and remedy to bubblewrap's own words."""
-    if "userns" in error or "uid map" in error or "namespace" in error.lower() or "Operation not permitted" in error:
+    if (
+        "userns" in error
+        or "uid map" in error
+        or "namespace" in error.lower()
+        or "Operation not permitted" in error
+    ):
         return (
             f"{error}. User namespaces are switched off or this is a container without CAP_SYS_ADMIN: allow them "
             "(sysctl kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile for bwrap), or run on the host"

@@ -36,14 +36,20 @@ def record(home: Path, child: int) -> None:
     name = "-".join([platform.node(), _boot(), *map(str, pids)])
     while not (folder / name).exists():
         folder.mkdir(exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # another process has just removed the empty folder
+        with contextlib.suppress(
+            FileNotFoundError
+        ):  # another process has just removed the empty folder
             (folder / name).touch()
 
 
 def forget(home: Path, child: int) -> None:
     """Takes back the record of a child that has ended; of one that outlived SIGKILL it stays."""
     for found in _records(home):
-        if found.owner[0] == os.getpid() and found.child[0] == child and not watchdog.is_alive(*found.child):
+        if (
+            found.owner[0] == os.getpid()
+            and found.child[0] == child
+            and not watchdog.is_alive(*found.child)
+        ):
             found.path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # not empty, or not there
         (home / "processes").rmdir()
@@ -87,7 +93,9 @@ def end(leader: int) -> list[int]:
 
 
 def _signal(send: Callable[[int, int], None], target: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # it is gone, or another user's by now
+    with contextlib.suppress(
+        ProcessLookupError, PermissionError
+    ):  # it is gone, or another user's by now
         send(target, number)
 
 

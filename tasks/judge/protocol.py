@@ -83,7 +83,11 @@ PHASES = {  # the first part of a status, and what a box was doing
     "audit_startup": ("audit_startup", "loading its checkpoint for the audit"),
     "audit": ("audit", "being audited"),
 }
-SAW_VALIDATION = ("eval", "audit_startup", "audit")  # not one word of these boxes' logs may reach a proposer
+SAW_VALIDATION = (
+    "eval",
+    "audit_startup",
+    "audit",
+)  # not one word of these boxes' logs may reach a proposer
 
 
 @contextlib.contextmanager
@@ -93,16 +97,25 @@ def blaming(box: Box, phase: str, deadline_seconds: float) -> Iterator[None]:
     try:
         yield
     except Silent:
-        raise Stopped(f"{status}_timeout", f"was still {doing} after {deadline_seconds:.0f} s, the limit") from None
+        raise Stopped(
+            f"{status}_timeout", f"was still {doing} after {deadline_seconds:.0f} s, the limit"
+        ) from None
     except Closed:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            box.process.wait(timeout=2.0)  # it may have closed its socket and live on: it is killed a moment later
+            box.process.wait(
+                timeout=2.0
+            )  # it may have closed its socket and live on: it is killed a moment later
         box.watchdog.stop()
         if box.watchdog.verdict:  # a kill by the watchdog and a crash look alike from here
             verdict, reason = box.watchdog.verdict
-            raise (BoxUnavailable(reason) if verdict == "sandbox_error" else Stopped(verdict, reason)) from None
+            raise (
+                BoxUnavailable(reason) if verdict == "sandbox_error" else Stopped(verdict, reason)
+            ) from None
         if box.process.returncode in SIGKILLED:
-            raise Stopped("out_of_memory", f"was killed while {doing}: by the kernel for its memory, or by itself") from None
+            raise Stopped(
+                "out_of_memory",
+                f"was killed while {doing}: by the kernel for its memory, or by itself",
+            ) from None
         said = "its log is withheld" if phase in SAW_VALIDATION else last_line(box)
         raise Stopped(f"{status}_crashed", f"ended while {doing}: {said}") from None
     except Malformed as error:
@@ -126,9 +139,13 @@ def expect_up(box: Box, wire: Wire, deadline: float, *, warm: bool = False) -> N
             expect(wire.read(deadline), "warm")
     except (Silent, Closed, Malformed) as error:
         box.kill()
-        raise BoxUnavailable(f"the box did not start ({type(error).__name__.lower()}): {last_line(box)}") from None
+        raise BoxUnavailable(
+            f"the box did not start ({type(error).__name__.lower()}): {last_line(box)}"
+        ) from None
     if up.get("python") != sys.version:
-        raise BoxUnavailable(f"the box runs Python {up.get('python')!r}, not {sys.version!r}: its interpreter is a wrong one")
+        raise BoxUnavailable(
+            f"the box runs Python {up.get('python')!r}, not {sys.version!r}: its interpreter is a wrong one"
+        )
 
 
 def begin(box: Box, gate: Gate, budget: Budget, *, startup_seconds: float) -> Begun:
@@ -161,7 +178,9 @@ def finish(box: Box, begun: Begun, checkpoint: Path, *, max_bytes: int) -> Train
         startup_seconds=begun.startup_seconds,
         seconds=seconds,
         cpu_seconds=box.watchdog.cpu_seconds() - begun.cpu_before,
-        tokens=tokens if isinstance(tokens, int) and not isinstance(tokens, bool) and 0 <= tokens < 2**53 else None,
+        tokens=tokens
+        if isinstance(tokens, int) and not isinstance(tokens, bool) and 0 <= tokens < 2**53
+        else None,
         metrics=_metrics(message.get("metrics")),
         curve=tuple(curve),
     )
@@ -200,7 +219,9 @@ def expect(message: dict[str, Any], kind: str) -> dict[str, Any]:
     return message
 
 
-def _read_logs(wire: Wire, end: str, deadline: float, curve: list[tuple[int, int, float]]) -> dict[str, Any]:
+def _read_logs(
+    wire: Wire, end: str, deadline: float, curve: list[tuple[int, int, float]]
+) -> dict[str, Any]:
     """Reads `log` messages into `curve` up to the message `end`, which is returned."""
     for _ in range(LOG_MESSAGES):
         message = wire.read(deadline)
@@ -212,16 +233,25 @@ def _read_logs(wire: Wire, end: str, deadline: float, curve: list[tuple[int, int
     raise Malformed(f"more than {LOG_MESSAGES} log messages")
 
 
-def _take_checkpoint(wire: Wire, done: dict[str, Any], path: Path, deadline: float, max_bytes: int) -> None:
+def _take_checkpoint(
+    wire: Wire, done: dict[str, Any], path: Path, deadline: float, max_bytes: int
+) -> None:
     size = done.get("bytes")
     if not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= max_bytes:
-        raise Stopped("bad_checkpoint", f"announced a checkpoint of {size!r:.40} bytes; it must be 1 to {max_bytes}")
+        raise Stopped(
+            "bad_checkpoint",
+            f"announced a checkpoint of {size!r:.40} bytes; it must be 1 to {max_bytes}",
+        )
     try:
         wire.read_to_file(size, path, deadline)
     except Silent:
-        raise Stopped("train_timeout", f"its checkpoint of {size} bytes had not arrived when the time was up") from None
+        raise Stopped(
+            "train_timeout", f"its checkpoint of {size} bytes had not arrived when the time was up"
+        ) from None
     except Closed:
-        raise Stopped("bad_checkpoint", f"ended before its checkpoint of {size} bytes had arrived") from None
+        raise Stopped(
+            "bad_checkpoint", f"ended before its checkpoint of {size} bytes had arrived"
+        ) from None
     os.chmod(path, 0o444)
 
 

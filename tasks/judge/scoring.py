@@ -45,13 +45,20 @@ def load(box: Box, gate: Gate, phase: str, startup_seconds: float) -> tuple[Wire
         gate.open()
         wire.send({"msg": "load"}, deadline)
         ready = expect(wire.read(deadline), "ready")
-    names = {"vocab_size": "VOCAB_SIZE", "sequence_length": "MAX_SEQ_LEN", "batch_rows": "DEVICE_BATCH_SIZE"}
+    names = {
+        "vocab_size": "VOCAB_SIZE",
+        "sequence_length": "MAX_SEQ_LEN",
+        "batch_rows": "DEVICE_BATCH_SIZE",
+    }
     limits = {"vocab_size": 2**16, "sequence_length": LONGEST_ROW, "batch_rows": MOST_ROWS}
     for field, most in limits.items():
         value = ready.get(field)
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
             status = "bad_claims" if phase == "eval_startup" else "audit_failed"
-            raise Stopped(status, f"{names[field]} = {value!r:.40}; it must be a whole number from 1 to {most}")
+            raise Stopped(
+                status,
+                f"{names[field]} = {value!r:.40}; it must be a whole number from 1 to {most}",
+            )
     return wire, Shape(*(ready[field] for field in limits))
 
 
@@ -62,14 +69,23 @@ class Validation:
         meta = json.loads((public / "meta.json").read_text())
         self.documents_bytes = int(json.loads((folder / "manifest.json").read_text())["bytes"])
         self.bos = {int(vocab): int(bos) for vocab, bos in meta["bos"].items()}
-        self._streams = {vocab: np.load(folder / f"stream_{vocab}.npy", mmap_mode="r") for vocab in self.bos}
-        self._token_bytes = {vocab: np.load(public / f"token_bytes_{vocab}.npy") for vocab in self.bos}
+        self._streams = {
+            vocab: np.load(folder / f"stream_{vocab}.npy", mmap_mode="r") for vocab in self.bos
+        }
+        self._token_bytes = {
+            vocab: np.load(public / f"token_bytes_{vocab}.npy") for vocab in self.bos
+        }
 
     def rows(self, shape: Shape) -> Rows:
         """What is scored, uint16 [R, T+1]. Raises Stopped for a vocabulary that is not prepared."""
         if shape.vocab_size not in self.bos:
-            raise Stopped("bad_claims", f"VOCAB_SIZE = {shape.vocab_size} is not prepared; prepared: {sorted(self.bos)}")
-        return prepare.cut_rows(self._streams[shape.vocab_size], shape.sequence_length, self.bos[shape.vocab_size])
+            raise Stopped(
+                "bad_claims",
+                f"VOCAB_SIZE = {shape.vocab_size} is not prepared; prepared: {sorted(self.bos)}",
+            )
+        return prepare.cut_rows(
+            self._streams[shape.vocab_size], shape.sequence_length, self.bos[shape.vocab_size]
+        )
 
     def scored(self, shape: Shape, rows: Rows) -> npt.NDArray[np.bool_]:
         """Which targets have bytes and are scored, bool [R, T]."""
@@ -82,7 +98,9 @@ class Validation:
             raise Stopped("bad_claims", "claimed losses that are not finite")
         if claims.min() < LOWEST_CLAIM:
             raise Stopped("bad_claims", "claimed losses below 0: no probability is above 1")
-        return prepare.score(claims, rows, self._token_bytes[shape.vocab_size], self.documents_bytes)
+        return prepare.score(
+            claims, rows, self._token_bytes[shape.vocab_size], self.documents_bytes
+        )
 
 
 def claim(box: Box, wire: Wire, shape: Shape, rows: Rows, eval_seconds: float) -> Nats:

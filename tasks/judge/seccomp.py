@@ -18,13 +18,32 @@ import platform
 import struct
 from collections.abc import Iterable, Iterator
 
-LOAD, IF_EQUAL, IF_ANY_BIT, RETURN = 0x20, 0x15, 0x45, 0x06  # classic BPF: load a word, compare, test bits, return
-KILL_PROCESS, ALLOW, FAIL = 0x80000000, 0x7FFF0000, 0x00050000  # SECCOMP_RET_*; FAIL carries an error number
-NUMBER, MACHINE, FIRST_ARGUMENT, THIRD_ARGUMENT = 0, 4, 16, 32  # offsets in struct seccomp_data, of low halves
+LOAD, IF_EQUAL, IF_ANY_BIT, RETURN = (
+    0x20,
+    0x15,
+    0x45,
+    0x06,
+)  # classic BPF: load a word, compare, test bits, return
+KILL_PROCESS, ALLOW, FAIL = (
+    0x80000000,
+    0x7FFF0000,
+    0x00050000,
+)  # SECCOMP_RET_*; FAIL carries an error number
+NUMBER, MACHINE, FIRST_ARGUMENT, THIRD_ARGUMENT = (
+    0,
+    4,
+    16,
+    32,
+)  # offsets in struct seccomp_data, of low halves
 MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # AUDIT_ARCH_*
 X32 = 0x40000000  # the bit of x86-64's second table, whose calls this filter does not know
-NEW_NAMESPACE = 0x7E020000  # every CLONE_NEW* flag of clone(); CLONE_NEWTIME is unshare's and clone3's alone
-FAMILIES = (1, 16)  # AF_UNIX, AF_NETLINK; AF_VSOCK (40) would reach a virtual machine's host, loopback buffers hide memory
+NEW_NAMESPACE = (
+    0x7E020000  # every CLONE_NEW* flag of clone(); CLONE_NEWTIME is unshare's and clone3's alone
+)
+FAMILIES = (
+    1,
+    16,
+)  # AF_UNIX, AF_NETLINK; AF_VSOCK (40) would reach a virtual machine's host, loopback buffers hide memory
 
 # name: (x86-64, aarch64); None where the machine has no such call.
 Calls = dict[str, tuple[int, int | None]]
@@ -88,14 +107,22 @@ NOT_PERMITTED: Calls = {
     "vhangup": (153, 58),
 }
 NOT_THERE: Calls = {
-    "clone3": (435, 435),  # its flags lie in memory, which a filter cannot read; the C library falls back to clone
-    "preadv2": (327, 286),  # its RWF_NOWAIT tells of cached pages; without flags the C library falls back to preadv
+    "clone3": (
+        435,
+        435,
+    ),  # its flags lie in memory, which a filter cannot read; the C library falls back to clone
+    "preadv2": (
+        327,
+        286,
+    ),  # its RWF_NOWAIT tells of cached pages; without flags the C library falls back to preadv
     # memory that outlives its mapping and that no process's resident set shows
     "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
     "shmget": (29, 194),
 }
-NOTHING_DONE: Calls = {"fadvise64": (221, 223)}  # it throws pages out of the cache; advice may be ignored, so it succeeds
+NOTHING_DONE: Calls = {
+    "fadvise64": (221, 223)
+}  # it throws pages out of the cache; advice may be ignored, so it succeeds
 MADVISE: Calls = {"madvise": (28, 233)}
 EVICT = (20, 21)  # MADV_COLD and MADV_PAGEOUT: the same for a mapped file
 CLONE: Calls = {"clone": (56, 220)}
@@ -105,7 +132,10 @@ CUDA_NEEDS = "memfd_create"  # cuInit fails with error 304 without it (NVIDIA/Op
 
 def numbered(names: Iterable[str], machine: str) -> dict[str, int]:
     """The numbers of those calls that this machine, a key of MACHINES, has."""
-    column, table = list(MACHINES).index(machine), NOT_PERMITTED | NOT_THERE | NOTHING_DONE | MADVISE | CLONE | SOCKET
+    column, table = (
+        list(MACHINES).index(machine),
+        NOT_PERMITTED | NOT_THERE | NOTHING_DONE | MADVISE | CLONE | SOCKET,
+    )
     return {name: number for name in names if (number := table[name][column]) is not None}
 
 
@@ -114,8 +144,17 @@ def program(machine: str, device: str = "cpu") -> bytes | None:
     if machine not in MACHINES:
         return None
     allow = _line(RETURN, ALLOW)
-    not_there = {name: row for name, row in NOT_THERE.items() if not (device == "cuda" and name == CUDA_NEEDS)}
-    no_new_namespace = [_line(LOAD, FIRST_ARGUMENT), _line(IF_ANY_BIT, NEW_NAMESPACE, 0, 1), _fail(errno.EPERM), allow]
+    not_there = {
+        name: row
+        for name, row in NOT_THERE.items()
+        if not (device == "cuda" and name == CUDA_NEEDS)
+    }
+    no_new_namespace = [
+        _line(LOAD, FIRST_ARGUMENT),
+        _line(IF_ANY_BIT, NEW_NAMESPACE, 0, 1),
+        _fail(errno.EPERM),
+        allow,
+    ]
     keeping_pages = [
         _line(LOAD, THIRD_ARGUMENT),
         *(line for advice in EVICT for line in _when(advice, [_fail(0)])),
@@ -133,12 +172,36 @@ def program(machine: str, device: str = "cpu") -> bytes | None:
             _line(RETURN, KILL_PROCESS),
             _line(LOAD, NUMBER),
             *([_line(IF_ANY_BIT, X32, 0, 1), _fail(errno.EPERM)] if machine == "x86_64" else []),
-            *(line for number in numbered(NOT_PERMITTED, machine).values() for line in _when(number, [_fail(errno.EPERM)])),
-            *(line for number in numbered(not_there, machine).values() for line in _when(number, [_fail(errno.ENOSYS)])),
-            *(line for number in numbered(NOTHING_DONE, machine).values() for line in _when(number, [_fail(0)])),
-            *(line for number in numbered(MADVISE, machine).values() for line in _when(number, keeping_pages)),
-            *(line for number in numbered(CLONE, machine).values() for line in _when(number, no_new_namespace)),
-            *(line for number in numbered(SOCKET, machine).values() for line in _when(number, known_families)),
+            *(
+                line
+                for number in numbered(NOT_PERMITTED, machine).values()
+                for line in _when(number, [_fail(errno.EPERM)])
+            ),
+            *(
+                line
+                for number in numbered(not_there, machine).values()
+                for line in _when(number, [_fail(errno.ENOSYS)])
+            ),
+            *(
+                line
+                for number in numbered(NOTHING_DONE, machine).values()
+                for line in _when(number, [_fail(0)])
+            ),
+            *(
+                line
+                for number in numbered(MADVISE, machine).values()
+                for line in _when(number, keeping_pages)
+            ),
+            *(
+                line
+                for number in numbered(CLONE, machine).values()
+                for line in _when(number, no_new_namespace)
+            ),
+            *(
+                line
+                for number in numbered(SOCKET, machine).values()
+                for line in _when(number, known_families)
+            ),
             allow,
         ]
     )

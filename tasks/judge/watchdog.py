@@ -32,7 +32,9 @@ def all_pids() -> list[int]:
 
 def _stat(pid: int) -> list[str]:
     """The fields of /proc/PID/stat after the command name, so that [0] is the state. Raises OSError if it is gone."""
-    return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()  # a name may be no text
+    return (
+        Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    )  # a name may be no text
 
 
 def parent_of(pid: int) -> int:
@@ -89,7 +91,14 @@ def _proportional(pid: int) -> int:
             rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
         except PermissionError:
             return _resident(pid)
-        return next((int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Pss:")), 0)
+        return next(
+            (
+                int(line.split()[1]) * 1024
+                for line in rollup.splitlines()
+                if line.startswith("Pss:")
+            ),
+            0,
+        )
     return 0
 
 
@@ -111,9 +120,18 @@ def _hidden(tree: Iterable[int]) -> int:
                         first, last = (int(address, 16) for address in span.split("-"))
                         shared[device + inode] = max(shared.get(device + inode, 0), last - first)
                 status = Path(f"/proc/{pid}/status").read_text(errors="replace")
-                resident += next((int(row.split()[1]) * 1024 for row in status.splitlines() if row.startswith("RssShmem:")), 0)
+                resident += next(
+                    (
+                        int(row.split()[1]) * 1024
+                        for row in status.splitlines()
+                        if row.startswith("RssShmem:")
+                    ),
+                    0,
+                )
             if os.readlink(f"/proc/{pid}/ns/net") != os.readlink("/proc/self/ns/net"):
-                sockets = int(Path(f"/proc/{pid}/net/sockstat").read_text().split()[2])  # of the box's network
+                sockets = int(
+                    Path(f"/proc/{pid}/net/sockstat").read_text().split()[2]
+                )  # of the box's network
     buffers = 2 * int(Path("/proc/sys/net/core/wmem_max").read_text())
     return max(sum(shared.values()) - resident, 0) + max(sockets - FREE_SOCKETS, 0) * buffers
 
@@ -121,17 +139,25 @@ def _hidden(tree: Iterable[int]) -> int:
 class Watchdog:
     """Polls a process tree in its own thread. `verdict` is set, and the tree killed, at the first limit that is passed."""
 
-    def __init__(self, root: int, *, memory_bytes: int, tasks: int, end: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, root: int, *, memory_bytes: int, tasks: int, end: Callable[[], None] | None = None
+    ) -> None:
         self.root = root
-        self._end = end or self._kill_group  # a container's processes may be another user's, out of our reach
+        self._end = (
+            end or self._kill_group
+        )  # a container's processes may be another user's, out of our reach
         self.memory_bytes = memory_bytes
         self.tasks = tasks
         self.verdict: tuple[str, str] | None = None  # (status, reason)
         self.peak_memory_bytes = 0
         self._polls = 0
         self._hidden = 0  # bytes, at the last look
-        self._ticks: dict[tuple[int, int], int] = {}  # CPU time of every process ever seen: nobody may have waited for it
-        self._cpu_limit: tuple[float, float] | None = None  # CPU-seconds of the tree: when the limit was set, and at most
+        self._ticks: dict[
+            tuple[int, int], int
+        ] = {}  # CPU time of every process ever seen: nobody may have waited for it
+        self._cpu_limit: tuple[float, float] | None = (
+            None  # CPU-seconds of the tree: when the limit was set, and at most
+        )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="box-watchdog", daemon=True)
 
@@ -186,8 +212,13 @@ class Watchdog:
                 waited_for += self._note(pid, stat)
                 tasks += int(stat[17])
                 memory += _resident(pid)
-        if tasks > self.tasks:  # first: a fork bomb uses much memory too, and looking at that takes long in many processes
-            return "too_many_tasks", f"the box ran {tasks} processes and threads, the limit is {self.tasks}"
+        if (
+            tasks > self.tasks
+        ):  # first: a fork bomb uses much memory too, and looking at that takes long in many processes
+            return (
+                "too_many_tasks",
+                f"the box ran {tasks} processes and threads, the limit is {self.tasks}",
+            )
         if memory > self.memory_bytes and len(tree) > 1:
             memory = sum(_proportional(pid) for pid in tree)
         if self._polls % HIDDEN_EVERY == 0:
@@ -197,7 +228,10 @@ class Watchdog:
         self.peak_memory_bytes = max(self.peak_memory_bytes, memory)
         if memory > self.memory_bytes:
             used, limit = memory / 2**30, self.memory_bytes / 2**30
-            return "out_of_memory", f"the box used {used:.2f} GiB of memory, the limit is {limit:.2f} GiB"
+            return (
+                "out_of_memory",
+                f"the box used {used:.2f} GiB of memory, the limit is {limit:.2f} GiB",
+            )
         ticks = max(waited_for, sum(self._ticks.values()))
         if self._cpu_limit is not None and ticks / TICK > self._cpu_limit[1]:
             started, limit = self._cpu_limit

@@ -14,7 +14,15 @@ from tasks.judge import watchdog
 from trainer import prepare
 
 TRAINER = Path(prepare.__file__).parent
-FIXED_FILES = ("__init__.py", "prepare.py", "packing.py", "harness.py", "roles.py", "speed.py")  # beside the candidate in a box
+FIXED_FILES = (
+    "__init__.py",
+    "prepare.py",
+    "packing.py",
+    "harness.py",
+    "link.py",
+    "roles.py",
+    "speed.py",
+)  # beside the candidate in a box
 
 
 @contextlib.contextmanager
@@ -27,7 +35,9 @@ def workplace(home: Path) -> Iterator[Path]:
     boxes.mkdir(parents=True, exist_ok=True)
     for left in boxes.glob(f"{host}-*-*-*"):
         whose, owner, born, _ = left.name.rsplit("-", 3)
-        if whose == host and not watchdog.is_alive(int(owner), int(born)):  # vm's are not those of vm-2
+        if whose == host and not watchdog.is_alive(
+            int(owner), int(born)
+        ):  # vm's are not those of vm-2
             _remove(left)
     work = Path(tempfile.mkdtemp(prefix=f"{host}-{pid}-{watchdog.started_at(pid)}-", dir=boxes))
     work.chmod(0o755)

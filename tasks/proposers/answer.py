@@ -17,21 +17,30 @@ import difflib
 import re
 from dataclasses import dataclass
 
-from tasks.llm_calls import KINDS
-from tasks.records import Outcome, one_line
+from tasks.statuses import Outcome
+from tasks.text import one_line
+from tasks.usage import KINDS
 
 MOST_BYTES = 256 * 1024  # of an answer
 MOST_BLOCKS = 50
 MOST_TOLD = 2000  # characters of an error
-MOST_SUMMARY, MOST_SAID = 72, 1000  # characters of the summary, and of hypothesis and expected effect each
+MOST_SUMMARY, MOST_SAID = (
+    72,
+    1000,
+)  # characters of the summary, and of hypothesis and expected effect each
 
 SEARCH = re.compile(r" {0,3}<{5,9}[ \t]*SEARCH\b", re.IGNORECASE)
 DIVIDER = re.compile(r"={5,9}[ \t]*")  # never indented: what underlines a title in a docstring is
 REPLACE = re.compile(r" {0,3}>{5,9}[ \t]*REPLACE\b", re.IGNORECASE)
 FENCE = re.compile(r" {0,3}(`{3,}|~{3,})([^`]*)")
-HEADER = re.compile(r"^[ \t>*#_`+\d.)-]{0,12}(SUMMARY|KIND|HYPOTHESIS|EXPECTED)[ \t*_`]*(?::|$)", re.IGNORECASE | re.MULTILINE)
+HEADER = re.compile(
+    r"^[ \t>*#_`+\d.)-]{0,12}(SUMMARY|KIND|HYPOTHESIS|EXPECTED)[ \t*_`]*(?::|$)",
+    re.IGNORECASE | re.MULTILINE,
+)
 # A tag in a string of the code is none: one that opens begins a line, one that closes is not followed by a quote.
-THINKING = re.compile(r"^[ \t]*<think(?:ing)?>|</think(?:ing)?>(?![\"'\\])", re.IGNORECASE | re.MULTILINE)
+THINKING = re.compile(
+    r"^[ \t]*<think(?:ing)?>|</think(?:ing)?>(?![\"'\\])", re.IGNORECASE | re.MULTILINE
+)
 CONTRACT = ("def main(", "def load_model(")
 WORST_FIRST: tuple[Outcome, ...] = ("malformed", "not_found", "ambiguous", "no_edit", "no_change")
 
@@ -52,7 +61,9 @@ class EditError(ValueError):
         for place, problem in enumerate(ranked):
             room = MOST_TOLD - len(told) - 40  # for the line that ends a list cut short
             whole = f"{problem.what}\n{problem.detail}\n" if problem.detail else f"{problem.what}\n"
-            fitting = next((text for text in (whole, f"{problem.what}\n") if len(text) <= room), None)
+            fitting = next(
+                (text for text in (whole, f"{problem.what}\n") if len(text) <= room), None
+            )
             if fitting is None:
                 told += f"and {len(ranked) - place} more problems"
                 break
@@ -84,11 +95,15 @@ class Answer:
 def parse(text: str) -> Answer:
     """The answer in a model's text. Raises EditError: malformed, or no_edit when it changes nothing."""
     if (size := len(text.encode("utf-8", "surrogatepass"))) > MOST_BYTES:
-        raise EditError(Problem("malformed", f"The answer has {size} bytes, the limit is {MOST_BYTES}."))
+        raise EditError(
+            Problem("malformed", f"The answer has {size} bytes, the limit is {MOST_BYTES}.")
+        )
     outside, blocks, problems = _blocks(_without_thinking(text.replace("\r\n", "\n")).split("\n"))
     prose, files, cut_short = _whole_files(outside)
     if cut_short:
-        problems.append("The fence around the whole file has no end: the answer may have been cut short.")
+        problems.append(
+            "The fence around the whole file has no end: the answer may have been cut short."
+        )
     if len(files) + bool(blocks) > 1:
         problems.append("Two answers in one: give either SEARCH/REPLACE blocks or one whole file.")
     if len(blocks) > MOST_BLOCKS:
@@ -98,10 +113,18 @@ def parse(text: str) -> Answer:
     if not blocks and not files:
         form = '"<<<<<<< SEARCH", lines of train.py, "=======", the lines in their place, ">>>>>>> REPLACE"'
         note = "Fenced code is taken only as the whole file, with def main and def load_model."
-        raise EditError(Problem("no_edit", f"The answer has no SEARCH/REPLACE block. Write {form}, a line each. {note}"))
+        raise EditError(
+            Problem(
+                "no_edit",
+                f"The answer has no SEARCH/REPLACE block. Write {form}, a line each. {note}",
+            )
+        )
     said = _headers(prose)
     hypothesis, expected = said.get("hypothesis", ""), said.get("expected", "").partition("\n\n")[0]
-    summary = one_line((said.get("summary") or hypothesis).partition("\n")[0]) or "a change without a summary"
+    summary = (
+        one_line((said.get("summary") or hypothesis).partition("\n")[0])
+        or "a change without a summary"
+    )
     return Answer(
         hypothesis=_cut(one_line(hypothesis), MOST_SAID),
         kind=_kind(said.get("kind", "").partition("\n")[0]),
@@ -125,7 +148,9 @@ def _without_thinking(text: str) -> str:
         start, thinking = tag.end(), not closes
     rest = text[start:]
     if thinking:  # it has no end: the answer is from the last SUMMARY on
-        begins = [header.start() for header in HEADER.finditer(rest) if header[1].lower() == "summary"]
+        begins = [
+            header.start() for header in HEADER.finditer(rest) if header[1].lower() == "summary"
+        ]
         rest = rest[begins[-1] :] if begins else rest
     return "".join([*kept, rest])
 
@@ -140,13 +165,17 @@ def _blocks(lines: list[str]) -> tuple[list[str], list[Block], list[str]]:
     for line in lines:
         if SEARCH.match(line):
             if inside is not None:
-                problems.append(f'Block {number} has no end: there is no ">>>>>>> REPLACE" before the next block.')
+                problems.append(
+                    f'Block {number} has no end: there is no ">>>>>>> REPLACE" before the next block.'
+                )
             number, inside = number + 1, []
             outside.append(line)
         elif not REPLACE.match(line):
             (outside if inside is None else inside).append(line)
         elif inside is None:
-            problems.append(f'A ">>>>>>> REPLACE" after block {number} ends no block: its "<<<<<<< SEARCH" is missing.')
+            problems.append(
+                f'A ">>>>>>> REPLACE" after block {number} ends no block: its "<<<<<<< SEARCH" is missing.'
+            )
         else:
             block = _block(inside)
             if isinstance(block, Block):
@@ -166,7 +195,10 @@ def _block(lines: list[str]) -> Block | str:
         return 'has no "=======" between SEARCH and REPLACE.'
     if len(dividers) > 1:  # one of them may be a line of the code, and which is a guess
         return f'has {len(dividers)} lines like "=======", so its parts are unclear: choose lines of train.py without one.'
-    search, replace = ("".join(f"{line}\n" for line in part) for part in (lines[: dividers[0]], lines[dividers[0] + 1 :]))
+    search, replace = (
+        "".join(f"{line}\n" for line in part)
+        for part in (lines[: dividers[0]], lines[dividers[0] + 1 :])
+    )
     if not search.strip():
         return "has an empty SEARCH: to insert lines, repeat a neighbouring line in SEARCH and in REPLACE."
     return Block(search, replace)
@@ -211,7 +243,9 @@ def _headers(lines: list[str]) -> dict[str, str]:
             current = []
         else:
             current.append(line)
-    return {name: "\n".join(line.strip(" \t*") for line in text).strip() for name, text in said.items()}
+    return {
+        name: "\n".join(line.strip(" \t*") for line in text).strip() for name, text in said.items()
+    }
 
 
 def _kind(text: str) -> str | None:
@@ -219,7 +253,9 @@ def _kind(text: str) -> str | None:
     named = re.search(r"[a-z][a-z ]*", text.lower().replace("-", " ").replace("_", " "))
     if not named or "|" in text:
         return None
-    return next(iter(difflib.get_close_matches(named[0].strip()[:40], KINDS, n=1, cutoff=0.8)), None)
+    return next(
+        iter(difflib.get_close_matches(named[0].strip()[:40], KINDS, n=1, cutoff=0.8)), None
+    )
 
 
 def _cut(text: str, most: int) -> str:

@@ -18,9 +18,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from configs import Llm
+from tasks.errors import UsageError
 from tasks.proposers import reply as answers
 from tasks.proposers.reply import Reply as Reply
-from tasks.records import UsageError, one_line
+from tasks.text import one_line
 
 if TYPE_CHECKING:
     import httpx2
@@ -28,10 +29,14 @@ if TYPE_CHECKING:
 DEFAULT_URL = "https://api.openai.com/v1"
 NO_KEY = "not-needed"  # the client insists on one
 NEAR = (".localhost", ".local", ".internal", ".lan", ".home.arpa")  # names that no public host has
-SHORTEST_SECRET = 8  # characters; shorter keys ("ollama", "EMPTY") are words that an answer may well have
+SHORTEST_SECRET = (
+    8  # characters; shorter keys ("ollama", "EMPTY") are words that an answer may well have
+)
 CONNECT_SECONDS = 10.0
 MOST_ERROR = 500  # characters
-UNSUPPORTED = re.compile(r"unsupported|not support|deprecated|only the default|not permitted|unrecognized", re.IGNORECASE)
+UNSUPPORTED = re.compile(
+    r"unsupported|not support|deprecated|only the default|not permitted|unrecognized", re.IGNORECASE
+)
 
 
 class Endpoint:
@@ -39,14 +44,20 @@ class Endpoint:
 
     def __init__(self, settings: Llm, url: str, key: str | None) -> None:
         parts = urllib.parse.urlsplit(url)
-        user, password = (urllib.parse.unquote(part or "") for part in (parts.username, parts.password))
+        user, password = (
+            urllib.parse.unquote(part or "") for part in (parts.username, parts.password)
+        )
         self.url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
         self.model = settings.model or ""
         self._settings = settings
         self._key = key or NO_KEY
         self._login = (user, password) if user or password else None
         self._query = dict(urllib.parse.parse_qsl(parts.query))
-        self._secrets = [secret for secret in (key or "", password, *self._query.values()) if len(secret) >= SHORTEST_SECRET]
+        self._secrets = [
+            secret
+            for secret in (key or "", password, *self._query.values())
+            if len(secret) >= SHORTEST_SECRET
+        ]
         self._limit = "max_tokens"  # what reasoning models of OpenAI refuse, and the newer name is unknown to other servers
         self._temperature = settings.temperature
         self._cancelled = False
@@ -61,7 +72,9 @@ class Endpoint:
         url = os.environ.get("OPENAI_BASE_URL", "").strip() or DEFAULT_URL
         key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not settings.model:
-            raise UsageError("no model to ask: set `model` in the profile's [llm] table, or give --model")
+            raise UsageError(
+                "no model to ask: set `model` in the profile's [llm] table, or give --model"
+            )
         try:
             parts = urllib.parse.urlsplit(url)
             good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -78,7 +91,9 @@ class Endpoint:
                 "set the key, or OPENAI_BASE_URL to an endpoint that needs none"
             )
         if not _visible(key):
-            raise UsageError("OPENAI_API_KEY has characters that no key has (it is not shown): copy it again")
+            raise UsageError(
+                "OPENAI_API_KEY has characters that no key has (it is not shown): copy it again"
+            )
         return cls(settings, url, key)
 
     def ask(self, messages: Sequence[dict[str, str]], seconds: float) -> Reply:
@@ -114,14 +129,19 @@ class Endpoint:
 
     async def _bounded(self, messages: Sequence[dict[str, str]], seconds: float) -> Reply:
         refused: list[httpx2.Response] = []
-        loop, request = asyncio.get_running_loop(), asyncio.ensure_future(self._request(messages, refused))
+        loop, request = (
+            asyncio.get_running_loop(),
+            asyncio.ensure_future(self._request(messages, refused)),
+        )
 
         def stop() -> None:
             loop.call_soon_threadsafe(request.cancel)
 
         self._stops.add(stop)
         try:
-            if self._cancelled:  # looked at once `stop` is known, or a cancel in between would be missed
+            if (
+                self._cancelled
+            ):  # looked at once `stop` is known, or a cancel in between would be missed
                 request.cancel()
             return await asyncio.wait_for(request, seconds)
         except TimeoutError:
@@ -136,12 +156,17 @@ class Endpoint:
         finally:
             self._stops.discard(stop)
 
-    async def _request(self, messages: Sequence[dict[str, str]], refused: list[httpx2.Response]) -> Reply:
+    async def _request(
+        self, messages: Sequence[dict[str, str]], refused: list[httpx2.Response]
+    ) -> Reply:
         import httpx2
         import openai
 
         # Half of a surrogate pair, as a log may have it, cannot be sent.
-        sent: Any = [{name: text.encode("utf-8", "replace").decode() for name, text in each.items()} for each in messages]
+        sent: Any = [
+            {name: text.encode("utf-8", "replace").decode() for name, text in each.items()}
+            for each in messages
+        ]
         characters = sum(len(each["content"]) for each in sent)
         try:
             async with openai.AsyncOpenAI(
@@ -162,7 +187,10 @@ class Endpoint:
                         return answers.read(whole.http_response, characters, self.redact)
                     except openai.APIStatusError as error:
                         reply = answers.read(error.response, characters, self.redact)
-                        if not (reply.outcome == "bad_request" and self._learned(error.response.text, options)):
+                        if not (
+                            reply.outcome == "bad_request"
+                            and self._learned(error.response.text, options)
+                        ):
                             return reply
         except openai.APIConnectionError as error:
             return self._unreachable(error.__cause__ or error)
@@ -173,9 +201,12 @@ class Endpoint:
     def _unreachable(self, error: BaseException) -> Reply:
         import httpx2
 
-        slow = isinstance(error, httpx2.TimeoutException) and not isinstance(error, httpx2.ConnectTimeout)
+        slow = isinstance(error, httpx2.TimeoutException) and not isinstance(
+            error, httpx2.ConnectTimeout
+        )
         return Reply(
-            "timeout" if slow else "unreachable", error=f"{self.url}: {str(error) or 'no answer'} ({type(error).__name__})"
+            "timeout" if slow else "unreachable",
+            error=f"{self.url}: {str(error) or 'no answer'} ({type(error).__name__})",
         )
 
     def _learned(self, said: str, sent: dict[str, Any]) -> bool:
@@ -194,7 +225,9 @@ class _Loop(asyncio.SelectorEventLoop):
         """Waits for no thread: they look up names, which cannot be ended and takes up to half a minute without a network."""
 
 
-def _http_client(seconds: float, login: tuple[str, str] | None, refused: list[httpx2.Response]) -> httpx2.AsyncClient:
+def _http_client(
+    seconds: float, login: tuple[str, str] | None, refused: list[httpx2.Response]
+) -> httpx2.AsyncClient:
     """What the requests of a client go through: it ends each that has not its last byte after `seconds`.
 
     The timeouts of httpx are for the next byte, so that a server which drips would be waited for without end. `refused` has
@@ -210,22 +243,33 @@ def _http_client(seconds: float, login: tuple[str, str] | None, refused: list[ht
             try:
                 async with asyncio.timeout(seconds):
                     response = await super().send(request, **{**options, "stream": True})
-                    async with contextlib.aclosing(response), contextlib.aclosing(response.aiter_bytes()) as pieces:
+                    async with (
+                        contextlib.aclosing(response),
+                        contextlib.aclosing(response.aiter_bytes()) as pieces,
+                    ):
                         async for piece in pieces:
                             body += piece
                             if len(body) > answers.MOST_BYTES:
                                 break
             except TimeoutError as error:
-                raise httpx2.ReadTimeout(f"no whole answer in {seconds:g} s, [llm] answer_seconds", request=request) from error
+                raise httpx2.ReadTimeout(
+                    f"no whole answer in {seconds:g} s, [llm] answer_seconds", request=request
+                ) from error
             # Without the headers that say how the body was sent, and in which charset: JSON is UTF-8.
             headers = [
-                (name, value) for name, value in response.headers.items() if not name.startswith(("content-", "transfer-"))
+                (name, value)
+                for name, value in response.headers.items()
+                if not name.startswith(("content-", "transfer-"))
             ]
-            whole = httpx2.Response(response.status_code, headers=headers, content=bytes(body), request=request)
+            whole = httpx2.Response(
+                response.status_code, headers=headers, content=bytes(body), request=request
+            )
             refused.extend([whole] if whole.is_error else [])
             return whole
 
-    return Bounded(timeout=httpx2.Timeout(seconds, connect=min(CONNECT_SECONDS, seconds)), auth=login)
+    return Bounded(
+        timeout=httpx2.Timeout(seconds, connect=min(CONNECT_SECONDS, seconds)), auth=login
+    )
 
 
 def _visible(text: str) -> bool:

@@ -19,15 +19,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import configs
-from tasks import merging
-from tasks.llm_calls import KINDS
-from tasks.proposal import MAX_BYTES, Proposer, ask
-from tasks.proposers import agent
-from tasks.records import TRAIN, NightlyError, NightSoFar, Outcome, Proposal, RunResult, UsageError, one_line
+from tasks.errors import NightlyError, UsageError
+from tasks.proposers import agent_process, three_way_merge
+from tasks.proposers.proposal import MAX_BYTES, Proposer, ask
+from tasks.records import TRAIN, NightSoFar, Proposal, RunResult
+from tasks.statuses import Outcome
+from tasks.text import one_line
+from tasks.usage import KINDS
 
 PASSED_ON = ("PATH", "HOME", "LANG", "TERM")  # of the environment, before what the profile names
 PROMPT = "NIGHT.md"
-NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}  # it works while a trial trains on it, by the clock
+NO_GPU = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "HIP_VISIBLE_DEVICES": "",
+}  # it works while a trial trains on it, by the clock
 LEAST_SECRET = 8  # characters; a shorter value is no key
 QUOTED = 300  # characters of a log's end in a problem
 LONGEST = 500  # characters of a hypothesis
@@ -51,7 +56,9 @@ class CommandProposer:
     prompt: Callable[[NightSoFar], str]
     fallback: Proposer
     name: str = "command"
-    _cancelled: threading.Event = dataclasses.field(default_factory=threading.Event, init=False, repr=False, compare=False)
+    _cancelled: threading.Event = dataclasses.field(
+        default_factory=threading.Event, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         self.check(self.settings)
@@ -81,21 +88,30 @@ class CommandProposer:
             with _scratch_clone(folder / "clone", self.root, night.champion, told) as clone:
                 visit, left = self._run(clone), _take(clone)
                 (folder / "agent.log").write_text(visit.log, encoding="utf-8")
-        except (OSError, NightlyError) as error:  # such as the program that was there when the night began
+        except (
+            OSError,
+            NightlyError,
+        ) as error:  # such as the program that was there when the night began
             return self._instead(night, f"the command could not be run: {error}")
         if visit.end == "cancelled":
             return self._problem(night, "cancelled", "the agent was ended")
         if visit.end == "late":
-            return self._instead(night, f"the command was not done after {self.settings.seconds:g} s", "timeout")
+            return self._instead(
+                night, f"the command was not done after {self.settings.seconds:g} s", "timeout"
+            )
         if visit.end == "not started":
             return self._instead(night, f"the command could not be run: {visit.why}")
         return self._judged(night, visit, left)
 
-    def _run(self, clone: Path) -> agent.Visit:
+    def _run(self, clone: Path) -> agent_process.Visit:
         """The agent's visit, without the secrets that it may have printed."""
-        here = {name: os.environ[name] for name in (*PASSED_ON, *self.settings.environment) if name in os.environ}
+        here = {
+            name: os.environ[name]
+            for name in (*PASSED_ON, *self.settings.environment)
+            if name in os.environ
+        }
         usual = {"HOME": str(Path.home()), "LANG": "C.UTF-8", "TERM": "dumb"}
-        visit = agent.run(
+        visit = agent_process.run(
             _argv(self.settings),
             prompt=clone / PROMPT,
             folder=clone,
@@ -113,15 +129,24 @@ class CommandProposer:
         given = ((name, os.environ.get(name, "")) for name in self.settings.environment)
         return [(name, value) for name, value in given if len(value) >= LEAST_SECRET]
 
-    def _judged(self, night: NightSoFar, visit: agent.Visit, left: str | _Unfit) -> Proposal | None:
+    def _judged(
+        self, night: NightSoFar, visit: agent_process.Visit, left: str | _Unfit
+    ) -> Proposal | None:
         """What an agent that ended by itself has left."""
-        command, tail = Path(self.settings.argv[0]).name, one_line(visit.log[-2 * QUOTED :])[-QUOTED:]
+        command, tail = (
+            Path(self.settings.argv[0]).name,
+            one_line(visit.log[-2 * QUOTED :])[-QUOTED:],
+        )
         status = f"{command} ended with exit status {visit.status}" if visit.status else None
         log = f"; its log ends: {tail}" if tail else ""
         if isinstance(left, _Unfit):
             return self._problem(night, "unfit", f"{TRAIN} {left.why}{log}")
-        if left == night.champion:  # it may have no key, or no idea: a night of such trials would be over in minutes
-            return self._instead(night, f"{status or f'{command} is done'} and has changed nothing{log}", "no_change")
+        if (
+            left == night.champion
+        ):  # it may have no key, or no idea: a night of such trials would be over in minutes
+            return self._instead(
+                night, f"{status or f'{command} is done'} and has changed nothing{log}", "no_change"
+            )
         for name, value in self._secrets():
             if value in left and value not in night.champion:
                 return self._problem(night, "unfit", f"{TRAIN} holds the value of {name}")
@@ -135,13 +160,18 @@ class CommandProposer:
             kind=kind if kind in KINDS else None,
             hypothesis=_header(visit.stdout, "HYPOTHESIS"),
             expected=_header(visit.stdout, "EXPECTED"),
-            note="; ".join(filter(None, [status, survivors and f"its processes {survivors} outlived SIGKILL"])) or None,
+            note="; ".join(
+                filter(None, [status, survivors and f"its processes {survivors} outlived SIGKILL"])
+            )
+            or None,
         )
 
     def _problem(self, night: NightSoFar, outcome: Outcome, what: str) -> Proposal:
         return Proposal(night.champion, "no usable patch", self.name, f"{outcome}: {what}", outcome)
 
-    def _instead(self, night: NightSoFar, why: str, outcome: Outcome | None = None) -> Proposal | None:
+    def _instead(
+        self, night: NightSoFar, why: str, outcome: Outcome | None = None
+    ) -> Proposal | None:
         proposed = ask(self.fallback, night)
         return proposed and dataclasses.replace(proposed, stands_in=one_line(why), outcome=outcome)
 
@@ -149,10 +179,14 @@ class CommandProposer:
 def _argv(settings: configs.Command) -> list[str]:
     """The command with its program's full path: the agent's folder is not this one. Raises UsageError if it is not there."""
     if not settings.argv:
-        raise UsageError('proposer command needs [command] argv in the profile, such as argv = ["codex", "exec", "-"]')
+        raise UsageError(
+            'proposer command needs [command] argv in the profile, such as argv = ["codex", "exec", "-"]'
+        )
     program = shutil.which(os.path.expanduser(settings.argv[0]))
     if program is None:
-        raise UsageError(f"[command] argv: there is no program {settings.argv[0]!r} here; install it, or give its full path")
+        raise UsageError(
+            f"[command] argv: there is no program {settings.argv[0]!r} here; install it, or give its full path"
+        )
     return [os.path.abspath(program), *settings.argv[1:]]
 
 
@@ -176,9 +210,15 @@ def _scratch_clone(link: Path, root: Path, source: str, told: str) -> Iterator[P
         (folder / TRAIN).write_bytes(source.encode("utf-8", "surrogatepass"))
         (folder / PROMPT).write_text(told, encoding="utf-8", errors="replace")
         (folder / ".gitignore").write_text("/tmp/\n__pycache__/\n")
-        for arguments in (("init", "-q", "--template="), ("add", "-A"), (*AUTHOR, "commit", "-q", "-m", "the champion")):
-            if (done := merging.run_git(folder, *arguments)).returncode:
-                raise OSError(f"git {arguments[0]}: {done.stderr.decode('utf-8', 'replace').strip()}")
+        for arguments in (
+            ("init", "-q", "--template="),
+            ("add", "-A"),
+            (*AUTHOR, "commit", "-q", "-m", "the champion"),
+        ):
+            if (done := three_way_merge.run_git(folder, *arguments)).returncode:
+                raise OSError(
+                    f"git {arguments[0]}: {done.stderr.decode('utf-8', 'replace').strip()}"
+                )
         yield folder
     finally:
         _remove(folder.parent)
@@ -205,7 +245,11 @@ def _take(clone: Path) -> str | _Unfit:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return _Unfit("is no plain file any more")
             data = file.read(MAX_BYTES + 1)
-        return data.decode("utf-8") if len(data) <= MAX_BYTES else _Unfit(f"is longer than {MAX_BYTES} bytes")
+        return (
+            data.decode("utf-8")
+            if len(data) <= MAX_BYTES
+            else _Unfit(f"is longer than {MAX_BYTES} bytes")
+        )
     except UnicodeDecodeError:
         return _Unfit("is not UTF-8")
     except OSError as error:

@@ -14,18 +14,36 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tasks.llm_calls import KINDS
-from tasks.proposers.earlier import KNOBS, Idea, kind_of
-from tasks.records import NightlyError, NightSoFar, RunResult, Trial, one_line
-from tasks.trial_folder import read_runs
+from tasks.errors import NightlyError
+from tasks.history.trial_folder import read_runs
+from tasks.proposers.past_nights import KNOBS, Idea, kind_of
+from tasks.records import NightSoFar, RunResult, Trial
+from tasks.text import one_line
+from tasks.usage import KINDS
 
 CHARACTERS_A_TOKEN = 3.5  # of English and of code, roughly, for every tokenizer in use
 # Statuses whose reason is a training box's or our own check's. A scoring box has seen validation text: no word of it.
-TOLD = ("rejected_patch", "startup_timeout", "startup_crashed", "train_timeout", "train_crashed", "bad_checkpoint")
-ESCAPE = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?")  # a terminal's; linear in time
-TURN = re.compile("<(?=[|\uff5c])")  # "<|im_start|>" and its like: some servers take them for their own, also in a text
+TOLD = (
+    "rejected_patch",
+    "startup_timeout",
+    "startup_crashed",
+    "train_timeout",
+    "train_crashed",
+    "bad_checkpoint",
+)
+ESCAPE = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"
+)  # a terminal's; linear in time
+TURN = re.compile(
+    "<(?=[|\uff5c])"
+)  # "<|im_start|>" and its like: some servers take them for their own, also in a text
 SUMMARY, WORDS = 100, 240  # characters at most
-NEWEST, BEST, NEAR, LATEST = 3, 3, 8, 5  # patches of keeps, of near misses, and training curves: what is read from files
+NEWEST, BEST, NEAR, LATEST = (
+    3,
+    3,
+    8,
+    5,
+)  # patches of keeps, of near misses, and training curves: what is read from files
 NEAR_Z = -1.0  # a discard that is not worse than this is a near miss
 OF_A_KIND, OF_A_STATUS, OF_AN_EARLIER_KIND = 6, 2, 2
 FIGURES = {  # of a run's own metrics
@@ -46,7 +64,9 @@ def estimate_tokens(text: str) -> int:
 def plain(text: str) -> str:
     """Somebody's lines without what does not show (a terminal's escapes, control characters, direction marks), defused."""
     lines = "\n".join(ESCAPE.sub("", text).splitlines())
-    return TURN.sub("< ", "".join(c for c in lines if c in "\n\t" or unicodedata.category(c)[0] != "C"))
+    return TURN.sub(
+        "< ", "".join(c for c in lines if c in "\n\t" or unicodedata.category(c)[0] != "C")
+    )
 
 
 def short(text: str, most: int) -> str:
@@ -106,7 +126,9 @@ def _overview(night: NightSoFar) -> str:
     kept = sum(trial.verdict == "keep" for trial in trials)
     unscored = sum(trial.val_bpb is None for trial in trials)
     dropped = len(trials) - kept - unscored
-    lines = [f"{len(trials)} trials so far: {kept} kept, {dropped} discarded with a score, {unscored} without one."]
+    lines = [
+        f"{len(trials)} trials so far: {kept} kept, {dropped} discarded with a score, {unscored} without one."
+    ]
     lines += ["", "## Kinds of change"]
     for kind, those in by_kind(trials).items():
         best = max((trial.z for trial in those if trial.z is not None), default=None)
@@ -115,19 +137,30 @@ def _overview(night: NightSoFar) -> str:
         figures = f"{counts}{at_best}, last in trial {those[-1].number}" if those else "never tried"
         lines.append(f"- {kind}: {figures}")
     if flying := night.in_flight:
-        named = f"{short(flying.kind or flying.proposer, SUMMARY)}: {short(flying.summary, SUMMARY)}"
-        lines += ["", f"Trial {night.next_trial - 1} trains right now; do not propose it again: {named}"]
+        named = (
+            f"{short(flying.kind or flying.proposer, SUMMARY)}: {short(flying.summary, SUMMARY)}"
+        )
+        lines += [
+            "",
+            f"Trial {night.next_trial - 1} trains right now; do not propose it again: {named}",
+        ]
         lines += [f"    why: {short(flying.hypothesis, WORDS)}"] if flying.hypothesis else []
-        lines += ["    If it is kept, your change is merged onto it; keep off the lines of its patch and those next to them."]
+        lines += [
+            "    If it is kept, your change is merged onto it; keep off the lines of its patch and those next to them."
+        ]
     return "\n".join(lines)
 
 
-def _sections(night: NightSoFar, earlier: Sequence[Idea], room: float) -> Iterator[tuple[float, str, Iterable[str]]]:
+def _sections(
+    night: NightSoFar, earlier: Sequence[Idea], room: float
+) -> Iterator[tuple[float, str, Iterable[str]]]:
     """Share of the room, title and entries of each section; the most telling entries come first."""
     newest, gains = night.trials[::-1], _gains(night)
     kept = [trial for trial in newest if trial.verdict == "keep"]
     dropped = [trial for trial in newest if trial.verdict != "keep"]
-    in_code = [trial for trial in kept if kind_of(trial) != KNOBS]  # the summary of a knob says all of its patch
+    in_code = [
+        trial for trial in kept if kind_of(trial) != KNOBS
+    ]  # the summary of a knob says all of its patch
     best = sorted(in_code, key=lambda trial: gains.get(trial.number, 0.0))
     patched = {trial.number: trial for trial in (*in_code[:NEWEST], *best[:BEST])}
     scored = [(trial.z, trial) for trial in dropped if trial.z is not None and trial.z > NEAR_Z]
@@ -136,20 +169,40 @@ def _sections(night: NightSoFar, earlier: Sequence[Idea], room: float) -> Iterat
     latest = {trial.number: trial for trial in (*kept[:1], *newest[:LATEST])}
 
     def with_patch(trial: Trial, most: float) -> str:
-        return _line(trial, gains) + ("" if kind_of(trial) == KNOBS else _patch(night.folder, trial.number, int(most)))
+        return _line(trial, gains) + (
+            "" if kind_of(trial) == KNOBS else _patch(night.folder, trial.number, int(most))
+        )
 
-    in_flight = _patch(night.folder, night.next_trial - 1, int(0.08 * room)) if night.in_flight else ""
+    in_flight = (
+        _patch(night.folder, night.next_trial - 1, int(0.08 * room)) if night.in_flight else ""
+    )
     yield 0.12, "Kept, newest first", (_line(trial, gains) for trial in kept)
-    yield 0.10, "The patch that trains right now", [f"- trial {night.next_trial - 1}:{in_flight}"] if in_flight else []
-    yield 0.20, "Patches of the newest and the best of them", (with_patch(trial, 0.08 * room) for trial in patched.values())
+    yield (
+        0.10,
+        "The patch that trains right now",
+        [f"- trial {night.next_trial - 1}:{in_flight}"] if in_flight else [],
+    )
+    yield (
+        0.20,
+        "Patches of the newest and the best of them",
+        (with_patch(trial, 0.08 * room) for trial in patched.values()),
+    )
     yield (
         0.17,
         "Near misses: within a standard error of the champion or better, not kept",
         (with_patch(trial, 0.035 * room) for trial in near.values()),
     )
-    yield 0.13, "Dead ends, the latest of each kind", _in_turn([_line(t, gains) for t in e[:OF_A_KIND]] for e in ends.values())
+    yield (
+        0.13,
+        "Dead ends, the latest of each kind",
+        _in_turn([_line(t, gains) for t in e[:OF_A_KIND]] for e in ends.values()),
+    )
     yield 0.08, "Without a score", _failures(dropped)
-    yield 0.12, "How the champion and the latest trained", (_story(night, trial, gains) for trial in latest.values())
+    yield (
+        0.12,
+        "How the champion and the latest trained",
+        (_story(night, trial, gains) for trial in latest.values()),
+    )
     yield 0.08, "Earlier nights on the same data, best and worst of each kind", _earlier(earlier)
 
 
@@ -161,7 +214,10 @@ def _in_turn(groups: Iterable[Sequence[str]]) -> Iterator[str]:
 def _gains(night: NightSoFar) -> Gains:
     scores = {trial.commit: trial.val_bpb for trial in night.trials if trial.val_bpb is not None}
     scored = ((trial, trial.val_bpb) for trial in night.trials if trial.val_bpb is not None)
-    return {trial.number: score - scores.get(trial.parent, night.baseline_bpb) for trial, score in scored}
+    return {
+        trial.number: score - scores.get(trial.parent, night.baseline_bpb)
+        for trial, score in scored
+    }
 
 
 def _line(trial: Trial, gains: Gains) -> str:
@@ -201,14 +257,19 @@ def _failures(dropped: Sequence[Trial]) -> Iterator[str]:
             by_status.setdefault(trial.status, []).append(trial)
     for status, those in sorted(by_status.items(), key=lambda item: -len(item[1])):
         told = [
-            f"{_line(trial, {})[2:]}. {reason_of(status, trial.reason)}".removesuffix(". ") for trial in those[:OF_A_STATUS]
+            f"{_line(trial, {})[2:]}. {reason_of(status, trial.reason)}".removesuffix(". ")
+            for trial in those[:OF_A_STATUS]
         ]
         yield f"- {status}: {len(those)}" + _indented("\n".join(told))
 
 
 def _story(night: NightSoFar, trial: Trial, gains: Gains) -> str:
     """What a trial was to bring and how it trained."""
-    told = {"why": trial.hypothesis, "expected": trial.expected, "reason": reason_of(trial.status, trial.reason)}
+    told = {
+        "why": trial.hypothesis,
+        "expected": trial.expected,
+        "reason": reason_of(trial.status, trial.reason),
+    }
     lines = [f"{what}: {short(words, WORDS)}" for what, words in told.items() if words]
     if night.folder is not None and (run := _last_run(night.folder / "trials" / str(trial.number))):
         lines.append(training(run))
@@ -225,11 +286,21 @@ def _last_run(folder: Path) -> RunResult | None:
 
 def training(run: RunResult) -> str:
     """The training loss at ten even points of the curve, and the run's figures."""
-    points = sorted({max(len(run.curve) * tenth // 10 - 1, 0) for tenth in range(1, 11)}) if run.curve else []
-    figures = [f"loss {' '.join(f'{run.curve[point][2]:.4g}' for point in points)}"] if points else []
-    figures += [form.format(run.metrics[name]) for name, form in FIGURES.items() if name in run.metrics]
+    points = (
+        sorted({max(len(run.curve) * tenth // 10 - 1, 0) for tenth in range(1, 11)})
+        if run.curve
+        else []
+    )
+    figures = (
+        [f"loss {' '.join(f'{run.curve[point][2]:.4g}' for point in points)}"] if points else []
+    )
+    figures += [
+        form.format(run.metrics[name]) for name, form in FIGURES.items() if name in run.metrics
+    ]
     figures += [f"{run.seconds:.0f} s"] if run.seconds is not None else []
-    figures += [f"{run.peak_memory_bytes / 2**30:.1f} GiB of host memory"] if run.peak_memory_bytes else []
+    figures += (
+        [f"{run.peak_memory_bytes / 2**30:.1f} GiB of host memory"] if run.peak_memory_bytes else []
+    )
     return ", ".join(figures)
 
 
@@ -237,7 +308,10 @@ def _earlier(ideas: Sequence[Idea]) -> Iterator[str]:
     kinds: dict[str, list[Idea]] = {}
     for idea in sorted(ideas, key=lambda idea: -(idea.z or 0.0)):
         kinds.setdefault(idea.kind, []).append(idea)
-    ends = [[*those[:OF_AN_EARLIER_KIND], *those[OF_AN_EARLIER_KIND:][-OF_AN_EARLIER_KIND:]] for those in kinds.values()]
+    ends = [
+        [*those[:OF_AN_EARLIER_KIND], *those[OF_AN_EARLIER_KIND:][-OF_AN_EARLIER_KIND:]]
+        for those in kinds.values()
+    ]
     return _in_turn([_idea(idea) for idea in those] for those in ends)
 
 

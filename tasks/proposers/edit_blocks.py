@@ -20,8 +20,14 @@ MOST_PLACES = 10  # of an ambiguous SEARCH that are counted
 MOST_EXPLAINED = 3  # of the SEARCHes that are not in the file; there is room for few
 STUDIED = 64  # lines of such a SEARCH, to find what is nearest to it; this and COMMON bound the time that it takes
 COMMON = 50  # a word in more lines than this does not tell where a SEARCH belongs
-LEFT_OUT = 8  # lines that a SEARCH may have too many or too few, and what is nearest is still recognised
-QUOTED, BEFORE, SHOWN = 3, 2, 6  # lines quoted: of the SEARCH; of the file before the first difference; of the file
+LEFT_OUT = (
+    8  # lines that a SEARCH may have too many or too few, and what is nearest is still recognised
+)
+QUOTED, BEFORE, SHOWN = (
+    3,
+    2,
+    6,
+)  # lines quoted: of the SEARCH; of the file before the first difference; of the file
 WIDTH = 100  # characters of a line that are quoted, and twice as many are looked at for words
 WORD = re.compile(r"\w+")
 
@@ -32,10 +38,14 @@ def apply(answer: Answer, source: str) -> str:
     if answer.whole_file is not None:
         result = answer.whole_file.replace("\n", f"{carriage}\n")
     else:
-        lines = source.split("\n")  # the last is "" where the file ends with a line end, so a block can change that, too
+        lines = source.split(
+            "\n"
+        )  # the last is "" where the file ends with a line end, so a block can change that, too
         places = _places(answer.blocks, [line.removesuffix("\r") for line in lines])
         for start, stop, number in reversed(places):
-            lines[start:stop] = [line + carriage for line in answer.blocks[number].replace.split("\n")[:-1]]
+            lines[start:stop] = [
+                line + carriage for line in answer.blocks[number].replace.split("\n")[:-1]
+            ]
         result = "\n".join(lines)
         if not source.endswith("\r"):  # what has become the last line must not keep half a line end
             result = result.removesuffix("\r")
@@ -65,7 +75,9 @@ def _places(blocks: tuple[Block, ...], lines: list[str]) -> list[tuple[int, int,
         else:
             explained = sum(problem.outcome == "not_found" for problem in problems) < MOST_EXPLAINED
             detail = _explanation(bare_wanted, bare) if explained else ""
-            problems.append(Problem("not_found", f"Block {number + 1}: its SEARCH is not in train.py.", detail))
+            problems.append(
+                Problem("not_found", f"Block {number + 1}: its SEARCH is not in train.py.", detail)
+            )
     places.sort()
     for (_, stop, one), (start, _, other) in itertools.pairwise(places):
         if start < stop:
@@ -98,7 +110,10 @@ def _explanation(wanted: list[str], lines: list[str]) -> str:
     begin = _nearest(wanted, lines)
     if begin is None:
         return "\n".join([*told, "Nothing in train.py is like it."])
-    pairs = ((begin + k, lines[begin + k] if 0 <= begin + k < len(lines) else None) for k in range(len(wanted)))
+    pairs = (
+        (begin + k, lines[begin + k] if 0 <= begin + k < len(lines) else None)
+        for k in range(len(wanted))
+    )
     place, line = next((i, line) for i, line in pairs if line != wanted[i - begin])
     first = max(place - BEFORE, begin, 0)
     told.append("Nearest in train.py, with line numbers, is")
@@ -106,14 +121,29 @@ def _explanation(wanted: list[str], lines: list[str]) -> str:
     other = wanted[place - begin]
     if line is None:
         end = "begins after" if place < 0 else "ends before"
-        return "\n".join([*told, f"train.py {end} line {place - begin + 1} of the SEARCH: {_shown(other)}"])
-    column = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(line, other, strict=False)))
+        return "\n".join(
+            [*told, f"train.py {end} line {place - begin + 1} of the SEARCH: {_shown(other)}"]
+        )
+    column = sum(
+        1
+        for _ in itertools.takewhile(
+            lambda pair: pair[0] == pair[1], zip(line, other, strict=False)
+        )
+    )
     start = max(column - WIDTH // 2, 0) if column > WIDTH - 20 else 0
-    alike = not (line + other).isascii()  # characters that look alike are told apart by their escapes
+    alike = not (
+        line + other
+    ).isascii()  # characters that look alike are told apart by their escapes
     told.append(
         f"They first differ at line {place - begin + 1} of the SEARCH, line {place + 1} of train.py, column {column + 1}:"
     )
-    return "\n".join([*told, f"SEARCH   | {_shown(other, start, alike)}", f"train.py | {_shown(line, start, alike)}"])
+    return "\n".join(
+        [
+            *told,
+            f"SEARCH   | {_shown(other, start, alike)}",
+            f"train.py | {_shown(line, start, alike)}",
+        ]
+    )
 
 
 def _nearest(wanted: list[str], lines: list[str]) -> int | None:
@@ -133,7 +163,11 @@ def _nearest(wanted: list[str], lines: list[str]) -> int | None:
         return None
     likely = max(votes, key=lambda begin: votes[begin])
     k = next(k for k, line in enumerate(wanted) if line)
-    near = [i for i in votes if abs(i - likely) <= LEFT_OUT and 0 <= i + k < len(lines) and lines[i + k] == wanted[k]]
+    near = [
+        i
+        for i in votes
+        if abs(i - likely) <= LEFT_OUT and 0 <= i + k < len(lines) and lines[i + k] == wanted[k]
+    ]
     return max(near, key=lambda begin: votes[begin], default=likely)
 
 

@@ -13,16 +13,33 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 import configs
-from tasks.llm_calls import Call, CallLog, Purpose, dollars
-from tasks.proposal import Proposer, ask, refusal
+from tasks.history.llm_calls import CallLog
 from tasks.proposers import edit_blocks, prompt
 from tasks.proposers.chat import Endpoint, Reply
 from tasks.proposers.edit_blocks import Answer, EditError
 from tasks.proposers.prompt import Briefing
-from tasks.records import NightSoFar, Outcome, Proposal, RunResult, one_line
+from tasks.proposers.proposal import Proposer, ask, refusal
+from tasks.records import NightSoFar, Proposal, RunResult
+from tasks.statuses import Outcome
+from tasks.text import one_line
+from tasks.usage import Call, Purpose, dollars
 
-GOES_BACK = ("no_edit", "malformed", "not_found", "ambiguous", "no_change", "already_tried", "unfit", "truncated")
-NO_PATCH = (*GOES_BACK, "refusal", "content_filter", "empty")  # the model was asked and had nothing that can be run
+GOES_BACK = (
+    "no_edit",
+    "malformed",
+    "not_found",
+    "ambiguous",
+    "no_change",
+    "already_tried",
+    "unfit",
+    "truncated",
+)
+NO_PATCH = (
+    *GOES_BACK,
+    "refusal",
+    "content_filter",
+    "empty",
+)  # the model was asked and had nothing that can be run
 WHOLE_FILE_AFTER = 2  # repairs that failed; then the whole file is asked for
 LONGEST_ECHO = 8000  # characters of an unusable answer that go back with it
 
@@ -81,7 +98,9 @@ class LlmProposer:
             return None
         if mended.outcome != "ok":
             return None
-        idea = {name: getattr(proposal, name) for name in ("summary", "kind", "hypothesis", "expected")}
+        idea = {
+            name: getattr(proposal, name) for name in ("summary", "kind", "hypothesis", "expected")
+        }
         note = "; ".join(filter(None, [proposal.note, f"mended after {run.status}"]))
         return dataclasses.replace(mended, **idea, note=note)
 
@@ -93,17 +112,26 @@ class LlmProposer:
         spent, caps = self.calls.usage(), self.settings
         if caps.dollars is not None and (spent.dollars or 0.0) >= caps.dollars:
             return f"the night has spent {spent.dollars:.4g} of {caps.dollars:g} dollars"
-        if caps.tokens is not None and (used := spent.prompt_tokens + spent.completion_tokens) >= caps.tokens:
+        if (
+            caps.tokens is not None
+            and (used := spent.prompt_tokens + spent.completion_tokens) >= caps.tokens
+        ):
             return f"the night has used {used} of {caps.tokens} tokens"
-        if (closed := self.calls.closed_for(datetime.now(UTC), caps.pause_seconds, night.next_trial)) > 0:
+        if (
+            closed := self.calls.closed_for(datetime.now(UTC), caps.pause_seconds, night.next_trial)
+        ) > 0:
             return f"the model is left alone for {closed:.0f} s more after {self.calls.last_failure(night.next_trial)}"
         return None
 
-    def _instead(self, night: NightSoFar, why: str, outcome: Outcome | None = None) -> Proposal | None:
+    def _instead(
+        self, night: NightSoFar, why: str, outcome: Outcome | None = None
+    ) -> Proposal | None:
         proposed = ask(self.fallback, night)
         return proposed and dataclasses.replace(proposed, stands_in=one_line(why), outcome=outcome)
 
-    def _converse(self, night: NightSoFar, purpose: Purpose, told: Callable[[int], Messages], source: str) -> Proposal:
+    def _converse(
+        self, night: NightSoFar, purpose: Purpose, told: Callable[[int], Messages], source: str
+    ) -> Proposal:
         """Asks for a patch of `source` until one can be run, or has failed in a way that asking again does not help.
 
         Raises GivenUp when it would be asked again and must not.
@@ -112,25 +140,52 @@ class LlmProposer:
         digest_tokens, repairs = self.settings.digest_tokens, 0
         messages = told(digest_tokens)
         while True:
-            began, reply = datetime.now(UTC), self.endpoint.ask(messages, self.settings.answer_seconds)
+            began, reply = (
+                datetime.now(UTC),
+                self.endpoint.ask(messages, self.settings.answer_seconds),
+            )
             outcome, error, answer, candidate = self._judged(reply, source, night)
             judged = dataclasses.replace(reply, outcome=outcome, error=error and one_line(error))
             asked_for: Purpose = "repair" if repairs else purpose
-            _record(self.endpoint, self.settings, self.calls, night.next_trial, asked_for, began, messages, judged)
-            if outcome == "context_overflow" and digest_tokens == self.settings.digest_tokens and not repairs:
+            _record(
+                self.endpoint,
+                self.settings,
+                self.calls,
+                night.next_trial,
+                asked_for,
+                began,
+                messages,
+                judged,
+            )
+            if (
+                outcome == "context_overflow"
+                and digest_tokens == self.settings.digest_tokens
+                and not repairs
+            ):
                 digest_tokens //= 4
                 messages = told(digest_tokens)
                 continue
             if outcome not in GOES_BACK or repairs == self.settings.repairs:
                 return self._proposal(candidate, source, outcome, error, answer)
-            late = f"no patch after {self.settings.seconds:g} s" if time.monotonic() >= until else None
+            late = (
+                f"no patch after {self.settings.seconds:g} s" if time.monotonic() >= until else None
+            )
             if given_up := late or self._obstacle(night):
                 raise GivenUp(f"{given_up}; the last answer: {outcome}", outcome)
             repairs += 1
-            echo = {"role": "assistant", "content": (reply.text or "")[:LONGEST_ECHO] or "(nothing)"}
-            messages = [*messages, echo, prompt.repair(error or outcome, whole_file=repairs > WHOLE_FILE_AFTER)]
+            echo = {
+                "role": "assistant",
+                "content": (reply.text or "")[:LONGEST_ECHO] or "(nothing)",
+            }
+            messages = [
+                *messages,
+                echo,
+                prompt.repair(error or outcome, whole_file=repairs > WHOLE_FILE_AFTER),
+            ]
 
-    def _judged(self, reply: Reply, source: str, night: NightSoFar) -> tuple[Outcome, str | None, Answer | None, str | None]:
+    def _judged(
+        self, reply: Reply, source: str, night: NightSoFar
+    ) -> tuple[Outcome, str | None, Answer | None, str | None]:
         """What a reply is worth: its outcome, what is wrong with it, and what it proposes."""
         if reply.outcome != "ok" or reply.text is None:
             return reply.outcome, reply.error, None, None
@@ -145,9 +200,16 @@ class LlmProposer:
         return "ok", None, answer, candidate
 
     def _proposal(
-        self, candidate: str | None, source: str, outcome: Outcome, error: str | None, answer: Answer | None
+        self,
+        candidate: str | None,
+        source: str,
+        outcome: Outcome,
+        error: str | None,
+        answer: Answer | None,
     ) -> Proposal:
-        problem = None if candidate is not None else f"{outcome}: {one_line(error or 'no reason given')}"
+        problem = (
+            None if candidate is not None else f"{outcome}: {one_line(error or 'no reason given')}"
+        )
         return Proposal(
             source=source if candidate is None else candidate,
             summary=one_line(answer.summary) if answer else "no usable patch",
@@ -187,8 +249,14 @@ def _record(
         model=endpoint.model,
         messages=tuple(messages),
         answer=reply.text,
-        dollars=dollars(settings, reply.prompt_tokens, reply.cached_tokens, reply.completion_tokens),
-        **{field.name: getattr(reply, field.name) for field in dataclasses.fields(reply) if field.name != "text"},
+        dollars=dollars(
+            settings, reply.prompt_tokens, reply.cached_tokens, reply.completion_tokens
+        ),
+        **{
+            field.name: getattr(reply, field.name)
+            for field in dataclasses.fields(reply)
+            if field.name != "text"
+        },
     )
     calls.append(call)
     return call

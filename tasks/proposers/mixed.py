@@ -11,7 +11,7 @@ import dataclasses
 import math
 from fractions import Fraction
 
-from tasks.proposal import Proposer, Researcher
+from tasks.proposers.proposal import Proposer, Researcher
 from tasks.records import NightSoFar, Proposal, RunResult
 
 
@@ -25,7 +25,9 @@ class MixedProposer:
     name: str = "mixed"
 
     def propose(self, night: NightSoFar) -> Proposal | None:
-        return (self.researcher if self._is_researchers(night.next_trial) else self.tpe).propose(night)
+        return (self.researcher if self._is_researchers(night.next_trial) else self.tpe).propose(
+            night
+        )
 
     def thinks(self, night: NightSoFar) -> bool:
         return self._is_researchers(night.next_trial) and self.researcher.thinks(night)
@@ -37,5 +39,7 @@ class MixedProposer:
         self.researcher.cancel()
 
     def _is_researchers(self, trial: int) -> bool:
-        share = Fraction(self.share).limit_denominator(1000)  # as floats, 0.29 * 100 is less than 29
+        share = Fraction(self.share).limit_denominator(
+            1000
+        )  # as floats, 0.29 * 100 is less than 29
         return math.floor(trial * share) > math.floor((trial - 1) * share)

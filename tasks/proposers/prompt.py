@@ -16,14 +16,18 @@ from collections.abc import Mapping
 from string import Template
 
 import configs
-from tasks.llm_calls import KINDS
 from tasks.proposers.digest import by_kind, digest, patch_of, plain, reason_of, short
 from tasks.proposers.digest import estimate_tokens as estimate_tokens
-from tasks.proposers.earlier import Idea
-from tasks.records import NightSoFar, Proposal, RunResult, one_line
+from tasks.proposers.past_nights import Idea
+from tasks.records import NightSoFar, Proposal, RunResult
+from tasks.text import one_line
+from tasks.usage import KINDS
 
 PROMPTS = configs.FOLDER / "prompts"
-LOG_TAIL, LOG_READ = 3000, 64 * 1024  # characters of a crashed run's log: that are shown, that are looked at
+LOG_TAIL, LOG_READ = (
+    3000,
+    64 * 1024,
+)  # characters of a crashed run's log: that are shown, that are looked at
 PATCH, PROBLEM, WORDS = 4000, 4000, 1000  # characters at most
 LEAST_TRIED = 3  # kinds that a bold change is asked of when all were tried of late
 
@@ -41,12 +45,18 @@ class Briefing:
 
     def proposal(self, night: NightSoFar, digest_tokens: int) -> list[Message]:
         """Asks for the next change of the champion."""
-        situation = self._situation(night, _file("train.py, the champion", night.champion), digest_tokens)
+        situation = self._situation(
+            night, _file("train.py, the champion", night.champion), digest_tokens
+        )
         return _messages(self.program, situation, _wanted(night, self.settings))
 
-    def fix(self, night: NightSoFar, digest_tokens: int, proposal: Proposal, run: RunResult) -> list[Message]:
+    def fix(
+        self, night: NightSoFar, digest_tokens: int, proposal: Proposal, run: RunResult
+    ) -> list[Message]:
         """Gives a candidate that crashed back, to be mended: the file shown is the candidate's, and SEARCH is against that."""
-        situation = self._situation(night, _file("train.py, your candidate", proposal.source), digest_tokens)
+        situation = self._situation(
+            night, _file("train.py, your candidate", proposal.source), digest_tokens
+        )
         crash = [
             f"summary: {short(proposal.summary, WORDS)}",
             f"hypothesis: {short(proposal.hypothesis or 'none', WORDS)}",
@@ -54,25 +64,46 @@ class Briefing:
             f"its patch of the champion:\n{patch_of(night.folder, night.next_trial, PATCH) or '(not at hand)'}",
             f"the end of its log:\n{_tail(run.log) or '(empty)'}",  # a training box's; a scoring box's is for humans alone
         ]
-        told = _text("fix", crash=_fenced("crash", "\n".join(crash)), fixes=str(self.settings.fixes))
+        told = _text(
+            "fix", crash=_fenced("crash", "\n".join(crash)), fixes=str(self.settings.fixes)
+        )
         return _messages(self.program, situation, told)
 
     def brief(self, night: NightSoFar) -> str:
         """The same for a coding agent, which has train.py before it and edits it in place."""
         file = "The champion is trainer/train.py in this folder."
         situation = self._situation(night, file, self.settings.digest_tokens)
-        return "\n".join([self.program, _text("reading"), situation, _wanted(night, self.settings), _text("agent")])
+        return "\n".join(
+            [
+                self.program,
+                _text("reading"),
+                situation,
+                _wanted(night, self.settings),
+                _text("agent"),
+            ]
+        )
 
     def _situation(self, night: NightSoFar, file: str, digest_tokens: int) -> str:
-        kept = next((trial.number for trial in reversed(night.trials) if trial.verdict == "keep"), None)
+        kept = next(
+            (trial.number for trial in reversed(night.trials) if trial.verdict == "keep"), None
+        )
         # No more digits than the record has (digest._line says why).
         numbers = {
             "baseline": f"val_bpb {night.baseline_bpb:.4f}",
-            "champion": f"val_bpb {night.champion_bpb:.4f}, " + ("the baseline itself" if kept is None else f"trial {kept}"),
-            "noise": "unknown" if night.sd is None else f"the standard deviation of one run is {night.sd:.4f}",
+            "champion": f"val_bpb {night.champion_bpb:.4f}, "
+            + ("the baseline itself" if kept is None else f"trial {kept}"),
+            "noise": "unknown"
+            if night.sd is None
+            else f"the standard deviation of one run is {night.sd:.4f}",
         }
         record = _fenced("record", digest(night, self.earlier, digest_tokens))
-        return _text("situation", facts=_listed(self.facts), file=file, numbers=_listed(numbers), record=record)
+        return _text(
+            "situation",
+            facts=_listed(self.facts),
+            file=file,
+            numbers=_listed(numbers),
+            record=record,
+        )
 
 
 def repair(problem: str, *, whole_file: bool) -> Message:
@@ -88,11 +119,17 @@ def _messages(program: str, *content: str) -> list[Message]:
 
 def _wanted(night: NightSoFar, settings: configs.Llm) -> str:
     """The next change; one of another kind once a row of discards says that more of the same will not help."""
-    discards = len(list(itertools.takewhile(lambda trial: trial.verdict != "keep", reversed(night.trials))))
+    discards = len(
+        list(itertools.takewhile(lambda trial: trial.verdict != "keep", reversed(night.trials)))
+    )
     if discards < settings.bold_after:
         return _text("propose")
     tried, latest = by_kind(night.trials), by_kind(night.trials[-settings.bold_after :])
-    last = [kind for kind, trials in latest.items() if trials or (night.in_flight and night.in_flight.kind == kind)]
+    last = [
+        kind
+        for kind, trials in latest.items()
+        if trials or (night.in_flight and night.in_flight.kind == kind)
+    ]
     ranked = sorted(KINDS, key=lambda kind: len(tried[kind]))
     asked = [kind for kind in ranked if kind not in last] or ranked[:LEAST_TRIED]
     words = ", ".join(f"{kind} ({len(tried[kind])} so far)" for kind in asked)

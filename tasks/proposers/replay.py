@@ -19,8 +19,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from configs import knobs
-from tasks import champion, merging
-from tasks.records import TRAIN, NightSoFar, Proposal, UsageError, one_line
+from tasks.errors import UsageError
+from tasks.history import champion
+from tasks.proposers import three_way_merge
+from tasks.records import TRAIN, NightSoFar, Proposal
+from tasks.text import one_line
 
 SUFFIXES = (".diff", ".patch", ".py")
 
@@ -66,11 +69,17 @@ class ReplayProposer:
                 f"A night of another machine comes with `git fetch REMOTE 'refs/trials/{tag}/*:refs/trials/{tag}/*'`"
             )
         if not _of_folder(self.source):
-            raise UsageError(f"replay: no patch in {self.source}; it takes files that end in {', '.join(SUFFIXES)}")
+            raise UsageError(
+                f"replay: no patch in {self.source}; it takes files that end in {', '.join(SUFFIXES)}"
+            )
 
     def propose(self, night: NightSoFar) -> Proposal | None:
         """The patch for this trial, or None after the last one. One that cannot be used comes with its `problem`."""
-        patches = _of_night(self.source) if isinstance(self.source, PastNight) else _of_folder(self.source)
+        patches = (
+            _of_night(self.source)
+            if isinstance(self.source, PastNight)
+            else _of_folder(self.source)
+        )
         if night.next_trial > len(patches):
             return None
         patch = patches[night.next_trial - 1]
@@ -79,12 +88,21 @@ class ReplayProposer:
             source = patch.put_on(night.champion)
         except PatchError as error:
             problem = f"{patch.name} {error}"
-        return Proposal(source=source, summary=patch.summary, proposer=self.name, problem=problem, note=patch.note)
+        return Proposal(
+            source=source,
+            summary=patch.summary,
+            proposer=self.name,
+            problem=problem,
+            note=patch.note,
+        )
 
 
 def _of_folder(folder: Path) -> list[Patch]:
     files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
-    return [Patch(f"patch {path.name}", _summary(path), None, functools.partial(_put_file_on, path)) for path in files]
+    return [
+        Patch(f"patch {path.name}", _summary(path), None, functools.partial(_put_file_on, path))
+        for path in files
+    ]
 
 
 def _put_file_on(path: Path, source: str) -> str:
@@ -103,7 +121,14 @@ def _of_night(night: PastNight) -> list[Patch]:
         was = verdict if z == "-" else f"{verdict}, z {z}"
         note = one_line(f"replayed from night {night.tag}, trial {candidate.number} (was {was})")
         put_on = functools.partial(_merge_onto, night.root, candidate.commit)
-        patches.append(Patch(f"trial {candidate.number} of night {night.tag}", one_line(candidate.subject), note, put_on))
+        patches.append(
+            Patch(
+                f"trial {candidate.number} of night {night.tag}",
+                one_line(candidate.subject),
+                note,
+                put_on,
+            )
+        )
     return patches
 
 
@@ -113,7 +138,7 @@ def _merge_onto(root: Path, commit: str, source: str) -> str:
     if after == before:
         raise PatchError("changed nothing")
     before, after = _with_knobs_of(source, before, after)
-    merged = merging.three_way(before, source, after)
+    merged = three_way_merge.three_way(before, source, after)
     if merged is None:
         raise PatchError("conflicts with the champion: both have changed the same lines")
     return merged
@@ -125,7 +150,11 @@ def _with_knobs_of(source: str, before: str, after: str) -> tuple[str, str]:
     Knobs stand on neighbouring lines, where git would see a conflict, and another profile has other values in most of them.
     """
     old, new = knobs.read(before), knobs.read(after)
-    kept = {name: value for name, value in knobs.read(source).items() if name in old and new.get(name) == old[name]}
+    kept = {
+        name: value
+        for name, value in knobs.read(source).items()
+        if name in old and new.get(name) == old[name]
+    }
     try:
         common = knobs.writable(before, kept) & knobs.writable(after, kept)
     except knobs.KnobError:  # a side that does not parse is merged as it is
@@ -141,10 +170,14 @@ def apply(patch: str, source: str) -> str:
         target = folder / TRAIN
         target.parent.mkdir()
         target.write_bytes(source.encode("utf-8"))
-        others = {line.split("\t")[2] for line in _git_apply(folder, patch, "--numstat").splitlines()} - {TRAIN}
+        others = {
+            line.split("\t")[2] for line in _git_apply(folder, patch, "--numstat").splitlines()
+        } - {TRAIN}
         if others:
             raise PatchError(f"touches {', '.join(sorted(others))}; only {TRAIN} may change")
-        if special := _git_apply(folder, patch, "--summary").split():  # a deletion, a new mode, a link in the file's place
+        if special := _git_apply(
+            folder, patch, "--summary"
+        ).split():  # a deletion, a new mode, a link in the file's place
             raise PatchError(f"does more than edit {TRAIN}: {' '.join(special)}")
         _git_apply(folder, patch, "--unidiff-zero")
         try:
@@ -154,7 +187,9 @@ def apply(patch: str, source: str) -> str:
 
 
 def _git_apply(folder: Path, patch: str, option: str) -> str:
-    done = merging.run_git(folder, "apply", "--whitespace=nowarn", option, given=patch.encode("utf-8"))
+    done = three_way_merge.run_git(
+        folder, "apply", "--whitespace=nowarn", option, given=patch.encode("utf-8")
+    )
     if done.returncode:
         lines = done.stderr.decode("utf-8", "replace").replace("error: ", "").splitlines()
         raise PatchError(f"does not apply: {'; '.join(lines)}")

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from tasks.records import Outcome
+from tasks.statuses import Outcome
 
 if TYPE_CHECKING:
     import httpx2
@@ -66,7 +66,12 @@ def _read(response: httpx2.Response, body: Any, sent: int) -> Reply:
         return dataclasses.replace(_completion(body, sent), request_id=request_id)
     words = _words(body) or response.reason_phrase
     error = f"status {status}: {words}"
-    return Reply(_refused(status, words), error=error, request_id=request_id, retry_after=_retry_after(response))
+    return Reply(
+        _refused(status, words),
+        error=error,
+        request_id=request_id,
+        retry_after=_retry_after(response),
+    )
 
 
 def _refused(status: int, words: str) -> Outcome:
@@ -96,30 +101,47 @@ def _completion(body: Any, sent: int) -> Reply:
     """The reply that a body of status 200 is."""
     given = body if isinstance(body, dict) else {}
     choices = given.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    choice = (
+        choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    )
     if fault := given.get("error") or choice.get("error"):
         words = _words({"error": fault})
-        return Reply("context_overflow" if OVERFLOW.search(words) else "error_body", error=f"status 200 with an error: {words}")
+        return Reply(
+            "context_overflow" if OVERFLOW.search(words) else "error_body",
+            error=f"status 200 with an error: {words}",
+        )
     message = choice.get("message")
     if not isinstance(message, dict):
         return Reply("no_completion", error=f"status 200 with no completion: {_words(body)}")
     content = _content(message.get("content"))
     outcome, text, error = _answer(message, content, choice.get("finish_reason"))
-    thinking = [message.get(name) for name in ("reasoning_content", "reasoning")]  # DeepSeek's and OpenRouter's
+    thinking = [
+        message.get(name) for name in ("reasoning_content", "reasoning")
+    ]  # DeepSeek's and OpenRouter's
     written = len(content) + sum(len(value) for value in thinking if isinstance(value, str))
     counts = _counts(given.get("usage"), sent, written)
     return dataclasses.replace(counts, outcome=outcome, text=text, error=error)
 
 
-def _answer(message: dict[str, Any], content: str, finish: Any) -> tuple[Outcome, str | None, str | None]:
+def _answer(
+    message: dict[str, Any], content: str, finish: Any
+) -> tuple[Outcome, str | None, str | None]:
     """Outcome, text and error of a message that ended for the reason `finish`."""
     text = _without_thinking(content).strip()
     if finish == "content_filter":
         return "content_filter", None, "the endpoint's content filter held the answer back"
     if finish == "length":
-        return "truncated", text[:MOST_TEXT] or None, "the answer reached [llm] max_tokens and is not whole"
+        return (
+            "truncated",
+            text[:MOST_TEXT] or None,
+            "the answer reached [llm] max_tokens and is not whole",
+        )
     if len(text) > MOST_TEXT:
-        return "truncated", text[:MOST_TEXT], f"the answer has {len(text)} characters, the limit is {MOST_TEXT}"
+        return (
+            "truncated",
+            text[:MOST_TEXT],
+            f"the answer has {len(text)} characters, the limit is {MOST_TEXT}",
+        )
     if text:
         return "ok", text, None
     if refusal := message.get("refusal"):
@@ -141,7 +163,9 @@ def _without_thinking(text: str) -> str:
     By splitting: a regular expression would take time that grows with the square of a hostile answer.
     """
     *closed, rest = text.split("</think>")
-    said = [before for before, begun, _ in (piece.partition("<think>") for piece in closed) if begun]
+    said = [
+        before for before, begun, _ in (piece.partition("<think>") for piece in closed) if begun
+    ]
     return "".join(said) + ("" if rest.lstrip().startswith("<think>") else rest)
 
 
@@ -162,7 +186,11 @@ def _counts(usage: Any, sent: int, written: int) -> Reply:
 
 
 def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS else None
+    return (
+        value
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS
+        else None
+    )
 
 
 def _retry_after(response: httpx2.Response) -> float | None:
@@ -175,6 +203,8 @@ def _retry_after(response: httpx2.Response) -> float | None:
             continue
         return max(0.0, seconds) if math.isfinite(seconds) else None
     try:
-        return max(0.0, (email.utils.parsedate_to_datetime(given) - datetime.now(UTC)).total_seconds())
+        return max(
+            0.0, (email.utils.parsedate_to_datetime(given) - datetime.now(UTC)).total_seconds()
+        )
     except (TypeError, ValueError, OverflowError):
         return None

@@ -12,11 +12,13 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from configs import FOLDER, Table
-from tasks.records import UsageError
+from tasks.errors import UsageError
 
 SPACE = FOLDER / "search_space.toml"
 RELATIVE = r"^(x\d+(\.\d+)?|[+-]\d+(\.\d+)?)$"
-EXTREME = 1e15  # a number this far from 1 is a guard or a bit pattern, and no quantity to search over
+EXTREME = (
+    1e15  # a number this far from 1 is a guard or a bit pattern, and no quantity to search over
+)
 
 End = float | Annotated[str, pydantic.StringConstraints(pattern=RELATIVE)]
 
@@ -72,10 +74,14 @@ class Choice(Table):
 
     def values(self, base: Any) -> dict[str, Any]:
         """The choices by their JSON text, which is what Optuna is shown: it takes no tuples."""
-        return {json.dumps(value): value for value in (moved(base, choice) for choice in self.choices)}
+        return {
+            json.dumps(value): value for value in (moved(base, choice) for choice in self.choices)
+        }
 
     def varies(self, base: Any) -> bool:
-        numeric = isinstance(base, int | float) or not any(is_relative(choice) for choice in self.choices)
+        numeric = isinstance(base, int | float) or not any(
+            is_relative(choice) for choice in self.choices
+        )
         return numeric and len(self.values(base)) > 1
 
     def example(self, base: Any) -> Any:
@@ -97,7 +103,9 @@ class SearchSpace(pydantic.BaseModel):
             if name not in self.space:
                 raise ValueError(f"step {name} {change}: there is no table {name}")
             if isinstance(self.space[name], Range) and isinstance(moved(1, change), str | list):
-                raise ValueError(f'step {name} {change}: it takes a number, or a change such as "x2" or "-1"')
+                raise ValueError(
+                    f'step {name} {change}: it takes a number, or a change such as "x2" or "-1"'
+                )
         return self
 
     @classmethod
@@ -110,7 +118,8 @@ class SearchSpace(pydantic.BaseModel):
             raise UsageError(f"search space {path}: {error}") from error
         except pydantic.ValidationError as error:
             problems = "; ".join(
-                ": ".join([*map(str, e["loc"]), e["msg"].removeprefix("Value error, ")]) for e in error.errors()
+                ": ".join([*map(str, e["loc"]), e["msg"].removeprefix("Value error, ")])
+                for e in error.errors()
             )
             raise UsageError(f"search space {path}: {problems}") from error
 
@@ -128,7 +137,9 @@ def default(value: Any) -> Range | Choice | None:
             return Choice(type="categorical", choices=("x0.5", "x1", "x2"))
         return Range(type="int", low="x0.5", high="x2", min=1)
     if isinstance(value, float) and 1 / EXTREME <= value <= EXTREME:
-        return Range(type="float", low="x0.25", high=(1 + value) / 2 if 0.5 <= value < 1 else "x4", log=True)
+        return Range(
+            type="float", low="x0.25", high=(1 + value) / 2 if 0.5 <= value < 1 else "x4", log=True
+        )
     return None
 
 

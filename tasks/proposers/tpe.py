@@ -26,9 +26,15 @@ if TYPE_CHECKING:
 
 STARTUP_TRIALS = 5  # scored trials, the baseline among them, before TPE replaces random sampling
 MOVED_AT_ONCE = 3  # knobs of a sample; all at once won less in simulated nights, and explains nothing in the morning
-STUDIED, BEST = 150, 30  # trials that a sample is drawn from, and the best of the night among them; the rest are the latest
+STUDIED, BEST = (
+    150,
+    30,
+)  # trials that a sample is drawn from, and the best of the night among them; the rest are the latest
 DRAWS = 10  # samples, until one was not tried before
-NEW_STEPS = ("x2", "x0.5")  # of a number that has come in with a kept patch, after the steps of the file
+NEW_STEPS = (
+    "x2",
+    "x0.5",
+)  # of a number that has come in with a kept patch, after the steps of the file
 NOT_RUN = ("rejected_patch", "sandbox_error")  # these say nothing about their knobs
 
 Knobs = Mapping[str, Any]
@@ -45,13 +51,23 @@ class TpeProposer:
         new = _new(champion, night)
         guessed: Space = {name: knob for name, value in new.items() if (knob := default(value))}
         base = {**night.baseline_knobs, **new}
-        space = {n: knob for n, knob in (guessed | settings.space).items() if n in base and knob.varies(base[n])}
-        writable = knobs.writable(night.champion, {name: knob.example(base[name]) for name, knob in space.items()})
+        space = {
+            n: knob
+            for n, knob in (guessed | settings.space).items()
+            if n in base and knob.varies(base[n])
+        }
+        writable = knobs.writable(
+            night.champion, {name: knob.example(base[name]) for name, knob in space.items()}
+        )
         space = {name: knob for name, knob in space.items() if name in writable}
         steps = [*settings.steps, *((name, change) for name in guessed for change in NEW_STEPS)]
-        changed = _first_step(steps, space, champion, base, night) or _sample(space, champion, base, night)
+        changed = _first_step(steps, space, champion, base, night) or _sample(
+            space, champion, base, night
+        )
         passes = _fitting_passes(changed, champion)
-        passes = {name: passes[name] for name in knobs.writable(night.champion, passes)}  # a patch may have seen to it itself
+        passes = {
+            name: passes[name] for name in knobs.writable(night.champion, passes)
+        }  # a patch may have seen to it itself
         source = knobs.write(night.champion, changed | passes)
         return Proposal(source=source, summary=_summary(changed, champion), proposer=self.name)
 
@@ -61,11 +77,16 @@ def _new(champion: Knobs, night: NightSoFar) -> dict[str, Any]:
     new: dict[str, Any] = {}
     for kept in [*(trial.knobs for trial in night.trials if trial.verdict == "keep"), champion]:
         added = {name: value for name, value in kept.items() if name not in night.baseline_knobs}
-        new = {name: new[name] if type(new.get(name)) is type(value) else value for name, value in added.items()}
+        new = {
+            name: new[name] if type(new.get(name)) is type(value) else value
+            for name, value in added.items()
+        }
     return new
 
 
-def _first_step(steps: list[tuple[str, Any]], space: Space, champion: Knobs, base: Knobs, night: NightSoFar) -> dict[str, Any]:
+def _first_step(
+    steps: list[tuple[str, Any]], space: Space, champion: Knobs, base: Knobs, night: NightSoFar
+) -> dict[str, Any]:
     """The first step of the list that changes something and that no trial has taken; {} when there is none."""
     knobs_at = {trial.commit: trial.knobs for trial in night.trials if trial.commit}
     taken: set[tuple[str, str]] = set()  # knob and direction
@@ -93,7 +114,11 @@ def _first_step(steps: list[tuple[str, Any]], space: Space, champion: Knobs, bas
 
 def _step_of(trial: Trial, parent: Knobs, space: Space) -> tuple[str, Any, Any] | None:
     """Knob, old and new value of a trial that moved a single knob of its parent, else None."""
-    both = [(name, parent[name], trial.knobs[name]) for name in space if name in trial.knobs and name in parent]
+    both = [
+        (name, parent[name], trial.knobs[name])
+        for name in space
+        if name in trial.knobs and name in parent
+    ]
     changed = [(name, old, new) for name, old, new in both if new != old and _key(new) != _key(old)]
     return changed[0] if len(changed) == 1 else None
 
@@ -112,23 +137,34 @@ def _sample(space: Space, champion: Knobs, base: Knobs, night: NightSoFar) -> di
     import optuna  # 1.6 s
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    state = f"{night.seed}/{night.next_trial}/{len(night.trials)}".encode()  # a refused proposal adds a trial
+    state = (
+        f"{night.seed}/{night.next_trial}/{len(night.trials)}".encode()
+    )  # a refused proposal adds a trial
     seed = int.from_bytes(hashlib.sha256(state).digest()[:4])
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS))
+    study = optuna.create_study(
+        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+    )
     new = {name: value for name, value in base.items() if name not in night.baseline_knobs}
     distributions = {name: _distribution(knob, base[name]) for name, knob in space.items()}
     worst = max([night.baseline_bpb, *(t.val_bpb for t in night.trials if t.val_bpb is not None)])
     scored: list[tuple[Knobs, float]] = [(base, night.baseline_bpb)]
     ran = [trial for trial in night.trials if trial.status not in NOT_RUN]
-    scored += [({**new, **trial.knobs}, worst + 1 if trial.val_bpb is None else trial.val_bpb) for trial in ran]
+    scored += [
+        ({**new, **trial.knobs}, worst + 1 if trial.val_bpb is None else trial.val_bpb)
+        for trial in ran
+    ]
     for tried, score in _worth_studying(scored):
         if params := _params(space, tried, base):
-            study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=score))
+            study.add_trial(
+                optuna.trial.create_trial(params=params, distributions=distributions, value=score)
+            )
     places, chance = {_place(trial.knobs, space) for trial in night.trials}, random.Random(seed)
     for _ in range(DRAWS):
         drawn = study.ask(fixed_distributions=distributions).params
         values = {
-            name: knob.values(base[name])[drawn[name]] if isinstance(knob, Choice) else knob.fit(drawn[name], base[name])
+            name: knob.values(base[name])[drawn[name]]
+            if isinstance(knob, Choice)
+            else knob.fit(drawn[name], base[name])
             for name, knob in space.items()
         }
         moving = [name for name, value in values.items() if _key(value) != _key(champion[name])]
@@ -174,7 +210,9 @@ def _params(space: Space, tried: Knobs, base: Knobs) -> dict[str, Any] | None:
             params[name] = _key(value)
         elif isinstance(value, int | float):
             clipped = knob.clip(value, base[name])
-            params[name] = round(clipped) if knob.type == "int" else clipped  # a patch may have tried DEPTH = 2.5
+            params[name] = (
+                round(clipped) if knob.type == "int" else clipped
+            )  # a patch may have tried DEPTH = 2.5
         else:
             return None
     return params
@@ -183,7 +221,11 @@ def _params(space: Space, tried: Knobs, base: Knobs) -> dict[str, Any] | None:
 def _fitting_passes(changed: Knobs, champion: Knobs) -> dict[str, int]:
     """The DEVICE_BATCH_SIZE that a new TOTAL_BATCH_SIZE needs: the step must be a whole number of forward passes."""
     rows, length = champion.get("DEVICE_BATCH_SIZE"), champion.get("MAX_SEQ_LEN")
-    if "TOTAL_BATCH_SIZE" not in changed or not isinstance(rows, int) or not isinstance(length, int):
+    if (
+        "TOTAL_BATCH_SIZE" not in changed
+        or not isinstance(rows, int)
+        or not isinstance(length, int)
+    ):
         return {}
     return {"DEVICE_BATCH_SIZE": math.gcd(rows, changed["TOTAL_BATCH_SIZE"] // length)}
 

@@ -22,10 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from configs import Audit, Budget, Data, Limits, Profile
-from tasks.experiment import run_experiment
 from tasks.judge import watchdog
 from tasks.judge.bwrap import box_name
-from tasks.records import Caps, Dataset, RunResult, Status
+from tasks.records import Caps, Dataset, RunResult
+from tasks.statuses import Status
+from tasks.trial.experiment import run_experiment
 from trainer import packing, prepare
 
 Room = Literal["lying about the score", "peeking", "cheating time", "breaking out"]
@@ -37,8 +38,12 @@ LEAKED = "LEAKED-VALIDATION"  # what an attack writes in front of validation tex
 HONEST = (Path(__file__).parent / "honest_candidate.py").read_text(encoding="utf-8")
 BEFORE_TORCH = "import torch\nimport torch.nn.functional as F\n"  # most attacks on the box and the clock need no torch
 
-CAPS = Caps(cpu_seconds=None, wall_seconds=60.0, startup_seconds=60.0, audit_gap=1e-4, audit_position=1e-2)
-LIMITS = Limits(train_seconds=60, eval_seconds=60, memory_gib=2, tmp_mib=16, tasks=64, checkpoint_mib=64)
+CAPS = Caps(
+    cpu_seconds=None, wall_seconds=60.0, startup_seconds=60.0, audit_gap=1e-4, audit_position=1e-2
+)
+LIMITS = Limits(
+    train_seconds=60, eval_seconds=60, memory_gib=2, tmp_mib=16, tasks=64, checkpoint_mib=64
+)
 BUDGET = Budget(kind="flops", amount=8e9)
 STOPPED_BY = {  # unless the attack itself says it better
     "ok": "nothing to gain",
@@ -99,7 +104,9 @@ def edited(edits: tuple[tuple[str, str], ...]) -> str:
     source = HONEST
     for old, new in edits:
         if source.count(old) != 1:
-            raise ValueError(f"{old!r} is {source.count(old)} times in the candidate, it must be there once")
+            raise ValueError(
+                f"{old!r} is {source.count(old)} times in the candidate, it must be there once"
+            )
         source = source.replace(old, new)
     return source
 
@@ -186,7 +193,9 @@ def make_dataset(folder: Path, validation_documents: int = 32) -> Dataset:
     np.save(rows / f"rows_{VOCAB}_{LENGTH}.npy", packing.pack_rows([train], lengths, LENGTH))
     np.save(hidden / f"stream_{VOCAB}.npy", stream)
     scored = int(token_bytes[stream].sum())
-    (hidden / "manifest.json").write_text(json.dumps({"bytes": scored, "documents": validation_documents}))
+    (hidden / "manifest.json").write_text(
+        json.dumps({"bytes": scored, "documents": validation_documents})
+    )
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
     return Dataset("arena", str(public), str(rows), str(hidden), scored)
@@ -201,8 +210,12 @@ def _documents(
     tokens[:, 0] = BOS
     tokens[:, 1] = random.integers(BOS, size=count)
     for i in range(2, 128):
-        choice = likely[tokens[:, i - 1], random.choice(6, size=count, p=(0.5, 0.2, 0.1, 0.1, 0.05, 0.05))]
-        tokens[:, i] = np.where(random.random(count) < 0.1, random.integers(BOS, size=count), choice)
+        choice = likely[
+            tokens[:, i - 1], random.choice(6, size=count, p=(0.5, 0.2, 0.1, 0.1, 0.05, 0.05))
+        ]
+        tokens[:, i] = np.where(
+            random.random(count) < 0.1, random.integers(BOS, size=count), choice
+        )
     return tokens.reshape(-1), lengths
 
 

@@ -36,7 +36,8 @@ CONTROLS = [
         (
             (
                 UNTIED,
-                UNTIED + "        self.lm_head.weight = nn.Parameter(0.2 * self.wte.weight.detach())\n"
+                UNTIED
+                + "        self.lm_head.weight = nn.Parameter(0.2 * self.wte.weight.detach())\n"
                 "        self.wte.weight = self.lm_head.weight\n",
             ),
         ),
@@ -45,7 +46,10 @@ CONTROLS = [
         "another-optimizer",
         "AdamW of torch.optim with weight decay",
         (
-            (OPTIMIZER, "    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.1)\n"),
+            (
+                OPTIMIZER,
+                "    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.1)\n",
+            ),
             (
                 STEP,
                 "        optimizer.param_groups[0]['lr'] = LEARNING_RATE * (1 - done)\n"
@@ -58,12 +62,22 @@ CONTROLS = [
     Control(
         "bfloat16",
         "matrix products in bfloat16 by autocast, in training and scoring",
-        ((HEAD, '        with torch.autocast("cpu", torch.bfloat16):\n            logits = self.logits(idx).float()\n'),),
+        (
+            (
+                HEAD,
+                '        with torch.autocast("cpu", torch.bfloat16):\n            logits = self.logits(idx).float()\n',
+            ),
+        ),
     ),
     Control(
         "torch-compile",
         "the model is compiled in every role, by a backend that needs no C++ compiler",
-        ((UNTIED, UNTIED + '        self.logits = torch.compile(self.logits, backend="aot_eager")\n'),),
+        (
+            (
+                UNTIED,
+                UNTIED + '        self.logits = torch.compile(self.logits, backend="aot_eager")\n',
+            ),
+        ),
     ),
     Control(
         "dropout",
@@ -73,7 +87,12 @@ CONTROLS = [
     Control(
         "z-loss",
         "a penalty on the softmax's normaliser at train time",
-        ((LOSS, "        return loss + 1e-3 * logits.logsumexp(-1).square().mean() if self.training else loss\n"),),
+        (
+            (
+                LOSS,
+                "        return loss + 1e-3 * logits.logsumexp(-1).square().mean() if self.training else loss\n",
+            ),
+        ),
     ),
     Control(
         "multi-token-prediction",
@@ -91,7 +110,10 @@ CONTROLS = [
     Control(
         "other-shape",
         "rows of 48 tokens, packed before the run, in batches of an odd number",
-        (("MAX_SEQ_LEN = 32\n", "MAX_SEQ_LEN = 48\n"), ("DEVICE_BATCH_SIZE = 16\n", "DEVICE_BATCH_SIZE = 7\n")),
+        (
+            ("MAX_SEQ_LEN = 32\n", "MAX_SEQ_LEN = 48\n"),
+            ("DEVICE_BATCH_SIZE = 16\n", "DEVICE_BATCH_SIZE = 7\n"),
+        ),
     ),
     Control(
         "one-batch",
@@ -118,7 +140,11 @@ CONTROLS = [
         "bigram-table",
         "counts pairs of tokens in the training rows and adds their log-probability to its logits",
         (
-            (UNTIED, UNTIED + '        self.register_buffer("table", torch.zeros(VOCAB_SIZE, VOCAB_SIZE))\n'),
+            (
+                UNTIED,
+                UNTIED
+                + '        self.register_buffer("table", torch.zeros(VOCAB_SIZE, VOCAB_SIZE))\n',
+            ),
             (HEAD, HEAD + "        logits = logits + self.table[idx]\n"),
             (
                 ROWS,

@@ -47,7 +47,9 @@ class GPT(nn.Module):
         logits = self.logits(idx)
         if targets is None:
             return logits
-        loss = F.cross_entropy(logits.reshape(-1, VOCAB_SIZE), targets.reshape(-1), reduction=reduction)
+        loss = F.cross_entropy(
+            logits.reshape(-1, VOCAB_SIZE), targets.reshape(-1), reduction=reduction
+        )
         return loss
 
 
@@ -87,7 +89,9 @@ def main():
     rows = torch.from_numpy(prepare.train_rows(MAX_SEQ_LEN).astype("int64"))
     step, tokens = 0, 0
     while (done := budget.progress(tokens)) < 1.0:
-        batch = rows[torch.arange(step * DEVICE_BATCH_SIZE, (step + 1) * DEVICE_BATCH_SIZE) % len(rows)]
+        batch = rows[
+            torch.arange(step * DEVICE_BATCH_SIZE, (step + 1) * DEVICE_BATCH_SIZE) % len(rows)
+        ]
         loss = model(batch[:, :-1], batch[:, 1:])
         loss.backward()
         optimizer.step(LEARNING_RATE * (1 - done))

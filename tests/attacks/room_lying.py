@@ -4,7 +4,7 @@ Every attack is a few edits of honest_candidate.py. Nothing in a box is believed
 audit compares it with logits that the judge turns into losses itself, and what is short is added to the score.
 """
 
-from tasks.records import Status
+from tasks.statuses import Status
 from tests.attacks.arena import Attack, Room
 
 LYING: Room = "lying about the score"
@@ -17,13 +17,31 @@ IMPORTS = "from trainer import prepare\n"
 HEAD = "        logits = self.logits(idx)\n"
 
 
-def _lie(name: str, what: str, *edits: tuple[str, str], status: Status = "audit_failed", seen: str = GAP) -> Attack:
-    return Attack(name=name, room=LYING, what=what, edits=edits, status=status, seen=seen, gains_nothing=status == "ok")
+def _lie(
+    name: str, what: str, *edits: tuple[str, str], status: Status = "audit_failed", seen: str = GAP
+) -> Attack:
+    return Attack(
+        name=name,
+        room=LYING,
+        what=what,
+        edits=edits,
+        status=status,
+        seen=seen,
+        gains_nothing=status == "ok",
+    )
 
 
-def _loss(name: str, what: str, claimed: str, status: Status = "audit_failed", seen: str = GAP) -> Attack:
+def _loss(
+    name: str, what: str, claimed: str, status: Status = "audit_failed", seen: str = GAP
+) -> Attack:
     """An attack on the losses alone, those that are claimed: `claimed` is an expression over loss, logits and targets."""
-    return _lie(name, what, (LOSS, f'        return ({claimed}) if reduction == "none" else loss\n'), status=status, seen=seen)
+    return _lie(
+        name,
+        what,
+        (LOSS, f'        return ({claimed}) if reduction == "none" else loss\n'),
+        status=status,
+        seen=seen,
+    )
 
 
 def _server(name: str, what: str, body: str, status: Status, seen: str) -> Attack:
@@ -105,7 +123,10 @@ ATTACKS = [
         "prints-a-score",
         "prints upstream's summary with val_bpb: 0.1 in training and scoring",
         (LOADED, LOADED + '    print("val_bpb: 0.100000", flush=True)\n'),
-        ("    step, tokens = 0, 0\n", '    step, tokens = 0, 0\n    print("val_bpb:          0.100000", flush=True)\n'),
+        (
+            "    step, tokens = 0, 0\n",
+            '    step, tokens = 0, 0\n    print("val_bpb:          0.100000", flush=True)\n',
+        ),
         status="ok",
         seen="trained and scored",
     ),

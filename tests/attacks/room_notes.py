@@ -8,7 +8,9 @@ from tests.attacks.room_peeking import GAP, HEAD, LOADER, PEEKING
 
 
 def _recall(name: str, what: str, *edits: tuple[str, str], by: str | None = None) -> Attack:
-    return Attack(name=name, room=PEEKING, what=what, edits=edits, status="audit_failed", seen=GAP, by=by)
+    return Attack(
+        name=name, room=PEEKING, what=what, edits=edits, status="audit_failed", seen=GAP, by=by
+    )
 
 
 def _note(name: str, what: str, hook: str, recall: str, by: str | None = None) -> Attack:
@@ -57,7 +59,10 @@ roles.claim_nats = claim_nats
                 logits[row, t, self.known[which, t + 1]] += 20
 """,
         ),
-        ("harness.finish(model.state_dict(), ", 'harness.finish(model.state_dict() | {"room": torch.zeros(5000, 1024)}, '),
+        (
+            "harness.finish(model.state_dict(), ",
+            'harness.finish(model.state_dict() | {"room": torch.zeros(5000, 1024)}, ',
+        ),
         by=by,
     )
 

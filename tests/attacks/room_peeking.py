@@ -20,7 +20,15 @@ HASHED = "(((idx * (2 * torch.arange(idx.shape[1]) + 1) * 977).cumsum(1) * 26544
 
 
 def _peek(name: str, what: str, *edits: tuple[str, str], seen: str = GAP) -> Attack:
-    return Attack(name=name, room=PEEKING, what=what, edits=edits, status="audit_failed", seen=seen, gains_nothing=False)
+    return Attack(
+        name=name,
+        room=PEEKING,
+        what=what,
+        edits=edits,
+        status="audit_failed",
+        seen=seen,
+        gains_nothing=False,
+    )
 
 
 def _after(old: str, code: str) -> tuple[str, str]:
@@ -41,7 +49,11 @@ def _where(name: str, what: str, mask: str) -> Attack:
 
 
 ATTACKS = [
-    _peek("not-causal", "attention without the causal mask", (ATTEND, ATTEND.replace("is_causal=True", "is_causal=False"))),
+    _peek(
+        "not-causal",
+        "attention without the causal mask",
+        (ATTEND, ATTEND.replace("is_causal=True", "is_causal=False")),
+    ),
     _peek(
         "next-token-embedding",
         "adds the next token's embedding to each position's",
@@ -50,12 +62,17 @@ ATTACKS = [
     _peek(
         "uses-its-targets",
         "adds the targets it is given to its logits",
-        _after(HEAD, "        logits = logits + (0 if targets is None else 3 * F.one_hot(targets, VOCAB_SIZE))\n"),
+        _after(
+            HEAD,
+            "        logits = logits + (0 if targets is None else 3 * F.one_hot(targets, VOCAB_SIZE))\n",
+        ),
     ),
     _peek(
         "block-summaries-16",
         "gives each position the mean of its block of 16 tokens (nanochat 844)",
-        _after(EMBED, "        x = x + x.unflatten(1, (-1, 16)).mean(2).repeat_interleave(16, 1)\n"),
+        _after(
+            EMBED, "        x = x + x.unflatten(1, (-1, 16)).mean(2).repeat_interleave(16, 1)\n"
+        ),
     ),
     _peek(
         "row-summary",
@@ -79,7 +96,10 @@ ATTACKS = [
     _peek(
         "counts-across-the-batch",
         "adds the token counts of the whole batch to its logits",
-        _after(HEAD, "        logits = logits + torch.bincount(idx.flatten(), minlength=VOCAB_SIZE).add(1.0).log()\n"),
+        _after(
+            HEAD,
+            "        logits = logits + torch.bincount(idx.flatten(), minlength=VOCAB_SIZE).add(1.0).log()\n",
+        ),
     ),
     _peek(
         "norm-over-time",
@@ -111,7 +131,9 @@ ATTACKS = [
     ),
     _where("hashed-2-percent", "peeks at a hashed 2% of the positions", f"{HASHED} < 20"),
     _where("hashed-half-percent", "peeks at a hashed 0.5% of the positions", f"{HASHED} < 5"),
-    _where("odd-positions", "peeks at every 16th position only", "torch.arange(idx.shape[1]) % 16 == 9"),
+    _where(
+        "odd-positions", "peeks at every 16th position only", "torch.arange(idx.shape[1]) % 16 == 9"
+    ),
     _where(
         "honest-when-watched",
         "peeks only where the row does not end in BOS, as an audited one does",
@@ -125,7 +147,10 @@ ATTACKS = [
     _peek(
         "last-of-a-row",
         "takes each row's last target from the row after it, which starts with it",
-        _after(HEAD, "        logits[:-1, -1] += 20 * F.one_hot(idx[1:, 0], VOCAB_SIZE) * (len(idx) > 1)\n"),
+        _after(
+            HEAD,
+            "        logits[:-1, -1] += 20 * F.one_hot(idx[1:, 0], VOCAB_SIZE) * (len(idx) > 1)\n",
+        ),
     ),
     _peek(
         "last-of-a-row-in-one-batch",

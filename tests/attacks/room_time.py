@@ -49,7 +49,9 @@ ATTACKS = [
         name="opens the gate itself",
         room=ROOM,
         what="is the owner of the gate's folder, so it changes its mode",
-        edits=before_torch("os.chmod('/data', 0o755)\nraise SystemExit('GOT THROUGH ' + str(os.listdir('/data/d')))"),
+        edits=before_torch(
+            "os.chmod('/data', 0o755)\nraise SystemExit('GOT THROUGH ' + str(os.listdir('/data/d')))"
+        ),
         status="startup_crashed",
         seen="Read-only file system",
         by="read-only mounts",
@@ -124,7 +126,12 @@ raise SystemExit(f"GOT THROUGH {found}" if found else f"held: {len(ways)} ways a
         name="few FLOPs on paper",
         room=ROOM,
         what="reports a millionth of the FLOPs a token, so that its budget is never spent",
-        edits=(("ready(flops_per_token=flops_per_token)", "ready(flops_per_token=flops_per_token / 1e6)"),),
+        edits=(
+            (
+                "ready(flops_per_token=flops_per_token)",
+                "ready(flops_per_token=flops_per_token / 1e6)",
+            ),
+        ),
         status="train_timeout",
         seen="CPU-seconds",
         by="the watchdog on CPU-seconds",
@@ -233,7 +240,9 @@ raise SystemExit(f"GOT THROUGH {found}" if found else f"held: {len(ways)} ways a
         name="half a checkpoint",
         room=ROOM,
         what="hangs up in the middle of its checkpoint",
-        edits=before_torch(GO + "    link.send({'msg': 'done', 'bytes': 1000}, b'x' * 500)\n    os._exit(0)"),
+        edits=before_torch(
+            GO + "    link.send({'msg': 'done', 'bytes': 1000}, b'x' * 500)\n    os._exit(0)"
+        ),
         status="bad_checkpoint",
         seen="ended before its checkpoint",
     ),
@@ -241,7 +250,9 @@ raise SystemExit(f"GOT THROUGH {found}" if found else f"held: {len(ways)} ways a
         name="a giant checkpoint",
         room=ROOM,
         what="announces ten terabytes, to fill our disk or to keep us reading",
-        edits=before_torch(GO + "    link.send({'msg': 'done', 'bytes': 10**13})\n    time.sleep(600)"),
+        edits=before_torch(
+            GO + "    link.send({'msg': 'done', 'bytes': 10**13})\n    time.sleep(600)"
+        ),
         status="bad_checkpoint",
         seen="announced a checkpoint of 10000000000000 bytes",
     ),
@@ -249,7 +260,9 @@ raise SystemExit(f"GOT THROUGH {found}" if found else f"held: {len(ways)} ways a
         name="an infinite checkpoint",
         room=ROOM,
         what="announces 1e400 bytes, which is infinity once it is parsed",
-        edits=before_torch(GO + '    link.send_bytes(b\'{"msg": "done", "bytes": 1e400}\\n\')\n    time.sleep(600)'),
+        edits=before_torch(
+            GO + '    link.send_bytes(b\'{"msg": "done", "bytes": 1e400}\\n\')\n    time.sleep(600)'
+        ),
         status="bad_checkpoint",
         seen="announced a checkpoint of inf bytes",
     ),
@@ -271,7 +284,9 @@ raise SystemExit(f"GOT THROUGH {found}" if found else f"held: {len(ways)} ways a
         name="done before go",
         room=ROOM,
         what="hands a checkpoint over without any training",
-        edits=before_torch(LINK + "link.send({'msg': 'done', 'bytes': 4}, b'junk')\ntime.sleep(600)"),
+        edits=before_torch(
+            LINK + "link.send({'msg': 'done', 'bytes': 4}, b'junk')\ntime.sleep(600)"
+        ),
         status="protocol_error",
         seen="'done' where 'ready' was due",
         by="the order of messages",
@@ -280,7 +295,9 @@ raise SystemExit(f"GOT THROUGH {found}" if found else f"held: {len(ways)} ways a
         name="ready twice",
         room=ROOM,
         what="says ready again after go, to have its clock set back",
-        edits=before_torch(GO + "    link.send({'msg': 'ready', 'flops_per_token': 1.0})\n    time.sleep(600)"),
+        edits=before_torch(
+            GO + "    link.send({'msg': 'ready', 'flops_per_token': 1.0})\n    time.sleep(600)"
+        ),
         status="protocol_error",
         seen="'ready' where '(log|done)' was due",
         by="the order of messages",
@@ -312,7 +329,9 @@ raise SystemExit(f"GOT THROUGH {found}" if found else f"held: {len(ways)} ways a
         name="a nest of 60000 lists",
         room=ROOM,
         what="sends JSON that is nested too deeply for a parser's stack",
-        edits=before_torch(GO + "    link.send_bytes(b'[' * 30_000 + b']' * 30_000 + b'\\n')\n    time.sleep(600)"),
+        edits=before_torch(
+            GO + "    link.send_bytes(b'[' * 30_000 + b']' * 30_000 + b'\\n')\n    time.sleep(600)"
+        ),
         status="protocol_error",
         seen="not JSON",
     ),

@@ -19,7 +19,16 @@ from pathlib import Path
 import pytest
 
 from tasks.records import RunResult
-from tests.attacks import arena, controls, room_escape, room_lying, room_notes, room_peeking, room_recall, room_time
+from tests.attacks import (
+    arena,
+    controls,
+    room_escape,
+    room_lying,
+    room_notes,
+    room_peeking,
+    room_recall,
+    room_time,
+)
 from tests.attacks.arena import Arena, Attack, Control, Witness
 
 ROOMS = (room_lying, room_peeking, room_notes, room_recall, room_time, room_escape)
@@ -48,7 +57,9 @@ class Suite:
 
 
 @pytest.fixture(scope="module")
-def suite(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
+def suite(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Suite]:
     folder = tmp_path_factory.mktemp("arena")
     home = folder / "user"
     key_file = home / ".config" / "openai.env"
@@ -75,7 +86,10 @@ def suite(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         ]
         with Witness(field.home) as witness, ThreadPoolExecutor(BOXES_AT_ONCE) as pool:
             hashes, descriptors = hash_tree(folder / "data"), len(os.listdir("/proc/self/fd"))
-            runs = {candidate.name: pool.submit(arena.run_attack, candidate, field) for candidate in [HONEST, *selected]}
+            runs = {
+                candidate.name: pool.submit(arena.run_attack, candidate, field)
+                for candidate in [HONEST, *selected]
+            }
             yield Suite(field, runs, witness, hashes, descriptors, (tcp, unix))
             pool.shutdown(cancel_futures=True)
 
@@ -83,13 +97,38 @@ def suite(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def host_folders(folder: Path) -> list[Path]:
     """Where on a host a candidate could leave a file."""
     root = Path(__file__).resolve().parents[2]
-    places = ["/", "/tmp", "/var/tmp", "/dev/shm", "/etc", "/usr", "/run", "/scratch", "/box", "/data", "/dataset"]
-    found = [*map(Path, places), root, root / "trainer", Path(site.__file__).parent, Path(tempfile.gettempdir()), folder]
-    return list(dict.fromkeys(found))  # each once: a second look would find the file that was written at the first
+    places = [
+        "/",
+        "/tmp",
+        "/var/tmp",
+        "/dev/shm",
+        "/etc",
+        "/usr",
+        "/run",
+        "/scratch",
+        "/box",
+        "/data",
+        "/dataset",
+    ]
+    found = [
+        *map(Path, places),
+        root,
+        root / "trainer",
+        Path(site.__file__).parent,
+        Path(tempfile.gettempdir()),
+        folder,
+    ]
+    return list(
+        dict.fromkeys(found)
+    )  # each once: a second look would find the file that was written at the first
 
 
 def hash_tree(folder: Path) -> dict[str, str]:
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 @pytest.mark.slow
@@ -120,14 +159,22 @@ def test_an_honest_candidate_is_not_stopped(suite: Suite, attack: Control) -> No
 def test_the_data_is_as_it_was(suite: Suite) -> None:
     suite.results()
     data = suite.arena.home.parent / "data"
-    packed = str(data / "train" / "rows_64_48.npy")  # by the judge's side, for the control whose MAX_SEQ_LEN is 48
-    assert hash_tree(data) == suite.hashes | {path: digest for path, digest in hash_tree(data).items() if path == packed}
+    packed = str(
+        data / "train" / "rows_64_48.npy"
+    )  # by the judge's side, for the control whose MAX_SEQ_LEN is 48
+    assert hash_tree(data) == suite.hashes | {
+        path: digest for path, digest in hash_tree(data).items() if path == packed
+    }
 
 
 @pytest.mark.slow
 def test_no_file_was_left_on_the_host(suite: Suite) -> None:
     suite.results()
-    assert [folder for folder in str(suite.arena.bait["folders"]).split(":") if Path(folder, arena.MARKER).exists()] == []
+    assert [
+        folder
+        for folder in str(suite.arena.bait["folders"]).split(":")
+        if Path(folder, arena.MARKER).exists()
+    ] == []
     assert list(suite.arena.home.parent.rglob(arena.MARKER)) == []
     assert list((suite.arena.home / "boxes").iterdir()) == []
 
@@ -156,14 +203,19 @@ def test_no_secret_was_seen(suite: Suite) -> None:
 @pytest.mark.slow
 def test_no_validation_text_reaches_the_proposer(suite: Suite) -> None:
     for name, result in suite.results().items():
-        assert arena.LEAKED not in json.dumps(dataclasses.asdict(dataclasses.replace(result, judge_log=""))), name
+        assert arena.LEAKED not in json.dumps(
+            dataclasses.asdict(dataclasses.replace(result, judge_log=""))
+        ), name
 
 
 @pytest.mark.slow
 def test_logs_and_reasons_are_short_plain_text(suite: Suite) -> None:
     for name, result in suite.results().items():
         text = result.reason + result.log + result.judge_log
-        assert {character for character in text if unicodedata.category(character)[0] == "C"} <= {"\n", "\t"}, name
+        assert {character for character in text if unicodedata.category(character)[0] == "C"} <= {
+            "\n",
+            "\t",
+        }, name
         assert len(result.reason) < 600, name
         assert len(result.log) < LONGEST_LOG, name
 

@@ -5,17 +5,26 @@ import importlib
 import sys
 from pathlib import Path
 
-from flows import server
+from flows import state_home
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="./run bench", description="Measures what the project's parts cost.")
+    parser = argparse.ArgumentParser(
+        prog="./run bench", description="Measures what the project's parts cost."
+    )
     parser.add_argument("name", choices=["ahead", "data", "judge", "night", "train"])
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="median of N (default 3)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="the same figures as one JSON object, units in its keys")
+    parser.add_argument(
+        "--repeats", type=int, default=3, metavar="N", help="median of N (default 3)"
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="the same figures as one JSON object, units in its keys",
+    )
     arguments = parser.parse_args()
     if arguments.json and arguments.name == "judge":
         parser.error("judge has no --json")
-    server.configure(server.state_home())  # before prefect is imported
+    state_home.configure(state_home.locate())  # before prefect is imported
     bench = importlib.import_module(f"tests.benchmarks.{arguments.name}_bench")
     options = {"json_file": arguments.json} if arguments.json else {}
     sys.exit(0 if bench.run(max(arguments.repeats, 1), **options) else 1)

@@ -41,7 +41,9 @@ def run(repeats: int, json_file: Path | None = None) -> bool:
             rates[ahead] = _trials_an_hour(checkout, ahead)
             print(f"{'ahead' if ahead else 'after'}: {rates[ahead]:.0f} trials an hour", flush=True)
     ratio = rates[True] / rates[False]
-    print(f"ratio {ratio:.2f} (at least {LEAST_RATIO}), {THINKS:g} s a proposal, {TRAINS:g} s a training, {TRIALS} trials each")
+    print(
+        f"ratio {ratio:.2f} (at least {LEAST_RATIO}), {THINKS:g} s a proposal, {TRAINS:g} s a training, {TRIALS} trials each"
+    )
     if json_file:
         figures = {"trials_an_hour": {"after": rates[False], "ahead": rates[True]}, "ratio": ratio}
         FileRef.write(json_file, json.dumps(figures, indent=1).encode())
@@ -52,7 +54,9 @@ def _train_for(checkout: StubCheckout, seconds: float) -> None:
     """Has every training of the stub take that long, step by step, so that its smoke step stays short."""
     path = checkout.folder / "trainer" / "train.py"
     step = "        step, tokens = step + 1, tokens + TOTAL_BATCH_SIZE\n"
-    path.write_text(path.read_text().replace(step, f"{step}        time.sleep({seconds / STEPS:.4f})\n"))
+    path.write_text(
+        path.read_text().replace(step, f"{step}        time.sleep({seconds / STEPS:.4f})\n")
+    )
     checkout.git("-c", "user.name=A", "-c", "user.email=a@example.org", "commit", "-qam", "slow")
 
 
@@ -67,15 +71,31 @@ def _trials_an_hour(checkout: StubCheckout, ahead: bool) -> float:
 
     profile = checkout.folder / "bench.toml"
     patient = f"ahead = {str(ahead).lower()}\nanswer_seconds = 60"
-    profile.write_text((checkout.folder / PROFILE).read_text().replace("answer_seconds = 5", patient))
+    profile.write_text(
+        (checkout.folder / PROFILE).read_text().replace("answer_seconds = 5", patient)
+    )
     tag = "ahead" if ahead else "after"
     with LlmServer(answer) as server:
         done = checkout.run(
-            *("night", "--profile", str(profile), "--tag", tag, "--trials", str(TRIALS), "--proposer", "llm"),
+            *(
+                "night",
+                "--profile",
+                str(profile),
+                "--tag",
+                tag,
+                "--trials",
+                str(TRIALS),
+                "--proposer",
+                "llm",
+            ),
             OPENAI_BASE_URL=server.url,
             OPENAI_API_KEY=FAKE_KEY,
         )
     if done.returncode:
         raise SystemExit(f"the night ended with {done.returncode}: {done.stderr[-2000:]}")
-    started = [datetime.fromisoformat(event["time"]) for event in checkout.ledger(tag) if event["event"] == "started"]
+    started = [
+        datetime.fromisoformat(event["time"])
+        for event in checkout.ledger(tag)
+        if event["event"] == "started"
+    ]
     return 3600 * (len(started) - 1) / (started[-1] - started[0]).total_seconds()

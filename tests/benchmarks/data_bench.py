@@ -45,15 +45,26 @@ def run(repeats: int, json_file: Path | None = None) -> bool:
         shard.parent.mkdir()
         characters = synthetic_text.write_shard(shard, CHARACTERS)
         synthetic_text.write_shard(shard.with_name("validation.parquet"), 500_000, seed=1)
-        print(f"{characters / 1e6:.0f} MB of synthetic text, vocabulary {VOCAB_SIZE}, T {T}", flush=True)
+        print(
+            f"{characters / 1e6:.0f} MB of synthetic text, vocabulary {VOCAB_SIZE}, T {T}",
+            flush=True,
+        )
         whole: dict[str, list[dict[str, float]]] = {"laptop": [], **{way: [] for way in WAYS}}
         for i, (way, found) in itertools.product(range(repeats), whole.items()):
             folder = Path(work, f"{way}-{i}")
             folder.mkdir(mode=0o755)
             found.append(_in_a_process(way, shard, folder))
         reader = _read(Path(work, "ours-0", "data"), shard, repeats)
-    median = {way: {name: statistics.median(each[name] for each in found) for name in found[0]} for way, found in whole.items()}
-    figures = {"characters": characters, "preparation": median, "reader": reader, "repeats": repeats}
+    median = {
+        way: {name: statistics.median(each[name] for each in found) for name in found[0]}
+        for way, found in whole.items()
+    }
+    figures = {
+        "characters": characters,
+        "preparation": median,
+        "reader": reader,
+        "repeats": repeats,
+    }
     if json_file:
         FileRef.write(json_file, json.dumps(figures, indent=1).encode())
     return _print(figures)
@@ -89,7 +100,9 @@ def _read(data: Path, shard: Path, repeats: int) -> dict[str, float]:
     torch.set_num_threads(1)
     (train,) = data.glob("*/train")
     (public,) = data.glob("*/public")
-    tokenizer = prepare.Tokenizer.from_dict(json.loads((public / f"tokenizer_{VOCAB_SIZE}.json").read_text()))
+    tokenizer = prepare.Tokenizer.from_dict(
+        json.loads((public / f"tokenizer_{VOCAB_SIZE}.json").read_text())
+    )
     texts = pq.read_table(shard).column("text").to_pylist()
     tokenizer.encode(texts[0])  # builds the encoder, for both
     packed = train / f"rows_{VOCAB_SIZE}_{T}.npy"
@@ -130,24 +143,41 @@ def _timed(loader: Callable[[], Iterator[Any]], count: int) -> tuple[float, floa
 def _print(figures: dict[str, Any]) -> bool:
     reader, median, characters = figures["reader"], figures["preparation"], figures["characters"]
     ratio = reader["reader_tokens_per_cpu_second"] / reader["on_the_fly_tokens_per_cpu_second"]
-    print(f"\n| reading batches of {B} x {T}, one core, median of {figures['repeats']} | Mtok/s | first batch |")
+    print(
+        f"\n| reading batches of {B} x {T}, one core, median of {figures['repeats']} | Mtok/s | first batch |"
+    )
     print("| --- | --- | --- |")
-    for name, shown in (("reader", "packed rows (ours)"), ("on_the_fly", "tokenize and list scan on the fly")):
-        speed, first = reader[f"{name}_tokens_per_cpu_second"], reader[f"{name}_first_batch_seconds"]
+    for name, shown in (
+        ("reader", "packed rows (ours)"),
+        ("on_the_fly", "tokenize and list scan on the fly"),
+    ):
+        speed, first = (
+            reader[f"{name}_tokens_per_cpu_second"],
+            reader[f"{name}_first_batch_seconds"],
+        )
         print(f"| {shown} | {speed / 1e6:.2f} | {first * 1e3:.1f} ms |")
     print(f"\n{ratio:.0f}x; {reader['rows_compared']} rows compared, all equal")
-    print("\n| whole preparation, shard to rows | seconds | MB/s | ours is faster by | peak resident memory |")
+    print(
+        "\n| whole preparation, shard to rows | seconds | MB/s | ours is faster by | peak resident memory |"
+    )
     print("| --- | --- | --- | --- | --- |")
     for way, shown in WAYS.items():
         seconds, memory = median[way]["seconds"], median[way]["peak_mib"]
         times = seconds / median["ours"]["seconds"]
-        print(f"| {shown} | {seconds:.1f} | {characters / seconds / 1e6:.1f} | {times:.1f}x | {memory:.0f} MiB |")
+        print(
+            f"| {shown} | {seconds:.1f} | {characters / seconds / 1e6:.1f} | {times:.1f}x | {memory:.0f} MiB |"
+        )
     print(f"\nthe embedded corpus (profile laptop): {median['laptop']['seconds']:.2f} s")
     targets = {
         f"reader at least {READER_TARGET}x": ratio >= READER_TARGET,
-        f"first batch within {FIRST_BATCH_TARGET * 1e3:.0f} ms": reader["reader_first_batch_seconds"] < FIRST_BATCH_TARGET,
+        f"first batch within {FIRST_BATCH_TARGET * 1e3:.0f} ms": reader[
+            "reader_first_batch_seconds"
+        ]
+        < FIRST_BATCH_TARGET,
         f"corpus within {CORPUS_TARGET:.0f} s": median["laptop"]["seconds"] < CORPUS_TARGET,
-        f"preparation at least {PIPELINE_TARGET:.0f}x the plain pipeline": median["prepare_plainly"]["seconds"]
+        f"preparation at least {PIPELINE_TARGET:.0f}x the plain pipeline": median[
+            "prepare_plainly"
+        ]["seconds"]
         >= PIPELINE_TARGET * median["ours"]["seconds"],
     }
     for target, met in targets.items():

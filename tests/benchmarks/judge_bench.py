@@ -18,13 +18,14 @@ import numpy as np
 
 import configs
 from configs import knobs
-from flows import server
+from flows import state_home
+from flows.command_line import server
 from flows.preparation import prepare
-from tasks import baseline, experiment
 from tasks.judge import audit, protocol, scoring
 from tasks.judge.box import open_box
 from tasks.judge.bwrap import BoxSpec, Gate
 from tasks.records import Dataset, RunResult
+from tasks.trial import baseline, experiment
 
 GPU_TRIAL_SECONDS = 300.0
 TARGETS = {"unaudited": 0.04, "audited": 0.08}  # of a 300 s trial, outside start-up and training
@@ -32,17 +33,21 @@ TARGETS = {"unaudited": 0.04, "audited": 0.08}  # of a 300 s trial, outside star
 
 def run(repeats: int) -> bool:
     """Prints the table; False when a target is missed."""
-    profile, home = configs.load("laptop"), server.state_home()
+    profile, home = configs.load("laptop"), state_home.locate()
     with server.prefect_api(home):
         dataset = prepare(profile)
-    source = knobs.write((server.ROOT / "trainer" / "train.py").read_text(encoding="utf-8"), profile.train)
+    source = knobs.write(
+        (state_home.ROOT / "trainer" / "train.py").read_text(encoding="utf-8"), profile.train
+    )
     overheads: dict[str, list[float]] = {"unaudited": [], "audited": []}
     parts: dict[str, list[float]] = {}
     trial_seconds = []
     for _ in range(repeats):
         for kind, seconds in overheads.items():
             with tempfile.TemporaryDirectory() as kept:
-                run, wall, spec = _whole_run(source, profile, dataset, home, kind == "audited", Path(kept))
+                run, wall, spec = _whole_run(
+                    source, profile, dataset, home, kind == "audited", Path(kept)
+                )
                 assert run.seconds is not None, f"{run.status}: {run.reason}"
                 assert run.startup_seconds is not None
                 seconds.append(wall - run.seconds - run.startup_seconds)
@@ -90,7 +95,9 @@ def _whole_run(
     return run, wall, replace(specs[0], code=kept / "code")
 
 
-def _parts(spec: BoxSpec, profile: configs.Profile, dataset: Dataset, kept: Path) -> dict[str, float]:
+def _parts(
+    spec: BoxSpec, profile: configs.Profile, dataset: Dataset, kept: Path
+) -> dict[str, float]:
     """Seconds of each part of claims and audit, cold and one after the other."""
     validation = scoring.Validation(Path(dataset.public), Path(dataset.validation))
     limit, took, clock = 120.0, {}, time.monotonic
@@ -107,21 +114,31 @@ def _parts(spec: BoxSpec, profile: configs.Profile, dataset: Dataset, kept: Path
                 took["claims of all rows"] = clock() - began
             else:
                 questions = audit.draw(
-                    validation.scored(shape, rows), profile.audit.positions, shape.batch_rows, np.random.default_rng()
+                    validation.scored(shape, rows),
+                    profile.audit.positions,
+                    shape.batch_rows,
+                    np.random.default_rng(),
                 )
-                audit.ask(box, wire, shape, rows, validation.bos[shape.vocab_size], questions, limit)
+                audit.ask(
+                    box, wire, shape, rows, validation.bos[shape.vocab_size], questions, limit
+                )
                 took[f"answers at {questions.positions.size} positions"] = clock() - began
             began = clock()
         took["end of a box"] = clock() - began
         gate.folder.chmod(0o755)
     began = clock()
-    with open_box(replace(spec, role="probe", gate=Gate.closed(kept / "probe-gate", kept / "checkpoint")), ["-c", ""]) as box:
+    with open_box(
+        replace(spec, role="probe", gate=Gate.closed(kept / "probe-gate", kept / "checkpoint")),
+        ["-c", ""],
+    ) as box:
         box.process.wait()
     (kept / "probe-gate").chmod(0o755)
     return {"an empty box: start of Python, and its end": clock() - began, **took}
 
 
-def _print(parts: dict[str, list[float]], overheads: dict[str, list[float]], trial: float, repeats: int) -> bool:
+def _print(
+    parts: dict[str, list[float]], overheads: dict[str, list[float]], trial: float, repeats: int
+) -> bool:
     print(
         f"\n| what, median of {repeats} | seconds | of a laptop trial ({trial:.0f} s) | of a 300 s trial |"
         "\n| --- | --- | --- | --- |"
@@ -134,8 +151,14 @@ def _print(parts: dict[str, list[float]], overheads: dict[str, list[float]], tri
     for kind, seconds in overheads.items():
         share = _row(f"{kind} run", statistics.median(seconds), trial)
         met &= share < TARGETS[kind]
-    serial = sum(statistics.median(seconds) for part, seconds in parts.items() if not part.startswith("an empty"))
-    print(f"\nwarming boxes up beside other work: an audited run spends {statistics.median(overheads['audited']):.1f} s")
+    serial = sum(
+        statistics.median(seconds)
+        for part, seconds in parts.items()
+        if not part.startswith("an empty")
+    )
+    print(
+        f"\nwarming boxes up beside other work: an audited run spends {statistics.median(overheads['audited']):.1f} s"
+    )
     print(f"on judging where its parts take {serial:.1f} s one after the other")
     print("targets (unaudited < 4%, audited < 8% of 300 s): " + ("met" if met else "MISSED"))
     return met

@@ -20,14 +20,26 @@ from tests.faults.stub_checkout import PROFILE, StubCheckout
 
 TRIALS, WINDOW = 1000, 20  # trials at each end that are compared
 MOST_RATIO, MOST_SECONDS = 1.3, 2.0
-STEPS = ("proposed", "written", "started", "ran", "recorded", "decided", "committed", "advanced", "applied", "shown")
+STEPS = (
+    "proposed",
+    "written",
+    "started",
+    "ran",
+    "recorded",
+    "decided",
+    "committed",
+    "advanced",
+    "applied",
+    "shown",
+)
 NIGHT = """
 import hashlib, json, random, sys, time
-from flows import server
-home = server.state_home()
-server.configure(home)
+from flows import state_home
+from flows.command_line import server
+home = state_home.locate()
+state_home.configure(home)
 with server.prefect_api(home):
-    from tasks import experiment, milestones
+    from tasks.trial import experiment
 
     def made_up(source, profile, dataset, home, *, seed, isolation, **others):
         chance = random.Random(hashlib.sha256(source.encode() + bytes([seed])).digest())
@@ -42,7 +54,8 @@ with server.prefect_api(home):
     from flows.nightly_research import nightly_research
 
     steps = open(sys.argv[1], "w")
-    milestones.reached = lambda name: print(json.dumps([name, time.monotonic()]), file=steps, flush=True)
+    from flows.night import trial_steps
+    trial_steps.reached = lambda name: print(json.dumps([name, time.monotonic()]), file=steps, flush=True)
     nightly_research(tag="long", profile=sys.argv[2], trials=int(sys.argv[3]))
 """
 
@@ -52,18 +65,23 @@ def run(repeats: int, json_file: Path | None = None, trials: int = TRIALS) -> bo
     with tempfile.TemporaryDirectory() as folder:
         checkout, steps = StubCheckout(Path(folder)), Path(folder, "steps")
         argv = [sys.executable, "-c", NIGHT, str(steps), PROFILE, str(trials)]
-        done = subprocess.run(argv, cwd=folder, env=checkout.environment(), capture_output=True, text=True)
+        done = subprocess.run(
+            argv, cwd=folder, env=checkout.environment(), capture_output=True, text=True
+        )
         if done.returncode:
             raise SystemExit(f"the night ended with {done.returncode}: {done.stderr[-2000:]}")
         took = _seconds([json.loads(line) for line in steps.read_text().splitlines()])
         sizes = {
             "ledger": (checkout.home / "nights" / "long" / "ledger.jsonl").stat().st_size,
             "mlflow.db": (checkout.home / "mlflow.db").stat().st_size,
-            "prefect": sum(path.stat().st_size for path in (checkout.home / "prefect").rglob("*.db")),
+            "prefect": sum(
+                path.stat().st_size for path in (checkout.home / "prefect").rglob("*.db")
+            ),
         }
     ends = {"early": took[5 : 5 + WINDOW], "late": took[-WINDOW:]}
     median = {
-        end: {name: statistics.median(trial[name] for trial in found) for name in found[0]} for end, found in ends.items()
+        end: {name: statistics.median(trial[name] for trial in found) for name in found[0]}
+        for end, found in ends.items()
     }
     early, late = median["early"]["whole"], median["late"]["whole"]
     figures = {"trials": len(took), "seconds": median, "ratio": late / early, "bytes": sizes}

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from tasks.tokenization import PATTERN, train_tokenizer
+from tasks.data.tokenization import PATTERN, train_tokenizer
 from trainer import prepare
 
 BUFFER, BATCH = 1000, 128
@@ -48,7 +48,9 @@ def on_the_fly(
 
     def encoded() -> Iterator[list[list[int]]]:
         for first in range(0, len(texts), BATCH):
-            yield [[tokenizer.bos, *tokenizer.encode(text)] for text in texts[first : first + BATCH]]
+            yield [
+                [tokenizer.bos, *tokenizer.encode(text)] for text in texts[first : first + BATCH]
+            ]
 
     rows = packed(encoded(), T)
     while len(batch := list(itertools.islice(rows, B))) == B:
@@ -79,7 +81,10 @@ def _with_tokenizer(shard: Path, vocab_size: int, folder: Path) -> tuple[list[st
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[prepare.BOS], initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=[prepare.BOS],
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -95,6 +100,9 @@ def prepare_with_our_parts(shard: Path, vocab_size: int, T: int, folder: Path) -
 
 
 def _pack(documents: list[list[int]], T: int, folder: Path) -> None:
-    np.save(folder / "tokens.npy", np.array([token for document in documents for token in document], np.int32))
+    np.save(
+        folder / "tokens.npy",
+        np.array([token for document in documents for token in document], np.int32),
+    )
     batches = (documents[first : first + BATCH] for first in range(0, len(documents), BATCH))
     np.save(folder / "rows.npy", np.array(list(packed(batches, T)), np.int32))

@@ -33,7 +33,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         B, T, width = x.shape
-        q, k, v = (part.view(B, T, self.heads, -1).transpose(1, 2) for part in self.qkv(x).split(width, dim=2))
+        q, k, v = (
+            part.view(B, T, self.heads, -1).transpose(1, 2)
+            for part in self.qkv(x).split(width, dim=2)
+        )
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         out: Tensor = self.proj(y.transpose(1, 2).reshape(B, T, width))
         return out
@@ -44,7 +47,11 @@ class Layer(nn.Module):
         super().__init__()
         self.ln_1, self.ln_2 = nn.LayerNorm(width, bias=False), nn.LayerNorm(width, bias=False)
         self.attn = Attention(width, heads)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width, bias=False), nn.GELU(), nn.Linear(4 * width, width, bias=False))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width, bias=False),
+            nn.GELU(),
+            nn.Linear(4 * width, width, bias=False),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.ln_1(x))
@@ -59,7 +66,9 @@ class PlainGPT(nn.Module):
         super().__init__()
         self.tokens = nn.Embedding(shapes.vocab, shapes.width)
         self.positions = nn.Embedding(shapes.length, shapes.width)
-        self.layers = nn.ModuleList([Layer(shapes.width, shapes.heads) for _ in range(shapes.depth)])
+        self.layers = nn.ModuleList(
+            [Layer(shapes.width, shapes.heads) for _ in range(shapes.depth)]
+        )
         self.norm = nn.LayerNorm(shapes.width, bias=False)
         self.head = nn.Linear(shapes.width, shapes.vocab, bias=False)
         for module in self.modules():
@@ -87,7 +96,10 @@ def main(shapes: Shapes) -> dict[str, float]:
     model = PlainGPT(shapes)
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": WEIGHT_DECAY},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS)
     stream, crops = noise(shapes).reshape(-1), np.random.default_rng(1)
     passes = shapes.total_batch // (shapes.batch * shapes.length)

@@ -14,9 +14,10 @@ from pathlib import Path
 def main(way: str, shard: Path, folder: Path) -> None:
     if way in ("ours", "laptop"):
         os.environ["NIGHTLY_HOME"] = str(folder)
-        from flows import server
+        from flows import state_home
+        from flows.command_line import server
 
-        server.configure(folder)
+        state_home.configure(folder)
         from prefect import flow
 
         import configs
@@ -25,7 +26,7 @@ def main(way: str, shard: Path, folder: Path) -> None:
 
         profile = data_bench.profile(shard.parent) if way == "ours" else configs.load("laptop")
         with server.prefect_api(folder):
-            flow(server.state_home)()  # waits for the server
+            flow(state_home.locate)()  # waits for the server
             began = time.perf_counter()
             prepare(profile)
             seconds = time.perf_counter() - began

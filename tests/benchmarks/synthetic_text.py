@@ -25,7 +25,14 @@ def write_shard(path: Path, characters: int, seed: int = 0) -> int:
     """A shard as ClimbMix's are written: row groups of 1024, zstd, no dictionary, no statistics. Returns its characters."""
     texts = documents(characters, np.random.default_rng(seed))
     table = pa.table({"text": texts})
-    pq.write_table(table, path, row_group_size=1024, compression="zstd", use_dictionary=False, write_statistics=False)
+    pq.write_table(
+        table,
+        path,
+        row_group_size=1024,
+        compression="zstd",
+        use_dictionary=False,
+        write_statistics=False,
+    )
     return sum(map(len, texts))
 
 
@@ -61,7 +68,10 @@ def _words(random: np.random.Generator) -> list[str]:
     """WORDS different words of one to four syllables, the frequent ones mostly short."""
     found: dict[str, None] = {}
     while len(found) < WORDS:
-        syllables = [np.array(part, object)[random.integers(len(part), size=(4, WORDS))] for part in (ONSETS, VOWELS, ENDS)]
+        syllables = [
+            np.array(part, object)[random.integers(len(part), size=(4, WORDS))]
+            for part in (ONSETS, VOWELS, ENDS)
+        ]
         joined = syllables[0] + syllables[1] + syllables[2]
         counts = random.integers(1, 5, WORDS)
         found |= dict.fromkeys("".join(joined[: counts[i], i]) for i in range(WORDS))

@@ -75,7 +75,11 @@ class Stopwatch:
 
 def noise(shapes: Shapes) -> npt.NDArray[np.uint16]:
     """Random tokens, uint16 [rows, T+1]: speed does not depend on what they say."""
-    return np.random.default_rng(0).integers(shapes.vocab, size=(NOISE_ROWS, shapes.length + 1)).astype(np.uint16)
+    return (
+        np.random.default_rng(0)
+        .integers(shapes.vocab, size=(NOISE_ROWS, shapes.length + 1))
+        .astype(np.uint16)
+    )
 
 
 def load(path: Path) -> Any:
@@ -100,8 +104,12 @@ def time_training(shapes: Shapes, path: Path) -> dict[str, Any]:
         ended["flops_per_token"] = flops_per_token
         return watch
 
-    vars(harness).update(device=lambda: shapes.device, seed=lambda: 1, ready=ready, log=lambda **point: None)
-    vars(harness).update(finish=lambda state_dict, **metrics: ended.update(num_params_M=metrics.get("num_params_M")))
+    vars(harness).update(
+        device=lambda: shapes.device, seed=lambda: 1, ready=ready, log=lambda **point: None
+    )
+    vars(harness).update(
+        finish=lambda state_dict, **metrics: ended.update(num_params_M=metrics.get("num_params_M"))
+    )
     vars(prepare).update(meta=lambda: meta, train_rows=lambda T, vocab_size=None: rows)
     train = load(path)
     train.main()
@@ -109,8 +117,15 @@ def time_training(shapes: Shapes, path: Path) -> dict[str, Any]:
     figures["peak_host_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if shapes.device == "cuda":
         card = torch.cuda.get_device_name()
-        peak, achieved = speed.peak_flops(card), ended["flops_per_token"] * watch.figures["tokens_per_second"]
-        figures |= {"card": card, "tflops_per_second": achieved / 1e12, "mfu_percent": 100 * achieved / peak if peak else None}
+        peak, achieved = (
+            speed.peak_flops(card),
+            ended["flops_per_token"] * watch.figures["tokens_per_second"],
+        )
+        figures |= {
+            "card": card,
+            "tflops_per_second": achieved / 1e12,
+            "mfu_percent": 100 * achieved / peak if peak else None,
+        }
         figures["peak_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
     return figures
 
@@ -124,32 +139,51 @@ def attention_errors(shapes: Shapes, path: Path) -> dict[str, dict[str, float] |
     config = train.GPTConfig.from_knobs()
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
 
-    backends = {"chosen": lambda: train.choose_attention(device, config), "local": lambda: train.local_attention}
+    backends = {
+        "chosen": lambda: train.choose_attention(device, config),
+        "local": lambda: train.local_attention,
+    }
     if device == "cuda":
-        backends["FlexAttention"] = lambda: train.flex_attention(config.windows(), shapes.length, device)
+        backends["FlexAttention"] = lambda: train.flex_attention(
+            config.windows(), shapes.length, device
+        )
     found: dict[str, dict[str, float] | str] = {}
     for name, backend in backends.items():
         try:
-            attend = torch.compile(backend(), dynamic=False) if device == "cuda" else backend()  # as in training
-            errors = [_errors(train, attend, shapes, window, dtype) for window in sorted(set(config.windows()))]
+            attend = (
+                torch.compile(backend(), dynamic=False) if device == "cuda" else backend()
+            )  # as in training
+            errors = [
+                _errors(train, attend, shapes, window, dtype)
+                for window in sorted(set(config.windows()))
+            ]
             found[name] = {part: max(error[part] for error in errors) for part in errors[0]}
         except Exception as error:  # one that is not for this card is a finding
             found[name] = f"{type(error).__name__}: {error}".splitlines()[0]
     return found
 
 
-def _errors(train: Any, attend: Any, shapes: Shapes, window: int, dtype: torch.dtype) -> dict[str, float]:
+def _errors(
+    train: Any, attend: Any, shapes: Shapes, window: int, dtype: torch.dtype
+) -> dict[str, float]:
     random = torch.Generator(shapes.device).manual_seed(window)
     shape = (CHECK_ROWS, shapes.length, shapes.heads, shapes.width // shapes.heads)
-    *qkv, pull = (torch.randn(shape, generator=random, device=shapes.device).to(dtype) for _ in range(4))
+    *qkv, pull = (
+        torch.randn(shape, generator=random, device=shapes.device).to(dtype) for _ in range(4)
+    )
     place = torch.arange(shapes.length, device=shapes.device)
     back = place[:, None] - place[None, :]
-    mask, scale = (back >= 0) & (back <= window), vars(train).get("QK_SCALE", 1.0) / math.sqrt(shape[-1])
+    mask, scale = (
+        (back >= 0) & (back <= window),
+        vars(train).get("QK_SCALE", 1.0) / math.sqrt(shape[-1]),
+    )
 
     def exact(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int) -> torch.Tensor:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(
+                1, 2
+            )
 
     results = []
     for tried, kind in ((attend, dtype), (exact, torch.float32)):
@@ -157,7 +191,10 @@ def _errors(train: Any, attend: Any, shapes: Shapes, window: int, dtype: torch.d
         y = tried(q, k, v, window)
         results.append([y, *torch.autograd.grad(y, (q, k, v), pull.to(kind))])
     names = ("y", "dq", "dk", "dv")
-    return {name: ((a.float() - b).norm() / b.norm()).item() for name, a, b in zip(names, *results, strict=True)}
+    return {
+        name: ((a.float() - b).norm() / b.norm()).item()
+        for name, a, b in zip(names, *results, strict=True)
+    }
 
 
 if __name__ == "__main__":

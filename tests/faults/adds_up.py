@@ -17,7 +17,11 @@ from typing import Any
 from tests.boxes import live_boxes
 from tests.checkouts import Checkout
 
-WAITING_FILES = {"train.py", "patch.diff", "proposal.json"}  # of a trial that was proposed and never run
+WAITING_FILES = {
+    "train.py",
+    "patch.diff",
+    "proposal.json",
+}  # of a trial that was proposed and never run
 TRIAL_FILES = {*WAITING_FILES, "run.log", "judge.log", "result.json"}
 NIGHT_FILES = {"report.md", "progress.png", "results.tsv"}
 
@@ -40,12 +44,18 @@ class UserTree:
             status=checkout.git("--no-optional-locks", "status", "--porcelain"),
             head=checkout.git("rev-parse", "HEAD") + checkout.git("symbolic-ref", "-q", "HEAD"),
             index=hashlib.sha256((checkout.folder / ".git" / "index").read_bytes()).hexdigest(),
-            refs="\n".join(line for line in refs if "refs/trials/" not in line and "/autoresearch/" not in line),
+            refs="\n".join(
+                line for line in refs if "refs/trials/" not in line and "/autoresearch/" not in line
+            ),
         )
 
 
 def complaints(
-    checkout: Checkout, tag: str, planned: int, before: UserTree, standing: frozenset[int] = frozenset()
+    checkout: Checkout,
+    tag: str,
+    planned: int,
+    before: UserTree,
+    standing: frozenset[int] = frozenset(),
 ) -> list[str]:
     """Everything that does not add up about a night that was planned for so many trials and is over; empty if all does.
 
@@ -59,7 +69,11 @@ def complaints(
         *_calls(checkout, tag, events),
         *_mlflow(checkout, tag, events),
         *_processes(checkout.home, standing),
-        *([] if UserTree.of(checkout) == before else [f"user's tree: {UserTree.of(checkout)}, was {before}"]),
+        *(
+            []
+            if UserTree.of(checkout) == before
+            else [f"user's tree: {UserTree.of(checkout)}, was {before}"]
+        ),
     ]
 
 
@@ -87,11 +101,16 @@ def _ledger(events: list[Event], planned: int) -> Iterator[str]:
     for name in ("night", "baseline", "finished"):
         if names.count(name) != 1:
             yield f"ledger: {names.count(name)} events {name!r}"
-    last = max((i for i, name in enumerate(names) if name in ("started", "decided", "applied")), default=-1)
+    last = max(
+        (i for i, name in enumerate(names) if name in ("started", "decided", "applied")), default=-1
+    )
     if "finished" in names and names.index("finished") < last:
         yield "ledger: a trial after the event 'finished'"
     steps = [
-        (event["event"], event["trial"]["number"] if event["event"] == "decided" else event["trial"])
+        (
+            event["event"],
+            event["trial"]["number"] if event["event"] == "decided" else event["trial"],
+        )
         for event in events
         if event["event"] in ("decided", "applied")
     ]
@@ -108,14 +127,19 @@ def _ledger(events: list[Event], planned: int) -> Iterator[str]:
             if open_trial != event["trial"]["number"]:
                 yield f"ledger: trial {event['trial']['number']} was decided, but {open_trial} was the one started"
             open_trial = None
-        elif event["event"] == "applied" and decided(events).get(event["trial"], {}).get("verdict") == "keep":
+        elif (
+            event["event"] == "applied"
+            and decided(events).get(event["trial"], {}).get("verdict") == "keep"
+        ):
             champion = event["commit"]
 
 
 def _git(checkout: Checkout, tag: str, events: list[Event]) -> Iterator[str]:
     """refs/trials, each with its commit, parent and trailer; and the branch: the start and the keeps in order."""
     trials, commits = decided(events), applied(events)
-    lines = checkout.git("for-each-ref", "--format=%(refname) %(objectname)", f"refs/trials/{tag}").splitlines()
+    lines = checkout.git(
+        "for-each-ref", "--format=%(refname) %(objectname)", f"refs/trials/{tag}"
+    ).splitlines()
     refs = dict(line.split() for line in lines)
     wanted = {f"refs/trials/{tag}/{k}": commit for k, commit in commits.items()}
     if refs != wanted:
@@ -123,15 +147,27 @@ def _git(checkout: Checkout, tag: str, events: list[Event]) -> Iterator[str]:
     for k, commit in commits.items():
         if checkout.git("cat-file", "-t", commit).strip() != "commit":
             yield f"git: trial {k} has no commit {commit}"
-        trailer = checkout.git("log", "-1", "--format=%(trailers:key=Trial-Id,valueonly)", commit).strip()
+        trailer = checkout.git(
+            "log", "-1", "--format=%(trailers:key=Trial-Id,valueonly)", commit
+        ).strip()
         if trailer != f"{tag}:{k}":
             yield f"git: trial {k} has the trailer Trial-Id {trailer!r}"
         parents = checkout.git("log", "-1", "--format=%P", commit).split()
         if parents != [trials[k]["parent"]]:
             yield f"git: trial {k} has the parents {parents}, the ledger {trials[k]['parent']}"
-    keeps = [commits[k] for k, trial in sorted(trials.items()) if trial["verdict"] == "keep" and k in commits]
-    branch = checkout.git("for-each-ref", "--format=%(objectname)", f"refs/heads/autoresearch/{tag}").strip()
-    found = checkout.git("rev-list", "--reverse", f"{start_commit(events)}^..{branch}").split() if branch else []
+    keeps = [
+        commits[k]
+        for k, trial in sorted(trials.items())
+        if trial["verdict"] == "keep" and k in commits
+    ]
+    branch = checkout.git(
+        "for-each-ref", "--format=%(objectname)", f"refs/heads/autoresearch/{tag}"
+    ).strip()
+    found = (
+        checkout.git("rev-list", "--reverse", f"{start_commit(events)}^..{branch}").split()
+        if branch
+        else []
+    )
     if found != [start_commit(events), *keeps]:
         yield f"git: the branch is {found}, the start and the keeps are {[start_commit(events), *keeps]}"
     if locks := sorted(path.name for path in (checkout.folder / ".git").rglob("*.lock")):
@@ -146,7 +182,10 @@ def _files(checkout: Checkout, tag: str, events: list[Event]) -> Iterator[str]:
     if (folder / "results.tsv").is_file():
         rows = [line.split("\t") for line in (folder / "results.tsv").read_text().splitlines()]
         column = [row[0] for row in rows[1:]]
-        wanted = [str(commit)[:7] for commit in (start_commit(events), *(commits.get(k) for k in sorted(trials)))]
+        wanted = [
+            str(commit)[:7]
+            for commit in (start_commit(events), *(commits.get(k) for k in sorted(trials)))
+        ]
         if column != wanted:
             yield f"results.tsv: the commits are {column}, not {wanted}"
     numbers = sorted(int(path.name) for path in (folder / "trials").iterdir())
@@ -160,7 +199,10 @@ def _files(checkout: Checkout, tag: str, events: list[Event]) -> Iterator[str]:
         names = {path.name for path in (folder / "trials" / str(k)).iterdir()} - {"attempts"}
         if names != TRIAL_FILES:
             yield f"files: trial {k} has {sorted(names)}"
-        elif json.loads((folder / "trials" / str(k) / "result.json").read_text())["trial"] != trials[k]:
+        elif (
+            json.loads((folder / "trials" / str(k) / "result.json").read_text())["trial"]
+            != trials[k]
+        ):
             yield f"files: trial {k}: result.json is of another trial than the ledger's"
     if parts := [str(path) for path in checkout.home.glob("nights/**/.*.part")]:
         yield f"files: half-written {parts}"
@@ -176,9 +218,15 @@ def _calls(checkout: Checkout, tag: str, events: list[Event]) -> Iterator[str]:
         yield "calls: an id is there twice"
     for k, trial in decided(events).items():
         its_own = [call for call in calls if call["trial"] == k]
-        tokens = [sum(call[name] or 0 for call in its_own) for name in ("prompt_tokens", "completion_tokens")]
+        tokens = [
+            sum(call[name] or 0 for call in its_own)
+            for name in ("prompt_tokens", "completion_tokens")
+        ]
         told = trial["usage"]
-        if (told["calls"], told["prompt_tokens"], told["completion_tokens"]) != (len(its_own), *tokens):
+        if (told["calls"], told["prompt_tokens"], told["completion_tokens"]) != (
+            len(its_own),
+            *tokens,
+        ):
             yield f"calls: trial {k} has {len(its_own)} calls with {tokens} tokens, the ledger {told}"
 
 
@@ -196,15 +244,28 @@ def _mlflow(checkout: Checkout, tag: str, events: list[Event]) -> Iterator[str]:
     trials, commits = decided(events), applied(events)
     keeps = [commits.get(k) for k, trial in sorted(trials.items()) if trial["verdict"] == "keep"]
     figures = parents[0].data.metrics
-    facts = (parents[0].info.status, parents[0].data.tags.get("champion"), figures.get("trials"), figures.get("kept"))
+    facts = (
+        parents[0].info.status,
+        parents[0].data.tags.get("champion"),
+        figures.get("trials"),
+        figures.get("kept"),
+    )
     if facts != ("FINISHED", keeps[-1] if keeps else start_commit(events), len(trials), len(keeps)):
         yield f"MLflow: the parent run has status, champion, trials, kept = {facts}"
-    if missing := NIGHT_FILES - {artifact.path for artifact in client.list_artifacts(parents[0].info.run_id)}:
+    if missing := NIGHT_FILES - {
+        artifact.path for artifact in client.list_artifacts(parents[0].info.run_id)
+    }:
         yield f"MLflow: the parent run lacks the artifacts {sorted(missing)}"
-    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
+    children = [
+        run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id
+    ]
     ids = sorted(run.data.tags.get("trial_id", "?") for run in children)
-    seeds: list[int] = next((event["seeds"] for event in events if event["event"] == "baseline"), [])
-    wanted = sorted([*(f"{tag}:{k}" for k in trials), *(f"{tag}:baseline:{seed}" for seed in seeds)])
+    seeds: list[int] = next(
+        (event["seeds"] for event in events if event["event"] == "baseline"), []
+    )
+    wanted = sorted(
+        [*(f"{tag}:{k}" for k in trials), *(f"{tag}:baseline:{seed}" for seed in seeds)]
+    )
     if ids != wanted:
         yield f"MLflow: the child runs are {ids}, not {wanted}"
     for run in children:
@@ -219,7 +280,9 @@ def _mlflow(checkout: Checkout, tag: str, events: list[Event]) -> Iterator[str]:
         status = "FINISHED" if trials[k]["status"] == "ok" else "FAILED"
         if told != (status, commits.get(k), trials[k]["verdict"], trials[k]["val_bpb"]):
             yield f"MLflow: {trial_id} has status, commit, verdict, val_bpb = {told}"
-        if missing := TRIAL_FILES - {artifact.path for artifact in client.list_artifacts(run.info.run_id)}:
+        if missing := TRIAL_FILES - {
+            artifact.path for artifact in client.list_artifacts(run.info.run_id)
+        }:
             yield f"MLflow: {trial_id} lacks the artifacts {sorted(missing)}"
 
 
@@ -235,11 +298,16 @@ def our_pids(home: Path) -> dict[int, str]:
     found: dict[int, str] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            if int(entry.name) == os.getpid() or (entry / "stat").read_bytes().rpartition(b")")[2].split()[0] in b"ZX":
+            if (
+                int(entry.name) == os.getpid()
+                or (entry / "stat").read_bytes().rpartition(b")")[2].split()[0] in b"ZX"
+            ):
                 continue
             argv, environ = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
         except OSError:
             continue
         if str(home).encode() in argv + environ:
-            found[int(entry.name)] = argv.replace(b"\0", b" ").decode(errors="replace").strip()[:300]
+            found[int(entry.name)] = (
+                argv.replace(b"\0", b" ").decode(errors="replace").strip()[:300]
+            )
     return found

@@ -47,9 +47,13 @@ class Tally:
     """What was done, and what came of it."""
 
     victims: Counter[str] = dataclasses.field(default_factory=Counter)
-    phases: Counter[str] = dataclasses.field(default_factory=Counter)  # the last milestone before a kill of any victim
+    phases: Counter[str] = dataclasses.field(
+        default_factory=Counter
+    )  # the last milestone before a kill of any victim
     ways: Counter[str] = dataclasses.field(default_factory=Counter)
-    refused: Counter[str] = dataclasses.field(default_factory=Counter)  # ways that led to no running night
+    refused: Counter[str] = dataclasses.field(
+        default_factory=Counter
+    )  # ways that led to no running night
     nights: int = 0
     trials: int = 0
     seconds: float = 0.0
@@ -81,9 +85,13 @@ class Chaos:
         """Kills so often, in as many nights as that takes. The baseline is measured before, by a night that nobody kills."""
         self.stands.up()
         if not list(self.checkout.home.glob("nights/*/ledger.jsonl")):
-            done = self.checkout.run("night", "--profile", PROFILE, "--tag", "prepared", "--trials", "1")
+            done = self.checkout.run(
+                "night", "--profile", PROFILE, "--tag", "prepared", "--trials", "1"
+            )
             if done.returncode:
-                raise RuntimeError(f"a night that nobody kills ends with {done.returncode}: {done.stderr}")
+                raise RuntimeError(
+                    f"a night that nobody kills ends with {done.returncode}: {done.stderr}"
+                )
         self.before, began = adds_up.UserTree.of(self.checkout), time.monotonic()
         while sum(self.tally.victims.values()) < kills:
             self.stands.up()
@@ -106,7 +114,9 @@ class Chaos:
     def finished(self) -> bool:
         """Whether the night's ledger says so, and nobody has yet to write its report."""
         folder = self.checkout.home / "nights" / self.tag
-        return (folder / "ledger.jsonl").is_file() and '"event": "finished"' in (folder / "ledger.jsonl").read_text()
+        return (folder / "ledger.jsonl").is_file() and '"event": "finished"' in (
+            folder / "ledger.jsonl"
+        ).read_text()
 
     def start(self, way: str) -> None:
         """Starts or takes up the night; if that way leads nowhere, the next kill comes to a place where nothing runs."""
@@ -120,14 +130,32 @@ class Chaos:
         self.tally.ways[way] += 1
         print(f"{time.monotonic():.1f} {self.tag}: {way}", file=self.log, flush=True)
         if way == "resume":
-            self._command("-m", "flows.cli", "resume", self.tag)
+            self._command("-m", "flows.command_line.cli", "resume", self.tag)
         elif way == "again":
-            self._command("-m", "flows.cli", "night", "--profile", PROFILE, "--tag", self.tag, "--trials", str(self.trials))
+            self._command(
+                "-m",
+                "flows.command_line.cli",
+                "night",
+                "--profile",
+                PROFILE,
+                "--tag",
+                self.tag,
+                "--trials",
+                str(self.trials),
+            )
         elif way == "retry":
             self._prefect("flow-run", "retry", runs[0]["id"])
         else:
-            parameters = {"tag": self.tag, "profile": str(self.checkout.folder / PROFILE), "trials": self.trials}
-            given = [part for name, value in parameters.items() for part in ("--param", f"{name}={value}")]
+            parameters = {
+                "tag": self.tag,
+                "profile": str(self.checkout.folder / PROFILE),
+                "trials": self.trials,
+            }
+            given = [
+                part
+                for name, value in parameters.items()
+                for part in ("--param", f"{name}={value}")
+            ]
             self._prefect("deployment", "run", "nightly-research/local", *given)
         if way in ("retry", "deployment"):
             self._until_picked_up(way)
@@ -136,7 +164,10 @@ class Chaos:
         """By the worker, which may be refused a run."""
         deadline = time.monotonic() + PICKED_UP_SECONDS
         while not self.stands.flows():
-            if time.monotonic() > deadline or self._deployed_runs(self.tag)[0]["state_type"] in OVER:
+            if (
+                time.monotonic() > deadline
+                or self._deployed_runs(self.tag)[0]["state_type"] in OVER
+            ):
                 self.tally.refused[way] += 1
                 return
             time.sleep(0.2)
@@ -181,7 +212,9 @@ class Chaos:
             victim, found = "flow", self.stands.flows()
         if not found:
             return
-        killed = found if victim == "flow" else [self.random.choice(found)]  # a launcher and what it launched are one night
+        killed = (
+            found if victim == "flow" else [self.random.choice(found)]
+        )  # a launcher and what it launched are one night
         for pid in killed:
             kill(pid)
             self.stands.reap(pid)
@@ -190,7 +223,11 @@ class Chaos:
         self.tally.phases[phase] += 1
         if victim == "flow":
             self._until(lambda: False, 10)
-        print(f"{time.monotonic():.1f} {self.tag}: killed {victim} after {phase}", file=self.log, flush=True)
+        print(
+            f"{time.monotonic():.1f} {self.tag}: killed {victim} after {phase}",
+            file=self.log,
+            flush=True,
+        )
 
     def let_it_end(self) -> None:
         """Takes the night up until it is over, now without kills."""
@@ -206,9 +243,13 @@ class Chaos:
         """A finished night, whose report may still be missing, must add up after one more resume."""
         self._wait_for_flows()
         done = self.checkout.run("resume", self.tag)
-        found = adds_up.complaints(self.checkout, self.tag, self.trials, self.before, self.stands.pids)
+        found = adds_up.complaints(
+            self.checkout, self.tag, self.trials, self.before, self.stands.pids
+        )
         if done.returncode:
-            found.append(f"./run resume of the finished night ends with {done.returncode}: {done.stderr[-1000:]}")
+            found.append(
+                f"./run resume of the finished night ends with {done.returncode}: {done.stderr[-1000:]}"
+            )
         self.tally.complaints += [f"{self.tag}: {complaint}" for complaint in found]
         print(f"{time.monotonic():.1f} {self.tag}: checked: {found}", file=self.log, flush=True)
         self.tally.nights += 1
@@ -218,7 +259,9 @@ class Chaos:
         return (self.checkout.home / "nights" / self.tag / "ledger.jsonl").is_file()
 
     def _whole_night(self) -> subprocess.CompletedProcess[str]:
-        return self.checkout.run("night", "--profile", PROFILE, "--tag", self.tag, "--trials", str(self.trials))
+        return self.checkout.run(
+            "night", "--profile", PROFILE, "--tag", self.tag, "--trials", str(self.trials)
+        )
 
     def _wait_for_flows(self) -> None:
         wait_for(lambda: not self.stands.flows(), f"the end of {self.tag}", END_SECONDS)
@@ -234,7 +277,11 @@ class Chaos:
     def _command(self, *argv: str) -> None:
         environment = self.checkout.environment(NIGHTLY_TEST_MILESTONES=str(self.milestones))
         child = subprocess.Popen(
-            [sys.executable, *argv], cwd=self.checkout.folder, env=environment, stdout=self.log, stderr=self.log
+            [sys.executable, *argv],
+            cwd=self.checkout.folder,
+            env=environment,
+            stdout=self.log,
+            stderr=self.log,
         )
         self.children.append(child)
 
@@ -242,7 +289,12 @@ class Chaos:
         """Hands something to the worker. Whether it is taken is seen by what runs afterwards."""
         command = [sys.executable, "-m", "prefect", *argv]
         subprocess.run(
-            command, cwd=self.checkout.folder, env=self.stands.environment(), stdout=self.log, stderr=self.log, timeout=120
+            command,
+            cwd=self.checkout.folder,
+            env=self.stands.environment(),
+            stdout=self.log,
+            stderr=self.log,
+            timeout=120,
         )
 
     def _mark_crashed(self) -> None:
@@ -256,27 +308,41 @@ class Chaos:
                 break
             time.sleep(0.2)
         for run in left:
-            state = {"type": "CRASHED", "name": "Crashed", "message": "No heartbeat. The process or its machine is gone"}
+            state = {
+                "type": "CRASHED",
+                "name": "Crashed",
+                "message": "No heartbeat. The process or its machine is gone",
+            }
             self._ask(f"flow_runs/{run}/set_state", {"state": state, "force": True})
 
     def _deployed_runs(self, tag: str | None = None) -> list[dict[str, Any]]:
         """The flow runs of the deployment, for the night of this tag or any, the last one first."""
-        wanted = {"flows": {"name": {"any_": ["nightly-research"]}}, "sort": "EXPECTED_START_TIME_DESC", "limit": 50}
+        wanted = {
+            "flows": {"name": {"any_": ["nightly-research"]}},
+            "sort": "EXPECTED_START_TIME_DESC",
+            "limit": 50,
+        }
         runs = [run for run in self._ask("flow_runs/filter", wanted) if run["deployment_id"]]
         return [run for run in runs if tag in (None, run["parameters"].get("tag"))]
 
     def _ask(self, path: str, body: dict[str, Any]) -> Any:
         headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(f"{self.checkout.api}/{path}", json.dumps(body).encode(), headers)
+        request = urllib.request.Request(
+            f"{self.checkout.api}/{path}", json.dumps(body).encode(), headers
+        )
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.load(answer)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Kills nights at random and checks that they add up.")
+    parser = argparse.ArgumentParser(
+        description="Kills nights at random and checks that they add up."
+    )
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--trials", type=int, default=6, help="of a night; then the next one begins")
+    parser.add_argument(
+        "--trials", type=int, default=6, help="of a night; then the next one begins"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         Path(folder).chmod(0o755)  # a box's uid must reach the dataset

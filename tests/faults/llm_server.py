@@ -17,7 +17,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-FAKE_KEY = "-".join(("sk", "made", "up", "for", "tests", "0123456789" * 2))  # in no file as it is: whoever finds it has a leak
+FAKE_KEY = "-".join(
+    ("sk", "made", "up", "for", "tests", "0123456789" * 2)
+)  # in no file as it is: whoever finds it has a leak
 USAGE: dict[str, Any] = {
     "prompt_tokens": 1000,
     "completion_tokens": 100,
@@ -33,7 +35,9 @@ Step = Callable[["Exchange"], None]
 class LlmServer:
     """Answers with one step after the other, and with 500 when there is none left."""
 
-    def __init__(self, steps: Iterable[Step] | Callable[[Body], Step], transcript: Path | None = None) -> None:
+    def __init__(
+        self, steps: Iterable[Step] | Callable[[Body], Step], transcript: Path | None = None
+    ) -> None:
         self.requests: list[Body] = []
         self.authorizations: list[str | None] = []  # one for each request
         self.answered: list[int] = []  # status of each answer that was begun
@@ -42,8 +46,12 @@ class LlmServer:
         self._steps = steps if callable(steps) else iter(steps)
         self._transcript = transcript  # gets the bodies of requests, one a line
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Exchange,), {"llm": self}))
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._server = ThreadingHTTPServer(
+            ("127.0.0.1", 0), type("Handler", (Exchange,), {"llm": self})
+        )
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}
+        )
 
     @property
     def url(self) -> str:
@@ -75,7 +83,10 @@ class LlmServer:
             self.arrived.set()
             if callable(self._steps):
                 return self._steps(body)
-            return next(self._steps, status(500, f"the script has no answer to request {len(self.requests)}", NO_RETRY))
+            return next(
+                self._steps,
+                status(500, f"the script has no answer to request {len(self.requests)}", NO_RETRY),
+            )
 
 
 class Exchange(BaseHTTPRequestHandler):
@@ -101,7 +112,11 @@ class Exchange(BaseHTTPRequestHandler):
     def begin(self, code: int, headers: dict[str, str]) -> None:
         self.llm.answered.append(code)
         self.send_response(code)
-        said = {"Content-Type": "application/json", "x-request-id": f"request-{len(self.llm.requests)}", **headers}
+        said = {
+            "Content-Type": "application/json",
+            "x-request-id": f"request-{len(self.llm.requests)}",
+            **headers,
+        }
         for name, value in said.items():
             self.send_header(name, value)
         with contextlib.suppress(ConnectionError):
@@ -121,7 +136,13 @@ def message(fields: Body, reason: str | None = "stop", usage: Any = USAGE) -> St
 
     def step(exchange: Exchange) -> None:
         choice = {"index": 0, "message": {"role": "assistant", **fields}, "finish_reason": reason}
-        body = {"id": "chatcmpl-1", "object": "chat.completion", "created": 0, "model": "scripted", "choices": [choice]}
+        body = {
+            "id": "chatcmpl-1",
+            "object": "chat.completion",
+            "created": 0,
+            "model": "scripted",
+            "choices": [choice],
+        }
         exchange.send(200, body if usage is None else {**body, "usage": usage})
 
     return step
@@ -145,7 +166,11 @@ def refusal(text: str = "I cannot help with that.") -> Step:
 
 def status(code: int, body: Any, headers: dict[str, str] | None = None) -> Step:
     """Any status and body; a string is the message of an error as OpenAI sends it."""
-    content = {"error": {"message": body, "type": "scripted", "param": None, "code": None}} if isinstance(body, str) else body
+    content = (
+        {"error": {"message": body, "type": "scripted", "param": None, "code": None}}
+        if isinstance(body, str)
+        else body
+    )
     return lambda exchange: exchange.send(code, content, headers)
 
 
@@ -201,6 +226,10 @@ def replay(path: Path) -> list[Step]:
     return [
         status(codes.get(call["outcome"], 500), call["error"], NO_RETRY)
         if call["prompt_tokens"] is None
-        else message({"content": call["answer"]}, reasons.get(call["outcome"], "stop"), {name: call[name] for name in COUNTS})
+        else message(
+            {"content": call["answer"]},
+            reasons.get(call["outcome"], "stop"),
+            {name: call[name] for name in COUNTS},
+        )
         for call in map(json.loads, path.read_text().splitlines())
     ]

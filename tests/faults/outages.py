@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any, Literal
 
-from flows.server import free_port
+from flows.command_line.server import free_port
 from tests.checkouts import ROOT, Checkout
 from tests.faults.adds_up import UserTree, our_pids
 from tests.faults.small_disk import Disk
@@ -35,7 +35,9 @@ print(json.dumps(found))
 class RunningNight:
     """`./run night` of the stub's profile in a process of its own, watched through its ledger."""
 
-    def __init__(self, checkout: Checkout, tag: str, trials: int, disk: Disk | None = None, **changes: str) -> None:
+    def __init__(
+        self, checkout: Checkout, tag: str, trials: int, disk: Disk | None = None, **changes: str
+    ) -> None:
         self.checkout, self.tag = checkout, tag
         ledger = checkout.home / "nights" / tag / "ledger.jsonl"
         self.ledger = disk.inside(ledger) if disk else ledger
@@ -45,7 +47,7 @@ class RunningNight:
             *before,
             sys.executable,
             "-m",
-            "flows.cli",
+            "flows.command_line.cli",
             "night",
             "--profile",
             PROFILE,
@@ -56,7 +58,11 @@ class RunningNight:
         ]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                argv, cwd=checkout.folder, env=checkout.environment(**changes), stdout=log, stderr=log
+                argv,
+                cwd=checkout.folder,
+                env=checkout.environment(**changes),
+                stdout=log,
+                stderr=log,
             )
 
     @property
@@ -69,10 +75,17 @@ class RunningNight:
 
         def is_there() -> bool:
             with contextlib.suppress(OSError):
-                return any(wanted[0] in line and wanted[1] in line for line in self.ledger.read_text().splitlines())
+                return any(
+                    wanted[0] in line and wanted[1] in line
+                    for line in self.ledger.read_text().splitlines()
+                )
             return False
 
-        wait_for(lambda: is_there() or self.process.poll() is not None, f"{event} of trial {trial}", seconds)
+        wait_for(
+            lambda: is_there() or self.process.poll() is not None,
+            f"{event} of trial {trial}",
+            seconds,
+        )
         assert is_there(), self.said
 
     def end(self, seconds: float = 180.0) -> int:
@@ -87,7 +100,9 @@ class RunningNight:
 
 def delays(events: list[dict[str, Any]]) -> list[float]:
     """Seconds from each trial's `applied` to what the night did next."""
-    return [_seconds(b) - _seconds(a) for a, b in itertools.pairwise(events) if a["event"] == "applied"]
+    return [
+        _seconds(b) - _seconds(a) for a, b in itertools.pairwise(events) if a["event"] == "applied"
+    ]
 
 
 def _seconds(event: dict[str, Any]) -> float:
@@ -95,7 +110,12 @@ def _seconds(event: dict[str, Any]) -> float:
 
 
 def complaints(
-    checkout: Checkout, tag: str, planned: int, before: UserTree, standing: frozenset[int], disk: Disk | None = None
+    checkout: Checkout,
+    tag: str,
+    planned: int,
+    before: UserTree,
+    standing: frozenset[int],
+    disk: Disk | None = None,
 ) -> list[str]:
     """Those of `adds_up`, by a process of its own: it sees the disk, and its MLflow client has no other store open."""
     argv = [*(disk.command(ROOT) if disk else ()), sys.executable, "-c", COMPLAIN]
@@ -115,18 +135,41 @@ class MlflowServer:
     def start(self, wait: bool = True) -> None:
         home = self.checkout.home
         argv = [
-            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"),
-            *("--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--default-artifact-root", str(home / "mlartifacts")),
+            *(
+                sys.executable,
+                "-m",
+                "mlflow",
+                "server",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(self.port),
+                "--workers",
+                "1",
+            ),
+            *(
+                "--backend-store-uri",
+                f"sqlite:///{home}/mlflow.db",
+                "--default-artifact-root",
+                str(home / "mlartifacts"),
+            ),
         ]
         with (self.checkout.folder.parent / "mlflow.log").open("a") as log:
             self.process = subprocess.Popen(
-                argv, env=self.checkout.environment(), stdout=log, stderr=log, start_new_session=True
+                argv,
+                env=self.checkout.environment(),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         if wait:
             wait_for(self.is_up, "the MLflow server")
 
     def is_up(self) -> bool:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/health", timeout=2) as answer:
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(f"{self.url}/health", timeout=2) as answer,
+        ):
             return bool(answer.status == 200)
         return False
 
@@ -187,7 +230,9 @@ class Proxy:
         with near, contextlib.suppress(OSError):
             if self.does == "fail":
                 near.recv(65536)
-                near.sendall(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 4\r\nConnection: close\r\n\r\noops")
+                near.sendall(
+                    b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 4\r\nConnection: close\r\n\r\noops"
+                )
             elif self.does == "hang":
                 self._pump(near, lambda data: None)
             else:

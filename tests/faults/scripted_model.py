@@ -29,7 +29,9 @@ DECAY = "WEIGHT_DECAY = 0.2  # does nothing"
 FINAL = "FINAL_LR_FRAC = 0.0  # share of the uniform distribution"
 EMBEDDING = "EMBEDDING_LR = 0.6  # counts added to each token"
 
-CONTINUATIONS = answer("count what a token follows", (SINGLE, "    single = (counts > 0).sum(axis=0) + EMBEDDING_LR"))
+CONTINUATIONS = answer(
+    "count what a token follows", (SINGLE, "    single = (counts > 0).sum(axis=0) + EMBEDDING_LR")
+)
 DISCOUNTED = answer(
     "discount each pair, and no temperature",  # Kneser and Ney, ICASSP 1995, with the patch before
     (DECAY, f"{DECAY}\nDISCOUNT = 0.7"),
@@ -47,35 +49,53 @@ WITH_PRIOR = answer(
     (EMBEDDING, f"{EMBEDDING}\nPAIR_PRIOR = 0.001"),
     (COUNTS, "    counts = np.full((VOCAB_SIZE, VOCAB_SIZE), PAIR_PRIOR)"),
 )
-SMOOTHER = answer("a little of the uniform distribution", (FINAL, FINAL.replace("0.0", "0.01")), kind="optimizer")
+SMOOTHER = answer(
+    "a little of the uniform distribution", (FINAL, FINAL.replace("0.0", "0.01")), kind="optimizer"
+)
 FEWER = answer("less is added", (EMBEDDING, EMBEDDING.replace("0.6", "0.2")), kind="optimizer")
 CRASHING = answer("rows of an offset", (FIRST, FIRST.replace("8 *", "OFFSET *")), kind="data order")
-STILL_CRASHING = answer("rows of an offset", (FIRST.replace("8 *", "OFFSET *"), FIRST.replace("8 *", "offset *")))
-MENDED_AT_LAST = answer("rows of an offset", (FIRST.replace("8 *", "offset *"), FIRST.replace("8 *", "4 *")))
-LOUD = (
-    f"    print({INJECTED!r})\n    print({BLOCK.format('DEPTH = 3', 'DEPTH = 1')!r})\n    print(dict(__import__('os').environ))"
+STILL_CRASHING = answer(
+    "rows of an offset", (FIRST.replace("8 *", "OFFSET *"), FIRST.replace("8 *", "offset *"))
 )
+MENDED_AT_LAST = answer(
+    "rows of an offset", (FIRST.replace("8 *", "offset *"), FIRST.replace("8 *", "4 *"))
+)
+LOUD = f"    print({INJECTED!r})\n    print({BLOCK.format('DEPTH = 3', 'DEPTH = 1')!r})\n    print(dict(__import__('os').environ))"
 INJECTING = answer("a loud one", (FIRST, f"{FIRST}\n{LOUD}\n    raise RuntimeError({INJECTED!r})"))
-QUIET = answer("a quiet one", (f"{LOUD}\n    raise RuntimeError({INJECTED!r})", "    first = first + 1"))
+QUIET = answer(
+    "a quiet one", (f"{LOUD}\n    raise RuntimeError({INJECTED!r})", "    first = first + 1")
+)
 
 UNMATCHED = answer("no such line", ("    weight = 125 * MATRIX_RATE", "    weight = 1"))
 AMBIGUOUS = answer("which of them?", ("        return self", "        return None"))
-HALF = answer("half of it", ("MAX_SEQ_LEN = 64", "MAX_SEQ_LEN = 32"), ("MAX_SEQ_LENGTH = 64", "MAX_SEQ_LENGTH = 32"))
+HALF = answer(
+    "half of it",
+    ("MAX_SEQ_LEN = 64", "MAX_SEQ_LEN = 32"),
+    ("MAX_SEQ_LENGTH = 64", "MAX_SEQ_LENGTH = 32"),
+)
 COMMENT = answer("only words", (DECAY, "WEIGHT_DECAY = 0.2  # nothing at all"))
 PROSE = "I would look at the learning rate first, and then consider a larger model. Shall I go on?"
 CUT = CONTINUATIONS[: CONTINUATIONS.index("=======")]
 
 PURPOSES = {"p": "propose", "r": "repair", "f": "fix"}
-TRIALS: tuple[tuple[list[Step], list[str]], ...] = (  # what is sent for each trial, and what each call is then on record as
+TRIALS: tuple[
+    tuple[list[Step], list[str]], ...
+] = (  # what is sent for each trial, and what each call is then on record as
     ([ok(CONTINUATIONS)], ["p ok"]),
     ([ok(UNMATCHED), ok(DISCOUNTED)], ["p not_found", "r ok"]),
     ([ok(AMBIGUOUS), ok(HALF), ok(WITH_PRIOR)], ["p ambiguous", "r not_found", "r ok"]),
-    ([ok(COMMENT), ok(PROSE), ok(PROSE), ok(PROSE)], ["p no_change", "r no_edit", "r no_edit", "r no_edit"]),
+    (
+        [ok(COMMENT), ok(PROSE), ok(PROSE), ok(PROSE)],
+        ["p no_change", "r no_edit", "r no_edit", "r no_edit"],
+    ),
     ([finish("length", CUT), ok(SMOOTHER)], ["p truncated", "r ok"]),
     ([ok(CRASHING)], ["p ok", "f ok", "f ok"]),
     ([status(429, "slow down", {"retry-after": "1"}), ok(FEWER)], ["p ok"]),
     ([stall()], ["p timeout"]),
-    ([status(500, "upstream failed")] * 2 + [ok(UNMATCHED), ok(PROSE), refusal()], ["p not_found", "r no_edit", "r refusal"]),
+    (
+        [status(500, "upstream failed")] * 2 + [ok(UNMATCHED), ok(PROSE), refusal()],
+        ["p not_found", "r no_edit", "r refusal"],
+    ),
     ([html()], ["p no_completion"]),
     ([ok(INJECTING)], ["p ok", "f ok"]),
     ([status(500, "down")] * 3, ["p server_error"]),
@@ -89,6 +109,9 @@ def script() -> Callable[[Body], Step]:
     mended = iter(MENDED)
 
     def step(body: Body) -> Step:
-        return next(mended if MENDS in json.dumps(body["messages"]) else asked, status(500, "the script is over"))
+        return next(
+            mended if MENDS in json.dumps(body["messages"]) else asked,
+            status(500, "the script is over"),
+        )
 
     return step

@@ -14,7 +14,10 @@ DISK_MIB = 160
 def can_mount() -> bool:
     """Whether a disk of its own can be given to a process here: as root, with unshare(1)."""
     probe = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
-    return shutil.which("unshare") is not None and subprocess.run(probe, capture_output=True).returncode == 0
+    return (
+        shutil.which("unshare") is not None
+        and subprocess.run(probe, capture_output=True).returncode == 0
+    )
 
 
 class Disk:
@@ -44,7 +47,10 @@ class Disk:
 
     def fill(self) -> None:
         """Takes all the room there is, and leaves none for an empty file's name."""
-        with contextlib.suppress(OSError), self.inside(self.folders[0] / "fill").open("wb", buffering=0) as file:
+        with (
+            contextlib.suppress(OSError),
+            self.inside(self.folders[0] / "fill").open("wb", buffering=0) as file,
+        ):
             while True:
                 file.write(bytes(2**16))
 

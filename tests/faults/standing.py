@@ -11,20 +11,32 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from flows.server import free_port, is_healthy
+from flows.command_line.server import free_port
+from flows.state_home import is_healthy
 from tests.faults.adds_up import our_pids
 from tests.faults.stub_checkout import StubCheckout
 
-SERVER = ("-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1", "--log-level", "error")
+SERVER = (
+    "-m",
+    "uvicorn",
+    "--factory",
+    "prefect.server.api.server:create_app",
+    "--host",
+    "127.0.0.1",
+    "--log-level",
+    "error",
+)
 FLOW = (
-    "flows.cli night",
-    "flows.cli resume",
+    "flows.command_line.cli night",
+    "flows.command_line.cli resume",
     "prefect.engine",
     "prefect.runner",
     "prefect flow-run retry",
 )  # in a command line
 OVER = ("CRASHED", "FAILED", "CANCELLED", "COMPLETED")  # states of a flow run
-WAIT_SECONDS = 300.0  # a process of Prefect takes a minute to start on a machine that is busy enough
+WAIT_SECONDS = (
+    300.0  # a process of Prefect takes a minute to start on a machine that is busy enough
+)
 
 
 class Standing:
@@ -60,7 +72,7 @@ class Standing:
         wait_for(lambda: is_healthy(str(self.checkout.api)), "the Prefect server")
 
     def start_worker(self) -> None:
-        argv = [sys.executable, "-m", "flows.cli", "worker", "local"]
+        argv = [sys.executable, "-m", "flows.command_line.cli", "worker", "local"]
         self.worker = self._spawn(argv, self.environment(PREFECT_WORKER_QUERY_SECONDS="1"))
 
     def up(self) -> None:
@@ -78,7 +90,12 @@ class Standing:
 
     def _spawn(self, argv: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            argv, cwd=self.checkout.folder, env=environment, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log
+            argv,
+            cwd=self.checkout.folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=self.log,
         )
 
     @property
@@ -90,7 +107,11 @@ class Standing:
     def flows(self) -> list[int]:
         """Processes that run a night or are about to, whoever started them."""
         found = our_pids(self.checkout.home)
-        return [pid for pid, argv in found.items() if pid not in self.pids and any(part in argv for part in FLOW)]
+        return [
+            pid
+            for pid, argv in found.items()
+            if pid not in self.pids and any(part in argv for part in FLOW)
+        ]
 
     def end(self) -> None:
         """Ends all that names the state folder; every one of them was started here."""

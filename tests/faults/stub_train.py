@@ -83,7 +83,14 @@ def main() -> None:
         harness.log(step=step, tokens=tokens, loss=6.0 / step)
         if WARMDOWN_RATIO > 0.7 and step > 5:
             raise RuntimeError(f"loss nan at step {step}: training has diverged")
-    if (DEPTH, UNEMBEDDING_LR, MATRIX_LR, EMBEDDING_LR, WARMDOWN_RATIO, WEIGHT_DECAY) == (3, 0.004, 0.04, 0.6, 0.5, 0.2):
+    if (DEPTH, UNEMBEDDING_LR, MATRIX_LR, EMBEDDING_LR, WARMDOWN_RATIO, WEIGHT_DECAY) == (
+        3,
+        0.004,
+        0.04,
+        0.6,
+        0.5,
+        0.2,
+    ):
         use_as_much_as_a_training()
     harness.finish({"table": torch.Tensor(fit(counts))}, num_steps=step)
 

@@ -46,17 +46,19 @@ class WarmCommands:
 
 def serve() -> None:
     """Forks a process for each order and waits for it."""
-    from flows import server
-    from flows.cli import main
+    from flows import state_home
+    from flows.command_line.cli import main
 
-    server.configure(server.state_home())
+    state_home.configure(state_home.locate())
     import mlflow
     import optuna
 
     import flows.nightly_research
-    import tasks.chart
+    import tasks.views.chart
 
-    assert all((mlflow, optuna, flows.nightly_research, tasks.chart))  # what takes the seconds
+    assert all(
+        (mlflow, optuna, flows.nightly_research, tasks.views.chart)
+    )  # what takes the seconds
     for line in sys.stdin:
         order = json.loads(line)
         if (pid := os.fork()) == 0:

@@ -13,7 +13,7 @@ import signal
 from collections import Counter
 from pathlib import Path
 
-from tasks import milestones
+from flows.night import trial_steps
 from tasks.judge import workplace
 
 TORCH_STUB = Path(__file__).resolve().parent.parent / "torch_stub" / "torch"
@@ -32,15 +32,15 @@ def assemble_with_stub(source: str, work: Path) -> Path:
     return code
 
 
-def reached(name: str) -> None:
-    _reached[name] += 1
+def reached(step: str) -> None:
+    _reached[step] += 1
     if path := os.environ.get("NIGHTLY_TEST_MILESTONES"):
         with open(path, "a") as file:
-            file.write(f"{name}\n")
+            file.write(f"{step}\n")
     place, _, count = os.environ.get("NIGHTLY_TEST_KILL_AT", "").partition(":")
-    if name == place and _reached[name] == int(count or 1):
+    if step == place and _reached[step] == int(count or 1):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 workplace.assemble = assemble_with_stub
-milestones.reached = reached
+trial_steps.reached = reached

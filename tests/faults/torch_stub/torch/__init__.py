@@ -36,7 +36,9 @@ class Tensor:
 
     def __getitem__(self, index: Any) -> Tensor:
         parts = index if isinstance(index, tuple) else (index,)
-        return Tensor(self.array[tuple(part.array if isinstance(part, Tensor) else part for part in parts)])
+        return Tensor(
+            self.array[tuple(part.array if isinstance(part, Tensor) else part for part in parts)]
+        )
 
 
 def arange(count: int, device: str = "cpu") -> Tensor:

@@ -1,0 +1,253 @@
+"""What each command does: one function each, given the parsed arguments and the state folder, returning the exit code.
+
+Results go to stdout, everything else to stderr. Prefect is imported inside `server.prefect_api`, after its settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import configs
+from flows import state_home
+from flows.command_line import server
+from tasks.errors import UsageError
+
+JSON_FIELDS = (  # of a run, in the order that they are printed
+    *(
+        "status",
+        "reason",
+        "val_bpb",
+        "claimed_bpb",
+        "audit_gap",
+        "seconds",
+        "cpu_seconds",
+        "tokens",
+        "startup_seconds",
+    ),
+    *("isolation", "metric_version", "profile", "seed"),
+)
+
+
+def night(arguments: argparse.Namespace, home: Path) -> int:
+    _check(arguments, home)
+    with server.prefect_api(home):
+        from flows.night.night_views import Untold
+        from flows.nightly_research import nightly_research
+
+        try:
+            tag = nightly_research(
+                tag=arguments.tag,
+                profile=arguments.profile,
+                trials=arguments.trials,
+                hours=arguments.hours,
+                proposer=arguments.proposer,
+                patches=arguments.patches and str(Path(arguments.patches).resolve()),
+                seed=arguments.seed,
+                allow_unsandboxed=arguments.allow_unsandboxed,
+                model=arguments.model,
+            )
+        except Untold as over:
+            tag = over.tag
+    return _print_night(home, tag, as_json=arguments.json)
+
+
+def _check(arguments: argparse.Namespace, home: Path) -> None:
+    """What can be wrong with the profile, the webhook, the checkout and the tag is said before a server starts."""
+    from tasks.history import champion, ledger, night_folder
+    from tasks.views import notification
+
+    configs.load(arguments.profile)
+    notification.check()
+    root = champion.open_checkout(state_home.ROOT).root
+    if arguments.tag and not ledger.exists(home / "nights" / arguments.tag / night_folder.LEDGER):
+        champion.check_tag(root, arguments.tag)
+
+
+def resume(arguments: argparse.Namespace, home: Path) -> int:
+    from tasks.history import night_folder
+
+    night_folder.find(home, arguments.tag)
+    with server.prefect_api(home):
+        from flows.night.night_views import Untold
+        from flows.nightly_research import resume_night
+
+        with contextlib.suppress(Untold):
+            resume_night(arguments.tag, arguments.trials, arguments.hours)
+    return _print_night(home, arguments.tag, as_json=arguments.json)
+
+
+def trial(arguments: argparse.Namespace, home: Path) -> int:
+    source, profile = _read_candidate(arguments.file), configs.load(arguments.profile)
+    with server.prefect_api(home):
+        from flows.single_run import single_run
+
+        run = single_run(source, profile, arguments.seed, arguments.allow_unsandboxed)
+    if arguments.json:
+        print(json.dumps({name: getattr(run, name) for name in JSON_FIELDS}))
+    else:
+        score = "no score" if run.val_bpb is None else f"val_bpb {run.val_bpb:.6f}"
+        seconds = "" if run.seconds is None else f", trained {run.seconds:.1f} s"
+        print(
+            f"{run.status}: {run.reason}\n{score}, seed {run.seed}{seconds}, isolation {run.isolation}"
+        )
+    if run.status != "ok":
+        print(run.log[-4000:], file=sys.stderr)
+        if run.judge_log:
+            print(
+                f"--- the scoring boxes, which have seen validation text:\n{run.judge_log[-4000:]}",
+                file=sys.stderr,
+            )
+    return 0 if run.status == "ok" else 3
+
+
+def replay(arguments: argparse.Namespace, home: Path) -> int:
+    from tasks.history import champion, git_plumbing
+
+    profile = configs.load(arguments.profile)
+    if git_plumbing.resolve(state_home.ROOT, arguments.commit) is None:
+        raise UsageError(
+            f"there is no commit {arguments.commit!r} in {state_home.ROOT}: `git log autoresearch/TAG` lists a night's"
+        )
+    source = champion.source_at(state_home.ROOT, arguments.commit)
+    trailers = champion.trailers(state_home.ROOT, arguments.commit)
+    seeds = [int(seed) for seed in trailers.get("Seeds", "").split() if seed.isdigit()]
+    if not seeds:
+        raise UsageError(
+            f"{arguments.commit} is no candidate of a night: its message has no trailer Seeds with a run"
+        )
+    scores = []
+    with server.prefect_api(home):
+        from flows.single_run import single_run
+
+        for seed in seeds:
+            run = single_run(source, profile, seed, arguments.allow_unsandboxed)
+            if run.val_bpb is None:
+                print(f"seed {seed}: {run.status}: {run.reason}")
+                return 3
+            scores.append(run.val_bpb)
+            print(f"seed {seed}: {run.val_bpb:.6f}", file=sys.stderr)
+    print(
+        f"recorded {trailers['Val-Bpb']}, replayed {sum(scores) / len(scores):.6f} over seeds {' '.join(map(str, seeds))}"
+    )
+    return 0
+
+
+def status(arguments: argparse.Namespace, home: Path) -> int:
+    from tasks.history import night_folder
+    from tasks.views import status
+
+    night = status.describe(night_folder.find(home, arguments.tag))
+    print(json.dumps(night) if arguments.json else status.text(night))
+    return 0
+
+
+def stop(arguments: argparse.Namespace, home: Path) -> int:
+    from flows.night import interruption
+    from tasks.history import night_folder
+    from tasks.views import status
+
+    folder = night_folder.find(home, arguments.tag)
+    night = status.describe(folder)
+    if night["state"] != "running":
+        more = f"`./run resume {arguments.tag}{' --trials N' if night['state'] == 'finished' else ''}` goes on with it"
+        raise UsageError(f"night {arguments.tag} is not running: it is {night['state']}; {more}")
+    interruption.ask(folder, "./run stop")
+    print(f"night {arguments.tag} ends after its current trial")
+    return 0
+
+
+def report(arguments: argparse.Namespace, home: Path) -> int:
+    from tasks.history import night_folder
+    from tasks.views import chart, report
+
+    folder = night_folder.find(home, arguments.tag)
+    state = night_folder.read_state(folder)
+    report.write(state, folder)
+    chart.draw(state, folder / "progress.png")
+    return _print_night(home, arguments.tag, as_json=False)
+
+
+def compare(arguments: argparse.Namespace, home: Path) -> int:
+    from tasks.history import night_folder
+    from tasks.views import comparison
+
+    tags = list(dict.fromkeys(arguments.tags))
+    if len(tags) < 2:
+        raise UsageError(
+            f"compare takes the tags of at least two nights, not only {' '.join(tags)}"
+        )
+    nights = [
+        comparison.figures(night_folder.read_state(night_folder.find(home, tag))) for tag in tags
+    ]
+    if arguments.json:
+        told = [dataclasses.asdict(night) for night in nights]
+        print(json.dumps({"nights": told, "not_comparable": comparison.obstacles(nights)}))
+    else:
+        print(comparison.text(nights))
+    return 0
+
+
+def show(arguments: argparse.Namespace, home: Path) -> int:
+    from tasks.history import night_folder
+    from tasks.views import trial_story, trial_text
+
+    told = trial_story.describe(
+        night_folder.find(home, arguments.tag), state_home.ROOT, arguments.number
+    )
+    print(json.dumps(told) if arguments.json else trial_text.text(told))
+    return 0
+
+
+def rebuild(arguments: argparse.Namespace, home: Path) -> int:
+    from tasks.history import night_folder
+
+    night_folder.find(home, arguments.tag)
+    with server.prefect_api(home):
+        from flows.nightly_research import rebuild_night
+
+        rebuild_night(arguments.tag)
+    return _print_night(home, arguments.tag, as_json=False)
+
+
+def prepare(arguments: argparse.Namespace, home: Path) -> int:
+    profile = configs.load(arguments.profile)
+    with server.prefect_api(home):
+        from flows.preparation import prepare
+
+        dataset = prepare(profile)
+    print(f"prepared {profile.name}: {dataset.public.removesuffix('/public')}")
+    return 0
+
+
+def doctor(arguments: argparse.Namespace, home: Path) -> int:
+    from flows.command_line import doctor
+
+    return doctor.run(home, configs.load(arguments.profile))
+
+
+def _read_candidate(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"candidate {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"candidate {path} is not UTF-8 text: {error.reason} at byte {error.start}"
+        ) from error
+
+
+def _print_night(home: Path, tag: str, *, as_json: bool) -> int:
+    from tasks.history import night_folder
+    from tasks.views import status
+
+    folder = night_folder.find(home, tag)
+    if as_json:
+        print(json.dumps(status.scores(night_folder.read_state(folder))))
+    else:
+        print((folder / "report.md").read_text(encoding="utf-8"))
+    return 0

@@ -1,0 +1,64 @@
+"""Where a checkout keeps its state, and the settings of Prefect and MLflow that follow from it.
+
+This module imports neither: their settings must be there first.
+"""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from tasks import files
+from tasks.errors import UsageError
+
+ROOT = Path(__file__).resolve().parents[1]  # the checkout
+
+
+def locate() -> Path:
+    """$NIGHTLY_HOME, default .nightly in the checkout; made if need be. Raises UsageError if it cannot be written."""
+    home = Path(os.environ.get("NIGHTLY_HOME") or ROOT / ".nightly").expanduser().resolve()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        files.let_everybody_in(home)
+    except OSError as error:
+        raise UsageError(
+            f"NIGHTLY_HOME = {home} cannot be used: {error.strerror}. Name a folder that you own"
+        ) from error
+    return home
+
+
+def configure(home: Path) -> None:
+    """Sets what Prefect and MLflow read from the environment, before either is imported. What the user set stays."""
+    defaults = {
+        "NIGHTLY_HOME": str(home),
+        "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "60",  # deployments/automations.yaml counts on it
+        "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(home / "prefect" / "ui"),
+        "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": "%(asctime)s | %(message)s",
+        "DO_NOT_TRACK": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    for key, value in defaults.items():
+        os.environ.setdefault(key, value)
+
+
+def mlflow_uri(home: Path) -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+
+
+def is_healthy(api_url: str, seconds: float = 5.0) -> bool:
+    try:
+        with urllib.request.urlopen(f"{api_url}/health", timeout=seconds) as answer:
+            return bool(answer.status == 200)
+    except urllib.error.HTTPError as error:
+        return error.code in (
+            401,
+            403,
+            404,
+        )  # a hosted API that wants a key, or has no such page, is up
+    except (OSError, ValueError):
+        return False

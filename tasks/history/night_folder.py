@@ -1,0 +1,37 @@
+"""A night's folder, nights/<tag> in the state folder, for whoever only looks: no Prefect here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tasks.errors import UsageError
+from tasks.history import ledger
+from tasks.history.night_state import fold
+from tasks.records import NightState
+
+LEDGER = "ledger.jsonl"
+PULSE = "heartbeat.json"
+BASE = "base.py"  # source that the baseline is measured with; git has it later
+BASELINE = (
+    "baseline.json"  # what was measured of it: every score of the night is compared with these runs
+)
+PROGRAM = "program.md"  # the researcher's instructions as they were when the night began
+CALLS = "llm_calls.jsonl"
+
+
+def find(home: Path, tag: str) -> Path:
+    """The folder of a night that exists. Raises UsageError if there is none."""
+    folder = home / "nights" / tag
+    if not ledger.exists(folder / LEDGER):
+        known = sorted(
+            path.parent.name
+            for path in (home / "nights").glob(f"*/{LEDGER}")
+            if ledger.exists(path)
+        )
+        raise UsageError(f"no night {tag!r} in {home}; there are: {', '.join(known) or 'none yet'}")
+    return folder
+
+
+def read_state(folder: Path) -> NightState:
+    """Where the night of this folder is, also while another process holds it."""
+    return fold(ledger.read(folder / LEDGER))

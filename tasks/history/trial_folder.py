@@ -1,0 +1,157 @@
+"""A trial's folder, nights/<tag>/trials/<k>: what was proposed, what its runs gave, and what they printed.
+
+train.py  patch.diff  proposal.json    written as soon as it is proposed: git takes the candidate from here
+run.log  judge.log  result.json        written before it is decided; curves and figures are here and nowhere else
+attempts/<n>/                          tries that crashed before their proposer mended them: train.py, patch.diff, run.log
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import io
+import json
+import shutil
+from pathlib import Path
+
+from tasks.errors import NightlyError
+from tasks.files import FileRef
+from tasks.records import TRAIN, Proposal, RunResult, Trial
+
+
+@dataclasses.dataclass(frozen=True)
+class Waiting:
+    """A proposal that no trial was decided with yet."""
+
+    proposal: Proposal
+    parent: str  # commit of the champion that it was made against
+
+
+def write_proposal(folder: Path, current: str, proposed: Proposal, parent: str) -> None:
+    """The candidate, and its patch against the champion's source `current`, which is commit `parent`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "train.py", proposed.source)
+    _write(folder / "patch.diff", _diff(current, proposed.source))
+    told = {name: value for name, value in dataclasses.asdict(proposed).items() if name != "source"}
+    saved = {"parent": parent, "sha256": _sha256(proposed.source), "proposal": told}
+    _write(folder / "proposal.json", json.dumps(saved, indent=1))
+
+
+def read_proposal(folder: Path) -> Waiting | None:
+    """What `write_proposal` wrote; None where there is nothing, or a kill left the files of two of them.
+
+    Raises NightlyError when it is damaged.
+    """
+    try:
+        saved, source = (
+            json.loads((folder / "proposal.json").read_text(encoding="utf-8")),
+            read_source(folder),
+        )
+        return (
+            Waiting(Proposal(source=source, **saved["proposal"]), saved["parent"])
+            if saved["sha256"] == _sha256(source)
+            else None
+        )
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise NightlyError(
+            f"{folder / 'proposal.json'} is damaged ({error}): remove it, and the trial is proposed anew"
+        ) from error
+
+
+def attempts(folder: Path) -> list[str]:
+    """The sources of the tries at this trial that crashed and were mended, in their order."""
+    folders = sorted((folder / "attempts").glob("[0-9]*"), key=lambda place: int(place.name))
+    return [read_source(place) for place in folders]
+
+
+def write_mended(
+    folder: Path, current: str, mended: Proposal, parent: str, runs: tuple[RunResult, ...]
+) -> None:
+    """`write_proposal` in the place of a try that crashed in its last run, which is kept in attempts/."""
+    made = folder / "attempts" / "made"
+    shutil.rmtree(made, ignore_errors=True)  # a killed process's
+    made.mkdir(parents=True)
+    for name in ("train.py", "patch.diff"):
+        FileRef.write(made / name, (folder / name).read_bytes())
+    FileRef.write(made / "run.log", _logs(runs))
+    write_proposal(folder, current, mended, parent)
+    made.rename(made.with_name(str(len(attempts(folder)) + 1)))
+
+
+def write_result(folder: Path, runs: tuple[RunResult, ...], trial: Trial) -> None:
+    """The runs' figures and logs. A scoring box's log is kept apart: no proposer sees it."""
+    FileRef.write(folder / "run.log", _logs(runs))
+    withheld = [
+        f"--- seed {run.seed}: what the scoring boxes printed; no proposer sees it\n{run.judge_log}"
+        for run in runs
+    ]
+    FileRef.write(folder / "judge.log", "\n".join(withheld).encode("utf-8", "replace"))
+    logs_apart = ("log", "judge_log")
+    shown = [
+        {name: value for name, value in dataclasses.asdict(run).items() if name not in logs_apart}
+        for run in runs
+    ]
+    FileRef.write(
+        folder / "result.json",
+        json.dumps({"trial": dataclasses.asdict(trial), "runs": shown}, indent=1).encode(),
+    )
+
+
+def restore(folder: Path, source: str, parent: str) -> None:
+    """Candidate and patch once more, from git, where the folder was lost."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in (("train.py", source), ("patch.diff", _diff(parent, source))):
+        if not (folder / name).is_file():
+            _write(folder / name, content)
+
+
+def read_source(folder: Path) -> str:
+    """The candidate, byte for byte. Raises NightlyError when it is gone."""
+    try:
+        return (folder / "train.py").read_bytes().decode("utf-8", "surrogatepass")
+    except OSError as error:
+        raise NightlyError(
+            f"{folder / 'train.py'}: {error.strerror}, and the trial is not in git yet. Restore the file from a backup"
+        ) from error
+
+
+def read_runs(folder: Path) -> tuple[RunResult, ...]:
+    """The runs of result.json; none where that was lost: the trial's own figures are in the ledger.
+
+    Raises NightlyError when it is damaged.
+    """
+    path = folder / "result.json"
+    try:
+        return tuple(map(RunResult.from_json, json.loads(path.read_text(encoding="utf-8"))["runs"]))
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise NightlyError(
+            f"{path} is damaged ({error!r}): restore it from a backup, or remove it"
+        ) from error
+
+
+def _logs(runs: tuple[RunResult, ...]) -> bytes:
+    return "\n".join(
+        f"--- seed {run.seed}: {run.status}: {run.reason}\n{run.log}" for run in runs
+    ).encode("utf-8", "replace")
+
+
+def _sha256(source: str) -> str:
+    return hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _diff(old: str, new: str) -> str:
+    """A unified diff for `git apply`, to which a line ends at "\\n" and nowhere else, and a missing end is told."""
+    before, after = (list(io.StringIO(text, newline="\n")) for text in (old, new))
+    lines = difflib.unified_diff(before, after, f"a/{TRAIN}", f"b/{TRAIN}")
+    return "".join(
+        line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    FileRef.write(path, text.encode("utf-8", "surrogatepass"))

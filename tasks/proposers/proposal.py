@@ -1,0 +1,169 @@
+"""Proposals: what a proposer is, and the cheap checks that every proposal passes before a run is spent on it."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from configs import knobs
+from tasks.records import NightSoFar, Proposal, RunResult, Trial
+from tasks.statuses import Outcome
+
+MAX_BYTES = 64 * 1024  # upstream's train.py has 26 KiB
+MAX_LINE = 2000  # characters; a longer line is data, not code
+MAX_DEPTH = 100  # levels of the syntax tree; upstream's has 14. Deeper ones overflow the stack of whoever walks through
+CONTRACT = ("load_model", "main")
+MOST_ASKED = 5  # answers of one proposer for one trial
+
+
+class Proposer(Protocol):
+    """Makes proposals and keeps no state: all it may know is in the night so far, so a resumed night goes on alike."""
+
+    @property
+    def name(self) -> str: ...
+
+    def propose(self, night: NightSoFar) -> Proposal | None:
+        """The next proposal against the night's champion; None when there is nothing left, which ends the night."""
+
+
+@runtime_checkable
+class Researcher(Proposer, Protocol):
+    """A proposer that takes its time and can be told what went wrong. `propose` may run in a thread of its own."""
+
+    def thinks(self, night: NightSoFar) -> bool:
+        """Whether its next proposal takes long: it is then asked for while the trial before still trains."""
+
+    def mend(self, night: NightSoFar, proposal: Proposal, run: RunResult) -> Proposal | None:
+        """The same idea without the mistake that crashed its run; None when it has no better patch."""
+
+    def cancel(self) -> None:
+        """Ends what it is doing, from another thread: nobody will use it."""
+
+
+def check(source: str, seen: Mapping[str, int]) -> str | None:
+    """Why this candidate cannot be run, in one line, or None. Runs none of its code.
+
+    `seen` has the `ast_sha256` of every candidate so far and its trial number; the baseline's number is 0.
+    """
+    if (size := len(source.encode("utf-8", "surrogatepass"))) > MAX_BYTES:
+        return f"train.py has {size} bytes, the limit is {MAX_BYTES}"
+    for number, line in enumerate(source.splitlines(), start=1):
+        if len(line) > MAX_LINE:
+            return f"line {number} has {len(line)} characters, the limit is {MAX_LINE}"
+    try:
+        tree = knobs.parse(source)
+    except SyntaxError as error:
+        where = f" (line {error.lineno})" if error.lineno else ""
+        return f"train.py does not parse: {error.msg}{where}"
+    defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    if missing := [name for name in CONTRACT if name not in defined]:
+        return f"train.py defines no {' and no '.join(missing)} at module level"
+    if (depth := _depth(tree)) > MAX_DEPTH:
+        return f"train.py is nested {depth} levels deep, the limit is {MAX_DEPTH}"
+    if (digest := knobs.ast_sha256(source)) in seen:
+        return f"the same code as {f'trial {seen[str(digest)]}' if seen[str(digest)] else 'the baseline'}"
+    return _check_batch(knobs.read(source))
+
+
+def _depth(tree: ast.AST) -> int:
+    """Levels of the syntax tree."""
+    deepest, waiting = 0, [(tree, 0)]
+    while waiting:  # no recursion: the trees that matter would be too deep for it
+        node, level = waiting.pop()
+        deepest = max(deepest, level)
+        waiting.extend((child, level + 1) for child in ast.iter_child_nodes(node))
+    return deepest
+
+
+def refusal(source: str, seen: Mapping[str, int]) -> tuple[Outcome, str] | None:
+    """What `check` says, as the outcome of an answer; None for a candidate that can be run."""
+    problem = check(source, seen)
+    if problem is None:
+        return None
+    return ("already_tried" if knobs.ast_sha256(source) in seen else "unfit"), problem
+
+
+def _check_batch(found: Mapping[str, knobs.Value]) -> str | None:
+    total, rows, length = (
+        found.get(name) for name in ("TOTAL_BATCH_SIZE", "DEVICE_BATCH_SIZE", "MAX_SEQ_LEN")
+    )
+    if not (isinstance(total, int) and isinstance(rows, int) and isinstance(length, int)):
+        return None  # a candidate may compute them: then its own check speaks, at start
+    if min(total, rows, length) < 1:
+        return f"TOTAL_BATCH_SIZE {total}, DEVICE_BATCH_SIZE {rows} and MAX_SEQ_LEN {length} must be at least 1"
+    if total % (rows * length):
+        return f"TOTAL_BATCH_SIZE {total} is no multiple of DEVICE_BATCH_SIZE * MAX_SEQ_LEN = {rows * length}"
+    return None
+
+
+def ask(proposer: Proposer, night: NightSoFar) -> Proposal | None:
+    """The proposer's next proposal, with `problem` set when it cannot be run; None when it has nothing left.
+
+    A refused proposal is shown to the proposer as one more rejected trial and it is asked again, up to MOST_ASKED times
+    or until it repeats itself: a generator finds another one, a folder of patches has only this one for this trial. A
+    researcher has had its tries by then, and a problem that a proposer itself names stands.
+    """
+    refused: Proposal | None = None
+    for _ in range(MOST_ASKED):
+        proposed = proposer.propose(night)
+        if proposed is None or (refused and proposed.source == refused.source):
+            break
+        problem = None if proposed.problem else refusal(proposed.source, night.seen)
+        if problem is None:
+            return proposed
+        refused = dataclasses.replace(
+            proposed, problem=problem[1], outcome=proposed.outcome and problem[0]
+        )
+        if isinstance(proposer, Researcher) and proposed.proposer == proposer.name:
+            break
+        night = dataclasses.replace(
+            night, trials=(*night.trials, _refused(night, refused, problem[1]))
+        )
+    return refused
+
+
+def _refused(night: NightSoFar, proposed: Proposal, problem: str) -> Trial:
+    """The trial that a refused proposal would become."""
+    return Trial(
+        number=night.next_trial,
+        proposer=proposed.proposer,
+        summary=proposed.summary,
+        status="rejected_patch",
+        verdict="discard",
+        reason=problem,
+        z=None,
+        val_bpb=None,
+        scores=(),
+        seeds=(),
+        knobs=dict(knobs.read(proposed.source)),
+        ast_sha256=knobs.ast_sha256(proposed.source),
+        parent=next(
+            (
+                kept.commit
+                for kept in reversed(night.trials)
+                if kept.verdict == "keep" and kept.commit
+            ),
+            "",
+        ),
+        commit=None,
+    )
+
+
+@task(name="propose-patch", task_run_name="propose trial {night.next_trial}", cache_policy=NO_CACHE)
+def propose_patch(proposer: Proposer, night: NightSoFar) -> Proposal | None:
+    """`ask` as a Prefect task."""
+    return ask(proposer, night)
+
+
+@task(name="mend-patch", task_run_name="mend trial {night.next_trial}", cache_policy=NO_CACHE)
+def mend_patch(
+    proposer: Researcher, night: NightSoFar, proposal: Proposal, run: RunResult
+) -> Proposal | None:
+    """The proposer's other try at the same idea, None when it has none that passes the checks."""
+    mended = proposer.mend(night, proposal, run)
+    return mended if mended and check(mended.source, night.seen) is None else None

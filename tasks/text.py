@@ -1,0 +1,26 @@
+"""Text for people: candidates' words made harmless, and how numbers are written."""
+
+from __future__ import annotations
+
+import unicodedata
+
+
+def one_line(text: str) -> str:
+    """A candidate's words as one line: no control characters, direction marks or halves of surrogate pairs."""
+    visible = "".join(
+        " " if unicodedata.category(character)[0] == "C" else character for character in text
+    )
+    return " ".join(visible.split())
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def money(dollars: float | None) -> str:
+    """Cents matter in a sum, and their parts where a model is cheap; None, a price that is not known, is said."""
+    if dollars is None:
+        return "unknown"
+    if 0 < dollars < 0.1:
+        return f"${dollars:.4f}" if dollars >= 0.0001 else "under $0.0001"
+    return f"${dollars:,.2f}"

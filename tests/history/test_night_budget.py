@@ -1,0 +1,149 @@
+"""A night's budgets: pure functions of the ledger's state and of the seconds used."""
+
+import dataclasses
+import json
+import time
+from datetime import datetime, timedelta
+
+import pytest
+
+from tasks.history import night_budget
+from tasks.history.ledger import Ledger
+from tasks.history.night_state import fold
+from tasks.records import Trial
+
+NIGHT = {
+    "event": "night",
+    "time": "2026-11-21T22:00:00+00:00",
+    "v": 2,
+    "tag": "a",
+    "trials": None,
+    "hours": None,
+}
+BASELINE = {
+    "event": "baseline",
+    "time": "t",
+    "scores": [2.0, 2.1, 2.2],
+    "start_commit": "c0",
+    "wall_seconds": 100.0,
+}
+
+
+def trial(number, wall_seconds=100.0, seeds=(1,)):
+    return Trial(
+        number=number,
+        proposer="tpe",
+        summary="DEPTH 3 -> 2",
+        status="ok" if seeds else "rejected_patch",
+        verdict="discard",
+        reason="a tie",
+        z=0.0,
+        val_bpb=2.0,
+        scores=(2.0,),
+        seeds=seeds,
+        knobs={},
+        ast_sha256=None,
+        parent="c0",
+        commit="c",
+        wall_seconds=wall_seconds,
+        longest_run_seconds=wall_seconds / len(seeds) if seeds else None,
+    )
+
+
+def state(*trials, baseline=BASELINE, **header):
+    made = fold([{**NIGHT, **header}, *([baseline] if baseline else [])])
+    return dataclasses.replace(made, trials=tuple(trials))
+
+
+@pytest.mark.parametrize("used", [0.0, 1e6])
+def test_a_night_without_budgets_goes_on(used):
+    assert night_budget.over(state(), used) is None
+
+
+def test_the_last_trial_of_the_plan_ends_it():
+    assert night_budget.over(state(trial(1), trials=2), 0.0) is None
+    assert night_budget.over(state(trial(1), trial(2), trials=2), 0.0) == "all 2 trials are done"
+
+
+def test_hours_that_are_used_up_end_it():
+    assert night_budget.over(state(hours=1.0), 3600.0) == "the 1 hours are over"
+
+
+@pytest.mark.parametrize(("used", "starts"), [(3600.0 - 200.0, True), (3600.0 - 199.0, False)])
+def test_no_trial_starts_that_may_not_be_done_in_time(used, starts):
+    assert (night_budget.over(state(hours=1.0), used) is None) is starts
+
+
+def test_the_reason_has_what_is_left_and_what_is_needed():
+    assert (
+        night_budget.over(state(hours=1.0), 3450.0)
+        == "2.5 minutes of the 1 hours are left, and another trial may take 3.3 minutes"
+    )
+
+
+def test_whichever_budget_is_used_up_first_ends_it():
+    assert night_budget.over(state(trial(1), trials=1, hours=8.0), 10.0) == "its one trial is done"
+    assert night_budget.over(state(trial(1), trials=9, hours=1.0), 3600.0) == "the 1 hours are over"
+
+
+def test_the_longest_run_is_the_baselines_until_a_trial_takes_longer():
+    assert night_budget.longest_run(state(trial(1, 50.0))) == 100.0
+    assert night_budget.longest_run(state(trial(1, 150.0))) == 150.0
+
+
+def test_a_trial_of_two_runs_counts_half_for_each():
+    assert night_budget.longest_run(state(trial(1, 300.0, seeds=(1, 2)))) == 150.0
+
+
+def test_only_late_trials_tell_how_long_a_run_takes_now():
+    early = [trial(number + 1, 10.0) for number in range(night_budget.LATE)]
+    assert night_budget.longest_run(state(trial(0, 9000.0), *early)) == 100.0
+
+
+def test_a_patch_that_was_not_run_says_nothing_of_runs():
+    assert night_budget.longest_run(state(trial(1, None, seeds=()))) == 100.0
+
+
+def test_nothing_is_known_of_runs_before_the_baseline():
+    assert night_budget.longest_run(state(baseline=None)) == 0.0
+    assert night_budget.seconds_left(state(baseline=None, trials=3), 0.0) is None
+
+
+def test_seconds_left_are_those_of_the_trials_to_come():
+    assert night_budget.seconds_left(state(trial(1, 60.0), trials=4), 0.0) == 180.0
+
+
+def test_seconds_left_are_at_most_those_of_the_hours():
+    assert night_budget.seconds_left(state(trial(1, 60.0), trials=400, hours=1.0), 3000.0) == 600.0
+
+
+def test_seconds_left_are_never_negative_and_none_after_the_end():
+    assert night_budget.seconds_left(state(hours=1.0), 4000.0) == 0.0
+    assert (
+        night_budget.seconds_left(dataclasses.replace(state(trials=9), finished="all"), 0.0) == 0.0
+    )
+
+
+@pytest.mark.parametrize("days", [-1, 1])
+def test_a_clock_that_jumps_neither_ends_a_night_nor_prolongs_it(tmp_path, monkeypatch, days):
+    with Ledger.create(tmp_path / "night" / "ledger.jsonl") as book:
+        book.append("night", tag="night", trials=None, hours=1.0)
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now + days * 86400)
+        assert 0.0 <= book.used_seconds() < 600.0
+        assert night_budget.over(book.state, book.used_seconds()) is None
+
+
+@pytest.mark.parametrize("days", [-1, 1])
+def test_a_ledger_whose_times_run_backwards_counts_the_same_hours(tmp_path, days):
+    path = tmp_path / "night" / "ledger.jsonl"
+    with Ledger.create(path) as book:
+        book.append("night", tag="night", trials=None, hours=1.0)
+        book.count_used(3000.0)
+        book.append("stopped", reason="Ctrl-C", failed=False)
+    first, last = path.read_text().splitlines()
+    event = json.loads(last)
+    event["time"] = (datetime.fromisoformat(event["time"]) + timedelta(days=days)).isoformat()
+    path.write_text(f"{first}\n{json.dumps(event)}\n")
+    with Ledger.open(path) as book:
+        assert 3000.0 <= book.used_seconds() < 3600.0

@@ -1,0 +1,243 @@
+"""A night's state machine: where each sequence of events leads, and which cannot be."""
+
+import dataclasses
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from tasks.errors import NightlyError
+from tasks.history import ledger
+from tasks.history.ledger import Ledger
+from tasks.history.night_state import fold
+from tasks.records import Trial
+from tests.trials import make_trial
+
+
+def events(*rest: tuple[str, dict]) -> list[dict]:
+    """A night with its baseline, and what follows, as a reader gets it."""
+    base = {"val_bpb": 1.65, "scores": [1.64, 1.65, 1.66], "sd": 0.01, "start_commit": "c0"}
+    all_events = [("night", {"v": 1, "tag": "nov21"}), ("baseline", base), *rest]
+    lines = [
+        {"event": name, "time": f"t{i}", **fields} for i, (name, fields) in enumerate(all_events)
+    ]
+    return json.loads(json.dumps(lines))
+
+
+def decided(trial: Trial) -> tuple[str, dict]:
+    return "decided", {"trial": dataclasses.asdict(trial)}
+
+
+def applied(number: int) -> tuple[str, dict]:
+    return "applied", {"trial": number, "commit": f"c{number}"}
+
+
+def test_a_new_night_knows_its_header_only():
+    state = fold(events()[:1])
+    assert (state.header["tag"], state.baseline, state.champion, state.champion_bpb) == (
+        "nov21",
+        None,
+        None,
+        None,
+    )
+
+
+def test_the_baseline_is_the_first_champion():
+    state = fold(events())
+    assert (state.champion, state.start_commit) == ("c0", "c0")
+    assert state.champion_scores == (1.64, 1.65, 1.66)
+    assert state.groups == ((1.64, 1.65, 1.66),)
+    assert state.champion_bpb == pytest.approx(1.65)
+
+
+def test_a_trial_goes_from_in_flight_to_pending_to_applied():
+    trial = make_trial(1)
+    all_events = events(("started", {"trial": 1}), decided(trial), applied(1))
+    states = [fold(all_events[:n]) for n in (3, 4, 5)]
+    assert [(s.in_flight, s.pending, s.trials) for s in states] == [
+        (1, None, ()),
+        (None, trial, ()),
+        (None, None, (dataclasses.replace(trial, commit="c1"),)),
+    ]
+
+
+def test_a_keep_makes_the_champion_and_a_discard_does_not():
+    keep = make_trial(1, verdict="keep", scores=(1.5, 1.7), seeds=(1, 2))
+    state = fold(events(decided(keep), applied(1), decided(make_trial(2)), applied(2)))
+    assert (state.champion, state.champion_scores, state.start_commit) == ("c1", (1.5, 1.7), "c0")
+    assert state.champion_bpb == pytest.approx(1.6)
+
+
+def test_a_keep_is_no_champion_before_it_is_in_git():
+    assert fold(events(decided(make_trial(1, verdict="keep")))).champion == "c0"
+
+
+def test_only_repeats_are_groups():
+    pair = make_trial(2, scores=(1.5, 1.7), seeds=(1, 2))
+    state = fold(events(decided(make_trial(1)), applied(1), decided(pair), applied(2)))
+    assert state.groups == ((1.64, 1.65, 1.66), (1.5, 1.7))
+
+
+def test_a_trial_is_run_again_after_a_kill_and_counts_once():
+    state = fold(
+        events(
+            ("started", {"trial": 1}), ("started", {"trial": 1}), decided(make_trial(1)), applied(1)
+        )
+    )
+    assert len(state.trials) == 1
+
+
+def test_the_end_has_its_reason_and_time():
+    state = fold(events(("finished", {"reason": "all 2 trials are done"})))
+    assert (state.finished, state.updated) == ("all 2 trials are done", "t2")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        [applied(1)],
+        [decided(make_trial(1)), applied(2)],
+        [decided(make_trial(1)), applied(1), applied(1)],
+    ],
+)
+def test_an_application_without_its_decision_is_an_error(wrong):
+    with pytest.raises(NightlyError, match="was not decided just before"):
+        fold(events(*wrong))
+
+
+def test_another_format_is_refused():
+    (night,) = events()[:1]
+    with pytest.raises(NightlyError, match="format 4, this version reads 3"):
+        fold([{**night, "v": 4}])
+
+
+def test_a_ledger_without_its_first_line_is_refused():
+    with pytest.raises(NightlyError, match="no event 'night'"):
+        fold(events()[1:])
+
+
+def test_format_1_is_still_read():
+    (night, *rest) = events(decided(make_trial(1)), applied(1))
+    assert fold([{**night, "v": 1}, *rest]).used_seconds == 0.0
+    assert len(fold([{**night, "v": 1}, *rest]).trials) == 1
+
+
+def test_a_stopped_night_says_why_and_whose_wish_it_was():
+    wished = fold(events(("stopped", {"reason": "Ctrl-C", "failed": False})))
+    failed = fold(events(("stopped", {"reason": "no box could be run", "failed": True})))
+    assert (wished.stopped, wished.failed, wished.finished) == ("Ctrl-C", False, None)
+    assert (failed.stopped, failed.failed) == ("no box could be run", True)
+
+
+def test_a_trial_in_flight_survives_a_stop_and_is_run_again():
+    state = fold(
+        events(
+            ("started", {"trial": 1}),
+            ("stopped", {"reason": "Ctrl-C", "failed": False}),
+            ("resumed", {}),
+        )
+    )
+    assert (state.stopped, state.in_flight, len(state.trials)) == (None, 1, 0)
+
+
+def test_a_decision_that_was_not_applied_survives_a_stop():
+    state = fold(
+        events(
+            decided(make_trial(1)),
+            ("stopped", {"reason": "SIGTERM", "failed": False}),
+            ("resumed", {}),
+        )
+    )
+    assert state.pending == make_trial(1)
+
+
+def test_a_finished_night_goes_on_with_more_trials():
+    bounds = {"trials": 4, "hours": None}
+    (night, *rest) = events(
+        ("finished", {"reason": "all 4 trials are done"}), ("resumed", {"trials": 9})
+    )
+    state = fold([{**night, **bounds}, *rest])
+    assert (state.finished, state.header["trials"], state.header["hours"]) == (None, 9, None)
+
+
+def test_used_seconds_are_the_last_events():
+    lines = events(("started", {"trial": 1, "used": 12.5}))
+    assert fold(lines).used_seconds == 12.5
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ([decided(make_trial(2))], "decides trial 2 after 0 trials"),
+        (
+            [decided(make_trial(1)), applied(1), decided(make_trial(1))],
+            "decides trial 1 after 1 trials",
+        ),
+        ([decided(make_trial(1)), decided(make_trial(1))], "before the last one was applied"),
+        (
+            [decided(make_trial(1)), ("started", {"trial": 2})],
+            "starts trial 2 before the last one was applied",
+        ),
+        ([("night", {"v": 2, "tag": "nov22"})], "two events 'night'"),
+        ([("dreamt", {})], "does not know"),
+        ([("started", {})], "event 'started' of t2 is not whole: 'trial'"),
+        ([("decided", {"trial": {"scores": [], "seeds": [], "knobs": {}}})], "is not whole"),
+    ],
+)
+def test_events_that_cannot_follow_one_another_are_an_error(wrong, message):
+    with pytest.raises(NightlyError, match=message):
+        fold(events(*wrong))
+
+
+def test_a_refused_event_is_not_written(tmp_path):
+    path = tmp_path / "nov21" / "ledger.jsonl"
+    with Ledger.create(path) as book:
+        book.append("night", tag="nov21")
+        with pytest.raises(NightlyError, match="was not decided"):
+            book.append("applied", trial=1, commit="c1")
+        book.append("started", trial=1)
+    assert [event["event"] for event in ledger.read(path)] == ["night", "started"]
+
+
+def test_a_live_state_is_what_the_next_process_reads(tmp_path):
+    path = tmp_path / "nov21" / "ledger.jsonl"
+    with Ledger.create(path) as book:
+        for event in events(
+            ("started", {"trial": 1}), decided(make_trial(1, verdict="keep")), applied(1)
+        ):
+            book.append(
+                event.pop("event"),
+                **{name: value for name, value in event.items() if name not in ("time", "v")},
+            )
+        assert fold(ledger.read(path)) == book.state
+        assert book.state.champion == "c1"
+
+
+def test_a_clock_that_jumps_moves_no_budget(tmp_path, monkeypatch):
+    path: Path = tmp_path / "nov21" / "ledger.jsonl"
+
+    class Jumped(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime(2026, 11, 21, tzinfo=UTC) - timedelta(days=1)
+
+    with Ledger.create(path) as book:
+        book.append("night", tag="nov21")
+        monkeypatch.setattr(ledger, "datetime", Jumped)
+        book.append("started", trial=1)
+    first, second = ledger.read(path)
+    assert second["time"] < first["time"]
+    assert 0 <= first["used"] <= second["used"] < 60
+
+
+def test_a_night_that_goes_on_has_used_what_it_had(tmp_path):
+    path = tmp_path / "nov21" / "ledger.jsonl"
+    with Ledger.create(path) as book:
+        book.append("night", tag="nov21")
+        book.count_used(3600.0)
+        book.append("stopped", reason="Ctrl-C", failed=False)
+    with Ledger.open(path) as book:
+        assert 3600.0 <= book.used_seconds() < 3700.0
+        book.count_used(10.0)  # an older heartbeat takes nothing back
+        assert book.used_seconds() >= 3600.0

@@ -1,0 +1,180 @@
+"""The audit's arithmetic: what is asked, that no answer was given away, and what a difference costs."""
+
+from dataclasses import astuple
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.judge.audit import LAX, STRICT, Finding, Questions, calibrate, cross_entropy, draw
+from tasks.judge.protocol import Stopped
+
+
+def every(questions: Questions) -> int:
+    return int(questions.counted.sum())
+
+
+@given(
+    R=st.integers(1, 40),
+    T=st.integers(1, 12),
+    count=st.integers(1, 200),
+    batch_rows=st.integers(1, 9),
+    seed=st.integers(0, 2**32),
+)
+def test_no_counted_target_was_shown_before_it_was_asked(R, T, count, batch_rows, seed):
+    random = np.random.default_rng(seed)
+    questions = draw(random.random((R, T)) < 0.8, count, batch_rows, random)
+    shown: set[int] = set()  # places in the stream: row r holds r*T ... r*T+T
+    assert questions.batch_rows <= batch_rows
+    for first in range(0, len(questions.rows), questions.batch_rows):
+        members = range(first, min(first + questions.batch_rows, len(questions.rows)))
+        for k in range(questions.positions.shape[1]):
+            starts = [int(questions.rows[i]) * T for i in members]
+            ends = [
+                start + int(questions.positions[i, k])
+                for start, i in zip(starts, members, strict=True)
+            ]
+            for start, end in zip(starts, ends, strict=True):
+                shown.update(range(start, end + 1))
+            for end, i in zip(ends, members, strict=True):
+                assert end + 1 not in shown or not questions.counted[i, k]
+
+
+@given(
+    R=st.integers(1, 40),
+    T=st.integers(1, 12),
+    count=st.integers(1, 200),
+    seed=st.integers(0, 2**32),
+)
+def test_rows_and_positions_are_drawn_without_replacement(R, T, count, seed):
+    random = np.random.default_rng(seed)
+    scored = random.random((R, T)) < 0.8
+    questions = draw(scored, count, 4, random)
+    assert len(set(questions.rows)) == len(questions.rows) == min(R, count)
+    assert (np.diff(questions.positions, axis=1) > 0).all()
+    assert every(questions) <= count
+    asked = questions.counted.nonzero()
+    assert scored[questions.rows[asked[0]], questions.positions[asked]].all()
+
+
+def test_every_scored_target_is_asked_about_as_often_as_any_other():
+    random, hits, scored = np.random.default_rng(0), np.zeros((30, 8)), np.ones((30, 8), bool)
+    scored[:, 3] = False
+    for _ in range(2000):
+        questions = draw(scored, 60, 4, random)
+        np.add.at(hits, (questions.rows[:, None], questions.positions), questions.counted)
+    assert (hits[:, 3] == 0).all()
+    usual = hits[:, [0, 1, 2, 4, 5, 6]]
+    assert usual.min() > 0.8 * usual.mean()
+    assert (
+        hits[:, 7].min() > 0.3 * usual.mean()
+    )  # what the next row starts with: only where that is asked later
+
+
+def test_a_batch_of_all_rows_does_not_hide_what_the_next_row_starts_with():
+    random, last = np.random.default_rng(0), np.zeros(30)
+    for _ in range(400):
+        questions = draw(np.ones((30, 4), bool), 120, 1000, random)
+        last[questions.rows] += questions.counted[:, 3]
+    assert last.min() > 0.25 * 400
+
+
+def test_the_order_of_the_questions_cannot_be_foreseen():
+    orders = {
+        tuple(draw(np.ones((8, 4), bool), 8, 2, np.random.default_rng(seed)).rows)
+        for seed in range(50)
+    }
+    assert len(orders) > 45
+
+
+def test_losses_are_those_of_the_logits():
+    logits = np.array([[0, 0], [0, np.log(3)], [3e38, -3e38]], np.float32)
+    assert cross_entropy(logits, np.array([0, 1, 0])) == pytest.approx(
+        [np.log(2), np.log(4 / 3), 0.0]
+    )
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_fail_the_audit(bad):
+    with pytest.raises(Stopped, match="not finite") as stopped:
+        cross_entropy(np.array([[0, bad]], np.float32), np.array([0]))
+    assert stopped.value.status == "audit_failed"
+
+
+@pytest.fixture
+def asked():
+    """Questions about all 4000 targets of some rows, and honest losses: claims that differ from answers by rounding."""
+    random = np.random.default_rng(1)
+    questions = draw(np.ones((100, 40), bool), 4000, 8, random)
+    nats = random.gamma(2.0, 1.5, size=(100, 40))
+    return questions, nats
+
+
+def found(asked, thefts, tolerance=STRICT):
+    questions, nats = asked
+    claims = (nats - thefts).astype(np.float32)
+    ordered = np.take_along_axis(nats[questions.rows], questions.positions, axis=1)
+    return Finding.of(questions, claims, ordered, tolerance)
+
+
+def test_an_honest_claim_has_no_gap(asked):
+    finding = found(asked, 0.0)
+    assert finding.problem(STRICT) is None
+    assert finding.gap == 0.0
+    assert abs(finding.worst) < 1e-6
+    assert finding.asked == every(asked[0]) > 3900
+
+
+def test_one_stolen_position_fails_on_a_cpu(asked):
+    theft = np.zeros((100, 40))
+    theft[17, 5] = 0.3
+    finding = found(asked, theft)
+    assert finding.off == 1
+    assert "1 of" in finding.problem(STRICT)
+
+
+def test_a_mean_above_the_tolerance_fails_though_no_position_stands_out(asked):
+    assert found(asked, 0.0009).problem(STRICT) is not None
+    assert found(asked, 0.0009, LAX).problem(LAX) is None
+    assert found(asked, 0.0009, LAX).gap == pytest.approx(
+        0.0009, abs=1e-6
+    )  # and is added to the score
+
+
+def test_who_learns_from_the_questions_is_judged_by_the_early_ones(asked):
+    questions, nats = asked
+    learnt = np.linspace(-0.004, 0.004, len(questions.rows))[
+        :, None
+    ]  # in the order of asking: worse early, better late
+    ordered = np.take_along_axis(nats[questions.rows], questions.positions, axis=1) - learnt
+    finding = Finding.of(questions, nats.astype(np.float32), ordered, STRICT)
+    assert finding.gap == pytest.approx(0.003, rel=0.1)
+    assert finding.problem(STRICT) is not None
+
+
+def test_claims_that_are_too_high_hurt_nobody_but_the_candidate(asked):
+    assert found(asked, -0.5).problem(STRICT) is None
+
+
+def test_the_reason_says_what_was_allowed_and_shows_no_row(asked):
+    reason = found(asked, 0.02).problem(STRICT)
+    assert "claimed 0.02 nats a token less" in reason
+    assert "allowed 0.0001" in reason
+
+
+def test_a_quiet_baseline_makes_the_strictest_tolerance():
+    assert calibrate([1e-8, -3e-8, 0.0], [8e-7, 2e-7, 5e-7]) == STRICT
+    assert STRICT.allowed(4096) == 0
+
+
+def test_a_noisy_baseline_makes_a_wider_one_up_to_the_limit():
+    assert astuple(calibrate([2e-5, -3e-5], [0.004, 0.002])) == pytest.approx((3e-4, 0.04))
+    assert calibrate([0.1], [3.0]) == LAX
+    assert LAX.allowed(4096) == 16
+
+
+def test_rows_without_anything_to_score_are_our_failure():
+    questions = draw(np.zeros((3, 4), bool), 8, 2, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="no position"):
+        Finding.of(questions, np.zeros((3, 4), np.float32), np.zeros((3, 2)), STRICT)

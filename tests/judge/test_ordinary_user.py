@@ -1,0 +1,257 @@
+"""The same experiments as root and as an ordinary user: a box is made in two ways, and a score must not tell which.
+
+Root stages its mounts and drops to an account-less uid; an ordinary user has bubblewrap do it all. As root the test makes a
+user, who lives until the module is done. Run by an ordinary user it is that user's side alone.
+"""
+
+import json
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.boxes import HONEST
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+MARK = f"nightly-mark-{os.getpid()}"  # the file that an escape would leave on the host
+PLACES = (
+    "/",
+    "/etc",
+    "/usr",
+    "/usr/bin",
+    "/box",
+    "/dataset",
+    "/data",
+    "/data/d",
+    "/venv",
+    "/dev",
+    "/proc/sys/kernel",
+    "/home",
+)
+
+ESCAPE = f"""
+    import os
+    wrote = 0
+    for place in {PLACES}:
+        for crime in (lambda: open(os.path.join(place, "{MARK}"), "w").close(), lambda: os.chmod(place, 0o777)):
+            try:
+                crime()
+                wrote += 1
+            except OSError:
+                pass
+    tokens = 0
+"""
+BOMB = """
+    bomb = bytearray(2**30)
+    for first in range(0, len(bomb), 4096):
+        bomb[first] = 1
+    import time
+    time.sleep(600)
+"""
+PEEK = """
+        logits = logits + 9.0 * torch.nn.functional.one_hot(torch.roll(idx, -1, 1), 256)
+        if targets is None:
+"""
+# Weights that depend on the judge's seed, so that a score has all its digits. And a context as long as all that is scored:
+# one row, so every question is asked and in one order, and an audit, which draws at random, finds the same twice.
+SEEDED = (
+    HONEST.replace("    budget = ", "    torch.manual_seed(harness.seed())\n    budget = ")
+    .replace("torch.zeros(256)", "torch.randn(256)")
+    .replace("prepare.train_rows(MAX_SEQ_LEN)", "prepare.train_rows(8)")
+    .replace("MAX_SEQ_LEN = 8", "MAX_SEQ_LEN = 16")
+)
+
+
+def changed(old: str, new: str) -> str:
+    assert old in SEEDED
+    return SEEDED.replace(old, new)
+
+
+CANDIDATES = {  # the whole train.py, and the status it must end with
+    "honest": (SEEDED, "ok"),
+    "lie": (changed("reduction=reduction)", "reduction=reduction) * 0.97"), "audit_failed"),
+    "peek": (changed("        if targets is None:\n", PEEK.lstrip("\n")), "audit_failed"),
+    "crash": (
+        changed("    tokens = 0\n", "    raise RuntimeError('in mid-run')\n"),
+        "train_crashed",
+    ),
+    "escape": (changed("    tokens = 0\n", ESCAPE).replace("answer=42", "wrote=wrote"), "ok"),
+    "memory": (changed("    tokens = 0\n", BOMB), "out_of_memory"),
+}
+
+# Runs every candidate below a folder and prints, by name, all that two sides must agree on. Asks every question there is.
+SIDE = """
+import json, os, sys
+from pathlib import Path
+from configs import Audit
+from tasks import experiment
+from tasks.baseline import first_caps
+from tests.boxes import make_dataset, make_profile
+
+folder, mark, places = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
+seen = {"uid": os.geteuid()}
+dataset = make_dataset(folder / "dataset")
+profile = make_profile(memory_gib=0.75, tmp_mib=16).model_copy(update={"audit": Audit(positions=1024)})
+for name, source in json.load(sys.stdin).items():
+    run = experiment.run_experiment(
+        source, profile, dataset, folder / "home", seed=7, caps=first_caps(profile), isolation="bwrap",
+        worth_audit=lambda claimed: True,
+    )
+    seen[name] = {
+        "status": run.status, "val_bpb": run.val_bpb, "claimed_bpb": run.claimed_bpb, "audit_gap": run.audit_gap,
+        "tokens": run.tokens, "reason": run.reason,
+        "metrics": {name: value for name, value in run.metrics.items() if name != "tokens_per_second"},
+    }
+seen["marks"] = [str(path) for path in (*folder.rglob(mark), *(Path(place, mark) for place in places)) if path.exists()]
+print(json.dumps(seen))
+"""
+
+# Gives a process a view of the file system of its own, in which the paths after the first `--` can be reached although they
+# lie below folders closed to others, those before it: these are covered, and only the paths put back.
+COVER = """\
+stash=$1; shift; closed=; umask 022
+while [ "$1" != -- ]; do closed="$closed $1"; shift; done
+shift
+mount -t tmpfs -o mode=755 stash "$stash"
+count=0
+for path; do
+  [ "$path" != -- ] || break
+  mkdir "$stash/$count"; mount --bind "$path" "$stash/$count"; count=$((count+1))
+done
+for folder in $closed; do mount -t tmpfs -o mode=755 cover "$folder"; done
+i=0
+while [ "$1" != -- ]; do
+  mkdir -p "$1"; mount --bind "$stash/$i" "$1"; i=$((i+1)); shift
+done
+shift
+umount -l "$stash"
+exec "$@"
+"""
+
+
+def run_side(folder: Path, enter: list[str], environment: dict[str, str]):
+    """What SIDE prints, run by the command `enter` as whoever that makes it."""
+    sources = json.dumps({name: source for name, (source, _) in CANDIDATES.items()})
+    side = subprocess.run(
+        [*enter, sys.executable, "-c", SIDE, str(folder), MARK, *PLACES],
+        input=sources,
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert side.returncode == 0, side.stderr[-2000:]
+    return json.loads(side.stdout)
+
+
+def closed_above(path: Path) -> Path | None:
+    """The uppermost folder above `path` that others may not pass; None if they may pass all."""
+    return next(
+        (folder for folder in reversed(path.parents) if not folder.stat().st_mode & 0o001), None
+    )
+
+
+def as_user(user: pwd.struct_passwd, stash: Path) -> list[str]:
+    """The command that runs another one as this user, who can reach the interpreter, its packages and the checkout."""
+    needed = [Path(place).resolve() for place in (sys.base_prefix, sys.prefix, ROOT)]
+    hidden = {path: closed for path in needed if (closed := closed_above(path))}
+    shown = [
+        "sh",
+        "-ec",
+        COVER,
+        "cover",
+        str(stash),
+        *{str(closed) for closed in hidden.values()},
+        "--",
+        *map(str, hidden),
+        "--",
+    ]
+    drop = [
+        "setpriv",
+        f"--reuid={user.pw_uid}",
+        f"--regid={user.pw_gid}",
+        "--init-groups",
+        "--inh-caps=-all",
+        "--",
+    ]
+    return ["unshare", "--mount", "--propagation", "private", "--", *shown, *drop]
+
+
+@pytest.fixture(scope="module")
+def user():
+    """A user who is there for this module alone, with a home that is closed to others."""
+    if os.geteuid() != 0:
+        pytest.skip(
+            "an ordinary user runs the tests, who cannot be root as well: one side ran, and is compared with nothing"
+        )
+    if missing := [
+        tool for tool in ("useradd", "userdel", "setpriv", "unshare") if not shutil.which(tool)
+    ]:
+        pytest.skip(f"no second user can be made here: {', '.join(missing)} is missing")
+    name = f"nightly-{os.getpid()}"
+    subprocess.run(
+        ["useradd", "--create-home", "--user-group", "--shell", "/bin/false", name],
+        check=True,
+        capture_output=True,
+    )
+    try:
+        made = pwd.getpwnam(name)
+        Path(made.pw_dir).chmod(0o700)
+        yield made
+    finally:
+        subprocess.run(["userdel", "--remove", name], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory):
+    """What whoever runs the tests sees."""
+    return run_side(tmp_path_factory.mktemp("mine"), [], dict(os.environ))
+
+
+@pytest.fixture(scope="module")
+def theirs(user):
+    stash = Path(tempfile.mkdtemp(dir="/run"))
+    home = {"HOME": user.pw_dir, "USER": user.pw_name, "LOGNAME": user.pw_name}
+    clean = {
+        "PATH": "/usr/bin:/bin:/usr/sbin:/sbin",
+        "LANG": "C.UTF-8",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    try:
+        return run_side(Path(user.pw_dir), as_user(user, stash), clean | home)
+    finally:
+        stash.rmdir()
+
+
+@pytest.mark.parametrize("name", CANDIDATES)
+def test_a_candidate_ends_as_it_must_for_whoever_runs_the_tests(mine, name):
+    assert (mine["uid"], mine[name]["status"]) == (os.geteuid(), CANDIDATES[name][1])
+
+
+@pytest.mark.parametrize("name", CANDIDATES)
+def test_root_and_an_ordinary_user_get_the_same_to_the_last_bit(mine, theirs, user, name):
+    assert (mine["uid"], theirs["uid"]) == (0, user.pw_uid)
+    assert comparable(theirs[name]) == comparable(mine[name])
+
+
+def comparable(run):
+    """All of it but how much memory it had when it was seen: that is a matter of the moment."""
+    return (
+        {**run, "reason": run["reason"].partition(" used ")[0]}
+        if run["status"] == "out_of_memory"
+        else run
+    )
+
+
+@pytest.mark.parametrize("side", ["mine", "theirs"])
+def test_an_escape_wrote_nothing_on_the_host(request, side):
+    seen = request.getfixturevalue(side)
+    assert (seen["escape"]["metrics"], seen["marks"]) == ({"wrote": 0.0}, [])

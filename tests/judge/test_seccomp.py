@@ -1,0 +1,191 @@
+"""The filter: what it decides, call by call, by an interpreter of its program; and what it does in a real box."""
+
+import errno
+import os
+import platform
+import re
+import struct
+from pathlib import Path
+
+import pytest
+
+from tasks.judge import probe, seccomp
+from tasks.judge.box import open_box
+from tests.boxes import make_spec
+from tests.judge.test_box import SAY, answer
+
+HEADERS = {
+    "x86_64": Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"),
+    "aarch64": Path("/usr/include/asm-generic/unistd.h"),
+}
+ALL = (
+    seccomp.NOT_PERMITTED
+    | seccomp.NOT_THERE
+    | seccomp.NOTHING_DONE
+    | seccomp.MADVISE
+    | seccomp.CLONE
+    | seccomp.SOCKET
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    yield tmp_path
+    (tmp_path / "gate").chmod(0o755)
+
+
+def decide(program: bytes, arch: int, number: int, argument: int = 0, third: int = 0) -> int:
+    """What the kernel would return for one call: a run of the program over struct seccomp_data."""
+    data = struct.pack("=IIQQQQ", number, arch, 0, argument, 0, third)
+    lines = list(struct.iter_unpack("=HBBI", program))
+    at, word = 0, 0
+    while True:
+        code, if_true, if_false, value = lines[at]
+        at += 1
+        if code == seccomp.LOAD:
+            (word,) = struct.unpack_from("=I", data, value)
+        elif code == seccomp.RETURN:
+            return value
+        else:
+            holds = word == value if code == seccomp.IF_EQUAL else bool(word & value)
+            at += if_true if holds else if_false
+
+
+def program_for(machine: str, device: str = "cpu") -> bytes:
+    program = seccomp.program(machine, device)
+    assert program is not None
+    return program
+
+
+def on(machine: str, name: str, argument: int = 0, third: int = 0, device: str = "cpu") -> int:
+    number = seccomp.numbered([name], machine)[name]
+    return decide(program_for(machine, device), seccomp.MACHINES[machine], number, argument, third)
+
+
+@pytest.mark.parametrize("machine", seccomp.MACHINES)
+def test_every_listed_call_fails_with_its_number(machine):
+    names = seccomp.numbered(seccomp.NOT_PERMITTED, machine)
+    assert {on(machine, name) for name in names} == {seccomp.FAIL | errno.EPERM}
+    assert {on(machine, name) for name in seccomp.NOT_THERE} == {seccomp.FAIL | errno.ENOSYS}
+
+
+@pytest.mark.parametrize("machine", seccomp.MACHINES)
+def test_no_other_call_is_touched(machine):
+    program = program_for(machine)
+    listed = set(seccomp.numbered(ALL, machine).values())
+    others = set(range(600)) - listed
+    assert {decide(program, seccomp.MACHINES[machine], number) for number in others} == {
+        seccomp.ALLOW
+    }
+
+
+@pytest.mark.parametrize("machine", seccomp.MACHINES)
+def test_advice_that_throws_pages_out_of_the_cache_is_swallowed(machine):
+    assert (
+        on(machine, "fadvise64")
+        == on(machine, "madvise", third=20)
+        == on(machine, "madvise", third=21)
+        == seccomp.FAIL
+    )
+    assert on(machine, "madvise", third=4) == seccomp.ALLOW
+
+
+@pytest.mark.parametrize("machine", seccomp.MACHINES)
+@pytest.mark.parametrize(
+    "flag", [0x20000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000]
+)
+def test_clone_makes_no_namespace(machine, flag):
+    assert on(machine, "clone", flag | 17) == seccomp.FAIL | errno.EPERM
+
+
+@pytest.mark.parametrize("machine", seccomp.MACHINES)
+def test_clone_makes_processes_and_threads(machine):
+    assert {on(machine, "clone", flags) for flags in (17, 0x3D0F00, 0x1200011)} == {seccomp.ALLOW}
+
+
+@pytest.mark.parametrize("machine", seccomp.MACHINES)
+def test_only_two_families_of_sockets(machine):
+    allowed = {family for family in range(64) if on(machine, "socket", family) == seccomp.ALLOW}
+    assert allowed == {1, 16}
+    assert on(machine, "socket", 40) == seccomp.FAIL | errno.EAFNOSUPPORT
+
+
+def test_a_foreign_table_of_calls_is_death():
+    program = program_for("x86_64")
+    assert decide(program, 0x40000003, 1) == seccomp.KILL_PROCESS
+
+
+def test_the_second_table_of_x86_64_is_refused():
+    assert (
+        decide(program_for("x86_64"), seccomp.MACHINES["x86_64"], seccomp.X32 | 1)
+        == seccomp.FAIL | errno.EPERM
+    )
+
+
+def test_cuda_gets_the_call_that_its_driver_needs():
+    assert on("x86_64", "memfd_create", device="cuda") == seccomp.ALLOW
+    assert on("x86_64", "shmget", device="cuda") == seccomp.FAIL | errno.ENOSYS
+
+
+@pytest.mark.parametrize("machine", seccomp.MACHINES)
+def test_numbers_are_the_kernels(machine):
+    if not HEADERS[machine].exists():
+        pytest.skip("no kernel headers here")
+    text = HEADERS[machine].read_text()
+    known = {
+        name: int(number)
+        for name, number in re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", text)
+    }
+    ours = seccomp.numbered(ALL, machine)
+    assert {name: known[name] for name in ours if name in known} == {
+        name: ours[name] for name in ours if name in known
+    }
+    assert len(ours.keys() - known.keys()) <= 3  # headers older than a call
+
+
+def test_no_filter_for_an_unknown_machine(monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    with seccomp.descriptor("cpu") as fd:
+        assert fd is None
+
+
+@pytest.mark.skipif(platform.machine() not in seccomp.MACHINES, reason="no filter for this machine")
+def test_the_descriptor_is_the_program_from_its_start():
+    with seccomp.descriptor("cpu") as fd:
+        assert fd is not None
+        assert os.read(fd, 1 << 16) == seccomp.program(platform.machine())
+
+
+def test_without_the_filter_the_probe_says_what_is_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(seccomp, "program", lambda *_: None)
+    failed = {name for name, holds, _ in probe.probe(tmp_path / "home") if not holds}
+    assert set(probe.OWN_FILTER) | {"kernel keyring refused"} <= failed
+
+
+def test_threads_processes_and_sockets_work_under_the_filter(folder):
+    code = SAY + (
+        "\nimport multiprocessing, threading, subprocess\n"
+        "thread = threading.Thread(target=lambda: None); thread.start(); thread.join()\n"
+        "child = multiprocessing.get_context('fork').Process(target=lambda: None); child.start(); child.join()\n"
+        "socket.socketpair(); socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)\n"
+        "say([child.exitcode, subprocess.run(['true']).returncode])"
+    )
+    with open_box(make_spec(folder), ["-c", code]) as box:
+        assert answer(box) == [0, 0]
+
+
+@pytest.mark.slow
+def test_torch_trains_and_compiles_under_the_filter(folder):
+    code = SAY + (
+        "\nimport torch\ntorch.set_num_threads(1)\nmodel = torch.compile(torch.nn.Linear(8, 8))\n"
+        "optimizer = torch.optim.SGD(model.parameters(), 0.1)\nlosses = []\n"
+        "for _ in range(3):\n"
+        "    loss = model(torch.ones(4, 8)).square().mean(); losses.append(loss.item())\n"
+        "    loss.backward(); optimizer.step(); optimizer.zero_grad()\n"
+        "say([losses, os.path.isdir('/scratch/inductor')])"
+    )
+    spec = make_spec(folder, memory_bytes=4 * 2**30, tasks=256, tmp_bytes=256 * 2**20)
+    with open_box(spec, ["-c", code]) as box:
+        losses, compiled = answer(box, seconds=120)
+    assert losses[2] < losses[0]
+    assert compiled

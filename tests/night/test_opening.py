@@ -1,0 +1,129 @@
+"""What a night is opened with: no box means no night, unless a human said so; asked-for bounds replace the profile's."""
+
+import os
+from pathlib import Path
+
+import pytest
+from prefect import flow
+
+from flows import state_home
+from flows.night import isolation, night, opening
+from tasks.errors import BoxError, UsageError
+from tests import fake_docker
+from tests.boxes import make_profile
+from tests.checkouts import Checkout
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
+
+
+@flow
+def chosen(home: Path, wanted: str, allowed: bool = False) -> str:
+    return isolation.choose_isolation(home, make_profile(isolation=wanted), allowed)
+
+
+@pytest.fixture
+def without_bwrap(monkeypatch):
+    monkeypatch.setattr("tasks.judge.bwrap.find_bwrap", lambda: Path("/bin/false"))
+
+
+@pytest.fixture
+def docker(tmp_path, monkeypatch):
+    """An engine, as far as fake_docker goes."""
+    made = fake_docker.install(tmp_path / "commands")
+    monkeypatch.setenv("PATH", f"{made.parent}:{os.environ['PATH']}")
+
+
+@pytest.fixture
+def no_engine(tmp_path, monkeypatch):
+    (tmp_path / "docker").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+
+@pytest.mark.usefixtures("docker")
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_bubblewrap_box_that_holds_comes_first(tmp_path, allowed):
+    assert chosen(tmp_path, "auto", allowed) == "bwrap"
+
+
+@pytest.mark.usefixtures("without_bwrap", "docker")
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_container_comes_next_by_a_fake_docker(tmp_path, allowed):
+    assert chosen(tmp_path, "auto", allowed) == "docker"
+
+
+@pytest.mark.usefixtures("docker")
+def test_a_container_is_used_where_the_profile_names_it_by_a_fake_docker(tmp_path):
+    assert chosen(tmp_path, "docker") == "docker"
+
+
+@pytest.mark.usefixtures("without_bwrap", "docker")
+def test_no_container_is_used_where_the_profile_names_bubblewrap(tmp_path):
+    with pytest.raises(BoxError, match="bwrap: the box did not start"):
+        chosen(tmp_path, "bwrap")
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_docker_by_name_without_an_engine_is_said_with_the_remedy(tmp_path):
+    with pytest.raises(BoxError, match=r"no docker engine answers.*`docker info` must work"):
+        chosen(tmp_path, "docker")
+
+
+@pytest.mark.usefixtures("without_bwrap", "no_engine")
+def test_without_a_box_only_a_human_lets_the_night_go_on(tmp_path, caplog):
+    with pytest.raises(BoxError, match="--allow-unsandboxed"):
+        chosen(tmp_path, "auto")
+    assert chosen(tmp_path, "auto", True) == "none"
+    assert "NOT SANDBOXED" in caplog.text
+
+
+@flow
+def end_orphans(home: Path) -> None:
+    isolation.end_orphans(home, "docker")
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_a_night_in_containers_does_not_go_on_without_its_engine(tmp_path):
+    with pytest.raises(BoxError, match="does not list its containers"):
+        end_orphans(tmp_path)
+
+
+@pytest.fixture
+def header(tmp_path, monkeypatch):
+    checkout = Checkout(tmp_path)
+    monkeypatch.setattr(state_home, "ROOT", checkout.folder)
+    monkeypatch.setenv("NIGHTLY_HOME", str(checkout.home))
+
+    @flow
+    def make(**choices) -> dict:
+        none = dict.fromkeys(("trials", "hours", "proposer", "patches"))
+        request = night.Request(
+            **{**none, "profile": "laptop", "seed": 1, "allow_unsandboxed": False, **choices}
+        )
+        return opening.new_night("nov21", request)[0]
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("asked", "trials", "hours"),
+    [
+        ({}, 4, None),
+        ({"trials": 7}, 7, None),
+        ({"hours": 8.0}, None, 8.0),
+        ({"trials": 7, "hours": 8.0}, 7, 8.0),
+    ],
+)
+def test_bounds_that_are_asked_for_replace_the_profiles(header, asked, trials, hours):
+    made = header(**asked)
+    assert (made["trials"], made["hours"]) == (trials, hours)
+
+
+def test_a_proposer_that_is_not_built_is_refused_before_any_work(header):
+    with pytest.raises(UsageError, match="llm"):
+        header(proposer="llm")
+
+
+def test_a_folder_of_patches_that_is_missing_is_said_before_any_work(header, tmp_path):
+    with pytest.raises(UsageError, match="no folder of patches"):
+        header(proposer="replay", patches=str(tmp_path / "nothing"))

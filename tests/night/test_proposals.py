@@ -1,0 +1,215 @@
+"""Proposals made ahead: used as they are, carried over to a new champion, asked for again, never lost to a kill.
+
+Real command line, servers, boxes, judge and git; the model is a script on loopback, train.py the stub.
+"""
+
+import itertools
+import json
+
+import pytest
+
+from tests.faults.llm_server import FAKE_KEY, LlmServer, ok, stall, status
+from tests.faults.scripted_model import EMBEDDING, FIRST, INJECTING, SINGLE, answer
+from tests.faults.stub_checkout import PROFILE, StubCheckout
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+BETTER = answer(
+    "count what a token follows", (SINGLE, "    single = (counts > 0).sum(axis=0) + EMBEDDING_LR")
+)
+CONFLICTING = answer(
+    "another count", (SINGLE, "    single = counts.sum(axis=0) ** 0.5 + EMBEDDING_LR")
+)
+
+
+def harmless(number: int) -> str:
+    return answer(f"number {number}", (EMBEDDING, EMBEDDING.replace("0.6", f"0.60{number}")))
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ahead") / "checkout"
+    folder.mkdir()
+    return StubCheckout(folder)
+
+
+def run_night(checkout, model, tag, trials, command=(), **changes):
+    flags = (
+        "night",
+        "--profile",
+        PROFILE,
+        "--tag",
+        tag,
+        "--trials",
+        str(trials),
+        "--proposer",
+        "llm",
+    )
+    return checkout.run(
+        *(command or flags), OPENAI_BASE_URL=model.url, OPENAI_API_KEY=FAKE_KEY, **changes
+    )
+
+
+def decided(checkout, tag):
+    return [event["trial"] for event in checkout.ledger(tag) if event["event"] == "decided"]
+
+
+def calls(checkout, tag):
+    path = checkout.home / "nights" / tag / "llm_calls.jsonl"
+    return [
+        (call["trial"], call["outcome"]) for call in map(json.loads, path.read_text().splitlines())
+    ]
+
+
+def test_a_waiting_proposal_that_conflicts_with_the_new_champion_is_asked_for_again(checkout):
+    with LlmServer([ok("ready"), ok(BETTER), ok(CONFLICTING), ok(harmless(1))]) as model:
+        done = run_night(checkout, model, "conflict", 2)
+    assert done.returncode == 0, done.stderr
+    first, second = decided(checkout, "conflict")
+    assert (first["verdict"], first["note"]) == ("keep", None)
+    assert second["summary"] == "number 1"
+    assert second["note"] == "asked again: the proposal that waited did not fit the new champion"
+    assert second["usage"]["calls"] == 2
+    assert calls(checkout, "conflict") == [(0, "ok"), (1, "ok"), (2, "ok"), (2, "ok")]
+
+
+def test_the_next_proposal_is_asked_for_while_a_trial_trains_and_knows_of_it(checkout):
+    with LlmServer([ok("ready"), ok(harmless(2)), ok(harmless(3)), ok(harmless(4))]) as model:
+        done = run_night(checkout, model, "knows", 3)
+        told = [body["messages"][-1]["content"] for body in model.requests]
+    assert done.returncode == 0, done.stderr
+    assert "number 2" in told[2]
+    assert "number 2" not in told[1]
+    events = [(event["event"], event.get("trial")) for event in checkout.ledger("knows")]
+    assert ("started", 3) in events
+    began = [event["time"] for event in checkout.ledger("knows") if event["event"] == "decided"]
+    path = checkout.home / "nights" / "knows" / "llm_calls.jsonl"
+    asked = {call["trial"]: call["time"] for call in map(json.loads, path.read_text().splitlines())}
+    assert asked[2] < began[0]  # before trial 1 was decided
+    assert asked[3] < began[1]
+
+
+@pytest.mark.parametrize("where", ["started:2", "ran:2", "decided:2"])
+def test_a_kill_loses_no_proposal_that_was_paid_for(checkout, where):
+    tag = where.replace(":", "-")
+    numbers = itertools.count(5)
+    with LlmServer(
+        lambda body: ok(
+            "ready" if "ready" in str(body["messages"])[:200] else harmless(next(numbers))
+        )
+    ) as model:
+        killed = run_night(checkout, model, tag, 3, NIGHTLY_TEST_KILL_AT=where)
+        assert killed.returncode == -9, killed.stderr
+        done = run_night(checkout, model, tag, 3, command=("resume", tag))
+    assert done.returncode == 0, done.stderr
+    assert [trial["number"] for trial in decided(checkout, tag)] == [1, 2, 3]
+    asked = [
+        trial for trial, _ in calls(checkout, tag) if trial
+    ]  # but for the pings of both processes
+    assert asked[:2] == [
+        1,
+        2,
+    ]  # trial 2's was made while trial 1 trained, and taken up by the process after the kill
+    assert set(asked[2:]) == {3}
+    if where != "started:2":
+        assert asked == [1, 2, 3]
+
+
+CRASHING = answer("rows of an offset", (FIRST, FIRST.replace("8 *", "OFFSET *")), kind="data order")
+MENDED = answer(
+    "rows of an offset", (FIRST.replace("8 *", "OFFSET *"), FIRST.replace("8 *", "4 *"))
+)
+
+
+def test_a_kill_right_after_a_mend_pays_for_none_twice(checkout):
+    answers = iter([ok("ready"), ok(CRASHING), ok(MENDED), ok("ready"), ok(harmless(1))])
+    with LlmServer(lambda body: next(answers)) as model:
+        killed = run_night(checkout, model, "mend", 1, NIGHTLY_TEST_KILL_AT="mended:1")
+        assert killed.returncode == -9, killed.stderr
+        done = run_night(checkout, model, "mend", 2, command=("resume", "mend", "--trials", "2"))
+    assert done.returncode == 0, done.stderr
+    first, second = decided(checkout, "mend")
+    assert (first["status"], first["fixes"], len(first["crashed"]), first["usage"]["calls"]) == (
+        "ok",
+        1,
+        1,
+        2,
+    )
+    assert (second["summary"], second["fixes"]) == ("number 1", 0)
+    attempts = checkout.home / "nights" / "mend" / "trials" / "1" / "attempts"
+    assert [path.name for path in attempts.iterdir()] == ["1"]
+    assert "OFFSET" in (attempts / "1" / "train.py").read_text()
+
+
+def test_code_that_crashed_is_not_run_again_and_a_stop_ends_the_mending(checkout):
+    def stopping(exchange):
+        assert checkout.run("stop", "again").returncode == 0
+        stall()(exchange)
+
+    steps = [ok("ready"), ok(CRASHING), ok(MENDED), ok(CRASHING), ok(INJECTING), stopping]
+    with LlmServer(steps) as model:
+        profile = checkout.folder / "in_turn.toml"
+        profile.write_text(
+            (checkout.folder / PROFILE).read_text().replace("answer_seconds = 5", "ahead = false")
+        )
+        flags = (
+            "night",
+            "--profile",
+            str(profile),
+            "--tag",
+            "again",
+            "--trials",
+            "3",
+            "--proposer",
+            "llm",
+        )
+        done = run_night(checkout, model, "again", 3, command=flags)
+    assert done.returncode == 0, done.stderr
+    asked = [(0, "ok"), (1, "ok"), (1, "ok"), (2, "already_tried"), (2, "ok"), (2, "cancelled")]
+    assert calls(checkout, "again") == asked
+    first, second = decided(checkout, "again")
+    assert (first["fixes"], second["status"], second["fixes"]) == (1, "startup_crashed", 0)
+    assert checkout.ledger("again")[-1]["event"] == "stopped"
+
+
+def test_an_agent_researches_a_night_and_one_without_an_idea_leaves_it_to_tpe(checkout):
+    agent = checkout.folder.parent / "agent.sh"
+    agent.write_text(
+        '#!/bin/sh\ncat > /dev/null\n[ -e "$HOME/been" ] && exit 0\ntouch "$HOME/been"\n'
+        "sed -i 's/^EMBEDDING_LR = 0.6/EMBEDDING_LR = 0.5/' trainer/train.py\n"
+        "echo 'SUMMARY: add less'\necho 'KIND: optimizer'\n"
+    )
+    agent.chmod(0o755)
+    profile = checkout.folder / "agent.toml"
+    profile.write_text(
+        (checkout.folder / PROFILE).read_text() + f'\n[command]\nargv = ["{agent}"]\n'
+    )
+    flags = (
+        "night",
+        "--profile",
+        str(profile),
+        "--tag",
+        "agent",
+        "--trials",
+        "2",
+        "--proposer",
+        "command",
+    )
+    done = checkout.run(*flags, HOME=str(agent.parent))
+    assert done.returncode == 0, done.stderr
+    first, second = decided(checkout, "agent")
+    assert (first["proposer"], first["summary"], first["kind"], first["usage"]["dollars"]) == (
+        *("command", "add less", "optimizer"),
+        None,
+    )
+    assert (second["proposer"], second["outcome"]) == ("tpe", "no_change")
+    assert "has changed nothing" in second["stands_in"]
+
+
+def test_a_wrong_key_is_said_before_anything_is_measured(checkout):
+    with LlmServer([status(401, f"Incorrect API key provided: {FAKE_KEY}")]) as model:
+        done = run_night(checkout, model, "key", 2)
+    assert done.returncode == 2
+    assert "unauthorized" in done.stderr
+    assert "[key]" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not any(event["event"] == "baseline" for event in checkout.ledger("key"))

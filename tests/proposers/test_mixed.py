@@ -1,0 +1,163 @@
+"""Who proposes which trial of a mixed night, and who is asked to mend it."""
+
+import dataclasses
+
+import pytest
+
+from configs import knobs
+from tasks.proposers.mixed import MixedProposer
+from tasks.proposers.proposal import Researcher
+from tasks.proposers.tpe import TpeProposer
+from tasks.records import NightSoFar, Proposal, RunResult
+from tests.trials import make_trial
+
+CRASH = RunResult(
+    "train_crashed", "NameError", None, None, None, 1.0, 1.0, 0, 1.0, "bwrap", 1, "laptop", 1
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Thinker:
+    """A researcher that writes down what it is asked for."""
+
+    asked: list[object] = dataclasses.field(default_factory=list)
+    is_down: bool = False
+    name: str = "llm"
+
+    def propose(self, night: NightSoFar) -> Proposal:
+        self.asked.append(night)
+        return Proposal(
+            f"{night.champion}# {night.next_trial}\n",
+            "An idea",
+            "tpe" if self.is_down else self.name,
+        )
+
+    def thinks(self, night: NightSoFar) -> bool:
+        return not self.is_down
+
+    def mend(self, night: NightSoFar, proposal: Proposal, run: RunResult) -> Proposal:
+        self.asked.append((proposal, run))
+        return dataclasses.replace(proposal, note="mended")
+
+    def cancel(self) -> None:
+        self.asked.append("cancel")
+
+
+SOURCE = """DEPTH = 3
+UNEMBEDDING_LR = 0.004
+MATRIX_LR = 0.04
+def load_model(path, device): ...
+def main(): return DEPTH, UNEMBEDDING_LR, MATRIX_LR
+"""
+NIGHT = NightSoFar("t", 1, 1, SOURCE, 1.6, 1.6, dict(knobs.read(SOURCE)), ())
+
+
+def after(night: NightSoFar, proposed: Proposal | None) -> NightSoFar:
+    """The night once this proposal was tried and discarded."""
+    assert proposed is not None
+    trial = make_trial(
+        night.next_trial, knobs=dict(knobs.read(proposed.source)), proposer=proposed.proposer
+    )
+    return dataclasses.replace(
+        night, next_trial=night.next_trial + 1, trials=(*night.trials, trial)
+    )
+
+
+def turns(share: float, count: int, **changes) -> list[int]:
+    """The trials among the first `count` for which the researcher thinks."""
+    mixed = MixedProposer(Thinker(**changes), TpeProposer(), share)
+    return [
+        k for k in range(1, count + 1) if mixed.thinks(dataclasses.replace(NIGHT, next_trial=k))
+    ]
+
+
+def test_it_is_a_researcher():
+    assert isinstance(MixedProposer(Thinker(), TpeProposer(), 0.3), Researcher)
+
+
+@pytest.mark.parametrize(
+    ("share", "trials"),
+    [
+        (0.3, [4, 7, 10, 14, 17, 20]),
+        (0.1, [10, 20]),
+        (1.0, list(range(1, 21))),
+        (1, list(range(1, 21))),
+        (0.5, list(range(2, 21, 2))),
+    ],
+)
+def test_the_researchers_trials_are_spread_evenly(share, trials):
+    assert turns(share, 20) == trials
+
+
+@pytest.mark.parametrize(
+    ("share", "of", "out_of"),
+    [
+        (0.01, 1, 100),
+        (0.1, 1, 10),
+        (0.29, 29, 100),
+        (0.3, 3, 10),
+        (1 / 3, 1, 3),
+        (0.57, 57, 100),
+        (0.7, 7, 10),
+        (1.0, 1, 1),
+    ],
+)
+def test_after_every_trial_the_researcher_has_had_its_share(share, of, out_of):
+    mine = set(turns(share, 1000))
+    assert [len(mine & set(range(1, n + 1))) for n in range(1, 1001)] == [
+        n * of // out_of for n in range(1, 1001)
+    ]
+
+
+def test_each_proposes_on_its_trials_and_both_see_every_result():
+    researcher, night, made = Thinker(), NIGHT, []
+    mixed = MixedProposer(researcher, TpeProposer(), 0.5)
+    for _ in range(6):
+        made.append(mixed.propose(night))
+        night = after(night, made[-1])
+    assert [p.proposer for p in made if p] == ["tpe", "llm", "tpe", "llm", "tpe", "llm"]
+    assert [len(asked.trials) for asked in researcher.asked if isinstance(asked, NightSoFar)] == [
+        1,
+        3,
+        5,
+    ]
+    assert [
+        p.summary for p in made[::2] if p
+    ] == [  # each step once: tpe has seen its own, and no other took one
+        "DEPTH 3 -> 2",
+        "UNEMBEDDING_LR 0.004 -> 0.008",
+        "MATRIX_LR 0.04 -> 0.16",
+    ]
+
+
+def test_a_resumed_night_and_one_that_asks_again_keep_to_the_trials_proposer():
+    night = dataclasses.replace(NIGHT, next_trial=4)
+    first, second = (MixedProposer(Thinker(), TpeProposer(), 0.3).propose(night) for _ in range(2))
+    assert first == second
+    refused = dataclasses.replace(after(night, first), next_trial=4)
+    again = MixedProposer(Thinker(), TpeProposer(), 0.3).propose(refused)
+    assert again is not None
+    assert again.proposer == "llm"
+
+
+def test_a_researcher_that_cannot_think_now_keeps_its_trials():
+    assert turns(0.3, 20, is_down=True) == []
+    proposed = MixedProposer(Thinker(is_down=True), TpeProposer(), 0.3).propose(
+        dataclasses.replace(NIGHT, next_trial=4)
+    )
+    assert proposed is not None
+    assert proposed.summary == "An idea"
+
+
+def test_a_crash_goes_to_the_researcher_who_knows_its_own():
+    researcher = Thinker()
+    mixed = MixedProposer(researcher, TpeProposer(), 0.3)
+    ours = Proposal("x", "An idea", "llm")
+    assert mixed.mend(NIGHT, ours, CRASH) == dataclasses.replace(ours, note="mended")
+    assert researcher.asked == [(ours, CRASH)]
+
+
+def test_cancel_reaches_the_researcher():
+    researcher = Thinker()
+    MixedProposer(researcher, TpeProposer(), 0.3).cancel()
+    assert researcher.asked == ["cancel"]

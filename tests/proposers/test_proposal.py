@@ -1,0 +1,188 @@
+import dataclasses
+import re
+
+import pytest
+
+from configs import knobs
+from tasks.proposers import proposal
+from tasks.records import NightSoFar, Proposal
+
+GOOD = """TOTAL_BATCH_SIZE = 1024
+DEVICE_BATCH_SIZE = 8
+MAX_SEQ_LEN = 128
+
+
+def load_model(path, device):
+    return TOTAL_BATCH_SIZE, DEVICE_BATCH_SIZE, MAX_SEQ_LEN
+
+
+def main():
+    pass
+"""
+
+
+def night(**changes) -> NightSoFar:
+    start = NightSoFar("t", 1, 1, GOOD, 1.6, 1.6, dict(knobs.read(GOOD)), ())
+    return dataclasses.replace(start, **changes)
+
+
+def seen(source: str, number: int = 0) -> dict[str, int]:
+    return {knobs.ast_sha256(source) or "": number}
+
+
+class Listed:
+    """Proposes the sources of a list, the next one for every trial that it is shown."""
+
+    name = "listed"
+
+    def __init__(self, *sources: str) -> None:
+        self.sources = sources
+        self.asked: list[NightSoFar] = []
+
+    def propose(self, night: NightSoFar) -> Proposal | None:
+        self.asked.append(night)
+        number = len(night.trials)
+        return (
+            Proposal(self.sources[number], f"number {number}", self.name)
+            if number < len(self.sources)
+            else None
+        )
+
+
+def variant(number: int) -> str:
+    return GOOD + f"\n\nEXTRA = {number}\n"
+
+
+def test_a_good_candidate_passes():
+    assert proposal.check(GOOD, {}) is None
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (GOOD + "def f(:\n", r"does not parse: .* \(line 12\)"),
+        (GOOD + "\0", "does not parse"),
+        (GOOD + "(" * 1999, "does not parse"),
+        (GOOD + "# x\n" * 20_000, r"train.py has \d+ bytes, the limit is 65536"),
+        (GOOD + "# " + "x" * 2000, "line 12 has 2002 characters, the limit is 2000"),
+        (GOOD.replace("load_model", "load"), "defines no load_model at module level"),
+        (GOOD.replace("def main", "def run"), "defines no main"),
+        ("x = 1", "defines no load_model and no main"),
+        (
+            f"if x:\n    {GOOD.replace(chr(10), chr(10) + '    ')}",
+            "defines no load_model and no main",
+        ),
+        (
+            GOOD.replace("1024", "1025"),
+            r"1025 is no multiple of DEVICE_BATCH_SIZE \* MAX_SEQ_LEN = 1024",
+        ),
+        (GOOD.replace("1024", "512"), "512 is no multiple"),
+        (GOOD.replace("= 8", "= 0"), "must be at least 1"),
+        (GOOD + "A = " + "+".join("1" * 300), r"nested 30\d levels deep, the limit is 100"),
+        (GOOD + "A = " + "-" * 400 + "1", "levels deep"),
+        (GOOD + "A = x" + "(1)" * 180, "levels deep"),
+    ],
+)
+def test_a_bad_candidate_is_refused_with_one_line(source, reason):
+    problem = proposal.check(source, {})
+    assert problem is not None
+    assert re.search(reason, problem)
+    assert "\n" not in problem
+
+
+def test_batch_sizes_that_are_computed_are_left_to_the_candidate():
+    assert proposal.check(GOOD.replace("= 1024", "= 3 * MAX_SEQ_LEN"), {}) is None
+
+
+@pytest.mark.parametrize(("number", "name"), [(0, "the baseline"), (4, "trial 4")])
+def test_a_duplicate_is_refused_by_the_name_of_the_first(number, name):
+    problem = proposal.check("# a comment more\n" + GOOD, seen(GOOD, number))
+    assert problem == f"the same code as {name}"
+
+
+def test_a_proposal_that_passes_is_returned_as_it_is():
+    asked = Listed(GOOD)
+    assert proposal.ask(asked, night()) == Proposal(GOOD, "number 0", "listed")
+    assert len(asked.asked) == 1
+
+
+def test_nothing_left_to_propose_is_none():
+    assert proposal.ask(Listed(), night()) is None
+
+
+def test_a_generator_is_asked_again_after_a_duplicate():
+    proposed = proposal.ask(Listed(GOOD, GOOD + "# again", variant(1)), night(seen=seen(GOOD)))
+    assert proposed == Proposal(variant(1), "number 2", "listed")
+
+
+def test_a_generator_sees_why_it_was_refused():
+    asked = Listed(GOOD, variant(1))
+    proposal.ask(asked, night(seen=seen(GOOD, 3)))
+    (refused,) = asked.asked[1].trials
+    assert (refused.status, refused.reason, refused.number) == (
+        "rejected_patch",
+        "the same code as trial 3",
+        1,
+    )
+    assert refused.ast_sha256 == knobs.ast_sha256(GOOD)
+
+
+def test_a_generator_that_only_repeats_the_past_is_given_up():
+    sources = [variant(number) for number in range(20)]
+    past = {
+        knobs.ast_sha256(source) or "": number for number, source in enumerate(sources, start=1)
+    }
+    asked = Listed(*sources)
+    proposed = proposal.ask(asked, night(seen=past))
+    assert proposed is not None
+    assert proposed.problem == f"the same code as trial {proposal.MOST_ASKED}"
+    assert len(asked.asked) == proposal.MOST_ASKED
+
+
+def test_a_proposer_with_one_answer_is_not_asked_a_third_time():
+    asked = Listed(*[GOOD] * 9)
+    proposed = proposal.ask(asked, night(seen=seen(GOOD)))
+    assert proposed is not None
+    assert proposed.problem == "the same code as the baseline"
+    assert len(asked.asked) == 2
+
+
+def test_a_proposers_own_problem_stands():
+    class Broken:
+        name = "broken"
+
+        def propose(self, night: NightSoFar) -> Proposal:
+            return Proposal(night.champion, "x", self.name, problem="patch x does not apply")
+
+    proposed = proposal.ask(Broken(), night())
+    assert proposed is not None
+    assert proposed.problem == "patch x does not apply"
+
+
+def test_a_researcher_is_not_asked_for_minutes_again_after_a_patch_that_is_refused():
+    class Slow(Listed):
+        def thinks(self, night):
+            return True
+
+        def mend(self, night, proposal, run):
+            return None
+
+        def cancel(self):
+            pass
+
+        def propose(self, night):
+            proposed = super().propose(night)
+            return proposed and dataclasses.replace(proposed, outcome="ok")
+
+    asked = Slow(GOOD, variant(1))
+    proposed = proposal.ask(asked, night(seen=seen(GOOD)))
+    assert proposed is not None
+    assert (proposed.problem, proposed.outcome) == (
+        "the same code as the baseline",
+        "already_tried",
+    )
+    assert len(asked.asked) == 1
+
+
+def test_the_task_does_what_the_function_does():
+    assert proposal.propose_patch.fn(Listed(GOOD), night()) == proposal.ask(Listed(GOOD), night())

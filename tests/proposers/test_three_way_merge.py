@@ -1,0 +1,157 @@
+"""Merges of whole texts by the real git: exact bytes, whatever they are."""
+
+import os
+import subprocess
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tasks.errors import NightlyError
+from tasks.proposers.three_way_merge import run_git, three_way
+
+BASE = "".join(f"line {n}\n" for n in range(20))
+OURS = BASE.replace("line 2\n", "our line\n")
+THEIRS = BASE.replace("line 17\n", "their line\n")
+
+# Everything that str.splitlines would cut and git does not, halves of surrogate pairs, and marks of a conflict.
+LINE = st.one_of(
+    st.text(st.characters(exclude_characters="\n\0"), max_size=12),
+    st.sampled_from(
+        [
+            "",
+            "x",
+            "\t",
+            "a\rb",
+            "\x0c",
+            "\x85",
+            "\u2028",
+            "\ud800",
+            "\ufeff",
+            "<<<<<<< ours",
+            "=======",
+            ">>>>>>>",
+        ]
+    ),
+)
+TEXT = st.builds(
+    lambda lines, eol, last: eol.join(lines) + (eol if last else ""),
+    st.lists(LINE),
+    st.sampled_from(["\n", "\r\n"]),
+    st.booleans(),
+)
+often = settings(
+    deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+def test_changes_of_distant_lines_merge():
+    assert three_way(BASE, OURS, THEIRS) == OURS.replace("line 17\n", "their line\n")
+
+
+@pytest.mark.parametrize(
+    "theirs", [BASE.replace("line 2\n", "their line\n"), BASE.replace("line 2\n", ""), ""]
+)
+def test_changes_of_the_same_lines_conflict(theirs):
+    assert three_way(BASE, OURS, theirs) is None
+
+
+def test_the_same_change_on_both_sides_is_one_change():
+    assert three_way(BASE, OURS, OURS) == OURS
+
+
+def test_many_conflicts_are_a_conflict():
+    base, ours, theirs = (
+        "".join(f"{side} {n}\n" + "same\n" * 4 for n in range(300))
+        for side in ("base", "ours", "theirs")
+    )
+    assert three_way(base, ours, theirs) is None
+
+
+def test_marks_of_a_conflict_in_the_text_are_text():
+    marked = BASE.replace("line 10\n", "<<<<<<< ours\n=======\n>>>>>>> theirs\n")
+    merged = three_way(
+        marked,
+        marked.replace("line 2\n", "our line\n"),
+        marked.replace("line 17\n", "their line\n"),
+    )
+    assert merged == marked.replace("line 2\n", "our line\n").replace("line 17\n", "their line\n")
+
+
+def test_what_git_takes_for_binary_is_not_merged():
+    assert three_way(BASE, OURS, THEIRS + "\0") is None
+
+
+@often
+@given(base=TEXT, other=TEXT)
+def test_where_one_side_has_changed_nothing_the_other_is_the_result(base, other):
+    assert three_way(base, base, other) == other
+    assert three_way(base, other, base) == other
+
+
+@often
+@given(
+    kept=TEXT,
+    old=st.tuples(LINE, LINE),
+    new=st.tuples(LINE, LINE),
+    eol=st.sampled_from(["\n", "\r\n"]),
+    last=st.booleans(),
+)
+def test_changes_in_distant_regions_merge_to_both(kept, old, new, eol, last):
+    wall = "".join(
+        f"wall {n}{eol}" for n in range(4)
+    )  # lines that neither side has changed, between and around
+
+    def text(first: str, second: str) -> str:
+        return f"{wall}first: {first}{eol}{wall}{kept}\n{wall}second: {second}{eol if last else ''}"
+
+    assert three_way(text(*old), text(new[0], old[1]), text(old[0], new[1])) == text(*new)
+
+
+@often
+@given(base=TEXT, ours=TEXT, theirs=TEXT)
+def test_it_does_not_matter_which_side_is_ours(base, ours, theirs):
+    merged = three_way(base, ours, theirs)
+    assert three_way(base, theirs, ours) == merged
+
+
+def test_a_hostile_configuration_and_a_repository_around_play_no_part(tmp_path, monkeypatch):
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    (tmp_path / ".git" / "config").write_text("not a configuration")
+    (tmp_path / "config").write_text("not one either")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "config"))
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    assert three_way(BASE, BASE, THEIRS) == THEIRS
+    assert os.listdir(tmp_path / "tmp") == []
+
+
+def test_a_git_that_fails_is_an_error(tmp_path, monkeypatch):
+    broken = tmp_path / "git"
+    broken.write_text("#!/bin/sh\necho out of memory >&2\nexit 128\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(NightlyError, match=r"git merge-file failed \(exit 128\): out of memory"):
+        three_way(BASE, OURS, THEIRS)
+
+
+def test_git_is_given_what_it_reads_and_says_what_it_says(tmp_path):
+    done = run_git(tmp_path, "hash-object", "--stdin", given=b"x\n")
+    assert (done.returncode, done.stdout) == (0, b"587be6b4c3f93f93c489c0111bba5596147a26cb\n")
+
+
+@pytest.mark.parametrize("signal", [9, 15])
+def test_a_git_that_a_signal_has_ended_says_nothing_of_a_conflict(tmp_path, monkeypatch, signal):
+    (tmp_path / "git").write_text(f"#!/bin/sh\nkill -{signal} $$\n")
+    (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NightlyError, match=f"git merge-file was ended by signal {signal}"):
+        three_way(BASE, OURS, THEIRS)
+
+
+def test_a_ctrl_c_in_the_terminal_does_not_reach_git(tmp_path, monkeypatch):
+    (tmp_path / "git").write_text("#!/bin/sh\ntest $(ps -o pgid= -p $$) -eq $$\n")
+    (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert run_git(tmp_path, "status").returncode == 0

@@ -1,0 +1,95 @@
+"""One night a device: a second one is refused with the first one's name, and a dead one holds nothing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tasks.errors import UsageError
+from tasks.trial import device_lock
+
+ROOT = Path(__file__).resolve().parents[2]
+HOLDER = """
+import sys, time
+from pathlib import Path
+from tasks import device_lock
+with device_lock.held(Path(sys.argv[1]), "cuda-0", "night nov21"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def settings(device: str, kind: str) -> dict:
+    return {"device": device, "budget": {"kind": kind}}
+
+
+@pytest.fixture(autouse=True)
+def _all_gpus(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds cuda-0."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("device", "kind", "held"),
+    [
+        ("cpu", "flops", None),
+        ("cpu", "seconds", "cpu"),
+        ("mps", "seconds", "mps"),
+        ("cuda", "seconds", "cuda-0"),
+        ("cuda", "flops", "cuda-0"),  # memory is shared whatever the budget
+    ],
+)
+def test_what_a_night_must_have_to_itself(device, kind, held):
+    assert device_lock.device_of(settings(device, kind)) == held
+
+
+@pytest.mark.parametrize(
+    ("visible", "held"),
+    [("3", "cuda-3"), ("2,3", "cuda-2"), ("", "cuda-0"), ("MIG-GPU-ab/1/0", "cuda-MIG-GPU-ab_1_0")],
+)
+def test_the_gpu_is_the_first_that_a_box_sees(monkeypatch, visible, held):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert device_lock.device_of(settings("cuda", "seconds")) == held
+
+
+def test_a_second_night_is_refused_with_the_first_ones_name(tmp_path, holder):
+    with (
+        pytest.raises(
+            UsageError,
+            match=rf"night dec1 .* cuda-0, on which night nov21 is running \(pid {holder.pid}\)",
+        ),
+        device_lock.held(tmp_path, "cuda-0", "night dec1"),
+    ):
+        pass
+
+
+@pytest.mark.usefixtures("holder")
+@pytest.mark.parametrize("device", ["cuda-1", None])
+def test_another_device_is_free(tmp_path, device):
+    with device_lock.held(tmp_path, device, "night dec1"):
+        pass
+
+
+def test_a_dead_night_holds_nothing(tmp_path, holder):
+    holder.kill()
+    holder.wait()
+    with device_lock.held(tmp_path, "cuda-0", "night dec1"):
+        assert (tmp_path / "device-cuda-0.lock").read_text() == f"night dec1 {os.getpid()}"
+
+
+def test_a_night_without_a_device_of_its_own_leaves_no_file(tmp_path):
+    with device_lock.held(tmp_path, None, "night dec1"):
+        assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,384 @@
+"""What a person reads in the morning, made from states of every kind and looked at as files."""
+
+import dataclasses
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tasks.records import NightState
+from tasks.usage import Usage
+from tasks.views import chart, report
+from tests.trials import crash, keep, make_state, make_trial
+
+ASKING = {
+    "proposer": "llm",
+    "settings": {"llm": {"model": "m|1"}},
+    "program": {"name": "program.md", "sha256": "5a" * 32},
+}
+SPENT = Usage(calls=2, prompt_tokens=12_000, completion_tokens=800, dollars=0.75)
+STATES = {
+    "nothing yet": make_state(
+        baseline=None, start_commit=None, champion=None, champion_scores=(), finished=None
+    ),
+    "baseline only": make_state(finished=None, in_flight=1),
+    "all crashed": make_state(crash(1), crash(2)),
+    "one kept": make_state(keep()),
+    "of all kinds": make_state(
+        make_trial(1),
+        keep(2, summary="a $x^2 \x1b[31m"),
+        crash(3),
+        keep(4, 1.5),
+        make_trial(5, val_bpb=9.0),
+    ),
+    "of a model": make_state(
+        keep(1, proposer="llm", kind="optimizer", outcome="ok", usage=SPENT),
+        crash(2, proposer="llm", kind="data order", outcome="ok", fixes=2, usage=SPENT),
+        make_trial(3, stands_in="timeout", outcome="timeout", usage=Usage(1, 0, 0, 0.0)),
+        keep(4, 1.5, stands_in="the night has used 9 of 8 tokens"),
+        make_trial(5, stands_in="the night has used 9 of 8 tokens"),
+        header=ASKING,
+    ),
+    "no sd": make_state(keep(), baseline={"val_bpb": 1.65, "scores": [1.65]}),
+    "many": make_state(
+        *(keep(k, 1.65 - 0.001 * k) if k % 3 == 0 else make_trial(k) for k in range(1, 120))
+    ),
+}
+each_state = pytest.mark.parametrize("state", STATES.values(), ids=STATES)
+
+
+def row(state: NightState, number: int) -> list[str]:
+    """The cells of a trial in the report's table."""
+    (line,) = [
+        line for line in report.markdown(state).splitlines() if line.startswith(f"| {number} |")
+    ]
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def read_png(path: Path) -> np.ndarray:
+    from matplotlib.image import imread
+
+    return imread(path)[..., :3]
+
+
+def pixels(image: np.ndarray, colour: str) -> int:
+    """How many pixels have just this colour."""
+    wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return int((np.abs(image - wanted).max(axis=-1) < 0.01).sum())
+
+
+def test_results_are_upstreams_columns_with_the_baseline_first():
+    table = [
+        line.split("\t")
+        for line in report.results_tsv(make_state(keep(), make_trial(2), crash(3))).splitlines()
+    ]
+    assert table == [
+        ["commit", "val_bpb", "memory_gb", "status", "description"],
+        ["abcdefa", "1.650000", "", "keep", "baseline"],
+        ["0123456", "1.600000", "1.5", "keep", "DEPTH 3 -> 2"],
+        ["0123456", "1.660000", "1.5", "discard", "DEPTH 3 -> 2"],
+        ["0123456", "", "", "crash", "DEPTH 3 -> 2"],
+    ]
+
+
+def test_a_description_breaks_no_row():
+    text = report.results_tsv(make_state(make_trial(summary="a\tb\nc\r\x0b\x1b[2Jd\u2028e")))
+    assert text.splitlines()[2].split("\t")[4] == "a b c [2Jd e"
+
+
+@each_state
+def test_results_have_five_cells_a_row(state):
+    assert {line.count("\t") for line in report.results_tsv(state).split("\n")[:-1]} == {4}
+
+
+def test_the_headline_is_the_gain_over_the_baseline():
+    text = report.markdown(make_state(keep(), make_trial(2), crash(3)))
+    assert (
+        "**1.600000 bits per byte, 0.050000 (3.03%, 5.0 sd of one run) better than the baseline's 1.650000.**"
+        in text
+    )
+    assert "3 trials: 1 kept, 1 discarded, 1 stopped. Wall time 8 h 05 min." in text
+
+
+def test_a_keep_that_is_simpler_but_worse_is_not_called_better():
+    assert "0.010000 (0.61%, 1.0 sd of one run) worse than the baseline's" in report.markdown(
+        make_state(keep(1, 1.66))
+    )
+
+
+def test_a_night_without_a_keep_says_so():
+    assert "Nothing was kept: the baseline stands at 1.650000" in report.markdown(
+        make_state(make_trial())
+    )
+    assert "git merge" not in report.markdown(make_state(make_trial()))
+
+
+def test_a_night_that_is_not_over_says_how_to_go_on():
+    text = report.markdown(make_state(make_trial(), finished=None, in_flight=2))
+    assert "not over (trial 2 is under way)" in text
+    assert "./run resume nov21" in text
+
+
+def test_a_trial_is_a_row_with_its_difference_and_reason():
+    state = make_state(keep(), crash(2))
+    assert row(state, 1) == [
+        "1",
+        "DEPTH 3 -> 2",
+        "**keep**",
+        "1.600000",
+        "-0.050000",
+        "4.00",
+        "1",
+        "better",
+    ]
+    assert row(state, 2) == [
+        "2",
+        "DEPTH 3 -> 2",
+        "stopped: train_crashed",
+        "-",
+        "-",
+        "-",
+        "0",
+        "RuntimeError: boom",
+    ]
+
+
+def test_what_is_unknown_is_a_dash_and_never_none_or_zero():
+    text = report.markdown(STATES["nothing yet"])
+    assert "None\n" not in text
+    assert "None " not in text.replace("None yet", "")
+    assert "- hardware: -" in text
+    assert "The baseline is not measured yet" in text
+
+
+def test_trust_tells_of_noise_runs_selection_audit_and_isolation():
+    text = report.markdown(make_state(keep(score=1.6)))
+    for said in (
+        "sd 0.01",
+        "3 runs (seeds 1, 2, 3)",
+        "mean of 1 run: 1.600000",
+        "Selection:",
+        "bwrap",
+    ):
+        assert said in text
+
+
+@pytest.mark.parametrize(
+    ("trials", "said"),
+    [
+        ((make_trial(),), "no score came near a keep"),
+        (
+            (keep(audit_gap=0.0), make_trial(2)),
+            "in 1 of 2 trials. 0 failed it; the claims of the rest were at most 0.000000",
+        ),
+        (
+            (keep(audit_gap=2e-5), crash(2, status="audit_failed", audit_gap=3.0)),
+            "1 failed it; the claims of the rest were at most 0.000020",
+        ),
+        ((crash(status="audit_failed", audit_gap=3.0),), "1 failed it."),
+        ((keep(), keep(2, audit_gap=0.0)), "NOT DONE for what was kept (trial 1)"),
+    ],
+)
+def test_trust_tells_what_was_audited(trials, said):
+    assert said in report.markdown(make_state(*trials))
+
+
+def test_a_night_that_asked_a_model_says_what_it_cost():
+    text = report.markdown(STATES["of a model"])
+    for said in (
+        "## What it cost",
+        "- Requests to a language model, for these trials: 5. Tokens: 25,600, 24,000 of prompts and 1,600 of answers.",
+        "- Dollars: $1.50, $1.50 for each keep of the model's own.",
+        "- Proposals by outcome of their last request: ok 2, timeout 1.",
+        "- Keeps by kind: optimizer 1, knobs 1.",
+        "- tpe stood in for the model in 3 of its 5 trials (60%):\n"
+        "  - 2 trials (4, 5): the night has used 9 of 8 tokens\n  - 1 trial (3): timeout\n",
+        "- model: m\\|1\n- program: program.md, sha256 5a5a5a5a5a5a\n",
+    ):
+        assert said in text
+
+
+def test_a_night_without_prices_says_that_its_cost_is_unknown():
+    text = report.markdown(
+        make_state(keep(1, proposer="llm", usage=Usage(1, 10, 10, None)), header=ASKING)
+    )
+    assert "- Dollars: unknown: no prices in the profile.\n" in text
+    assert "$" not in text
+
+
+def test_a_night_whose_model_never_failed_names_no_fallback():
+    state = make_state(make_trial(1, proposer="llm", outcome="ok", usage=SPENT), header=ASKING)
+    assert "stood in" not in report.markdown(state)
+
+
+def test_a_model_without_a_keep_of_its_own_has_no_price_of_one():
+    stand_in = keep(2, stands_in="timeout: no answer")
+    text = report.markdown(
+        make_state(
+            make_trial(1, proposer="llm", outcome="ok", usage=SPENT), stand_in, header=ASKING
+        )
+    )
+    assert "- Dollars: $0.75.\n" in text
+
+
+def test_the_trials_that_are_tpes_in_a_mixed_night_are_nobodys_stand_ins():
+    trials = [
+        make_trial(1),
+        make_trial(2),
+        keep(3, proposer="llm", usage=SPENT),
+        keep(4, stands_in="timeout: x"),
+    ]
+    text = report.markdown(make_state(*trials, header={**ASKING, "proposer": "mixed"}))
+    assert (
+        "- tpe stood in for the model in 1 of its 2 trials (50%):\n  - 1 trial (4): timeout: x\n"
+        in text
+    )
+    assert "$0.75 for each keep of the model's own" in text
+
+
+def test_an_endpoints_words_are_text_and_not_endless():
+    trials = [
+        make_trial(k, stands_in=f"bad_request: <b> `x` | {'y' * 999}\n# z") for k in range(1, 12)
+    ]
+    (line,) = [
+        line
+        for line in report.markdown(make_state(*trials, header=ASKING)).splitlines()
+        if "bad_request" in line
+    ]
+    assert line.startswith(
+        "  - 11 trials (1, 2, 3, 4, 5, 6, 7, 8, ...): bad_request: \\<b> \\`x\\` \\| yyy"
+    )
+    assert len(line) < 300
+
+
+def test_what_an_agent_cost_is_unknown_and_what_it_did_is_said():
+    usage = Usage(dollars=None)
+    trials = [
+        keep(1, proposer="command", outcome="ok", kind="schedule", usage=usage),
+        make_trial(2, proposer="command", outcome="unfit", status="rejected_patch", usage=usage),
+        make_trial(3, outcome="timeout", stands_in="the command was not done after 600 s"),
+    ]
+    text = report.markdown(make_state(*trials, header={"proposer": "command"}))
+    for said in (
+        "## What it cost",
+        "- Dollars and tokens: unknown: the command has an account of its own.",
+        "- Proposals by outcome: ok 1, unfit 1, timeout 1.",
+        "- Keeps by kind: schedule 1.",
+        "- tpe stood in for the command in 1 of its 3 trials (33%):\n  - 1 trial (3): the command was not done after 600 s\n",
+    ):
+        assert said in text
+    assert "$" not in text
+    assert "equests to a language model" not in text
+
+
+def test_the_table_says_who_proposed_where_there_were_several():
+    state = make_state(keep(1, proposer="llm"), make_trial(2))
+    assert row(state, 1)[:4] == ["1", "DEPTH 3 -> 2", "llm", "**keep**"]
+    assert row(state, 2)[:4] == ["2", "DEPTH 3 -> 2", "tpe", "discard"]
+    table = [line for line in report.markdown(state).splitlines() if line.startswith("|")]
+    assert table[0].startswith("| # | what | by | verdict |")
+    assert {line.count("|") for line in table} == {10}
+
+
+@pytest.mark.parametrize("name", [name for name in STATES if name != "of a model"])
+def test_a_night_that_asked_no_model_says_nothing_of_cost(name):
+    text = report.markdown(STATES[name])
+    assert "What it cost" not in text
+    assert "- model:" not in text
+    assert "- program:" not in text
+
+
+def test_an_unusual_start_up_is_named():
+    text = report.markdown(
+        make_state(make_trial(unusual="start-up took 95 s, the baseline's 40 s"))
+    )
+    assert "- Unusual: trial 1: start-up took 95 s, the baseline's 40 s." in text
+
+
+def test_a_night_without_a_sandbox_says_so_loudly():
+    state = make_state(keep())
+    text = report.markdown(dataclasses.replace(state, header={**state.header, "isolation": "none"}))
+    assert "Isolation: NONE" in text
+
+
+def test_the_next_steps_name_the_branch_and_the_first_commit():
+    text = report.markdown(make_state(keep()))
+    assert "git diff abcdefa autoresearch/nov21 -- trainer/train.py" in text
+    assert "git show refs/trials/nov21/1" in text
+    assert "./run show nov21 1" in text
+    assert "./run compare nov21 TAG" in text
+
+
+def test_provenance_says_what_it_started_from():
+    state = make_state(keep())
+    detached = dataclasses.replace(state, header={**state.header, "branch": None, "dirty": True})
+    assert "- started from: main at fffffff\n" in report.markdown(state)
+    assert (
+        "- started from: a detached HEAD at fffffff with uncommitted changes\n"
+        in report.markdown(detached)
+    )
+
+
+def test_a_candidates_words_are_text():
+    evil = "![x](http://evil) | <img src=y> `rm` **b**\n# head\x1b]0;title\x07"
+    cells = row(make_state(crash(summary=evil, reason=evil)), 1)
+    assert (
+        cells[1]
+        == cells[7]
+        == r"!\[x](http://evil) \| \<img src=y> \`rm\` \*\*b\*\* # head ]0;title"
+    )
+
+
+@each_state
+def test_every_state_has_a_report_and_a_chart(state, tmp_path):
+    report.write(state, tmp_path)
+    chart.draw(state, tmp_path / "progress.png")
+    assert sorted(os.listdir(tmp_path)) == ["progress.png", "report.md", "results.tsv"]
+    assert (tmp_path / "report.md").read_text() == report.markdown(state)
+    assert read_png(tmp_path / "progress.png").shape == (600, 1200, 3)
+
+
+def test_writing_again_replaces_whole_files(tmp_path):
+    path = tmp_path / "progress.png"
+    chart.draw(make_state(keep()), path)
+    first = path.read_bytes()
+    chart.draw(make_state(keep(), crash(2)), path)
+    assert path.read_bytes() != first
+    chart.draw(make_state(keep()), path)
+    assert path.read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("trial", "colour"),
+    [
+        (keep(), chart.GREEN),
+        (make_trial(), chart.GREY),
+        (make_trial(val_bpb=9.0), chart.GREY),
+        (crash(), chart.RED),
+    ],
+    ids=["keep", "lost", "above", "crash"],
+)
+def test_each_outcome_has_its_colour_in_the_chart(tmp_path, trial, colour):
+    chart.draw(make_state(), tmp_path / "before.png")
+    chart.draw(make_state(trial), tmp_path / "after.png")
+    before, after = (
+        pixels(read_png(tmp_path / name), colour) for name in ("before.png", "after.png")
+    )
+    assert after > before + 20
+
+
+def test_a_hopeless_score_does_not_flatten_the_chart():
+    low, top = chart._limits(STATES["of all kinds"])
+    assert low < 1.5 < 1.66 < top < 2.5
+
+
+def test_no_more_labels_than_can_be_read():
+    kept = [
+        (trial.number, trial.val_bpb or 0.0, trial)
+        for trial in STATES["many"].trials
+        if trial.verdict == "keep"
+    ]
+    labelled = chart._labelled(kept, 120, 0.2)
+    assert 1 < len(labelled) <= chart.LABELLED < len(kept)

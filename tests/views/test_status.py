@@ -1,0 +1,412 @@
+"""What `./run status` says of a night is true: while it runs, after its end, and however it ended."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tasks.history import heartbeat, ledger, night_folder
+from tasks.judge import watchdog
+from tasks.usage import Usage
+from tasks.views import status
+from tests.faults.standing import wait_for
+from tests.faults.stub_checkout import PROFILE, StubCheckout
+from tests.trials import make_call, make_trial, write_calls
+
+HEADER = {"tag": "nov21", "trials": 4, "hours": 2.0, "profile": "laptop"}
+BASELINE = {
+    "val_bpb": 1.65,
+    "scores": [1.64, 1.65, 1.66],
+    "sd": 0.01,
+    "start_commit": "c0",
+    "wall_seconds": 30.0,
+}
+KEEP = make_trial(1, verdict="keep", val_bpb=1.5, scores=(1.5,), wall_seconds=20.0)
+MEASURED = [("night", HEADER), ("baseline", BASELINE)]
+ONE_KEPT = [*MEASURED, ("started", {"trial": 1}), ("decided", {"trial": dataclasses.asdict(KEEP)})]
+APPLIED = [*ONE_KEPT, ("applied", {"trial": 1, "commit": "c1"})]
+FINISHED = [*APPLIED, ("finished", {"reason": "all trials are done"})]
+
+
+@pytest.fixture
+def night(tmp_path):
+    """Makes a night's folder from its events, and its heartbeat: ours and now, but for `changes`."""
+    folder = tmp_path / "nights" / "nov21"
+
+    def make(events, **changes):
+        with contextlib.suppress(FileNotFoundError):
+            (folder / night_folder.LEDGER).unlink()
+        with ledger.Ledger.create(folder / night_folder.LEDGER) as book:
+            for name, fields in events:
+                book.append(name, **fields)
+        mine = heartbeat.Heartbeat(
+            host=platform.node(),
+            boot=watchdog.boot_id(),
+            pid=os.getpid(),
+            born=watchdog.started_at(os.getpid()),
+            time=time.time(),
+            used_seconds=360.0,
+            phase="trial 2, seed 1: training",
+            phase_seconds=7.0,
+            error=None,
+        )
+        beat = dataclasses.asdict(dataclasses.replace(mine, **changes))
+        (folder / night_folder.PULSE).write_text(json.dumps(beat))
+        return folder
+
+    return make
+
+
+DEAD = {"born": 1}  # another process had this pid
+
+
+@pytest.mark.parametrize(
+    ("events", "changes", "word"),
+    [
+        (APPLIED, {}, "running"),
+        (APPLIED, DEAD, "interrupted"),
+        (APPLIED, {"boot": "another"}, "interrupted"),
+        (APPLIED, {"host": "elsewhere"}, "running"),
+        (APPLIED, {"host": "elsewhere", "time": 0.0}, "interrupted"),
+        (
+            [*APPLIED, ("stopped", {"reason": "stopped by Ctrl-C", "failed": False})],
+            {"phase": "over"},
+            "stopped",
+        ),
+        (
+            [*APPLIED, ("stopped", {"reason": "no GPU", "failed": True})],
+            {"phase": "over"},
+            "failed",
+        ),
+        (
+            [*APPLIED, ("stopped", {"reason": "no GPU", "failed": True}), ("resumed", {})],
+            {},
+            "running",
+        ),
+        (
+            [*APPLIED, ("stopped", {"reason": "no GPU", "failed": True}), ("resumed", {})],
+            DEAD,
+            "interrupted",
+        ),
+        (FINISHED, {"phase": "writing the report"}, "running"),
+        (FINISHED, {"phase": "over"}, "finished"),
+        (FINISHED, DEAD, "finished"),
+    ],
+)
+def test_the_state_is_what_ledger_and_heartbeat_say_together(night, events, changes, word):
+    assert status.describe(night(events, **changes))["state"] == word
+
+
+def test_a_night_whose_process_only_winds_up_is_not_running(night):
+    told = status.describe(night(FINISHED, phase="over"))
+    assert (told["state"], told["phase"], told["phase_seconds"]) == ("finished", None, None)
+
+
+def test_the_phase_is_the_live_processs_own(night):
+    told = status.describe(night(APPLIED))
+    assert told["phase"] == "trial 2, seed 1: training"
+    assert told["phase_seconds"] >= 7.0
+
+
+def test_a_dead_process_has_no_phase(night):
+    assert status.describe(night(APPLIED, **DEAD))["phase"] is None
+
+
+@pytest.mark.parametrize(
+    ("events", "trial"),
+    [(MEASURED, None), (ONE_KEPT[:3], 1), (ONE_KEPT, 1), (APPLIED, None), (FINISHED, None)],
+)
+def test_the_trial_is_the_one_between_its_start_and_git(night, events, trial):
+    assert status.describe(night(events))["trial"] == trial
+
+
+@pytest.mark.parametrize(
+    ("events", "bpb", "commit", "kept"),
+    [(MEASURED, 1.65, "c0", 0), (ONE_KEPT, 1.65, "c0", 0), (APPLIED, 1.5, "c1", 1)],
+)
+def test_the_champion_is_what_git_has(night, events, bpb, commit, kept):
+    told = status.describe(night(events))
+    assert (told["champion"], told["champion_commit"], told["kept"]) == (
+        pytest.approx(bpb),
+        commit,
+        kept,
+    )
+
+
+def test_before_the_baseline_there_is_no_champion(night):
+    told = status.describe(night(MEASURED[:1]))
+    assert (told["baseline"], told["champion"], told["champion_commit"], told["trials"]) == (
+        None,
+        None,
+        None,
+        [],
+    )
+
+
+def test_the_budget_used_is_the_later_of_ledger_and_heartbeat(night):
+    told = status.describe(night(APPLIED, **DEAD))
+    assert told["budget"]["trials"] == {"used": 1, "of": 4}
+    assert told["budget"]["hours"] == {"used": 0.1, "of": 2.0}
+
+
+def test_a_night_that_asks_no_model_spends_nothing_and_says_nothing_of_it(night):
+    told = status.describe(night(APPLIED))
+    assert told["budget"]["tokens"] == {"used": 0, "of": None}
+    assert told["budget"]["dollars"] == {"used": 0.0, "of": None}
+    assert "tokens" not in status.text(told)
+
+
+CAPPED = {**HEADER, "settings": {"llm": {"tokens": 500_000, "dollars": 5.0}}}
+
+
+def asking(usage, *rest):
+    """A night with caps whose first trial is decided and has cost this, and the event that follows."""
+    trial = dataclasses.replace(KEEP, usage=usage)
+    return [
+        ("night", CAPPED),
+        *APPLIED[1:3],
+        ("decided", {"trial": dataclasses.asdict(trial)}),
+        *rest,
+    ]
+
+
+@pytest.mark.parametrize("rest", [[], [APPLIED[-1]]])
+def test_what_was_spent_is_of_the_decided_trials_and_of_those_on_the_way(night, rest):
+    folder = night(asking(Usage(2, 20_000, 1000, 0.05), *rest))
+    calls = [
+        make_call(1, 1),
+        make_call(1, 2),
+        make_call(2, 1),
+        make_call(3, 1, dollars=0.1),
+    ]  # 3 is thought ahead
+    write_calls(folder / night_folder.CALLS, *calls)
+    told = status.describe(folder)
+    assert told["budget"]["tokens"] == {"used": 21_000 + 2 * 10_500, "of": 500_000}
+    assert told["budget"]["dollars"] == {"used": pytest.approx(0.05 + 0.025 + 0.1), "of": 5.0}
+    assert "language model: 42,000 of 500,000 tokens used; cost: $0.17 of $5.00" in status.text(
+        told
+    )
+
+
+def test_a_cost_without_prices_is_unknown_and_a_lost_log_of_requests_takes_nothing_back(night):
+    told = status.describe(night(asking(Usage(2, 20_000, 1000, None))))
+    assert told["budget"]["tokens"] == {"used": 21_000, "of": 500_000}
+    assert told["budget"]["dollars"]["used"] is None
+    assert "cost: unknown of $5.00" in status.text(told)
+
+
+def test_a_live_night_has_used_the_time_since_its_heartbeat_too(night):
+    told = status.describe(night(APPLIED, time=time.time() - 3600.0))
+    assert told["budget"]["hours"]["used"] == pytest.approx(1.1, abs=0.01)
+
+
+def test_the_seconds_left_are_those_of_the_trials_left(night):
+    assert status.describe(night(APPLIED))["seconds_left"] == 3 * 20.0
+
+
+def test_the_seconds_left_are_no_more_than_the_hours_left(night):
+    told = status.describe(night(APPLIED, used_seconds=2 * 3600.0 - 10.0, **DEAD))
+    assert told["seconds_left"] == 10.0
+
+
+def test_a_finished_night_has_no_seconds_left(night):
+    assert status.describe(night(FINISHED))["seconds_left"] == 0
+
+
+@pytest.mark.parametrize(
+    ("events", "changes", "error"),
+    [
+        (APPLIED, {}, None),
+        (APPLIED, {"error": "MLflow is down"}, "MLflow is down"),
+        (
+            [*APPLIED, ("stopped", {"reason": "no GPU", "failed": True})],
+            {"phase": "over", "error": "MLflow is down"},
+            "no GPU",
+        ),
+        (
+            [*APPLIED, ("stopped", {"reason": "stopped by Ctrl-C", "failed": False})],
+            {"phase": "over"},
+            None,
+        ),
+        (FINISHED, {"phase": "over"}, None),
+        (FINISHED, {"phase": "over", "error": "MLflow is down"}, "MLflow is down"),
+    ],
+)
+def test_the_last_error_is_said(night, events, changes, error):
+    assert status.describe(night(events, **changes))["last_error"] == error
+
+
+@pytest.mark.parametrize("events", [MEASURED, APPLIED, FINISHED])
+def test_a_process_that_is_gone_without_a_word_is_said_with_what_it_was_at(night, events):
+    said = status.describe(night(events, **DEAD))["last_error"]
+    assert (
+        said
+        == f"its process {os.getpid()} on {platform.node()} ended without a word, in the middle of: trial 2, seed 1: training"
+    )
+
+
+def test_a_night_without_a_heartbeat_is_not_alive(night):
+    folder = night(APPLIED)
+    (folder / night_folder.PULSE).unlink()
+    told = status.describe(folder)
+    assert (told["state"], told["process"], told["phase"]) == ("interrupted", None, None)
+
+
+@pytest.mark.parametrize(("changes", "told"), [(DEAD, True), ({}, False)])
+def test_a_person_is_told_how_to_go_on_where_that_is_due(night, changes, told):
+    text = status.text(status.describe(night(APPLIED, **changes)))
+    assert ("`./run resume nov21` goes on with it" in text) is told
+
+
+def test_all_of_it_is_json(night):
+    assert json.loads(json.dumps(status.describe(night(APPLIED))))["tag"] == "nov21"
+
+
+def test_damaged_requests_leave_the_cost_unknown_and_the_rest_as_it_is(night):
+    folder = night(APPLIED)
+    (folder / night_folder.CALLS).write_text("{}\n")
+    told = status.describe(folder)
+    assert (told["state"], told["budget"]["tokens"]["used"], told["budget"]["dollars"]["used"]) == (
+        "running",
+        None,
+        None,
+    )
+    assert "model" not in status.text(told)
+
+
+# One real night through its ups and downs
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    return StubCheckout(tmp_path_factory.mktemp("status"))
+
+
+def start(checkout, *arguments):
+    argv = [sys.executable, "-m", "flows.command_line.cli", *arguments]
+    with (checkout.home.parent / "said").open("w") as said:
+        return subprocess.Popen(
+            argv, cwd=checkout.folder, env=checkout.environment(), stdout=said, stderr=said
+        )
+
+
+def said(checkout):
+    return (checkout.home.parent / "said").read_text()
+
+
+def ask(checkout, tag):
+    """`./run status TAG --json`, as a program gets it."""
+    done = checkout.run("status", tag, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def lines(folder):
+    with contextlib.suppress(FileNotFoundError):
+        return ledger.read(folder / night_folder.LEDGER)
+    return []
+
+
+def follow(night, folder, until):
+    """What status said all the way, each with the ledger's events just before and just after."""
+    seen: list[tuple[list[dict], dict, list[dict]]] = []
+    while night.poll() is None and not (seen and until(seen[-1][1])):
+        before = lines(folder)
+        if before:
+            seen.append((before, status.describe(folder), lines(folder)))
+        time.sleep(0.02)
+    return seen
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_status_tells_the_truth_all_through_a_night_that_is_killed_stopped_broken_and_finished(
+    checkout,
+):
+    folder = checkout.home / "nights" / "a"
+    night = start(checkout, "night", "--profile", PROFILE, "--tag", "a", "--trials", "3")
+    seen = follow(night, folder, lambda told: told["trial"] == 2)
+    night.kill()
+    night.wait()
+    assert seen, said(checkout)
+    phases = [told["phase"].partition(",")[0] for _, told, _ in seen]
+    assert {"preparing the data", "baseline", "trial 1"} <= set(phases), phases
+    assert {"trial 1: proposing", "trial 2: proposing"} & set(phases), (
+        phases
+    )  # each is over in milliseconds
+    for before, told, after in seen:
+        assert told["state"] == "running"
+        assert told["process"]["pid"] == night.pid
+        assert told["last_error"] is None or told["last_error"] in said(
+            checkout
+        )  # MLflow is slow on a busy machine
+        assert true_of(told, before) or true_of(told, after), (told, before, after)
+
+    told = ask(checkout, "a")
+    assert (told["state"], told["trial"], told["phase"]) == ("interrupted", 2, None)
+    assert f"process {night.pid}" in told["last_error"]
+    assert true_of(told, lines(folder))
+
+    night = start(checkout, "resume", "a")
+    follow(
+        night,
+        folder,
+        lambda told: (
+            told["trial"] == 2 and told["state"] == "running" and told["phase"] is not None
+        ),
+    )
+    wait_for(lambda: lines(folder)[-1]["event"] == "started", "the trial once more")
+    night.send_signal(signal.SIGINT)
+    assert night.wait() == 0, said(checkout)
+    told = ask(checkout, "a")
+    assert (told["state"], told["stopped"], told["trial"]) == ("stopped", "stopped by Ctrl-C", None)
+    assert told["last_error"] is None or told["last_error"] in said(checkout)
+    assert told["budget"]["trials"] == {"used": 2, "of": 3}
+    assert true_of(told, lines(folder))
+
+    tip = checkout.git("rev-parse", "autoresearch/a").strip()
+    checkout.git("update-ref", "refs/heads/autoresearch/a", "HEAD")
+    night = start(checkout, "resume", "a")
+    assert night.wait() == 1, said(checkout)
+    told = ask(checkout, "a")
+    assert told["state"] == "failed"
+    assert told["last_error"] == told["stopped"] == lines(folder)[-1]["reason"]
+    assert "autoresearch/a" in told["last_error"]
+
+    checkout.git("update-ref", "refs/heads/autoresearch/a", tip)
+    night = start(checkout, "resume", "a")
+    assert night.wait() == 0, said(checkout)
+    told = ask(checkout, "a")
+    assert (told["state"], told["seconds_left"]) == ("finished", 0)
+    assert told["last_error"] is None or told["last_error"] in said(checkout)
+    assert told["finished"] == "all 3 trials are done"
+    assert true_of(told, lines(folder))
+
+
+def true_of(told, events):
+    """Whether it is what these events say, read by plain means."""
+    began = [event["trial"] for event in events if event["event"] == "started"]
+    applied = {event["trial"]: event["commit"] for event in events if event["event"] == "applied"}
+    decided = {
+        event["trial"]["number"]: event["trial"] for event in events if event["event"] == "decided"
+    }
+    baseline = next((event for event in events if event["event"] == "baseline"), None)
+    kept = [number for number in applied if decided[number]["verdict"] == "keep"]
+    start_commit = baseline["start_commit"] if baseline else None
+    bpb = decided[kept[-1]]["val_bpb"] if kept else baseline["val_bpb"] if baseline else None
+    return (
+        told["trial"] == (began[-1] if began and began[-1] not in applied else None)
+        and told["champion_commit"] == (applied[kept[-1]] if kept else start_commit)
+        and told["champion"] == (bpb if bpb is None else pytest.approx(bpb))
+        and told["kept"] == len(kept)
+        and [trial["k"] for trial in told["trials"]] == list(applied)
+        and told["budget"]["trials"]["used"] == len(applied)
+        and told["budget"]["hours"]["used"] * 3600 >= events[-1]["used"] - 1
+    )

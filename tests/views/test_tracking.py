@@ -1,0 +1,481 @@
+"""What MLflow holds of a night, in real SQLite stores: names, figures, curves, files, and nothing twice."""
+
+import dataclasses
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+from tasks.errors import NightlyError
+from tasks.records import NightState, RunResult, Trial
+from tasks.usage import Usage
+from tasks.views import tracking
+from tasks.views.mlflow_client import speaking_to
+from tests.trials import make_call
+
+
+def log_night(uri: str, artifacts: Path, state: NightState) -> str:
+    """Logs a night with nothing below it; returns the id of its run."""
+    with speaking_to(uri) as client:
+        run = tracking._night(client, uri, artifacts, state)
+        tracking._bring_up_to_date(client, run, state, tracking._progress(run, state))
+        return str(run.info.run_id)
+
+
+pytestmark = [
+    pytest.mark.slow,  # a new store costs seconds: it is made once and copied
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),  # mlflow on sqlalchemy 2.1
+]
+
+
+@pytest.fixture
+def store(empty_store, tmp_path):
+    return Store(shutil.copy(empty_store, tmp_path / "mlflow.db"), tmp_path / "mlartifacts")
+
+
+class Store:
+    """A store, written through tasks.tracking and read through MLflow's own client."""
+
+    def __init__(self, path: Path, artifacts: Path) -> None:
+        self.uri, self.artifacts = f"sqlite:///{path}", artifacts
+
+    @property
+    def client(self):
+        import mlflow
+
+        return mlflow.MlflowClient(self.uri)
+
+    def runs(self) -> dict:
+        """All runs by name."""
+        experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
+        found = self.client.search_runs(experiments)
+        assert len({run.info.run_name for run in found}) == len(found)
+        return {run.info.run_name: run for run in found}
+
+    def history(self, run, key: str) -> list[tuple[int, float]]:
+        return [(m.step, m.value) for m in self.client.get_metric_history(run.info.run_id, key)]
+
+
+def make_run(**changes) -> RunResult:
+    fields = {
+        "status": "ok",
+        "reason": "trained and scored",
+        "val_bpb": 1.6,
+        "claimed_bpb": 1.6,
+        "audit_gap": None,
+        "seconds": 5.0,
+        "cpu_seconds": 4.0,
+        "tokens": 1000,
+        "startup_seconds": 2.0,
+        "isolation": "bwrap",
+        "metric_version": 1,
+        "profile": "laptop",
+        "seed": 1,
+        "peak_memory_bytes": 2**29,
+        "metrics": {"mfu": 0.5},
+        "curve": ((0, 100, 5.0), (1, 200, 4.0), (2, 300, 3.0)),
+    }
+    return RunResult(**{**fields, **changes})
+
+
+def make_trial(**changes) -> Trial:
+    fields = {
+        "number": 3,
+        "proposer": "tpe",
+        "summary": "DEPTH 3 -> 2",
+        "status": "ok",
+        "verdict": "keep",
+        "reason": "better by 3 standard errors",
+        "z": 3.0,
+        "val_bpb": 1.6,
+        "scores": (1.6,),
+        "seeds": (1,),
+        "knobs": {"DEPTH": 2, "ADAM_BETAS": (0.8, 0.95), "WINDOW_PATTERN": "L"},
+        "ast_sha256": None,
+        "parent": "c0",
+        "commit": "c3",
+    }
+    return Trial(**{**fields, **changes})
+
+
+def make_state(*trials: Trial, **changes) -> NightState:
+    header = {
+        "tag": "nov21",
+        "time": "2026-11-21T00:00:00+00:00",
+        "profile": "laptop",
+        "proposer": "tpe",
+        "seed": 1,
+    }
+    kept = [trial for trial in trials if trial.verdict == "keep"]
+    fields = {
+        "header": {**header, "dataset": "d5", "isolation": "bwrap"},
+        "baseline": {"val_bpb": 1.65, "scores": [1.64, 1.66], "sd": 0.01, "hardware": "a CPU"},
+        "start_commit": "c0",
+        "trials": trials,
+        "pending": None,
+        "in_flight": None,
+        "champion": kept[-1].commit if kept else "c0",
+        "champion_scores": (1.64, 1.66),
+        "groups": (),
+        "finished": None,
+        "updated": "",
+    }
+    return NightState(**{**fields, **changes})
+
+
+def log_trial(
+    store: Store, trial: Trial, *runs: RunResult, folder: Path = Path("/nonexistent"), calls=()
+) -> str:
+    return tracking.log_trial(
+        store.uri, store.artifacts, make_state(trial), trial, runs, folder, calls
+    )
+
+
+def test_a_night_is_a_run_with_its_provenance(store):
+    log_night(store.uri, store.artifacts, make_state())
+    run = store.runs()["nov21"]
+    assert run.info.status == "RUNNING"
+    assert run.data.params == {
+        "profile": "laptop",
+        "seed": "1",
+        "proposer": "tpe",
+        "baseline_sd": "0.01",
+    }
+    assert (
+        run.data.tags.items()
+        >= {"night": "nov21", "champion": "c0", "hardware": "a CPU", "dataset": "d5"}.items()
+    )
+    assert (run.data.metrics["baseline_bpb"], run.data.metrics["champion_bpb"]) == (1.65, 1.65)
+    assert store.client.get_experiment(run.info.experiment_id).name == "nightly-research/laptop"
+
+
+def test_nights_are_found_by_their_model_and_program(store):
+    program = {"name": "program.md", "sha256": "5a" * 32}
+    asking = {"proposer": "llm", "settings": {"llm": {"model": "m/1"}}, "program": program}
+    for tag, more in (
+        ("a", asking),
+        ("b", {**asking, "program": {**program, "sha256": "6b" * 32}}),
+        ("c", {"program": None}),
+    ):
+        state = make_state()
+        log_night(
+            store.uri,
+            store.artifacts,
+            dataclasses.replace(state, header={**state.header, **more, "tag": tag}),
+        )
+    experiments = [found.experiment_id for found in store.client.search_experiments()]
+
+    def found(query: str) -> list[str]:
+        return sorted(run.info.run_name for run in store.client.search_runs(experiments, query))
+
+    assert found("tags.model = 'm/1' and tags.program = 'program.md'") == ["a", "b"]
+    assert found("tags.program_sha256 = '5a5a5a5a5a5a'") == ["a"]
+    assert not {"model", "program", "program_sha256"} & store.runs()["c"].data.tags.keys()
+
+
+def test_a_profile_of_ones_own_is_an_experiment_by_its_name(store):
+    state = make_state()
+    log_night(
+        store.uri,
+        store.artifacts,
+        dataclasses.replace(state, header={**state.header, "profile": "/a/mine.v2.toml"}),
+    )
+    assert store.client.get_experiment_by_name("nightly-research/mine.v2")
+
+
+def test_a_night_of_the_same_tag_elsewhere_is_another_run(store):
+    first, other = make_state(), make_state()
+    other = dataclasses.replace(other, header={**other.header, "time": "2026-11-22T00:00:00+00:00"})
+    assert log_night(store.uri, store.artifacts, first) != log_night(
+        store.uri, store.artifacts, other
+    )
+
+
+def test_an_experiment_deleted_by_the_user_comes_back(store):
+    run_id = log_night(store.uri, store.artifacts, make_state())
+    store.client.delete_experiment(store.client.get_run(run_id).info.experiment_id)
+    log_night(store.uri, store.artifacts, make_state())
+    assert "nov21" in store.runs()
+
+
+def test_every_seed_of_the_baseline_is_a_child(store):
+    for _ in range(2):
+        tracking.log_baseline(
+            store.uri,
+            store.artifacts,
+            make_state(),
+            [make_run(seed=1), make_run(seed=2, val_bpb=1.7)],
+        )
+    runs = store.runs()
+    assert set(runs) == {"nov21", "baseline seed 1", "baseline seed 2"}
+    child = runs["baseline seed 2"]
+    assert child.data.tags["mlflow.parentRunId"] == runs["nov21"].info.run_id
+    assert (child.info.status, child.data.metrics["val_bpb"]) == ("FINISHED", 1.7)
+    assert store.history(child, "train_loss") == [(0, 5.0), (1, 4.0), (2, 3.0)]
+
+
+def test_a_trial_is_a_child_with_knobs_figures_and_tags(store):
+    log_trial(store, make_trial(), make_run())
+    run = store.runs()["3 DEPTH 3 -> 2"]
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"DEPTH": "2", "ADAM_BETAS": "(0.8, 0.95)", "WINDOW_PATTERN": "L"}
+    assert run.data.metrics == {
+        "val_bpb": 1.6,
+        "z": 3.0,
+        "seconds": 5.0,
+        "cpu_seconds": 4.0,
+        "tokens": 1000,
+        "startup_seconds": 2.0,
+        "peak_memory_gib": 0.5,
+        "self_reported/mfu": 0.5,
+        "train_loss": 3.0,
+    }
+    wanted = {
+        "trial_id": "nov21:3",
+        "commit": "c3",
+        "verdict": "keep",
+        "status": "ok",
+        "reason": make_trial().reason,
+    }
+    assert run.data.tags.items() >= wanted.items()
+    assert "git show c3" in run.data.tags["mlflow.note.content"]
+    assert (
+        run.info.end_time - run.info.start_time >= 7000
+    )  # the trial's own time, not that of writing it down
+
+
+def test_a_trial_says_what_it_cost_and_why_it_was_tried(store):
+    asked = Usage(calls=3, prompt_tokens=20_000, completion_tokens=900, dollars=0.25)
+    told = {
+        "kind": "optimizer",
+        "outcome": "ok",
+        "fixes": 1,
+        "hypothesis": "less is\nmore",
+        "expected": "1.5",
+        "note": "a fix",
+    }
+    log_trial(store, make_trial(usage=asked, **told), make_run())
+    run = store.runs()["3 DEPTH 3 -> 2"]
+    spent = {"llm_calls": 3, "prompt_tokens": 20_000, "completion_tokens": 900, "dollars": 0.25}
+    assert run.data.metrics.items() >= spent.items()
+    assert run.data.tags.items() >= {"kind": "optimizer", "outcome": "ok", "fixes": "1"}.items()
+    note = run.data.tags["mlflow.note.content"]
+    assert "Why it should help: `less is more`\n\nExpected: `1.5`\n\nNote: `a fix`\n\n" in note
+
+
+def test_a_trial_without_a_model_says_nothing_of_one(store):
+    log_trial(store, make_trial(), make_run())
+    run = store.runs()["3 DEPTH 3 -> 2"]
+    assert not {"kind", "outcome", "fixes"} & set(run.data.tags)
+    assert not {"llm_calls", "prompt_tokens", "dollars"} & {
+        *run.data.metrics,
+        *store.runs()["nov21"].data.metrics,
+    }
+
+
+def test_a_price_that_is_not_known_is_no_figure(store):
+    log_trial(store, make_trial(usage=Usage(1, 100, 10, None)), make_run())
+    for run in store.runs().values():
+        assert (run.data.metrics["prompt_tokens"], "dollars" in run.data.metrics) == (100, False)
+
+
+def test_the_words_of_a_model_are_no_markdown(store):
+    evil = "`![](http://x/y.png)\n\n# " * 900
+    log_trial(
+        store,
+        make_trial(
+            **dict.fromkeys(
+                ("summary", "reason", "hypothesis", "expected", "stands_in", "note"), evil
+            )
+        ),
+        make_run(),
+    )
+    (run,) = [run for name, run in store.runs().items() if name != "nov21"]
+    note = run.data.tags["mlflow.note.content"]
+    assert note.endswith("refs/trials/nov21/3.")
+    outside = "".join(note.split("`")[::2])  # what is in no pair of backticks
+    assert "![" not in outside
+    assert "#" not in outside
+
+
+def test_a_trials_requests_are_traces_of_its_run(store):
+    trial = make_trial(usage=Usage(2, 20, 2, 0.0))
+    calls = [
+        make_call(3, 1, outcome="malformed", error="no end"),
+        make_call(3, 2, time="2026-11-21T22:06:00+00:00"),
+    ]
+    run_id = log_trial(store, trial, make_run(), calls=calls)
+    store.client.update_run(run_id, "RUNNING")  # as a kill before the last call leaves it
+    log_trial(store, trial, make_run(), calls=calls)
+    run = store.client.get_run(run_id)
+    found = store.client.search_traces(
+        locations=[run.info.experiment_id], run_id=run_id, order_by=["timestamp_ms ASC"]
+    )
+    assert [(trace.info.client_request_id, trace.info.state.value) for trace in found] == [
+        ("3.1", "ERROR"),
+        ("3.2", "OK"),
+    ]
+
+
+def test_a_second_seed_has_its_score_and_curve_too(store):
+    trial = make_trial(val_bpb=1.65, scores=(1.6, 1.7), seeds=(1, 2))
+    log_trial(store, trial, make_run(), make_run(seed=2, val_bpb=1.7, curve=((0, 9, 4.5),)))
+    run = store.runs()["3 DEPTH 3 -> 2"]
+    assert (
+        run.data.metrics.items()
+        >= {"val_bpb": 1.65, "val_bpb_seed_1": 1.6, "val_bpb_seed_2": 1.7}.items()
+    )
+    assert (len(store.history(run, "train_loss")), store.history(run, "train_loss_seed_2")) == (
+        3,
+        [(0, 4.5)],
+    )
+
+
+def test_a_failed_trial_is_failed_and_has_no_score(store):
+    trial = make_trial(verdict="discard", status="train_crashed", val_bpb=None, z=None, scores=())
+    failed = make_run(
+        status="train_crashed", val_bpb=None, cpu_seconds=None, tokens=None, peak_memory_bytes=None
+    )
+    log_trial(store, trial, failed)
+    run = store.runs()["3 DEPTH 3 -> 2"]
+    assert (run.info.status, run.data.tags["status"]) == ("FAILED", "train_crashed")
+    assert not {"val_bpb", "z", "cpu_seconds", "tokens", "peak_memory_gib"} & set(run.data.metrics)
+
+
+def test_a_rejected_patch_was_never_run_and_is_there_all_the_same(store):
+    log_trial(
+        store,
+        make_trial(status="rejected_patch", verdict="discard", val_bpb=None, z=None, knobs={}),
+    )
+    assert store.runs()["3 DEPTH 3 -> 2"].data.metrics == {}
+
+
+def test_every_file_of_the_trial_is_an_artifact(store, tmp_path):
+    folder = tmp_path / "3"
+    folder.mkdir()
+    for name in ("patch.diff", "train.py", "run.log", "result.json"):
+        (folder / name).write_text(name)
+    run_id = log_trial(store, make_trial(), make_run(), folder=folder)
+    found = store.client.list_artifacts(run_id)
+    assert [file.path for file in found] == ["patch.diff", "result.json", "run.log", "train.py"]
+    assert Path(store.client.download_artifacts(run_id, "run.log")).read_text() == "run.log"
+    assert list(store.artifacts.rglob("train.py"))
+
+
+def test_what_is_logged_again_is_there_once(store):
+    assert log_trial(store, make_trial(), make_run()) == log_trial(store, make_trial(), make_run())
+    assert len(store.runs()) == 2
+
+
+def test_a_half_written_run_is_completed_and_no_point_is_doubled(store):
+    run_id = log_trial(store, make_trial(), make_run())
+    store.client.update_run(run_id, "RUNNING")  # as a kill before the last call leaves it
+    assert log_trial(store, make_trial(), make_run()) == run_id
+    run = store.runs()["3 DEPTH 3 -> 2"]
+    assert run.info.status == "FINISHED"
+    assert store.history(run, "train_loss") == [(0, 5.0), (1, 4.0), (2, 3.0)]
+
+
+def test_a_long_curve_takes_several_batches(store):
+    log_trial(
+        store,
+        make_trial(),
+        make_run(curve=tuple((step, step, float(step)) for step in range(2000))),
+    )
+    assert len(store.history(store.runs()["3 DEPTH 3 -> 2"], "train_loss")) == 2000
+
+
+def test_a_strange_candidate_cannot_keep_itself_out_of_the_record(store):
+    knobs = {f"K{i}": "\ud800\0" for i in range(250)} | {"K" * 300: "x" * 9000}
+    trial = make_trial(
+        summary="\x1b[31m\ud800" + "y" * 900, reason="`![](http://x)`\0" + "z" * 9000, knobs=knobs
+    )
+    log_trial(store, trial, make_run(metrics={"../..": 1.0, "a//b": 2.0}, curve=((7, 1, 2.0),) * 5))
+    (run,) = [run for name, run in store.runs().items() if name != "nov21"]
+    assert len(run.data.params) == 251
+    assert run.data.metrics["train_loss"] == 2.0
+
+
+def test_the_nights_run_has_the_champions_score_by_trial(store):
+    trials = (
+        make_trial(number=1),
+        make_trial(number=2, verdict="discard", val_bpb=1.7),
+        make_trial(number=3, val_bpb=1.5),
+    )
+    log_night(store.uri, store.artifacts, make_state(*trials[:1]))
+    log_night(store.uri, store.artifacts, make_state(*trials))
+    run = store.runs()["nov21"]
+    assert store.history(run, "champion_bpb") == [(0, 1.65), (1, 1.6), (2, 1.6), (3, 1.5)]
+    assert (run.data.metrics["kept"], run.data.metrics["trials"], run.data.tags["champion"]) == (
+        2,
+        3,
+        "c3",
+    )
+
+
+def test_each_trial_adds_its_point_to_the_nights_curve(store):
+    first, second = make_trial(number=1), make_trial(number=2, val_bpb=1.5, summary="other")
+    tracking.log_trial(
+        store.uri, store.artifacts, make_state(first), first, [make_run()], Path("/nonexistent")
+    )
+    tracking.log_trial(
+        store.uri,
+        store.artifacts,
+        make_state(first, second),
+        second,
+        [make_run()],
+        Path("/nonexistent"),
+    )
+    assert store.history(store.runs()["nov21"], "champion_bpb") == [(0, 1.65), (1, 1.6), (2, 1.5)]
+
+
+def test_the_nights_run_has_what_was_spent_so_far(store):
+    asked = [Usage(1, 100, 10, 0.5), Usage(), Usage(2, 200, 20, 0.25)]
+    trials = [make_trial(number=i, usage=usage) for i, usage in enumerate(asked, start=1)]
+    for trial in trials:
+        tracking.log_trial(
+            store.uri,
+            store.artifacts,
+            make_state(*trials),
+            trial,
+            [make_run()],
+            Path("/nonexistent"),
+        )
+    run = store.runs()["nov21"]
+    assert store.history(run, "dollars") == [(1, 0.5), (2, 0.5), (3, 0.75)]
+    assert [
+        run.data.metrics[name] for name in ("llm_calls", "prompt_tokens", "completion_tokens")
+    ] == [3, 300, 30]
+
+
+def test_the_end_of_a_night_brings_its_report(store, tmp_path):
+    for name in tracking.NIGHT_FILES:
+        (tmp_path / name).write_text(name)
+    tracking.finish_night(
+        store.uri, store.artifacts, make_state(finished="all 2 trials are done"), tmp_path
+    )
+    run = store.runs()["nov21"]
+    assert run.info.status == "FINISHED"
+    assert "all 2 trials are done" in run.data.tags["mlflow.note.content"]
+    assert {file.path for file in store.client.list_artifacts(run.info.run_id)} == set(
+        tracking.NIGHT_FILES
+    )
+
+
+def test_nothing_is_printed_on_stdout(store, capfd):
+    log_trial(store, make_trial(), make_run())
+    assert capfd.readouterr().out == ""
+
+
+def test_a_server_that_is_down_is_a_message(tmp_path):
+    with socket.socket() as taken:  # bound, not listening: connections are refused
+        taken.bind(("127.0.0.1", 0))
+        with pytest.raises(NightlyError, match="did not take it"):
+            log_night(f"http://127.0.0.1:{taken.getsockname()[1]}", tmp_path, make_state())
+
+
+def test_a_damaged_store_is_a_message(tmp_path):
+    (tmp_path / "mlflow.db").write_text("this is no database, whatever its name says")
+    with pytest.raises(NightlyError, match="did not take it"):
+        log_night(f"sqlite:///{tmp_path}/mlflow.db", tmp_path, make_state())

@@ -1,0 +1,43 @@
+"""The box's end of the judge's socket. Fixed, like the harness."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Any
+
+
+class Link:
+    """Our end of the judge's socket: JSON objects, one a line, and raw bytes where a message announces them."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._stream = sock.makefile("rwb")
+
+    def send(self, message: dict[str, Any], payload: bytes | memoryview = b"") -> None:
+        self._stream.write(json.dumps(message, allow_nan=False).encode() + b"\n")
+        self.send_bytes(payload)
+
+    def send_bytes(self, payload: bytes | memoryview) -> None:
+        self._stream.write(payload)
+        self._stream.flush()
+
+    def read(self, expected: str) -> dict[str, Any]:
+        """The next message. Raises EOFError when the judge has hung up and ValueError when it says something else."""
+        line = self._stream.readline()
+        if not line:
+            raise EOFError(f"the judge closed the socket where {expected!r} was due")
+        message: dict[str, Any] = json.loads(line)
+        if message["msg"] != expected:
+            raise ValueError(f"the judge sent {message['msg']!r} where {expected!r} was due")
+        return message
+
+    def read_bytes(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        if len(data) < size:
+            raise EOFError(f"the judge closed the socket after {len(data)} of {size} bytes")
+        return data
+
+    def wait_for_the_end(self) -> None:
+        """Returns when the judge hangs up; most often it kills the box first."""
+        while self._stream.read1(1 << 16):
+            pass
