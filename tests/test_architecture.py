@@ -317,8 +317,8 @@ BAD = {
     "not ASCII": ("tasks/one.py", "x = '\u00e4'", "not ASCII"),
     "a fat task": (
         "tasks/one.py",
-        "@task(name='x')\ndef f():\n" + "    g()\n" * 16,
-        "has 16 lines",
+        "@task(name='x')\ndef f():\n" + "    g()\n" * 21,
+        "has 21 lines",
     ),
 }
 

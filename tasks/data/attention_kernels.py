@@ -144,7 +144,7 @@ def _install(repository: str, revision: str, part: Path, lock: int) -> str:
         done = subprocess.run(
             [sys.executable, "-c", INSTALL, repository, revision, str(part.resolve())],
             env={**os.environ, **quiet},
-            cwd=Path(__file__).resolve().parent.parent,
+            cwd=Path(__file__).resolve().parents[2],
             capture_output=True,
             text=True,
             timeout=FETCH_SECONDS,

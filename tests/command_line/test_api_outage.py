@@ -14,7 +14,7 @@ from tasks.errors import NightlyError
 URL = "http://127.0.0.1:1/api"
 BUSY = """
 import sys, threading, time
-from flows import api_outage
+from flows.command_line import api_outage
 threading.Thread(target=time.sleep, args=(600,), name=sys.argv[1], daemon=False).start()
 print("report")
 api_outage.leave(3)
@@ -64,7 +64,7 @@ def test_the_night_and_real_errors_are_heard(telling):
 
 def test_a_process_whose_queues_are_empty_ends_as_usual():
     """In one of its own: the queues of this one may hold what other tests have logged, and it would be ended."""
-    script = "import atexit, sys; from flows import api_outage; atexit.register(print, 'usual'); sys.exit(api_outage.leave(3))"
+    script = "import atexit, sys; from flows.command_line import api_outage; atexit.register(print, 'usual'); sys.exit(api_outage.leave(3))"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
     )

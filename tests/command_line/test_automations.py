@@ -26,7 +26,7 @@ NIGHT = """
 import sys
 import prefect.flow_engine as engine
 from prefect import flow, runtime
-from tasks import notification
+from tasks.views import notification
 
 engine.MINIMUM_HEARTBEAT_INTERVAL = 2
 engine.BaseFlowRunEngine.heartbeat_seconds = property(lambda self: 2)  # Prefect's setting allows no less than 30

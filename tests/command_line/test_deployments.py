@@ -19,9 +19,10 @@ PREFECT = yaml.safe_load((ROOT / "prefect.yaml").read_text())
 DEPLOYMENTS = {deployment["name"]: deployment for deployment in PREFECT["deployments"]}
 DEPLOY = """
 import json, os, sys, urllib.request
-from flows import server, services
-home = server.state_home()
-server.configure(home)
+from flows import state_home
+from flows.command_line import server, services
+home = state_home.locate()
+state_home.configure(home)
 with server.prefect_api(home):
     def ask(what, method="POST", **body):
         url = f"{os.environ['PREFECT_API_URL']}/{what}"

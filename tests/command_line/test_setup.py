@@ -25,7 +25,7 @@ case "$*" in
     "-m pip config list") exec "$REAL_PYTHON" "$@" ;;
     -c*) exec "$REAL_PYTHON" "$@" ;;
     "-m ruff check"*) exit 1 ;;
-    *flows.cli*)
+    *flows.command_line.cli*)
         echo "in $PWD with path $PYTHONPATH: ${*: -2}"
         env >"$STUB/environment" && readlink /proc/self/fd/0 >"$STUB/stdin" ;;
 esac

@@ -232,7 +232,7 @@ def test_a_whole_part_is_not_asked_for_again(origin, tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from tasks import fetch
+from tasks.data import fetch
 def progress(done, total):
     if done >= int(sys.argv[4]):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -18,7 +18,7 @@ from tests.faults.small_disk import can_mount
 BEATS_UNTIL_KILLED = """
 import sys, time
 from pathlib import Path
-from tasks import heartbeat
+from tasks.history import heartbeat
 with heartbeat.beating(Path(sys.argv[1]), lambda: 7.0) as pulse:
     pulse.enter("training trial 3")
     print("beats", flush=True)
@@ -27,7 +27,7 @@ with heartbeat.beating(Path(sys.argv[1]), lambda: 7.0) as pulse:
 ON_A_FULL_DISK = """
 import sys
 from pathlib import Path
-from tasks import heartbeat
+from tasks.history import heartbeat
 path = Path(sys.argv[1])
 with heartbeat.beating(path, lambda: 0.0) as pulse:
     try:

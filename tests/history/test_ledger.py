@@ -18,7 +18,7 @@ from tasks.history.night_state import FORMAT
 ROOT = Path(__file__).resolve().parents[2]
 WRITER = """
 import pathlib, sys
-from tasks.ledger import Ledger
+from tasks.history.ledger import Ledger
 with Ledger.create(pathlib.Path(sys.argv[1])) as book:
     book.append("night", tag="nov21")
     for number in range(1, 10**9):
@@ -96,14 +96,14 @@ def test_opening_goes_on_where_it_ended(ended):
 
 
 def test_a_second_writer_is_told_who_has_it(ended):
-    code = "import pathlib, sys; from tasks.ledger import Ledger\nwith Ledger.open(pathlib.Path(sys.argv[1])): pass"
+    code = "import pathlib, sys; from tasks.history.ledger import Ledger\nwith Ledger.open(pathlib.Path(sys.argv[1])): pass"
     with Ledger.open(ended):
         done = subprocess.run(
             [sys.executable, "-c", code, ended], cwd=ROOT, capture_output=True, text=True
         )
     assert done.returncode == 1
     assert f"UsageError: night nov21 is running (pid {os.getpid()})" in done.stderr.replace(
-        "tasks.records.", ""
+        "tasks.errors.", ""
     )
 
 

@@ -203,8 +203,8 @@ def test_threads_append_whole_lines(log, path):
 KILLED = """
 import sys
 from pathlib import Path
-from tests.test_llm_calls import call
-from tasks.llm_calls import CallLog
+from tests.history.test_llm_calls import call
+from tasks.history.llm_calls import CallLog
 log = CallLog(Path(sys.argv[1]))
 for number in range(1, 100_000):
     log.append(call(number, answer="x" * 100_000))

@@ -78,8 +78,8 @@ def main():
 JUDGES = """
 import json, os, signal, sys, time
 from pathlib import Path
-from tasks import experiment
-from tasks.baseline import first_caps
+from tasks.trial import experiment
+from tasks.trial.baseline import first_caps
 from tasks.judge import box
 from tasks.records import Dataset
 from tests.boxes import make_profile

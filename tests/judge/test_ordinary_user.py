@@ -91,8 +91,8 @@ SIDE = """
 import json, os, sys
 from pathlib import Path
 from configs import Audit
-from tasks import experiment
-from tasks.baseline import first_caps
+from tasks.trial import experiment
+from tasks.trial.baseline import first_caps
 from tests.boxes import make_dataset, make_profile
 
 folder, mark, places = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]

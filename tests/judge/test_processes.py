@@ -72,7 +72,7 @@ with open_box(make_spec(Path({home!r}), isolation="none"), ["-c", "import time; 
 SERVER = """
 import shutil, sys, time
 shutil.which = lambda name: None
-from flows import server
+from flows.command_line import server
 print(server.spawn([sys.executable, "-c", "import time; time.sleep(600)"]).pid, flush=True)
 time.sleep(600)
 """

@@ -353,10 +353,10 @@ def test_an_agent_of_a_killed_night_is_ended_at_the_next_start_with_its_daemons(
     code = f"""
 import configs, threading
 from pathlib import Path
-from tasks.proposers import agent
+from tasks.proposers import agent_process
 here = Path({str(user)!r})
 (here / "prompt").touch()
-agent.run([{str(agent)!r}], prompt=here / "prompt", folder=here, environment={{"HOME": str(here), "PATH": "/usr/bin:/bin"}},
+agent_process.run([{str(agent)!r}], prompt=here / "prompt", folder=here, environment={{"HOME": str(here), "PATH": "/usr/bin:/bin"}},
     seconds=600, cancelled=threading.Event(), home=Path({str(home)!r}))
 """
     owner = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HOLDER = """
 import sys, time
 from pathlib import Path
-from tasks import device_lock
+from tasks.trial import device_lock
 with device_lock.held(Path(sys.argv[1]), "cuda-0", "night nov21"):
     print("held", flush=True)
     time.sleep(600)

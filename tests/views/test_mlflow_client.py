@@ -15,7 +15,7 @@ from tasks.views import mlflow_client
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
-MAKER = "import sys; from tasks.mlflow_store import make_if_missing; make_if_missing(sys.argv[1])"
+MAKER = "import sys; from tasks.views.mlflow_client import make_if_missing; make_if_missing(sys.argv[1])"
 
 
 def experiments(path: Path) -> list[str]:
@@ -55,7 +55,7 @@ def test_mlflows_own_process_may_outlive_its_maker_and_nobody_takes_its_file_awa
     tmp_path, monkeypatch
 ):
     path = tmp_path / "mlflow.db"
-    script = f"from tasks import mlflow_store; mlflow_store.MAKE = {SLOW_MAKE!r}; {MAKER}"
+    script = f"from tasks.views import mlflow_client; mlflow_client.MAKE = {SLOW_MAKE!r}; {MAKER}"
     with subprocess.Popen([sys.executable, "-c", script, f"sqlite:///{path}"], cwd=ROOT) as maker:
         while not (tmp_path / ".mlflow.db.part-journal").exists() and maker.poll() is None:
             time.sleep(0.0005)

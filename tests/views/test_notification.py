@@ -240,7 +240,7 @@ def test_a_bad_address_is_the_users(monkeypatch, address):
 
 ALONE = """
 import os, psutil
-from tasks import notification
+from tasks.views import notification
 notification.send("finished", "nov21", "over", {})
 print("CHILDREN", len(psutil.Process().children()), flush=True)
 os._exit(0)  # an orderly exit waits for Prefect, which tries to reach its server for ten seconds

@@ -241,7 +241,7 @@ def test_a_trace_without_its_span_is_completed(store):
 
 def test_a_writer_that_is_killed_is_followed_by_one_that_completes(store, tmp_path):
     code = (
-        "import sys; from tasks import tracing; from tests.test_tracing import NIGHT, attempts\n"
+        "import sys; from tasks.views import tracing; from tests.views.test_tracing import NIGHT, attempts\n"
         "tracing.log_calls(sys.argv[1], sys.argv[2], sys.argv[3], NIGHT, attempts(60))"
     )
     argv = [sys.executable, "-c", code, store.uri, store.run, store.experiment]
