@@ -61,7 +61,7 @@ def parse(source: str) -> ast.Module:
 def read(source: str) -> dict[str, Value]:
     """The knobs of a train.py in order, with the values that its last line leaves them; {} when it does not parse."""
     try:
-        return _read(parse(source))
+        return read_tree(parse(source))
     except SyntaxError:
         return {}
 
@@ -105,21 +105,31 @@ def writable(source: str, values: Mapping[str, Any]) -> set[str]:
     return set(_fitted(source, values)[0])
 
 
-def ast_sha256(source: str) -> str | None:
-    """A hash of what the code says: comments, layout and docstrings do not count. None when it does not parse."""
+def digest(tree: ast.Module) -> str | None:
+    """sha256 of what the code says, without comments, layout and docstrings, which `tree` loses.
+
+    None if it is nested too deeply.
+    """
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for node in ast.walk(tree):
+        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
     try:
-        tree = parse(source)
-        for node in ast.walk(tree):
-            if isinstance(
-                node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-            ) and _has_doc(node):
-                node.body = node.body[1:] or [ast.Pass()]
         return hashlib.sha256(ast.dump(tree).encode("utf-8", "surrogatepass")).hexdigest()
-    except (SyntaxError, RecursionError):
+    except RecursionError:
         return None
 
 
-def _read(tree: ast.Module) -> dict[str, Value]:
+def statements(tree: ast.Module) -> int:
+    """How much code there is: docstrings do not count."""
+    nodes = (node for node in ast.walk(tree) if isinstance(node, ast.stmt))
+    return sum(
+        not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in nodes
+    )
+
+
+def read_tree(tree: ast.Module) -> dict[str, Value]:
+    """The knobs in order, with the values that the file's last line leaves them."""
     return {name: value for name, (_, value) in _found(tree).items()}
 
 
@@ -150,7 +160,7 @@ def _fitted(source: str, values: Mapping[str, Any]) -> tuple[dict[str, Value], d
         tree = parse(source)
     except SyntaxError as error:
         raise KnobError(f"train.py does not parse: {error}") from error
-    current, idle, assigned = _read(tree), _unused(tree), _assignments(tree)
+    current, idle, assigned = read_tree(tree), _unused(tree), _assignments(tree)
     fitted: dict[str, Value] = {}
     problems: dict[str, str] = {}
     for name, wanted in values.items():
@@ -176,7 +186,7 @@ def _unused(tree: ast.Module) -> set[str]:
     loaded = {
         n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)
     }
-    return set(_read(tree)) - loaded
+    return set(read_tree(tree)) - loaded
 
 
 def _bound_names(statement: ast.stmt) -> list[str]:
@@ -264,7 +274,3 @@ def _suggest(name: str, known: Mapping[str, Value]) -> str:
     if near := difflib.get_close_matches(name.upper(), known, n=3):
         return f"did you mean {' or '.join(near)}?"
     return f"train.py has {', '.join(known) or 'none'}"
-
-
-def _has_doc(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    return ast.get_docstring(node, clean=False) is not None

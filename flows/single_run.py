@@ -1,4 +1,4 @@
-"""One run of one file, for `./run trial` and `./run replay`: prepared data, box and judge; no ledger, no champion."""
+"""One run of one file, for `./run trial` and `./run replay`: no ledger, no champion."""
 
 from __future__ import annotations
 
@@ -9,30 +9,25 @@ from flows import state_home
 from flows.night.isolation import choose_isolation, end_orphans
 from flows.preparation import prepare_dataset
 from tasks.proposers import proposal
-from tasks.records import RunResult
+from tasks.records import Bench, Candidate, RunResult
 from tasks.trial import device_lock, experiment
 from tasks.trial.baseline import first_caps
 
 
 @flow(name="single-run")
 def single_run(source: str, profile: Profile, seed: int, allow_unsandboxed: bool) -> RunResult:
-    """Trains, scores and audits `source` once. The static checks stop it before a box does; nothing is said of duplicates."""
-    home = state_home.locate()
+    """Trains, scores and audits `source` once.
+
+    The static checks come before any box, but duplicates are not looked for.
+    """
+    home, candidate = state_home.locate(), Candidate.parse(source)
     isolation = choose_isolation(home, profile, allow_unsandboxed)
     end_orphans(home, isolation)
-    if problem := proposal.check(source, {}):
-        return experiment.without_figures("rejected_patch", problem, profile, seed, isolation)
+    if problem := proposal.check(candidate, {}):
+        return experiment.without_figures("rejected_patch", problem, profile, isolation, seed)
     dataset = prepare_dataset(profile, home)
+    bench = Bench(profile, dataset, home, isolation, first_caps(profile))
     with device_lock.held(home, device_lock.device_of(profile.model_dump()), "a single run"):
         return experiment.train_candidate(
-            "one file",
-            source,
-            profile,
-            dataset,
-            home,
-            seed=seed,
-            caps=first_caps(profile),
-            isolation=isolation,
-            worth_audit=lambda claimed: True,
-            smoke=True,
+            "one file", candidate, bench, seed, worth_audit=lambda claimed: True, smoke=True
         )

@@ -1,44 +1,57 @@
-"""The records that cross a task's border, and the errors that end a command.
+"""The records that cross a border between two rooms.
 
 Every record is frozen and complete when it is built: a field that can be unknown is ``None`` and says why.
 A candidate that crashes, hangs or cheats is a value (`RunResult.status`); an exception means that we failed.
-
-    NightlyError            base; its text names the value, the limit and the remedy
-      UsageError            the person at the keyboard must act: flag, profile, tag, checkout       exit 2
-      DataError             the data must be mended: missing, corrupt or overlapping shards         exit 1
-      BoxError              this machine cannot run the sandbox or it broke                         exit 1
-      BaselineStopped       the unpatched train.py itself does not get through                      exit 3
 """
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.files import FileRef as FileRef
-from tasks.statuses import Decision as Decision
-from tasks.statuses import Outcome as Outcome
-from tasks.statuses import Status as Status
-from tasks.usage import Usage as Usage
+from configs import ASK_A_MODEL, READ_CODE, Profile, knobs
+from tasks.files import FileRef
+from tasks.statuses import Decision, Outcome, Status
+from tasks.usage import Usage
 
-TRAIN = "trainer/train.py"  # the file that is edited, from the checkout's root
+TRAIN = "trainer/train.py"  # the file that is edited, relative to the checkout
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A train.py, parsed once."""
+
+    source: str
+    digest: str | None  # sha256 of the code without comments and layout; None if it has no syntax
+    knobs: Mapping[str, Any]  # its ALL_CAPS constants; empty if it does not parse
+    statements: int  # size of the code, docstrings not counted; 0 if it does not parse
+
+    @classmethod
+    def parse(cls, source: str) -> Candidate:
+        """Reads any text and never raises."""
+        try:
+            tree = knobs.parse(source)
+        except SyntaxError:
+            return cls(source, None, {}, 0)
+        return cls(source, knobs.digest(tree), knobs.read_tree(tree), knobs.statements(tree))
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A prepared dataset. `public` may be read by a candidate at any time, `train` only after go, `validation` never."""
+    """A prepared dataset: what a box may read at any time, only after go, and never."""
 
     fingerprint: str  # sha256 over the shards, the tokenizer and the preparation's version
-    public: str  # folder: meta.json, tokenizer_<V>.json, token_bytes_<V>.npy
-    train: str  # folder: tokens_<V>_<shard>.bin, lengths_<V>_<shard>.npy, rows_<V>_<T>.npy
-    validation: str  # folder: stream_<V>.npy, manifest.json
+    public: str  # folder, any time: meta.json, tokenizer_<V>.json, token_bytes_<V>.npy
+    train: (
+        str  # folder, after go: tokens_<V>_<shard>.bin, lengths_<V>_<shard>.npy, rows_<V>_<T>.npy
+    )
+    validation: str  # folder, never: stream_<V>.npy, manifest.json
     validation_bytes: int  # UTF-8 bytes of the scored documents, the denominator of bits per byte
-    cached: tuple[str, ...] = ()  # the steps that were served from the cache this time
-    attention_kernels: tuple[
-        FileRef, ...
-    ] = ()  # manifests of native code that a box may load, read-only
+    cached: tuple[str, ...] = ()  # the preparation steps that came from the cache this time
+    attention_kernels: tuple[FileRef, ...] = ()  # manifests of native code that a box may load
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,17 +67,29 @@ class Caps:
 
 
 @dataclasses.dataclass(frozen=True)
+class Bench:
+    """What candidates are measured on. Only runs on the same bench are compared."""
+
+    profile: Profile
+    dataset: Dataset
+    home: Path  # the state folder
+    isolation: str  # bwrap, docker or none
+    caps: Caps
+
+
+@dataclasses.dataclass(frozen=True)
 class RunResult:
-    """One training of one candidate with one seed, as the judge saw it. Scores are in bits per byte, `None` unless ok."""
+    """One training of one candidate with one seed, as the judge saw it.
+
+    Scores are in bits per byte, and None unless the run is ok.
+    """
 
     status: Status
     reason: str
     val_bpb: float | None
     claimed_bpb: float | None
-    audit_gap: (
-        float | None
-    )  # nats per target by which the claims are too low; None unless the run is audited
-    seconds: float | None  # go to the checkpoint's last byte, the judge's clock
+    audit_gap: float | None  # nats per target by which the claims are too low; None: not audited
+    seconds: float | None  # go to the checkpoint's last byte, by the judge's clock
     cpu_seconds: float | None  # the same span, whole process tree
     tokens: int | None  # self-reported
     startup_seconds: float | None
@@ -73,23 +98,19 @@ class RunResult:
     profile: str
     seed: int
     peak_memory_bytes: int | None = None
-    metrics: dict[str, float] = dataclasses.field(
-        default_factory=dict
-    )  # self-reported, shown, never trusted
-    curve: tuple[
-        tuple[int, int, float], ...
-    ] = ()  # (step, tokens, training loss in nats), self-reported
+    # Self-reported figures: shown, never trusted.
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    # Points (step, tokens, training loss in nats), self-reported.
+    curve: tuple[tuple[int, int, float], ...] = ()
     log: str = ""  # the training box's stdout and stderr, first and last 32 KiB
-    judge_log: str = ""  # the scoring boxes': they have seen validation text, so it is for humans and no proposer
+    judge_log: str = ""  # the scoring boxes': has seen validation text, so no proposer gets it
     audit_worst: float | None = None  # nats at one position, the largest
-    startup_gpu_seconds: float | None = (
-        None  # how long the GPU was busy before ready; None without one
-    )
-    wall_seconds: float | None = None  # all of it: every box from its first to its last moment
+    startup_gpu_seconds: float | None = None  # GPU time before ready; None without a GPU
+    wall_seconds: float | None = None  # from the first box's start to the last one's end
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> RunResult:
-        """A run from its JSON, in which the curve's tuples have become lists."""
+        """A run from its JSON, where the curve's tuples have become lists."""
         return cls(**{**saved, "curve": tuple(map(tuple, saved["curve"]))})
 
 
@@ -98,7 +119,7 @@ class Baseline:
     """The unpatched train.py on this dataset, budget and hardware: runs with seeds 1, 2, 3."""
 
     runs: tuple[RunResult, ...]
-    hardware: str  # fingerprint; scores of different fingerprints are never compared
+    hardware: str  # hardware.describe(): scores of different hardware are never compared
     kernels: str | None = None  # file: what it compiled; None on a CPU
 
     @property
@@ -111,32 +132,39 @@ class Baseline:
 
 
 @dataclasses.dataclass(frozen=True)
-class Proposal:
-    """A candidate train.py and where it came from. `problem` is set when the proposer's patch could not be used."""
+class Idea:
+    """What a proposer says about a candidate, and how the candidate came about."""
 
-    source: str  # the whole candidate file
     summary: str  # one line, a git subject: "DEPTH 3 -> 2"
     proposer: str  # tpe, llm, command, replay
-    problem: str | None = None
     outcome: Outcome | None = None  # of the last request to a language model; None without one
-    kind: str | None = None  # one of llm_calls.KINDS, None when nobody said
+    kind: str | None = None  # one of usage.KINDS; None if the proposer named none
     hypothesis: str | None = None  # why it should help, in the proposer's words
-    expected: str | None = None  # what effect it expects
-    stands_in: str | None = (
-        None  # why its proposer was asked, and not the model or the agent whose turn it was
-    )
-    note: str | None = (
-        None  # how it came about, where that is unusual: "made against champion ... and carried over"
-    )
+    expected: str | None = None  # what effect the proposer expects
+    stands_in: str | None = None  # why the model or agent whose turn it was did not propose
+    note: str | None = None  # anything unusual: "made against champion ..., merged onto ..."
+
+    def with_note(self, note: str) -> Idea:
+        """The same idea with one more note."""
+        return dataclasses.replace(self, note="; ".join(filter(None, [self.note, note])))
+
+
+@dataclasses.dataclass(frozen=True)
+class Proposal:
+    """A candidate and the idea behind it."""
+
+    candidate: Candidate
+    idea: Idea
+    problem: str | None = None  # why the proposer's patch could not be used
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What the rule says of a trial. `z` is in standard errors, positive when the candidate is better, None when unscored."""
+    """What the keep rule says of a trial."""
 
     decision: Decision
     reason: str
-    z: float | None = None
+    z: float | None = None  # standard errors, positive if the candidate is better; None: no score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,8 +172,7 @@ class Trial:
     """One finished trial: what the ledger holds of it, and all that a proposer may learn from."""
 
     number: int  # 1, 2, ...; the baseline is 0
-    proposer: str
-    summary: str
+    idea: Idea
     status: Status
     verdict: Decision
     reason: str
@@ -153,78 +180,158 @@ class Trial:
     val_bpb: float | None  # mean over its runs
     scores: tuple[float, ...]
     seeds: tuple[int, ...]
-    knobs: dict[str, Any]  # the candidate's ALL_CAPS constants
-    ast_sha256: str | None  # None when it does not parse
+    knobs: Mapping[str, Any]  # the candidate's
+    digest: str | None  # the candidate's
     parent: str  # commit it was proposed against
-    commit: (
-        str | None
-    )  # its own commit under refs/trials/<tag>/<number>; None between decided and applied
+    commit: str | None  # refs/trials/<tag>/<number>; None between decided and applied
     seconds: float | None = None  # mean training seconds of its runs
     peak_memory_bytes: int | None = None
     isolation: str = ""
-    audit_gap: float | None = None  # nats, the largest of its audited runs; None if none was
+    audit_gap: float | None = None  # nats, the largest of its audited runs; None: none was audited
     unusual: str | None = None  # what a human should look at
-    wall_seconds: float | None = (
-        None  # from `started` to `decided`; None for a patch that was not run
-    )
-    outcome: Outcome | None = None  # as the proposal's, and so are the next five
-    kind: str | None = None
-    hypothesis: str | None = None
-    expected: str | None = None
-    stands_in: str | None = None
-    note: str | None = None
-    fixes: int = 0  # times that a crash went back to its proposer
-    crashed: tuple[str, ...] = ()  # ast_sha256 of what it mended
+    wall_seconds: float | None = None  # from `started` to `decided`; None: the patch was not run
+    fixes: int = 0  # how often a crash went back to its proposer
+    crashed: tuple[str, ...] = ()  # digests of the versions that crashed and were fixed
     longest_run_seconds: float | None = None  # wall clock; None without a run
-    usage: Usage = dataclasses.field(
-        default_factory=Usage
-    )  # of the requests to language models for this trial
+    usage: Usage = dataclasses.field(default_factory=Usage)  # of requests to language models
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> Trial:
+        """A trial from its JSON, where tuples have become lists. Raises KeyError, TypeError."""
+        knobs = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in saved["knobs"].items()
+        }
+        tuples = {name: tuple(saved[name]) for name in ("scores", "seeds", "crashed")}
+        records = {"idea": Idea(**saved["idea"]), "usage": Usage(**saved["usage"]), "knobs": knobs}
+        return cls(**{**saved, **tuples, **records})
 
 
 @dataclasses.dataclass(frozen=True)
 class NightSoFar:
-    """Everything a proposer is given: it keeps no state of its own, so a resumed night proposes as the old one would."""
+    """Everything a proposer is given. It keeps no state, so a resumed night proposes the same."""
 
     tag: str
     seed: int
     next_trial: int
-    champion: str  # source of the champion's train.py
+    champion: Candidate
     champion_bpb: float
     baseline_bpb: float
-    baseline_knobs: dict[str, Any]
+    baseline_knobs: Mapping[str, Any]
     trials: tuple[Trial, ...]
-    seen: dict[str, int] = dataclasses.field(
-        default_factory=dict
-    )  # ast_sha256 of every candidate -> its trial, baseline: 0
+    # Digest of every candidate so far -> its trial; the baseline is trial 0.
+    seen: Mapping[str, int] = dataclasses.field(default_factory=dict)
     sd: float | None = None  # of one run, pooled, bits per byte
     folder: Path | None = None  # nights/<tag>: diffs and curves are in its trials/<k>
     in_flight: Proposal | None = None  # of the trial before `next_trial`, while that still trains
 
 
 @dataclasses.dataclass(frozen=True)
-class NightState:
-    """A night as its ledger tells it: what reports and MLflow are made from, and where a resumed night goes on."""
+class Program:
+    """Which instructions a researcher was given, so that two programs can be compared."""
 
-    header: dict[str, Any]  # the event `night`
-    baseline: dict[str, Any] | None  # the event `baseline`
-    start_commit: str | None  # the branch's first commit: the profile's knobs written into train.py
+    name: str
+    sha256: str
+    prompts_sha256: str  # of configs/prompts
+
+
+@dataclasses.dataclass(frozen=True)
+class NightHeader:
+    """A night's first event: every choice that it was started with."""
+
+    tag: str
+    began: str  # UTC
+    profile: str  # as it was asked for: a name, or the path of a .toml file
+    settings: Profile  # as they were then: editing the profile later changes the next night
+    proposer: str
+    patches: str | None
+    seed: int
+    trials: int | None
+    hours: float | None
+    head: str  # commit
+    branch: str | None  # None: HEAD was detached
+    dirty: bool
+    train_dirty: bool
+    isolation: str
+    flow_run: str
+    deployment: str | None
+    program: Program | None  # None: its proposer reads none
+
+    @classmethod
+    def from_json(cls, event: Mapping[str, Any]) -> NightHeader:
+        """The event `night`. Raises KeyError, TypeError and ValueError for a damaged one."""
+        fields = {field.name: event[field.name] for field in dataclasses.fields(cls)}
+        program = fields["program"] and Program(**fields["program"])
+        return cls(**{**fields, "settings": Profile(**fields["settings"]), "program": program})
+
+    def to_json(self) -> dict[str, Any]:
+        program = self.program and dataclasses.asdict(self.program)
+        settings = self.settings.model_dump(mode="json")
+        return {**vars(self), "settings": settings, "program": program}
+
+    @property
+    def model(self) -> str | None:
+        """The language model that the night asks; None if it asks none."""
+        return self.settings.llm.model if self.proposer in ASK_A_MODEL else None
+
+    @property
+    def asks_an_agent(self) -> bool:
+        return self.proposer == "command"
+
+    @property
+    def is_researched(self) -> bool:
+        """Whether its proposer writes patches of code."""
+        return self.proposer in READ_CODE
+
+
+@dataclasses.dataclass(frozen=True)
+class BaselineEvent:
+    """The ledger's event `baseline`: what every score of the night is compared with."""
+
+    val_bpb: float
+    scores: tuple[float, ...]
+    seeds: tuple[int, ...]
+    sd: float  # of one run
+    audit_gaps: tuple[float | None, ...]
+    audit_allowed: Mapping[str, float]  # gap and position, nats
+    hardware: str  # hardware.describe()
+    dataset: str  # fingerprint
+    facts: Mapping[str, str]  # what the scores depend on, apart from the hardware
+    wall_seconds: float  # of the longest run
+    seconds: float  # mean training seconds
+    peak_memory_bytes: int | None
+    knobs: Mapping[str, Any]
+    start_commit: str  # the branch's first: the profile's knobs written into train.py
+
+    @classmethod
+    def from_json(cls, event: Mapping[str, Any]) -> BaselineEvent:
+        """Raises KeyError and TypeError for a damaged event."""
+        fields = {field.name: event[field.name] for field in dataclasses.fields(cls)}
+        tuples = {name: tuple(fields[name]) for name in ("scores", "seeds", "audit_gaps")}
+        return cls(**{**fields, **tuples})
+
+
+@dataclasses.dataclass(frozen=True)
+class NightState:
+    """A night as its ledger tells it: reports are made from it, and a resumed night starts here."""
+
+    header: NightHeader
+    baseline: BaselineEvent | None
     trials: tuple[Trial, ...]  # those in git, each with its commit
     pending: Trial | None  # decided, not yet in git
     in_flight: int | None  # started, not yet decided
     champion: str | None  # commit
     champion_scores: tuple[float, ...]  # the baseline's until a trial is kept, then that trial's
-    groups: tuple[
-        tuple[float, ...], ...
-    ]  # scores of one file with several seeds each, for the pooled sd
-    finished: str | None  # the reason it ended
+    groups: tuple[tuple[float, ...], ...]  # scores of one file with several seeds each, for the sd
+    finished: str | None  # why it ended
     updated: str  # UTC time of the last event
-    used_seconds: float = (
-        0.0  # for which the night was alive, by a monotonic clock: what the hours budget counts
-    )
-    stopped: str | None = (
-        None  # why its last process ended before the night was over; None while none has
-    )
-    failed: bool = False  # that end was our failure and not somebody's wish
+    used_seconds: float = 0.0  # time alive, by a monotonic clock: what the hours budget counts
+    stopped: str | None = None  # why its last process ended before the night was over
+    failed: bool = False  # that end was a failure of ours, not somebody's wish
+
+    @property
+    def start_commit(self) -> str | None:
+        return self.baseline.start_commit if self.baseline else None
 
     @property
     def champion_bpb(self) -> float | None:

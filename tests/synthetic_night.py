@@ -6,7 +6,7 @@ import json
 import random
 from pathlib import Path
 
-from tasks.records import NightSoFar, RunResult
+from tasks.records import Candidate, NightSoFar, RunResult
 from tasks.usage import KINDS
 from tests.trials import crash, keep, make_trial
 
@@ -87,7 +87,7 @@ def make_night(*trials, folder: Path | None = None, **changes) -> NightSoFar:
         "tag": "nov21",
         "seed": 1,
         "next_trial": len(trials) + 1,
-        "champion": TRAIN,
+        "champion": Candidate.parse(TRAIN),
         "champion_bpb": 1.6,
         "baseline_bpb": 1.65,
         "baseline_knobs": {},

@@ -36,7 +36,7 @@ JSON_FIELDS = (  # of a run, in the order that they are printed
 def night(arguments: argparse.Namespace, home: Path) -> int:
     _check(arguments, home)
     with server.prefect_api(home):
-        from flows.night.night_views import Untold
+        from flows.night.night_views import PrefectUnreachable
         from flows.nightly_research import nightly_research
 
         try:
@@ -51,7 +51,7 @@ def night(arguments: argparse.Namespace, home: Path) -> int:
                 allow_unsandboxed=arguments.allow_unsandboxed,
                 model=arguments.model,
             )
-        except Untold as over:
+        except PrefectUnreachable as over:
             tag = over.tag
     return _print_night(home, tag, as_json=arguments.json)
 
@@ -73,10 +73,10 @@ def resume(arguments: argparse.Namespace, home: Path) -> int:
 
     night_folder.find(home, arguments.tag)
     with server.prefect_api(home):
-        from flows.night.night_views import Untold
+        from flows.night.night_views import PrefectUnreachable
         from flows.nightly_research import resume_night
 
-        with contextlib.suppress(Untold):
+        with contextlib.suppress(PrefectUnreachable):
             resume_night(arguments.tag, arguments.trials, arguments.hours)
     return _print_night(home, arguments.tag, as_json=arguments.json)
 
@@ -156,7 +156,7 @@ def stop(arguments: argparse.Namespace, home: Path) -> int:
     if night["state"] != "running":
         more = f"`./run resume {arguments.tag}{' --trials N' if night['state'] == 'finished' else ''}` goes on with it"
         raise UsageError(f"night {arguments.tag} is not running: it is {night['state']}; {more}")
-    interruption.ask(folder, "./run stop")
+    interruption.request(folder, "./run stop")
     print(f"night {arguments.tag} ends after its current trial")
     return 0
 

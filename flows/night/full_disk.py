@@ -1,4 +1,4 @@
-"""A full disk pauses a night: what can be made again is removed, then it waits for room and does its last step once more."""
+"""A full disk pauses a night: removes what can be made again, waits for room, repeats the last step."""
 
 from __future__ import annotations
 
@@ -17,59 +17,64 @@ from flows.night.session import Session
 from tasks.data import tokenization
 from tasks.files import FULL
 
-RESERVE = (
-    32 * 2**20
-)  # bytes that must be free: a trial's files, git objects, a ledger line; a checkpoint is tried itself
-LOOK_SECONDS = 5.0
-SAY_SECONDS = 600.0
-ROWS_KEPT = 3  # of lengths that candidates asked for
+# Bytes that must be free: a trial's files, git objects, a ledger line. A checkpoint needs more, and
+# is simply tried.
+RESERVE = 32 * 2**20
+POLL_SECONDS = 5.0
+REMIND_SECONDS = 600.0
+ROWS_KEPT = 3  # of sequence lengths that candidates asked for
 
 
 def prune(night: Night, most: int = ROWS_KEPT) -> None:
-    """Removes packed rows of sequence lengths that candidates asked for, all but the latest."""
-    data = night.profile.data
+    """Removes packed rows of sequence lengths that candidates asked for, except the latest."""
+    data = night.bench.profile.data
     own = [(size, data.sequence_length) for size in data.vocab_sizes]
-    for gone in tokenization.prune_rows(Path(night.dataset.train), own, most):
+    for gone in tokenization.prune_rows(Path(night.bench.dataset.train), own, most):
         get_run_logger().info(f"removed {gone}: it can be packed again")
 
 
 def made_room(night: Night, held: Session, error: BaseException) -> bool:
-    """Whether `error` came of a full disk, on which there is room by now. Waits for that, or for somebody to end the night."""
-    places = (night.home, night.root / ".git", Path(tempfile.gettempdir()))
+    """Whether `error` came from a full disk that has room again.
+
+    Waits for the room, or for somebody to end the night.
+    """
+    places = (night.bench.home, night.root / ".git", Path(tempfile.gettempdir()))
     full = _without_room(places)
-    if full is None and not _says_full(error):
+    if full is None and not _is_about_space(error):
         return False
-    said = -SAY_SECONDS
-    while full and not interruption.asked(held.folder):
+    reminded: float | None = None
+    while full and not interruption.requested_by(held.folder):
         prune(night, most=0)
-        if not (full := _without_room(places)):
+        full = _without_room(places)
+        if full is None:
             break
-        short = f"the disk of {full} is full: {shutil.disk_usage(full).free / 2**20:.0f} MiB free, {RESERVE >> 20} needed"
+        free = shutil.disk_usage(full).free / 2**20
+        short = f"the disk of {full} is full: {free:.0f} MiB free, {RESERVE >> 20} needed"
         held.pulse.enter(f"paused: {short}")
-        if time.monotonic() - said >= SAY_SECONDS:
-            said = time.monotonic()
+        if reminded is None or time.monotonic() - reminded >= REMIND_SECONDS:
+            reminded = time.monotonic()
             get_run_logger().warning(
-                f"paused: {short}. The night goes on as soon as there is room ({error})"
+                f"paused: {short}. The night continues as soon as there is room ({error})"
             )
-        time.sleep(LOOK_SECONDS)
-    if said > 0 and not full:
-        get_run_logger().info("there is room again: the night goes on")
+        time.sleep(POLL_SECONDS)
+    if reminded is not None and not full:
+        get_run_logger().info("there is room again: the night continues")
     return True
 
 
 def _without_room(places: Sequence[Path]) -> Path | None:
-    """The first folder that does not take RESERVE bytes: asked by writing, as quotas show in no figure."""
+    """The first folder that does not take RESERVE bytes. Tried by writing: no figure shows quotas."""
     for place in places:
         try:
             with tempfile.TemporaryFile(dir=place) as file:
                 os.posix_fallocate(file.fileno(), 0, RESERVE)
         except OSError as error:
-            if error.errno in FULL:
-                return place  # another error than that is for whoever asks to tell of
+            if error.errno in FULL:  # any other error will be reported where it matters
+                return place
     return None
 
 
-def _says_full(error: BaseException | None) -> bool:
+def _is_about_space(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in FULL:
             return True

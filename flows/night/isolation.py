@@ -1,4 +1,4 @@
-"""Which kind of box a night gets on this machine, and what is left of the boxes of a night that was killed."""
+"""The kind of box that a night gets on this machine, and the boxes that a killed night left behind."""
 
 from __future__ import annotations
 
@@ -19,30 +19,35 @@ LEVELS: dict[str, tuple[Isolation, ...]] = {
 
 
 def choose_isolation(home: Path, profile: configs.Profile, allow_unsandboxed: bool) -> Isolation:
-    """The first level of the profile's that holds here; `none` where none does and a human allowed that by name.
+    """The first of the profile's isolation levels that holds on this machine.
 
-    Raises BoxError.
+    `none` if none does and a human allowed that by name, otherwise BoxError.
     """
     failed = []
     for level in LEVELS[profile.limits.isolation]:
-        tried = probe.probe(home, profile.device, level)
-        found = [detail or f"does not hold: {name}" for name, holds, detail in tried if not holds]
-        if not found:
+        checks = probe.probe(home, profile.device, level)
+        problems = [
+            detail or f"does not hold: {name}" for name, holds, detail in checks if not holds
+        ]
+        if not problems:
             return level
-        failed.append(f"{level}: {'; '.join(found)}")
+        failed.append(f"{level}: {'; '.join(problems)}")
     if allow_unsandboxed:
         get_run_logger().warning(
             "NOT SANDBOXED: candidates run with your rights, because you allowed it"
         )
         return "none"
     raise BoxError(
-        f"candidates cannot be boxed here: {'. '.join(failed)}. `./run doctor` has the details; "
-        "--allow-unsandboxed would run them with your rights"
+        f"candidates cannot be sandboxed here: {'. '.join(failed)}. `./run doctor` has the "
+        "details; --allow-unsandboxed would run them with your rights"
     )
 
 
-def end_orphans(home: Path, isolation: Isolation) -> None:
-    """Ends what an earlier process left when it was killed: boxes, servers. Raises BoxError when the engine does not answer."""
+def end_orphans(home: Path, isolation: str) -> None:
+    """Ends the boxes and servers that a killed process left behind.
+
+    Raises BoxError if the container engine does not answer.
+    """
     try:
         ended = [f"process {pid}" for pid in (*processes.end_orphans(home), *box.sweep(home))]
         if isolation == "docker":
@@ -50,6 +55,4 @@ def end_orphans(home: Path, isolation: Isolation) -> None:
     except BoxUnavailable as error:
         raise BoxError(f"{error}. `./run doctor` looks closer") from error
     for orphan in ended:
-        get_run_logger().warning(
-            f"ended {orphan}, which an earlier command left behind when it was killed"
-        )
+        get_run_logger().warning(f"ended {orphan}, left behind by a command that was killed")

@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import configs
 from tasks.history.llm_calls import CallLog
-from tasks.judge.bwrap import Isolation
-from tasks.records import Baseline, Dataset
+from tasks.records import Baseline, Bench, Candidate
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What somebody asks of a night; None leaves it to the profile, or to the night that goes on."""
+    """What somebody asks of a night; None leaves it to the profile, or to the resumed night."""
 
     profile: str
     trials: int | None
@@ -31,12 +29,12 @@ class Night:
 
     tag: str
     folder: Path  # nights/<tag> in the state folder
-    home: Path
     root: Path  # the checkout
-    profile: configs.Profile
-    dataset: Dataset
-    base: str  # source of the baseline's train.py
+    bench: Bench
+    base: Candidate  # the baseline's train.py
     baseline: Baseline
-    isolation: Isolation
     seed: int
     calls: CallLog
+
+    def trial_folder(self, number: int) -> Path:
+        return self.folder / "trials" / str(number)

@@ -1,11 +1,11 @@
-"""What people look at while and after a night: MLflow runs, Prefect artifacts, the report. All made from the ledger's state.
+"""The views of a night: MLflow runs, Prefect artifacts, the report, notices. All made from the ledger.
 
-A view that fails is said and made again at the end; it costs a trial seconds at most and never its result.
+A view that fails is logged once and written again at the end. It may cost a trial a few seconds, but
+never its result, and never the night.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -23,59 +23,60 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, t
 from flows import state_home
 from flows.night.mlflow_view import MlflowView
 from flows.night.night import Night
-from tasks.cache import whole
+from tasks.cache import unscanned
 from tasks.errors import NightlyError
 from tasks.history import heartbeat
-from tasks.records import NightState
+from tasks.records import NightState, Trial
 from tasks.views import chart, notification, report
 
-BACK_SECONDS = 15.0  # for which a night that is over waits for Prefect's API
+BACK_SECONDS = 15.0  # that a finished night waits for Prefect's API to come back
 PATIENCE = 5.0  # seconds that a trial waits for Prefect's API
 ROWS = 20  # of the table on Prefect's page, besides the keeps: it is sent whole after each trial
 
 
-class Untold(Abort):
-    """A night is over and Prefect's API is gone: for an Abort Prefect makes no call, where it would try for minutes."""
+class PrefectUnreachable(Abort):
+    """The night is over and Prefect's API is gone.
+
+    After an Abort Prefect makes no call, where it would retry for minutes.
+    """
 
     def __init__(self, tag: str) -> None:
         super().__init__(f"night {tag} is over")
         self.tag = tag
 
 
-def take_leave(tag: str) -> None:
-    """Waits for Prefect's API, which is to hear of a night's end. Raises Untold when it stays away.
+def await_prefect(tag: str) -> None:
+    """Waits for Prefect's API, so that it records the night's end.
 
-    A worker's flow run waits as long as Prefect does: nobody sits before it.
+    A worker's flow run waits as long as Prefect does: nobody sits in front of it. Raises
+    PrefectUnreachable if the API stays away.
     """
-    here, api, until = (
-        FlowRunContext.get(),
-        get_current_settings().api.url,
-        time.monotonic() + BACK_SECONDS,
-    )
-    ours = here is not None and here.flow_run is not None and here.flow_run.deployment_id is None
-    while api and ours and not state_home.is_healthy(api, seconds=2.0):
+    here, api = FlowRunContext.get(), get_current_settings().api.url
+    is_ours = here is not None and here.flow_run is not None and here.flow_run.deployment_id is None
+    until = time.monotonic() + BACK_SECONDS
+    while api and is_ours and not state_home.is_healthy(api, seconds=2.0):
         if time.monotonic() > until:
             get_run_logger().warning(
-                "Prefect's API does not answer: on its pages the night goes on, but it is over"
+                "Prefect's API does not answer: its pages show a running night, but it is over"
             )
-            raise Untold(tag)
+            raise PrefectUnreachable(tag)
         time.sleep(0.5)
 
 
 def name_flow_run(tag: str) -> None:
-    """The flow run is called by the night's tag, which is not known before the flow runs when it is today's date."""
+    """Names the flow run after the night; a tag from today's date is not known before it runs."""
     with get_client(sync_client=True) as client:
         client.update_flow_run(runtime.flow_run.id, name=tag)
 
 
 class Views:
-    """All views of one night. What goes wrong with one is logged and shown in the heartbeat."""
+    """All views of one night. A failure of one is logged and shown in the heartbeat."""
 
     def __init__(self, night: Night, pulse: heartbeat.Pulse) -> None:
         self._night = night
         self._pulse = pulse
         self._mlflow = MlflowView(night)
-        self._failed: dict[str, str] = {}  # view -> what was said of it
+        self._failures: dict[str, str] = {}  # by view
 
     def show(self, state: NightState) -> None:
         """The baseline and every applied trial so far, in MLflow and in the night's table."""
@@ -83,31 +84,45 @@ class Views:
         self._try("Prefect", lambda: _send_table(state))
 
     def show_end(self, state: NightState) -> None:
-        """The report and its companions, and whatever MLflow has missed."""
-        write_report(whole(self._night), whole(state))
+        """The report with its chart and table, and whatever MLflow has missed.
+
+        Raises OSError if the report cannot be written to the disk.
+        """
+        self._try("report", lambda: write_report(unscanned(self._night), unscanned(state)))
         self._try("Prefect", lambda: _send_report(self._night))
         self._try("MLflow", lambda: self._mlflow.finish(state))
 
     def rebuild(self, state: NightState) -> None:
-        """Everything, once more. Raises NightlyError where a view cannot be written."""
-        write_report(whole(self._night), whole(state))
+        """Everything, once more. Raises NightlyError if a view cannot be written."""
+        write_report(unscanned(self._night), unscanned(state))
         self._mlflow.finish(state)
         _send_table(state)
         _send_report(self._night)
 
     def _try(self, view: str, show: Callable[[], None]) -> None:
-        """An outage is said once, not after each trial, and so is its end."""
+        """Logs an outage once, not after each trial, and its end."""
         try:
             show()
-        except NightlyError as error:
-            self._pulse.note(str(error))
-            if self._failed.get(view) != str(error):
-                get_run_logger().warning(str(error))
-            self._failed[view] = str(error)
+        except Exception as error:
+            if view == "report" and isinstance(error, OSError):  # a full disk pauses the night
+                raise
+            self._fail(view, _message(view, error))
         else:
-            if self._failed.pop(view, None):
-                get_run_logger().info(f"{view} takes it again")
-                self._pulse.note(next(iter(self._failed.values()), None))
+            if self._failures.pop(view, None):
+                get_run_logger().info(f"{view} works again")
+                self._pulse.note(next(iter(self._failures.values()), None))
+
+    def _fail(self, view: str, message: str) -> None:
+        self._pulse.note(message)
+        if self._failures.get(view) != message:
+            get_run_logger().warning(message)
+        self._failures[view] = message
+
+
+def _message(view: str, error: Exception) -> str:
+    if isinstance(error, NightlyError):
+        return str(error)
+    return f"the {view} view failed: {type(error).__name__}: {error}"
 
 
 @task(name="write-report", cache_policy=NO_CACHE)
@@ -118,14 +133,16 @@ def write_report(night: Night, state: NightState) -> None:
 
 
 def _send_table(state: NightState) -> None:
-    fields = ("number", "summary", "verdict", "status", "val_bpb", "z", "reason")
-    shown = [
-        trial
-        for trial in state.trials
-        if trial.verdict == "keep" or trial.number > len(state.trials) - ROWS
-    ]
-    table = [{name: getattr(trial, name) for name in fields} for trial in shown]
-    _send("table", "trials", f"night {state.header['tag']}", json.dumps(table))
+    first = len(state.trials) - ROWS
+    shown = [t for t in state.trials if t.verdict == "keep" or t.number > first]
+    description = f"night {state.header.tag}"
+    _send("table", "trials", description, json.dumps([_row(trial) for trial in shown]))
+
+
+def _row(trial: Trial) -> dict[str, object]:
+    fields = ("verdict", "status", "val_bpb", "z", "reason")
+    row = {name: getattr(trial, name) for name in fields}
+    return {"number": trial.number, "summary": trial.idea.summary, **row}
 
 
 def _send_report(night: Night) -> None:
@@ -133,9 +150,9 @@ def _send_report(night: Night) -> None:
 
 
 def _send(kind: str, key: str, description: str, data: str) -> None:
-    """An artifact of the flow run. Raises NightlyError when Prefect's API does not take it.
+    """Creates an artifact of the flow run. Raises NightlyError if Prefect's API does not take it.
 
-    Asked once and for seconds, where Prefect's own functions would try for a minute, or for six when it does not answer.
+    Sent once, within seconds: Prefect's own functions would retry for one to six minutes.
     """
     artifact = ArtifactCreate(
         type=kind,
@@ -150,23 +167,24 @@ def _send(kind: str, key: str, description: str, data: str) -> None:
             client.create_artifact(artifact)
     except httpx.HTTPError as error:
         raise NightlyError(
-            f"Prefect's API does not take it ({type(error).__name__}): the night goes on, its pages miss what happens meanwhile"
+            f"Prefect's API does not take artifacts ({type(error).__name__}): the night continues, "
+            "but its pages miss what happens meanwhile"
         ) from error
 
 
-def tell(kind: notification.Kind, state: NightState) -> None:
-    """Sends one notice, its text made from the ledger's state."""
+def notify(kind: notification.Kind, state: NightState) -> None:
+    """Sends one notice, made from the ledger's state. A failure is logged."""
     facts = {
         "champion_bpb": state.champion_bpb,
-        "baseline_bpb": state.baseline["val_bpb"] if state.baseline else None,
+        "baseline_bpb": state.baseline.val_bpb if state.baseline else None,
         "champion_commit": state.champion,
         "trials": len(state.trials),
         "kept": sum(trial.verdict == "keep" for trial in state.trials),
         "reason": state.finished or state.stopped,
     }
-    tag = state.header["tag"]
+    tag = state.header.tag
     texts = {
-        "failed": f"Night {tag} failed: {state.stopped}. `./run resume {tag}` goes on with it.",
+        "failed": f"Night {tag} failed: {state.stopped}. `./run resume {tag}` resumes it.",
         "finished": f"Night {tag} is over: {state.finished}.\n{report.headline(state)}",
         "new-champion": f"Night {tag} has a new champion.\n{report.headline(state)}",
     }
@@ -176,9 +194,11 @@ def tell(kind: notification.Kind, state: NightState) -> None:
         get_run_logger().warning(str(error))
 
 
-def leave_word(folder: Path, state: NightState) -> None:
-    """After an end that nobody waited for: a report, as far as there is room for it, and a notice if it was our failure."""
-    with contextlib.suppress(OSError):
+def report_stop(folder: Path, state: NightState) -> None:
+    """After an unexpected end: a report, if there is room for it, and a notice of a failure."""
+    try:
         report.write(state, folder)
+    except Exception as error:
+        get_run_logger().warning(_message("report", error))
     if state.failed:
-        tell("failed", state)
+        notify("failed", state)

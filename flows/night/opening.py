@@ -1,4 +1,4 @@
-"""What a night is opened with: its header in the ledger, and from that header everything that stays the same to its end."""
+"""The opening of a night: its header in the ledger, and from that everything that stays the same."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from prefect import get_run_logger, runtime
 
@@ -22,17 +21,32 @@ from tasks.errors import UsageError
 from tasks.files import FileRef
 from tasks.history import champion, night_folder
 from tasks.history.llm_calls import CallLog
-from tasks.judge.bwrap import Isolation
-from tasks.records import TRAIN, Baseline, Dataset
+from tasks.records import (
+    TRAIN,
+    Baseline,
+    BaselineEvent,
+    Bench,
+    Candidate,
+    Dataset,
+    NightHeader,
+)
 from tasks.trial import hardware, verdict
-from tasks.trial.baseline import baseline_facts, baseline_files, caps_after, read_baseline
-from tasks.trial.experiment import Tell
+from tasks.trial.baseline import (
+    baseline_facts,
+    baseline_files,
+    caps_after,
+    first_caps,
+    read_baseline,
+)
+from tasks.trial.experiment import Report
 
 
-def new_night(tag: str, request: Request) -> tuple[dict[str, Any], str]:
-    """The ledger's first event, every choice of the night, the profile's where none was given; and the source of its baseline.
+def new_night(tag: str, request: Request) -> tuple[NightHeader, str]:
+    """The header of a new night, the profile's choices where none was given, and the baseline's source.
 
-    Raises UsageError for whatever cannot become a night, BoxError where no box can be made: before any work is done.
+    Raises, before any work is done:
+        UsageError: the request cannot become a night.
+        BoxError: no box can be made.
     """
     home, settings = state_home.locate(), _settings(request)
     checkout = champion.open_checkout(state_home.ROOT)
@@ -40,115 +54,106 @@ def new_night(tag: str, request: Request) -> tuple[dict[str, Any], str]:
     trials, hours = request.trials, request.hours
     if not (trials or hours):  # eight hours asked for are not the profile's four trials
         trials, hours = settings.night.trials, settings.night.hours
-    header = {
-        "tag": tag,
-        "began": datetime.now(UTC).isoformat(),
-        "profile": request.profile,
-        "proposer": request.proposer or settings.night.proposer,
-        "patches": request.patches or settings.night.patches,
-        "seed": request.seed,
-        "trials": trials,
-        "hours": hours,
-        "head": checkout.head,
-        "branch": checkout.branch,
-        "dirty": checkout.dirty,
-        "train_dirty": checkout.train_dirty,
-        "isolation": choose_isolation(home, settings, request.allow_unsandboxed),
-        "flow_run": str(runtime.flow_run.id),
-        "deployment": runtime.deployment.name,
-        "settings": settings.model_dump(
-            mode="json"
-        ),  # a profile that is edited later is another night's
-    }
-    if request.model and header["proposer"] not in configs.ASK_A_MODEL:
+    proposer = request.proposer or settings.night.proposer
+    if request.model and proposer not in configs.ASK_A_MODEL:
         raise UsageError(
-            f"--model {request.model} is for the proposers llm and mixed, and this night's is {header['proposer']}"
+            f"--model {request.model} is for the proposers llm and mixed; this night's is {proposer}"
         )
-    researcher.check(
-        header
-    )  # a missing key or folder of patches is said now, not after the baseline
-    header["program"] = researcher.program_facts(header)
+    header = NightHeader(
+        tag=tag,
+        began=datetime.now(UTC).isoformat(),
+        profile=request.profile,
+        settings=settings,
+        proposer=proposer,
+        patches=request.patches or settings.night.patches,
+        seed=request.seed,
+        trials=trials,
+        hours=hours,
+        head=checkout.head,
+        branch=checkout.branch,
+        dirty=checkout.dirty,
+        train_dirty=checkout.train_dirty,
+        isolation=choose_isolation(home, settings, request.allow_unsandboxed),
+        flow_run=str(runtime.flow_run.id),
+        deployment=runtime.deployment.name,
+        program=None,
+    )
+    researcher.check(header)  # a missing key or folder is reported now, not after the baseline
+    header = dataclasses.replace(header, program=researcher.program_of(header))
     get_run_logger().info(f"night {tag}: profile {settings.name}, from {checkout.describe()}")
     return header, base_source(checkout.root, settings)
 
 
 def _settings(request: Request) -> configs.Profile:
-    """The profile with what the request says of it."""
+    """The profile with what the request changes in it."""
     profile = configs.load(request.profile)
     llm = profile.llm.model_copy(update={"model": request.model} if request.model else {})
     return profile.model_copy(update={"llm": llm})
 
 
 def base_source(root: Path, profile: configs.Profile) -> str:
-    """The checkout's train.py with the profile's knobs written into it: what the night is measured against."""
+    """The checkout's train.py with the profile's knobs written into it, all else as it is."""
+    path = root / TRAIN
     try:
-        return knobs.write((root / TRAIN).read_text(encoding="utf-8"), profile.train)
+        return knobs.write(path.read_bytes().decode("utf-8"), profile.train)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from error
     except knobs.KnobError as error:
         raise UsageError(f"profile {profile.name}, [train]: {error}") from error
 
 
 def open_night(held: Session) -> Night:
-    """Prepares data and baseline, from the cache where they are there, and puts the night together.
+    """Prepares data and baseline, from the cache if they are there, and puts the night together.
 
-    One that goes on keeps the baseline that it began with. Raises UsageError where that is gone and cannot be had again.
+    A resumed night keeps the baseline that it started with. Raises UsageError if that is gone and
+    cannot be measured again.
     """
-    header, home, began = held.state.header, state_home.locate(), held.state.baseline or {}
-    settings = _profile(header)
-    end_orphans(home, header["isolation"])
+    header, home, began = held.state.header, state_home.locate(), held.state.baseline
+    end_orphans(home, header.isolation)
     held.pulse.enter("preparing the data")
-    dataset = as_begun(preparation.prepare_dataset(settings, home), began)
-    base = _base(held)
-    kept = _kept_baseline(held.folder) if began else None
-    baseline = kept or _baseline(
-        base, settings, dataset, home, header["isolation"], held.pulse.enter
-    )
+    dataset = preparation.prepare_dataset(header.settings, home)
     if began:
-        _expect_same("a baseline of", began["scores"], list(baseline.scores), header["tag"])
+        dataset = without_later_kernels(dataset, began)
+    base = Candidate.parse(_base_source(held))
+    bench = Bench(header.settings, dataset, home, header.isolation, first_caps(header.settings))
+    kept = _kept_baseline(held.folder) if began else None
+    baseline = kept or _baseline(base, bench, held.pulse.enter)
+    if began:
+        _expect_same("a baseline of", began.scores, baseline.scores, header.tag)
     if kept is None:
-        FileRef.write(
-            held.folder / night_folder.BASELINE, json.dumps(dataclasses.asdict(baseline)).encode()
-        )
+        saved = json.dumps(dataclasses.asdict(baseline)).encode()
+        FileRef.write(held.folder / night_folder.BASELINE, saved)
     return Night(
-        tag=header["tag"],
+        tag=header.tag,
         folder=held.folder,
-        home=home,
         root=state_home.ROOT,
-        profile=settings,
-        dataset=dataset,
+        bench=dataclasses.replace(bench, caps=caps_after(baseline)),
         base=base,
         baseline=baseline,
-        isolation=header["isolation"],
-        seed=header["seed"],
+        seed=header.seed,
         calls=CallLog(held.folder / night_folder.CALLS),
     )
 
 
-def check_comparable(night: Night, began: dict[str, Any] | None) -> None:
-    """Raises UsageError when trials would be measured otherwise than the baseline of that event was: with another harness,
-    other data, on other hardware.
+def check_comparable(night: Night, began: BaselineEvent | None) -> None:
+    """Raises UsageError if trials would not be comparable with the baseline of that event.
+
+    The harness, the data and the hardware must be the same.
     """
     if began is None:
         return
-    _expect_same(
-        "hardware",
-        began["hardware"],
-        hardware.describe(night.profile.device, night.profile.threads),
-        night.tag,
-    )
-    found = baseline_facts(night.base, night.profile, night.dataset, night.isolation)
-    for what, was in began.get(
-        "facts", {"dataset": began.get("dataset", night.dataset.fingerprint)}
-    ).items():
-        _expect_same(what, was, found.get(what, "none"), night.tag)
+    profile = night.bench.profile
+    found = hardware.describe(profile.device, profile.threads)
+    _expect_same("hardware", began.hardware, found, night.tag)
+    facts = baseline_facts(night.base, night.bench)
+    for name, fact in began.facts.items():
+        _expect_same(name, fact, facts.get(name, "none"), night.tag)
 
 
-def as_begun(dataset: Dataset, began: dict[str, Any]) -> Dataset:
-    """Without the attention kernels that could not be had when the night began: with them it would be another one."""
-    facts = began.get("facts")
-    if facts is None:
-        return dataset
+def without_later_kernels(dataset: Dataset, began: BaselineEvent) -> Dataset:
+    """The dataset without attention kernels that were unavailable when the night started."""
     kernels = tuple(
-        kernel for kernel in dataset.attention_kernels if Path(kernel.path).stem in facts
+        kernel for kernel in dataset.attention_kernels if Path(kernel.path).stem in began.facts
     )
     return dataclasses.replace(dataset, attention_kernels=kernels)
 
@@ -162,69 +167,53 @@ def _kept_baseline(folder: Path) -> Baseline | None:
     return dataclasses.replace(baseline, kernels=compiled)
 
 
-def _profile(header: dict[str, Any]) -> configs.Profile:
-    return (
-        configs.Profile(**header["settings"])
-        if "settings" in header
-        else configs.load(header["profile"])
-    )
-
-
-def _base(held: Session) -> str:
+def _base_source(held: Session) -> str:
     """The baseline's train.py: a file until git has it."""
     if held.state.start_commit:
         return champion.source_at(state_home.ROOT, held.state.start_commit)
-    return (held.folder / night_folder.BASE).read_text(encoding="utf-8")
+    return (held.folder / night_folder.BASE).read_bytes().decode("utf-8")
 
 
 def _expect_same(what: str, began: object, found: object, tag: str) -> None:
     if began != found:
         raise UsageError(
-            f"night {tag} was begun with {what} {began} and would go on with {found}: scores of the two are never compared. "
-            f"Go on where it began, or start a new night with another --tag"
+            f"night {tag} started with {what} {began} and would resume with {found}: scores of the "
+            "two are never compared. Resume it where it started, or start a new night with another "
+            "--tag"
         )
 
 
-def _baseline(
-    base: str,
-    profile: configs.Profile,
-    dataset: Dataset,
-    home: Path,
-    isolation: Isolation,
-    tell: Tell,
-) -> Baseline:
+def _baseline(base: Candidate, bench: Bench, report: Report) -> Baseline:
+    profile = bench.profile
+    facts = {**baseline_facts(base, bench), "home": str(bench.home)}
+    fingerprint = hardware.fingerprint(profile.device, profile.threads)
+    key = cache.key("baseline", 3, **facts, hardware=fingerprint)
     machine = hardware.describe(profile.device, profile.threads)
-    facts = {**baseline_facts(base, profile, dataset, isolation), "home": str(home)}
-    key = cache.key(
-        "baseline", 2, **facts, hardware=hardware.fingerprint(profile.device, profile.threads)
-    )
-    files, cached = cache.ensure(
-        baseline_files, key, base, profile, dataset, home, isolation, machine, tell
-    )
+    files, cached = cache.ensure(baseline_files, key, base, bench, machine, report)
     baseline = read_baseline(Path(files[0].path))
-    sd = verdict.pooled_sd([baseline.scores])
-    found = "cached" if cached else "measured"
     get_run_logger().info(
-        f"baseline: {found}: {baseline.val_bpb:.6f} bits per byte, sd {sd:.6f} over 3 seeds"
+        f"baseline: {'cached' if cached else 'measured'}: {baseline.val_bpb:.6f} bits per byte, "
+        f"sd {verdict.pooled_sd([baseline.scores]):.6f} over 3 seeds"
     )
     return baseline
 
 
-def baseline_event(night: Night) -> dict[str, Any]:
-    """The ledger's event `baseline`."""
-    scores, runs, caps = night.baseline.scores, night.baseline.runs, caps_after(night.baseline)
-    return {
-        "val_bpb": night.baseline.val_bpb,
-        "scores": scores,
-        "seeds": [run.seed for run in runs],
-        "sd": verdict.pooled_sd([scores]),
-        "audit_gaps": [run.audit_gap for run in runs],
-        "audit_allowed": {"gap": caps.audit_gap, "position": caps.audit_position},
-        "hardware": night.baseline.hardware,
-        "dataset": night.dataset.fingerprint,
-        "facts": baseline_facts(night.base, night.profile, night.dataset, night.isolation),
-        "wall_seconds": max(run.wall_seconds or 0.0 for run in runs),
-        "seconds": sum(run.seconds or 0.0 for run in runs) / len(runs),
-        "peak_memory_bytes": max(run.peak_memory_bytes or 0 for run in runs) or None,
-        "knobs": knobs.read(night.base),
-    }
+def baseline_event(night: Night, start_commit: str) -> BaselineEvent:
+    """The ledger's event `baseline`; `start_commit` is the first commit of the night's branch."""
+    scores, runs, caps = night.baseline.scores, night.baseline.runs, night.bench.caps
+    return BaselineEvent(
+        val_bpb=night.baseline.val_bpb,
+        scores=scores,
+        seeds=tuple(run.seed for run in runs),
+        sd=verdict.pooled_sd([scores]),
+        audit_gaps=tuple(run.audit_gap for run in runs),
+        audit_allowed={"gap": caps.audit_gap, "position": caps.audit_position},
+        hardware=night.baseline.hardware,
+        dataset=night.bench.dataset.fingerprint,
+        facts=baseline_facts(night.base, night.bench),
+        wall_seconds=max(run.wall_seconds or 0.0 for run in runs),
+        seconds=sum(run.seconds or 0.0 for run in runs) / len(runs),
+        peak_memory_bytes=max(run.peak_memory_bytes or 0 for run in runs) or None,
+        knobs=night.base.knobs,
+        start_commit=start_commit,
+    )

@@ -1,4 +1,7 @@
-"""One stretch of a night in one process: its lock, its heartbeat, the signals it heeds, and its end put on record."""
+"""One session of a night: a process that holds it, with its lock, heartbeat and signal handlers.
+
+How the session ends is recorded in the ledger.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ import dataclasses
 import platform
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 from prefect import get_client, get_run_logger, runtime
@@ -20,10 +22,11 @@ from flows.night import interruption, night_views
 from tasks.errors import NightlyError, UsageError
 from tasks.history import heartbeat, ledger, night_folder
 from tasks.history.night_folder import LEDGER, PULSE
-from tasks.records import NightState
+from tasks.records import NightHeader, NightState
 from tasks.trial import device_lock
 
-API_SECONDS = 10.0  # for which a night that was ended by SIGTERM waits to hear whose it was; a worker leaves it thirty
+# How long a night that got a SIGTERM tries to find out who sent it; a worker waits thirty seconds.
+API_SECONDS = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,42 +48,43 @@ class Session:
 
 @contextlib.contextmanager
 def hold(
-    folder: Path, header: dict[str, Any] | None = None, *, measures: bool = True
+    folder: Path, header: NightHeader | None = None, *, measures: bool = True
 ) -> Iterator[Session]:
-    """Holds the night of this folder, a new one with its `header` or an old one, until the block ends.
+    """Holds the night of this folder, a new one with its `header` or an old one, during the block.
 
-    With `measures` it holds the night's device, too. An exception out of the block is put on record as the event
-    `stopped`: whose wish it was, or what failed. Raises UsageError when another process holds the night or the device.
+    With `measures` it holds the night's device, too. An exception out of the block is recorded as
+    the event `stopped`: who asked for it, or what failed. Raises UsageError if another process holds
+    the night or the device.
     """
     path, beat = folder / LEDGER, heartbeat.last(folder / PULSE)
     if beat and beat.host != platform.node() and beat.is_alive:
         raise UsageError(
-            f"night {folder.name} is running on {beat.host} (pid {beat.pid}: {beat.phase}): wait for it; "
-            f"if that machine is dead, {heartbeat.LEASE_SECONDS:.0f} s after its last heartbeat anybody may go on"
+            f"night {folder.name} is running on {beat.host} (pid {beat.pid}: {beat.phase}): wait "
+            f"for it; if that machine is dead, the night can be resumed anywhere "
+            f"{heartbeat.LEASE_SECONDS:.0f} s after its last heartbeat"
         )
     if header is None:
         header = night_folder.read_state(folder).header
-    device = (
-        device_lock.device_of(header["settings"]) if measures and "settings" in header else None
-    )
+    device = device_lock.device_of(header.settings.model_dump()) if measures else None
     opened = (ledger.Ledger.open if ledger.exists(path) else ledger.Ledger.create)(path)
     with device_lock.held(folder.parent.parent, device, f"night {folder.name}"), opened as book:
         if beat:
             book.count_used(beat.used_seconds)
         with heartbeat.beating(folder / PULSE, book.used_seconds) as pulse:
-            session, before = Session(folder, book, pulse), book.state if book.has_night else None
+            session = Session(folder, book, pulse)
+            before = book.state if book.has_night else None
             try:
-                with interruption.heeded(folder, session.is_in_trial):
+                with interruption.ctrl_c_handled(folder, session.is_in_trial):
                     yield session
             except BaseException as error:
-                if book.has_night and book.state is not before:  # one that was refused is as it was
-                    _put_on_record(session, error)
-                    night_views.leave_word(folder, session.state)
+                if book.has_night and book.state is not before:  # a refused night stays as it was
+                    _record_end(session, error)
+                    night_views.report_stop(folder, session.state)
                 raise
 
 
-def _put_on_record(session: Session, error: BaseException) -> None:
-    """The event `stopped`. A finished night has none."""
+def _record_end(session: Session, error: BaseException) -> None:
+    """Appends the event `stopped`, unless the night is finished."""
     if session.state.finished:
         return
     failed = isinstance(error, Exception)
@@ -91,14 +95,15 @@ def _put_on_record(session: Session, error: BaseException) -> None:
         reason = f"interrupted ({error or type(error).__name__})"
     try:
         session.book.append("stopped", reason=reason.partition("\n")[0][:1000], failed=failed)
-    except (
-        NightlyError
-    ) as full:  # the ledger without it says as much: begun, not finished, nobody at work
-        get_run_logger().warning(f"the end of the night could not be put on record: {full}")
+    except NightlyError as full:  # without it the ledger says enough: started and not finished
+        get_run_logger().warning(f"the end of the night could not be recorded: {full}")
 
 
 def _is_cancelled() -> bool:
-    """Whether somebody asked Prefect to end this flow run: a SIGTERM does not say whose it is. False while its API is down."""
+    """Whether somebody cancelled this flow run: a SIGTERM does not say who sent it.
+
+    False while Prefect's API is down.
+    """
     api = get_current_settings().api.url
     if not api or not state_home.is_healthy(api, seconds=API_SECONDS):
         return False

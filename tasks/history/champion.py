@@ -41,7 +41,7 @@ class Checkout:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class CommittedTrial:
     """A trial of some night, as git has it."""
 
     number: int
@@ -140,7 +140,7 @@ def commit_candidate(root: Path, tag: str, trial: Trial, source: str) -> str:
         "Seeds": " ".join(map(str, trial.seeds)) or "-",
         "Z": "-" if trial.z is None else f"{trial.z:.2f}",
     }
-    message = _message(_one_line(trial.summary) or f"trial {trial.number}", trailers)
+    message = _message(_one_line(trial.idea.summary) or f"trial {trial.number}", trailers)
     return _commit_at(root, f"refs/trials/{tag}/{trial.number}", trial.parent, source, message)
 
 
@@ -181,7 +181,7 @@ def trailers(root: Path, revision: str) -> dict[str, str]:
     )
 
 
-def candidates(root: Path, tag: str) -> list[Candidate]:
+def candidates(root: Path, tag: str) -> list[CommittedTrial]:
     """A night's candidates in the order of its trials; none when the repository has no such night, or `tag` is no tag."""
     if not TAG.fullmatch(tag):
         return []
@@ -192,7 +192,7 @@ def candidates(root: Path, tag: str) -> list[Candidate]:
     ).split("\0")
     found = [parts[i : i + len(fields)] for i in range(0, len(parts) - 1, len(fields))]
     night = [
-        Candidate(int(n), commit, subject, _trailers(text))
+        CommittedTrial(int(n), commit, subject, _trailers(text))
         for n, commit, subject, text in found
         if n.strip().isdecimal()
     ]

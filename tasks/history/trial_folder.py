@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tasks.errors import NightlyError
 from tasks.files import FileRef
-from tasks.records import TRAIN, Proposal, RunResult, Trial
+from tasks.records import TRAIN, Candidate, Idea, Proposal, RunResult, Trial
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,35 +29,37 @@ class Waiting:
 
 
 def write_proposal(folder: Path, current: str, proposed: Proposal, parent: str) -> None:
-    """The candidate, and its patch against the champion's source `current`, which is commit `parent`."""
+    """The candidate, and its patch against the champion's source `current`, commit `parent`."""
+    source = proposed.candidate.source
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "train.py", proposed.source)
-    _write(folder / "patch.diff", _diff(current, proposed.source))
-    told = {name: value for name, value in dataclasses.asdict(proposed).items() if name != "source"}
-    saved = {"parent": parent, "sha256": _sha256(proposed.source), "proposal": told}
+    _write(folder / "train.py", source)
+    _write(folder / "patch.diff", _diff(current, source))
+    saved = {
+        "parent": parent,
+        "sha256": _sha256(source),
+        "idea": dataclasses.asdict(proposed.idea),
+        "problem": proposed.problem,
+    }
     _write(folder / "proposal.json", json.dumps(saved, indent=1))
 
 
 def read_proposal(folder: Path) -> Waiting | None:
-    """What `write_proposal` wrote; None where there is nothing, or a kill left the files of two of them.
+    """What `write_proposal` wrote; None if there is nothing, or a kill left files of two proposals.
 
-    Raises NightlyError when it is damaged.
+    Raises NightlyError if it is damaged.
     """
+    path = folder / "proposal.json"
     try:
-        saved, source = (
-            json.loads((folder / "proposal.json").read_text(encoding="utf-8")),
-            read_source(folder),
-        )
-        return (
-            Waiting(Proposal(source=source, **saved["proposal"]), saved["parent"])
-            if saved["sha256"] == _sha256(source)
-            else None
-        )
+        saved, source = json.loads(path.read_text(encoding="utf-8")), read_source(folder)
+        if saved["sha256"] != _sha256(source):
+            return None
+        proposal = Proposal(Candidate.parse(source), Idea(**saved["idea"]), saved["problem"])
+        return Waiting(proposal, saved["parent"])
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise NightlyError(
-            f"{folder / 'proposal.json'} is damaged ({error}): remove it, and the trial is proposed anew"
+            f"{path} is damaged ({error}): remove it, and the trial is proposed again"
         ) from error
 
 
@@ -67,8 +69,8 @@ def attempts(folder: Path) -> list[str]:
     return [read_source(place) for place in folders]
 
 
-def write_mended(
-    folder: Path, current: str, mended: Proposal, parent: str, runs: tuple[RunResult, ...]
+def write_fixed(
+    folder: Path, current: str, fixed: Proposal, parent: str, runs: tuple[RunResult, ...]
 ) -> None:
     """`write_proposal` in the place of a try that crashed in its last run, which is kept in attempts/."""
     made = folder / "attempts" / "made"
@@ -77,7 +79,7 @@ def write_mended(
     for name in ("train.py", "patch.diff"):
         FileRef.write(made / name, (folder / name).read_bytes())
     FileRef.write(made / "run.log", _logs(runs))
-    write_proposal(folder, current, mended, parent)
+    write_proposal(folder, current, fixed, parent)
     made.rename(made.with_name(str(len(attempts(folder)) + 1)))
 
 

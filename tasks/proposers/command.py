@@ -22,7 +22,7 @@ import configs
 from tasks.errors import NightlyError, UsageError
 from tasks.proposers import agent_process, three_way_merge
 from tasks.proposers.proposal import MAX_BYTES, Proposer, ask
-from tasks.records import TRAIN, NightSoFar, Proposal, RunResult
+from tasks.records import TRAIN, Candidate, Idea, NightSoFar, Proposal, RunResult
 from tasks.statuses import Outcome
 from tasks.text import one_line
 from tasks.usage import KINDS
@@ -71,7 +71,7 @@ class CommandProposer:
     def thinks(self, night: NightSoFar) -> bool:
         return True
 
-    def mend(self, night: NightSoFar, proposal: Proposal, run: RunResult) -> Proposal | None:
+    def fix(self, night: NightSoFar, proposal: Proposal, run: RunResult) -> Proposal | None:
         """None: a crash is told in the next prompt."""
         return None
 
@@ -85,7 +85,7 @@ class CommandProposer:
             return self._problem(night, "cancelled", "the agent was not started")
         folder, told = self.home / "agents" / f"{night.tag}-{night.next_trial}", self.prompt(night)
         try:
-            with _scratch_clone(folder / "clone", self.root, night.champion, told) as clone:
+            with _scratch_clone(folder / "clone", self.root, night.champion.source, told) as clone:
                 visit, left = self._run(clone), _take(clone)
                 (folder / "agent.log").write_text(visit.log, encoding="utf-8")
         except (
@@ -142,18 +142,17 @@ class CommandProposer:
         if isinstance(left, _Unfit):
             return self._problem(night, "unfit", f"{TRAIN} {left.why}{log}")
         if (
-            left == night.champion
+            left == night.champion.source
         ):  # it may have no key, or no idea: a night of such trials would be over in minutes
             return self._instead(
                 night, f"{status or f'{command} is done'} and has changed nothing{log}", "no_change"
             )
         for name, value in self._secrets():
-            if value in left and value not in night.champion:
+            if value in left and value not in night.champion.source:
                 return self._problem(night, "unfit", f"{TRAIN} holds the value of {name}")
         kind = (_header(visit.stdout, "KIND") or "").lower()
         survivors = ", ".join(map(str, visit.survivors))
-        return Proposal(
-            source=left,
+        idea = Idea(
             summary=_header(visit.stdout, "SUMMARY") or f"change by {command}",
             proposer=self.name,
             outcome="ok",
@@ -165,15 +164,20 @@ class CommandProposer:
             )
             or None,
         )
+        return Proposal(Candidate.parse(left), idea)
 
     def _problem(self, night: NightSoFar, outcome: Outcome, what: str) -> Proposal:
-        return Proposal(night.champion, "no usable patch", self.name, f"{outcome}: {what}", outcome)
+        idea = Idea("no usable patch", self.name, outcome)
+        return Proposal(night.champion, idea, f"{outcome}: {what}")
 
     def _instead(
         self, night: NightSoFar, why: str, outcome: Outcome | None = None
     ) -> Proposal | None:
         proposed = ask(self.fallback, night)
-        return proposed and dataclasses.replace(proposed, stands_in=one_line(why), outcome=outcome)
+        if proposed is None:
+            return None
+        idea = dataclasses.replace(proposed.idea, stands_in=one_line(why), outcome=outcome)
+        return dataclasses.replace(proposed, idea=idea)
 
 
 def _argv(settings: configs.Command) -> list[str]:

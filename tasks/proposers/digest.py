@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tasks.errors import NightlyError
 from tasks.history.trial_folder import read_runs
-from tasks.proposers.past_nights import KNOBS, Idea, kind_of
+from tasks.proposers.past_nights import KNOBS, EarlierTrial, kind_of
 from tasks.records import NightSoFar, RunResult, Trial
 from tasks.text import one_line
 from tasks.usage import KINDS
@@ -98,7 +98,7 @@ def patch_of(folder: Path | None, number: int, most: int) -> str:
     return text if len(text) <= most else f"{cut}\n... (cut)"
 
 
-def digest(night: NightSoFar, earlier: Sequence[Idea], tokens: int) -> str:
+def digest(night: NightSoFar, earlier: Sequence[EarlierTrial], tokens: int) -> str:
     """The record in at most so many estimated tokens; the overview, some 300 tokens, is there in any case."""
     text = _overview(night)
     room = max(tokens * CHARACTERS_A_TOKEN - len(text), 0.0)
@@ -136,7 +136,8 @@ def _overview(night: NightSoFar) -> str:
         at_best = "" if best is None else f"{_z(best)} at best"
         figures = f"{counts}{at_best}, last in trial {those[-1].number}" if those else "never tried"
         lines.append(f"- {kind}: {figures}")
-    if flying := night.in_flight:
+    if night.in_flight:
+        flying = night.in_flight.idea
         named = (
             f"{short(flying.kind or flying.proposer, SUMMARY)}: {short(flying.summary, SUMMARY)}"
         )
@@ -152,7 +153,7 @@ def _overview(night: NightSoFar) -> str:
 
 
 def _sections(
-    night: NightSoFar, earlier: Sequence[Idea], room: float
+    night: NightSoFar, earlier: Sequence[EarlierTrial], room: float
 ) -> Iterator[tuple[float, str, Iterable[str]]]:
     """Share of the room, title and entries of each section; the most telling entries come first."""
     newest, gains = night.trials[::-1], _gains(night)
@@ -227,7 +228,9 @@ def _line(trial: Trial, gains: Gains) -> str:
     if trial.val_bpb is not None:
         score = f" val_bpb {trial.val_bpb:.4f}," if trial.verdict == "keep" else ""
         decided = f"{trial.verdict}{score} {gains[trial.number]:+.4f}{_z(trial.z)}"
-    return f"- trial {trial.number}, {kind_of(trial)}, {decided}: {short(trial.summary, SUMMARY)}"
+    return (
+        f"- trial {trial.number}, {kind_of(trial)}, {decided}: {short(trial.idea.summary, SUMMARY)}"
+    )
 
 
 def _z(z: float | None) -> str:
@@ -266,8 +269,8 @@ def _failures(dropped: Sequence[Trial]) -> Iterator[str]:
 def _story(night: NightSoFar, trial: Trial, gains: Gains) -> str:
     """What a trial was to bring and how it trained."""
     told = {
-        "why": trial.hypothesis,
-        "expected": trial.expected,
+        "why": trial.idea.hypothesis,
+        "expected": trial.idea.expected,
         "reason": reason_of(trial.status, trial.reason),
     }
     lines = [f"{what}: {short(words, WORDS)}" for what, words in told.items() if words]
@@ -304,8 +307,8 @@ def training(run: RunResult) -> str:
     return ", ".join(figures)
 
 
-def _earlier(ideas: Sequence[Idea]) -> Iterator[str]:
-    kinds: dict[str, list[Idea]] = {}
+def _earlier(ideas: Sequence[EarlierTrial]) -> Iterator[str]:
+    kinds: dict[str, list[EarlierTrial]] = {}
     for idea in sorted(ideas, key=lambda idea: -(idea.z or 0.0)):
         kinds.setdefault(idea.kind, []).append(idea)
     ends = [
@@ -315,7 +318,7 @@ def _earlier(ideas: Sequence[Idea]) -> Iterator[str]:
     return _in_turn([_idea(idea) for idea in those] for those in ends)
 
 
-def _idea(idea: Idea) -> str:
+def _idea(idea: EarlierTrial) -> str:
     delta = "" if idea.delta is None else f", {idea.delta:+.4f}"
     decided = f"{idea.kind}, {idea.verdict}{_z(idea.z)}{delta}"
     return f"- {decided}: {short(idea.summary, SUMMARY)} (night {short(idea.night, SUMMARY)}, trial {idea.trial})"

@@ -11,8 +11,8 @@ import itertools
 import re
 from collections import Counter
 
-from configs import knobs
 from tasks.proposers.answer import Answer, Block, EditError, Problem, parse
+from tasks.records import Candidate
 
 __all__ = ["Answer", "Block", "EditError", "apply", "parse"]
 
@@ -32,8 +32,12 @@ WIDTH = 100  # characters of a line that are quoted, and twice as many are looke
 WORD = re.compile(r"\w+")
 
 
-def apply(answer: Answer, source: str) -> str:
-    """`source` with the answer's changes and its own line ends. Raises EditError, of all problems at once."""
+def apply(answer: Answer, current: Candidate) -> Candidate:
+    """`current` with the answer's changes and its own line ends.
+
+    Raises EditError, with all problems at once.
+    """
+    source = current.source
     carriage = "\r" if source.count("\r\n") * 2 > source.count("\n") else ""
     if answer.whole_file is not None:
         result = answer.whole_file.replace("\n", f"{carriage}\n")
@@ -49,11 +53,12 @@ def apply(answer: Answer, source: str) -> str:
         result = "\n".join(lines)
         if not source.endswith("\r"):  # what has become the last line must not keep half a line end
             result = result.removesuffix("\r")
-    digest = knobs.ast_sha256(result)
-    if result == source or (digest is not None and digest == knobs.ast_sha256(source)):
+    candidate = Candidate.parse(result)
+    same_code = candidate.digest is not None and candidate.digest == current.digest
+    if result == source or same_code:
         what = "The answer leaves the code as it is: comments, layout and docstrings do not count as a change."
         raise EditError(Problem("no_change", what))
-    return result
+    return candidate
 
 
 def _places(blocks: tuple[Block, ...], lines: list[str]) -> list[tuple[int, int, int]]:

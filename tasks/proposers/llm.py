@@ -19,7 +19,7 @@ from tasks.proposers.chat import Endpoint, Reply
 from tasks.proposers.edit_blocks import Answer, EditError
 from tasks.proposers.prompt import Briefing
 from tasks.proposers.proposal import Proposer, ask, refusal
-from tasks.records import NightSoFar, Proposal, RunResult
+from tasks.records import Candidate, Idea, NightSoFar, Proposal, RunResult
 from tasks.statuses import Outcome
 from tasks.text import one_line
 from tasks.usage import Call, Purpose, dollars
@@ -83,26 +83,23 @@ class LlmProposer:
             proposed = self._converse(night, "propose", told, night.champion)
         except GivenUp as given_up:
             return self._instead(night, str(given_up), given_up.outcome)
-        if proposed.outcome not in ("ok", *NO_PATCH):
-            return self._instead(night, proposed.problem or "", proposed.outcome)
+        if proposed.idea.outcome not in ("ok", *NO_PATCH):
+            return self._instead(night, proposed.problem or "", proposed.idea.outcome)
         return proposed
 
-    def mend(self, night: NightSoFar, proposal: Proposal, run: RunResult) -> Proposal | None:
-        if proposal.proposer != self.name or self._obstacle(night):
+    def fix(self, night: NightSoFar, proposal: Proposal, run: RunResult) -> Proposal | None:
+        if proposal.idea.proposer != self.name or self._obstacle(night):
             return None
 
         told = functools.partial(self.briefing.fix, night, proposal=proposal, run=run)
         try:
-            mended = self._converse(night, "fix", told, proposal.source)
+            fixed = self._converse(night, "fix", told, proposal.candidate)
         except GivenUp:
             return None
-        if mended.outcome != "ok":
+        if fixed.idea.outcome != "ok":
             return None
-        idea = {
-            name: getattr(proposal, name) for name in ("summary", "kind", "hypothesis", "expected")
-        }
-        note = "; ".join(filter(None, [proposal.note, f"mended after {run.status}"]))
-        return dataclasses.replace(mended, **idea, note=note)
+        idea = dataclasses.replace(proposal.idea, outcome=fixed.idea.outcome)
+        return dataclasses.replace(fixed, idea=idea.with_note(f"fixed after {run.status}"))
 
     def cancel(self) -> None:
         self.endpoint.cancel()
@@ -127,12 +124,19 @@ class LlmProposer:
         self, night: NightSoFar, why: str, outcome: Outcome | None = None
     ) -> Proposal | None:
         proposed = ask(self.fallback, night)
-        return proposed and dataclasses.replace(proposed, stands_in=one_line(why), outcome=outcome)
+        if proposed is None:
+            return None
+        idea = dataclasses.replace(proposed.idea, stands_in=one_line(why), outcome=outcome)
+        return dataclasses.replace(proposed, idea=idea)
 
     def _converse(
-        self, night: NightSoFar, purpose: Purpose, told: Callable[[int], Messages], source: str
+        self,
+        night: NightSoFar,
+        purpose: Purpose,
+        told: Callable[[int], Messages],
+        current: Candidate,
     ) -> Proposal:
-        """Asks for a patch of `source` until one can be run, or has failed in a way that asking again does not help.
+        """Asks for a patch of `current` until one can be run, or has failed in a way that asking again does not help.
 
         Raises GivenUp when it would be asked again and must not.
         """
@@ -144,7 +148,7 @@ class LlmProposer:
                 datetime.now(UTC),
                 self.endpoint.ask(messages, self.settings.answer_seconds),
             )
-            outcome, error, answer, candidate = self._judged(reply, source, night)
+            outcome, error, answer, candidate = self._judged(reply, current, night)
             judged = dataclasses.replace(reply, outcome=outcome, error=error and one_line(error))
             asked_for: Purpose = "repair" if repairs else purpose
             _record(
@@ -166,7 +170,7 @@ class LlmProposer:
                 messages = told(digest_tokens)
                 continue
             if outcome not in GOES_BACK or repairs == self.settings.repairs:
-                return self._proposal(candidate, source, outcome, error, answer)
+                return self._proposal(candidate, current, outcome, error, answer)
             late = (
                 f"no patch after {self.settings.seconds:g} s" if time.monotonic() >= until else None
             )
@@ -184,15 +188,15 @@ class LlmProposer:
             ]
 
     def _judged(
-        self, reply: Reply, source: str, night: NightSoFar
-    ) -> tuple[Outcome, str | None, Answer | None, str | None]:
+        self, reply: Reply, current: Candidate, night: NightSoFar
+    ) -> tuple[Outcome, str | None, Answer | None, Candidate | None]:
         """What a reply is worth: its outcome, what is wrong with it, and what it proposes."""
         if reply.outcome != "ok" or reply.text is None:
             return reply.outcome, reply.error, None, None
         answer = None
         try:
             answer = edit_blocks.parse(reply.text)
-            candidate = edit_blocks.apply(answer, source)
+            candidate = edit_blocks.apply(answer, current)
         except EditError as error:
             return error.outcome, str(error), answer, None
         if refused := refusal(candidate, night.seen):
@@ -201,8 +205,8 @@ class LlmProposer:
 
     def _proposal(
         self,
-        candidate: str | None,
-        source: str,
+        candidate: Candidate | None,
+        current: Candidate,
         outcome: Outcome,
         error: str | None,
         answer: Answer | None,
@@ -210,16 +214,15 @@ class LlmProposer:
         problem = (
             None if candidate is not None else f"{outcome}: {one_line(error or 'no reason given')}"
         )
-        return Proposal(
-            source=source if candidate is None else candidate,
+        idea = Idea(
             summary=one_line(answer.summary) if answer else "no usable patch",
             proposer=self.name,
-            problem=problem,
             outcome=outcome,
             kind=answer.kind if answer else None,
             hypothesis=one_line(answer.hypothesis) if answer else None,
             expected=one_line(answer.expected) if answer and answer.expected else None,
         )
+        return Proposal(candidate or current, idea, problem)
 
 
 def ping(endpoint: Endpoint, settings: configs.Llm, calls: CallLog) -> Call:

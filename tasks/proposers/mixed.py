@@ -32,8 +32,8 @@ class MixedProposer:
     def thinks(self, night: NightSoFar) -> bool:
         return self._is_researchers(night.next_trial) and self.researcher.thinks(night)
 
-    def mend(self, night: NightSoFar, proposal: Proposal, run: RunResult) -> Proposal | None:
-        return self.researcher.mend(night, proposal, run)  # which knows its own
+    def fix(self, night: NightSoFar, proposal: Proposal, run: RunResult) -> Proposal | None:
+        return self.researcher.fix(night, proposal, run)  # which knows its own
 
     def cancel(self) -> None:
         self.researcher.cancel()

@@ -20,7 +20,7 @@ NOT_RUN = ("rejected_patch", "sandbox_error")  # these say nothing about their i
 
 
 @dataclasses.dataclass(frozen=True)
-class Idea:
+class EarlierTrial:
     """A trial of an earlier night on the same data."""
 
     night: str
@@ -36,12 +36,12 @@ class Idea:
 
 def kind_of(trial: Trial) -> str:
     """One of llm_calls.KINDS, or `knobs`, or `unnamed` where a proposer named none of them."""
-    if trial.kind in KINDS:
-        return trial.kind
-    return KNOBS if trial.proposer == "tpe" else "unnamed"
+    if trial.idea.kind in KINDS:
+        return trial.idea.kind
+    return KNOBS if trial.idea.proposer == "tpe" else "unnamed"
 
 
-def ideas(nights: Path, *, but: str, dataset: str, hardware: str) -> tuple[Idea, ...]:
+def trials(nights: Path, *, but: str, dataset: str, hardware: str) -> tuple[EarlierTrial, ...]:
     """The ideas of the nights in this folder with the same data, `but` the one named, the latest night first.
 
     Each night has an equal share, of which ideas in code come before knobs, kept ones before others, clear results before
@@ -51,7 +51,7 @@ def ideas(nights: Path, *, but: str, dataset: str, hardware: str) -> tuple[Idea,
     newest_first = sorted(ledgers, key=_modified, reverse=True)
     alike = (state for path in newest_first if (state := _read(path, dataset)))
     found = list(itertools.islice(alike, NIGHTS))
-    by_words: dict[tuple[str, str], Idea] = {}  # each night takes tpe's first steps again
+    by_words: dict[tuple[str, str], EarlierTrial] = {}  # each night takes tpe's first steps again
     for state in found:
         for idea in itertools.islice(_telling(state, hardware), IDEAS // len(found)):
             by_words.setdefault((idea.kind, idea.summary), idea)
@@ -82,25 +82,23 @@ def _read(path: Path, dataset: str) -> NightState | None:
         return None
 
 
-def _telling(state: NightState, hardware: str) -> Iterator[Idea]:
-    baseline = state.baseline or {}
+def _telling(state: NightState, hardware: str) -> Iterator[EarlierTrial]:
+    baseline = state.baseline
+    if baseline is None:
+        return
     scores = {trial.commit: trial.val_bpb for trial in state.trials}
     run = [trial for trial in state.trials if trial.status not in NOT_RUN]
     for trial in sorted(
         run,
         key=lambda trial: (kind_of(trial) == KNOBS, trial.verdict != "keep", -abs(trial.z or 0.0)),
     ):
-        before, delta = scores.get(trial.parent) or baseline.get("val_bpb"), None
-        if (
-            trial.val_bpb is not None
-            and before is not None
-            and baseline.get("hardware") == hardware
-        ):
+        before, delta = scores.get(trial.parent) or baseline.val_bpb, None
+        if trial.val_bpb is not None and before is not None and baseline.hardware == hardware:
             delta = trial.val_bpb - before
-        yield Idea(
-            str(state.header.get("tag")),
+        yield EarlierTrial(
+            state.header.tag,
             trial.number,
-            trial.summary,
+            trial.idea.summary,
             kind_of(trial),
             trial.verdict,
             delta,

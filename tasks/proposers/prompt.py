@@ -18,7 +18,7 @@ from string import Template
 import configs
 from tasks.proposers.digest import by_kind, digest, patch_of, plain, reason_of, short
 from tasks.proposers.digest import estimate_tokens as estimate_tokens
-from tasks.proposers.past_nights import Idea
+from tasks.proposers.past_nights import EarlierTrial
 from tasks.records import NightSoFar, Proposal, RunResult
 from tasks.text import one_line
 from tasks.usage import KINDS
@@ -40,13 +40,13 @@ class Briefing:
 
     program: str  # the human's instructions
     facts: Mapping[str, str]  # hardware, budget, limits, data, baseline
-    earlier: tuple[Idea, ...]  # of other nights on the same data
+    earlier: tuple[EarlierTrial, ...]  # of other nights on the same data
     settings: configs.Llm
 
     def proposal(self, night: NightSoFar, digest_tokens: int) -> list[Message]:
         """Asks for the next change of the champion."""
         situation = self._situation(
-            night, _file("train.py, the champion", night.champion), digest_tokens
+            night, _file("train.py, the champion", night.champion.source), digest_tokens
         )
         return _messages(self.program, situation, _wanted(night, self.settings))
 
@@ -55,11 +55,11 @@ class Briefing:
     ) -> list[Message]:
         """Gives a candidate that crashed back, to be mended: the file shown is the candidate's, and SEARCH is against that."""
         situation = self._situation(
-            night, _file("train.py, your candidate", proposal.source), digest_tokens
+            night, _file("train.py, your candidate", proposal.candidate.source), digest_tokens
         )
         crash = [
-            f"summary: {short(proposal.summary, WORDS)}",
-            f"hypothesis: {short(proposal.hypothesis or 'none', WORDS)}",
+            f"summary: {short(proposal.idea.summary, WORDS)}",
+            f"hypothesis: {short(proposal.idea.hypothesis or 'none', WORDS)}",
             f"status of its run: {run.status}. {reason_of(run.status, run.reason)}",
             f"its patch of the champion:\n{patch_of(night.folder, night.next_trial, PATCH) or '(not at hand)'}",
             f"the end of its log:\n{_tail(run.log) or '(empty)'}",  # a training box's; a scoring box's is for humans alone
@@ -128,7 +128,7 @@ def _wanted(night: NightSoFar, settings: configs.Llm) -> str:
     last = [
         kind
         for kind, trials in latest.items()
-        if trials or (night.in_flight and night.in_flight.kind == kind)
+        if trials or (night.in_flight and night.in_flight.idea.kind == kind)
     ]
     ranked = sorted(KINDS, key=lambda kind: len(tried[kind]))
     asked = [kind for kind in ranked if kind not in last] or ranked[:LEAST_TRIED]

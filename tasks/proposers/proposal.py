@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 import dataclasses
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from configs import knobs
-from tasks.records import NightSoFar, Proposal, RunResult, Trial
+from tasks.records import Candidate, NightSoFar, Proposal, RunResult, Trial
 from tasks.statuses import Outcome
 
 MAX_BYTES = 64 * 1024  # upstream's train.py has 26 KiB
@@ -38,18 +38,19 @@ class Researcher(Proposer, Protocol):
     def thinks(self, night: NightSoFar) -> bool:
         """Whether its next proposal takes long: it is then asked for while the trial before still trains."""
 
-    def mend(self, night: NightSoFar, proposal: Proposal, run: RunResult) -> Proposal | None:
+    def fix(self, night: NightSoFar, proposal: Proposal, run: RunResult) -> Proposal | None:
         """The same idea without the mistake that crashed its run; None when it has no better patch."""
 
     def cancel(self) -> None:
         """Ends what it is doing, from another thread: nobody will use it."""
 
 
-def check(source: str, seen: Mapping[str, int]) -> str | None:
+def check(candidate: Candidate, seen: Mapping[str, int]) -> str | None:
     """Why this candidate cannot be run, in one line, or None. Runs none of its code.
 
-    `seen` has the `ast_sha256` of every candidate so far and its trial number; the baseline's number is 0.
+    `seen` has the digest of every candidate so far and its trial number; the baseline's is 0.
     """
+    source = candidate.source
     if (size := len(source.encode("utf-8", "surrogatepass"))) > MAX_BYTES:
         return f"train.py has {size} bytes, the limit is {MAX_BYTES}"
     for number, line in enumerate(source.splitlines(), start=1):
@@ -65,9 +66,10 @@ def check(source: str, seen: Mapping[str, int]) -> str | None:
         return f"train.py defines no {' and no '.join(missing)} at module level"
     if (depth := _depth(tree)) > MAX_DEPTH:
         return f"train.py is nested {depth} levels deep, the limit is {MAX_DEPTH}"
-    if (digest := knobs.ast_sha256(source)) in seen:
-        return f"the same code as {f'trial {seen[str(digest)]}' if seen[str(digest)] else 'the baseline'}"
-    return _check_batch(knobs.read(source))
+    if candidate.digest in seen:
+        trial = seen[str(candidate.digest)]
+        return f"the same code as {f'trial {trial}' if trial else 'the baseline'}"
+    return _check_batch(candidate.knobs)
 
 
 def _depth(tree: ast.AST) -> int:
@@ -80,15 +82,15 @@ def _depth(tree: ast.AST) -> int:
     return deepest
 
 
-def refusal(source: str, seen: Mapping[str, int]) -> tuple[Outcome, str] | None:
+def refusal(candidate: Candidate, seen: Mapping[str, int]) -> tuple[Outcome, str] | None:
     """What `check` says, as the outcome of an answer; None for a candidate that can be run."""
-    problem = check(source, seen)
+    problem = check(candidate, seen)
     if problem is None:
         return None
-    return ("already_tried" if knobs.ast_sha256(source) in seen else "unfit"), problem
+    return ("already_tried" if candidate.digest in seen else "unfit"), problem
 
 
-def _check_batch(found: Mapping[str, knobs.Value]) -> str | None:
+def _check_batch(found: Mapping[str, Any]) -> str | None:
     total, rows, length = (
         found.get(name) for name in ("TOTAL_BATCH_SIZE", "DEVICE_BATCH_SIZE", "MAX_SEQ_LEN")
     )
@@ -111,28 +113,27 @@ def ask(proposer: Proposer, night: NightSoFar) -> Proposal | None:
     refused: Proposal | None = None
     for _ in range(MOST_ASKED):
         proposed = proposer.propose(night)
-        if proposed is None or (refused and proposed.source == refused.source):
+        if proposed is None or (refused and proposed.candidate == refused.candidate):
             break
-        problem = None if proposed.problem else refusal(proposed.source, night.seen)
+        problem = None if proposed.problem else refusal(proposed.candidate, night.seen)
         if problem is None:
             return proposed
-        refused = dataclasses.replace(
-            proposed, problem=problem[1], outcome=proposed.outcome and problem[0]
-        )
-        if isinstance(proposer, Researcher) and proposed.proposer == proposer.name:
+        outcome, why = problem
+        idea = dataclasses.replace(proposed.idea, outcome=proposed.idea.outcome and outcome)
+        refused = dataclasses.replace(proposed, idea=idea, problem=why)
+        if isinstance(proposer, Researcher) and idea.proposer == proposer.name:
             break
-        night = dataclasses.replace(
-            night, trials=(*night.trials, _refused(night, refused, problem[1]))
-        )
+        trials = (*night.trials, _rejected(night, refused, why))
+        night = dataclasses.replace(night, trials=trials)
     return refused
 
 
-def _refused(night: NightSoFar, proposed: Proposal, problem: str) -> Trial:
+def _rejected(night: NightSoFar, refused: Proposal, problem: str) -> Trial:
     """The trial that a refused proposal would become."""
+    keeps = [trial.commit for trial in night.trials if trial.verdict == "keep" and trial.commit]
     return Trial(
         number=night.next_trial,
-        proposer=proposed.proposer,
-        summary=proposed.summary,
+        idea=refused.idea,
         status="rejected_patch",
         verdict="discard",
         reason=problem,
@@ -140,16 +141,9 @@ def _refused(night: NightSoFar, proposed: Proposal, problem: str) -> Trial:
         val_bpb=None,
         scores=(),
         seeds=(),
-        knobs=dict(knobs.read(proposed.source)),
-        ast_sha256=knobs.ast_sha256(proposed.source),
-        parent=next(
-            (
-                kept.commit
-                for kept in reversed(night.trials)
-                if kept.verdict == "keep" and kept.commit
-            ),
-            "",
-        ),
+        knobs=refused.candidate.knobs,
+        digest=refused.candidate.digest,
+        parent=keeps[-1] if keeps else "",
         commit=None,
     )
 
@@ -160,10 +154,10 @@ def propose_patch(proposer: Proposer, night: NightSoFar) -> Proposal | None:
     return ask(proposer, night)
 
 
-@task(name="mend-patch", task_run_name="mend trial {night.next_trial}", cache_policy=NO_CACHE)
-def mend_patch(
+@task(name="fix-patch", task_run_name="fix trial {night.next_trial}", cache_policy=NO_CACHE)
+def fix_patch(
     proposer: Researcher, night: NightSoFar, proposal: Proposal, run: RunResult
 ) -> Proposal | None:
-    """The proposer's other try at the same idea, None when it has none that passes the checks."""
-    mended = proposer.mend(night, proposal, run)
-    return mended if mended and check(mended.source, night.seen) is None else None
+    """The proposer's second try at an idea that crashed; None if none passes the checks."""
+    fixed = proposer.fix(night, proposal, run)
+    return fixed if fixed and check(fixed.candidate, night.seen) is None else None

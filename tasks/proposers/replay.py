@@ -22,7 +22,7 @@ from configs import knobs
 from tasks.errors import UsageError
 from tasks.history import champion
 from tasks.proposers import three_way_merge
-from tasks.records import TRAIN, NightSoFar, Proposal
+from tasks.records import TRAIN, Candidate, Idea, NightSoFar, Proposal
 from tasks.text import one_line
 
 SUFFIXES = (".diff", ".patch", ".py")
@@ -83,18 +83,12 @@ class ReplayProposer:
         if night.next_trial > len(patches):
             return None
         patch = patches[night.next_trial - 1]
-        source, problem = night.champion, None
+        candidate, problem = night.champion, None
         try:
-            source = patch.put_on(night.champion)
+            candidate = Candidate.parse(patch.put_on(night.champion.source))
         except PatchError as error:
             problem = f"{patch.name} {error}"
-        return Proposal(
-            source=source,
-            summary=patch.summary,
-            proposer=self.name,
-            problem=problem,
-            note=patch.note,
-        )
+        return Proposal(candidate, Idea(patch.summary, self.name, note=patch.note), problem)
 
 
 def _of_folder(folder: Path) -> list[Patch]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from configs import knobs
 from tasks.proposers.search_space import SPACE, Choice, Range, SearchSpace, Space, default, moved
-from tasks.records import NightSoFar, Proposal, Trial
+from tasks.records import Candidate, Idea, NightSoFar, Proposal, Trial
 
 if TYPE_CHECKING:
     import optuna
@@ -47,7 +47,7 @@ class TpeProposer:
 
     def propose(self, night: NightSoFar) -> Proposal:
         """The first single-knob step that the night has not tried, else a sample. Raises UsageError for a bad space."""
-        settings, champion = SearchSpace.load(self.path), knobs.read(night.champion)
+        settings, champion = SearchSpace.load(self.path), night.champion.knobs
         new = _new(champion, night)
         guessed: Space = {name: knob for name, value in new.items() if (knob := default(value))}
         base = {**night.baseline_knobs, **new}
@@ -57,7 +57,7 @@ class TpeProposer:
             if n in base and knob.varies(base[n])
         }
         writable = knobs.writable(
-            night.champion, {name: knob.example(base[name]) for name, knob in space.items()}
+            night.champion.source, {name: knob.example(base[name]) for name, knob in space.items()}
         )
         space = {name: knob for name, knob in space.items() if name in writable}
         steps = [*settings.steps, *((name, change) for name in guessed for change in NEW_STEPS)]
@@ -66,10 +66,10 @@ class TpeProposer:
         )
         passes = _fitting_passes(changed, champion)
         passes = {
-            name: passes[name] for name in knobs.writable(night.champion, passes)
+            name: passes[name] for name in knobs.writable(night.champion.source, passes)
         }  # a patch may have seen to it itself
-        source = knobs.write(night.champion, changed | passes)
-        return Proposal(source=source, summary=_summary(changed, champion), proposer=self.name)
+        source = knobs.write(night.champion.source, changed | passes)
+        return Proposal(Candidate.parse(source), Idea(_summary(changed, champion), self.name))
 
 
 def _new(champion: Knobs, night: NightSoFar) -> dict[str, Any]:

@@ -1,62 +1,61 @@
-"""The baseline: the unpatched train.py with three seeds, and what a run may use and deviate, measured by it."""
+"""The baseline: the unpatched train.py with three seeds, and the limits that follow from it."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import secrets
 import statistics
-from dataclasses import asdict, replace
 from pathlib import Path
 
 from prefect import task
 
 from configs import Profile
+from tasks import cache
 from tasks.errors import BaselineStopped
 from tasks.files import FileRef
 from tasks.judge import audit
-from tasks.judge.bwrap import Isolation
 from tasks.judge.workplace import FIXED_FILES, TRAINER
-from tasks.records import Baseline, Caps, Dataset, RunResult
-from tasks.trial.experiment import Tell, naming, run_experiment
+from tasks.records import Baseline, Bench, Candidate, Caps, RunResult
+from tasks.trial.experiment import Report, ignore, naming, run_experiment
 from trainer import prepare
 
 SEEDS = (1, 2, 3)
-CPU_TIMES, WALL_TIMES, STARTUP_TIMES = 1.5, 3.0, 2.0  # of the baseline's own
-LOG_SHOWN = 2000  # characters, of a baseline that does not get through
-UNUSUAL_TIMES, UNUSUAL_SECONDS = (
-    1.5,
-    5.0,
-)  # a start-up longer than this many times the baseline's and so much more
-MIN_STARTUP_SECONDS = (
-    60.0  # of which most is importing torch on a machine that has just become busy
-)
+# Multiples of the baseline's own CPU time, wall clock and start-up that a candidate may use.
+CPU_TIMES = 1.5
+WALL_TIMES = 3.0
+STARTUP_TIMES = 2.0
+MIN_STARTUP_SECONDS = 60.0  # importing torch on a machine that has just become busy
+LOG_SHOWN = 2000  # characters, of a baseline that is stopped
+# A start-up is unusual if it takes this many times the baseline's, and so many seconds more.
+UNUSUAL_TIMES = 1.5
+UNUSUAL_SECONDS = 5.0
 
 
 def first_caps(profile: Profile) -> Caps:
-    """The caps of a run before there is a baseline: the profile's limits, and on a CPU the strict tolerance."""
+    """The limits of a run before there is a baseline: the profile's, strict audits on a CPU."""
     tolerance = audit.STRICT if profile.device == "cpu" else audit.LAX
     return Caps(
-        None,
-        profile.limits.train_seconds,
-        profile.limits.startup_seconds,
-        tolerance.gap,
-        tolerance.position,
+        cpu_seconds=None,
+        wall_seconds=profile.limits.train_seconds,
+        startup_seconds=profile.limits.startup_seconds,
+        audit_gap=tolerance.gap,
+        audit_position=tolerance.position,
     )
 
 
 def caps_after(baseline: Baseline) -> Caps:
-    """The caps of a candidate: multiples of what the baseline used and of what its audits were off by."""
+    """A candidate's limits: multiples of what the baseline used and of its audits' differences."""
     runs = baseline.runs
     tolerance = audit.calibrate(
         [run.audit_gap or 0.0 for run in runs], [run.audit_worst or 0.0 for run in runs]
     )
+    longest_startup = max(run.startup_seconds or 0.0 for run in runs)
     return Caps(
         cpu_seconds=CPU_TIMES * statistics.median(run.cpu_seconds or 0.0 for run in runs),
         wall_seconds=WALL_TIMES * statistics.median(run.seconds or 0.0 for run in runs),
-        startup_seconds=max(
-            STARTUP_TIMES * max(run.startup_seconds or 0.0 for run in runs), MIN_STARTUP_SECONDS
-        ),
+        startup_seconds=max(STARTUP_TIMES * longest_startup, MIN_STARTUP_SECONDS),
         audit_gap=tolerance.gap,
         audit_position=tolerance.position,
         kernels=baseline.kernels,
@@ -64,11 +63,12 @@ def caps_after(baseline: Baseline) -> Caps:
 
 
 def unusual(baseline: Baseline, run: RunResult) -> str | None:
-    """What is out of the ordinary about a run's start-up, which no budget pays for; None if nothing is."""
-    for what, field in (
-        ("start-up took", "startup_seconds"),
-        ("the GPU was busy before go for", "startup_gpu_seconds"),
-    ):
+    """What is unusual about a run's start-up, which no budget pays for; None if nothing is."""
+    fields = {
+        "start-up took": "startup_seconds",
+        "the GPU was busy before go for": "startup_gpu_seconds",
+    }
+    for what, field in fields.items():
         usual = [seconds for base in baseline.runs if (seconds := getattr(base, field)) is not None]
         took = getattr(run, field)
         if usual and took is not None and took > UNUSUAL_TIMES * max(usual) + UNUSUAL_SECONDS:
@@ -76,59 +76,58 @@ def unusual(baseline: Baseline, run: RunResult) -> str | None:
     return None
 
 
-def baseline_facts(
-    source: str, profile: Profile, dataset: Dataset, isolation: Isolation
-) -> dict[str, str]:
-    """What a baseline's scores depend on besides the hardware: its cache key is made of it."""
+def baseline_facts(candidate: Candidate, bench: Bench) -> dict[str, str]:
+    """What a baseline's scores depend on besides the hardware: the parts of its cache key."""
+    trainer = {
+        name: hashlib.sha256((TRAINER / name).read_bytes()).hexdigest() for name in FIXED_FILES
+    }
+    kernels = {Path(kernel.path).stem: kernel.sha256 for kernel in bench.dataset.attention_kernels}
     return {
-        **{name: hashlib.sha256((TRAINER / name).read_bytes()).hexdigest() for name in FIXED_FILES},
-        "train.py": hashlib.sha256(source.encode()).hexdigest(),
-        "dataset": dataset.fingerprint,
-        **{Path(kernel.path).stem: kernel.sha256 for kernel in dataset.attention_kernels},
-        "budget": profile.budget.model_dump_json(),
+        **trainer,
+        "train.py": hashlib.sha256(candidate.source.encode()).hexdigest(),
+        "dataset": bench.dataset.fingerprint,
+        **kernels,
+        "budget": bench.profile.budget.model_dump_json(),
         "metric": str(prepare.METRIC_VERSION),
-        "isolation": isolation,
+        "isolation": bench.isolation,
     }
 
 
 def measure_baseline(
-    source: str,
-    profile: Profile,
-    dataset: Dataset,
-    home: Path,
-    isolation: Isolation,
-    hardware: str,
-    kernels: Path,
-    tell: Tell = lambda phase: None,
+    candidate: Candidate, bench: Bench, hardware: str, kernels: Path, report: Report = ignore
 ) -> Baseline:
-    """Runs the unpatched train.py with seeds 1, 2 and 3, each audited. Raises BaselineStopped when one does not get through.
+    """Runs the unpatched train.py with seeds 1, 2 and 3, each audited.
 
-    On a GPU a run leaves what it compiled in the new file `kernels`, and whoever runs next starts from a copy. The second
-    run does so again: torch names its kernels otherwise where some were loaded first, as for every run after it.
+    On a GPU a run leaves what it compiled in the new file `kernels`, and each later run starts from
+    a copy. The second run writes it again: torch gives its kernels other names where some were
+    loaded before, as for every run after it.
+
+    Raises BaselineStopped if a run is stopped.
     """
     runs: list[RunResult] = []
-    caps = replace(first_caps(profile), audit_gap=audit.LAX.gap, audit_position=audit.LAX.position)
+    caps = dataclasses.replace(
+        first_caps(bench.profile),
+        audit_gap=audit.LAX.gap,
+        audit_position=audit.LAX.position,
+    )
     for seed in SEEDS:
-        exported = kernels if profile.device == "cuda" and len(runs) < 2 else None
+        exported = kernels if bench.profile.device == "cuda" and len(runs) < 2 else None
         run = run_experiment(
-            source,
-            profile,
-            dataset,
-            home,
-            seed=seed,
-            caps=caps,
-            isolation=isolation,
+            candidate,
+            dataclasses.replace(bench, caps=caps),
+            seed,
             worth_audit=lambda claimed: True,
             export_kernels=exported,
-            tell=naming(f"baseline, seed {seed}", tell),
+            report=naming(f"baseline, seed {seed}", report),
         )
         if run.val_bpb is None:
             raise BaselineStopped(
-                f"the baseline itself was stopped: {run.status}: {run.reason}. Mend trainer/train.py or the table [train] of "
-                f"profile {profile.name!r}\nIts log ends:\n{run.log[-LOG_SHOWN:]}"
+                f"the baseline itself was stopped: {run.status}: {run.reason}. "
+                f"Fix trainer/train.py or the table [train] of profile {bench.profile.name!r}\n"
+                f"Its log ends:\n{run.log[-LOG_SHOWN:]}"
             )
         runs.append(run)
-        caps = replace(caps, kernels=str(kernels) if kernels.is_file() else None)
+        caps = dataclasses.replace(caps, kernels=str(kernels) if kernels.is_file() else None)
     return Baseline(runs=tuple(runs), hardware=hardware, kernels=caps.kernels)
 
 
@@ -138,34 +137,21 @@ def read_baseline(path: Path) -> Baseline:
     return Baseline(**{**saved, "runs": tuple(map(RunResult.from_json, saved["runs"]))})
 
 
-@task(
-    name="measure-baseline",
-    persist_result=True,
-    cache_key_fn=lambda _, parameters: str(parameters["key"]),
-)
+@task(name="measure-baseline", persist_result=True, cache_key_fn=cache.given_key)
 def baseline_files(
-    key: str,
-    source: str,
-    profile: Profile,
-    dataset: Dataset,
-    home: Path,
-    isolation: Isolation,
-    hardware: str,
-    tell: Tell,
+    key: str, candidate: Candidate, bench: Bench, hardware: str, report: Report
 ) -> tuple[FileRef, ...]:
-    """`measure_baseline` as a cached Prefect task: a JSON file under data/baselines, and beside it what was compiled."""
-    path = home / "data" / "baselines" / f"{key.rpartition(':')[2][:16]}.json"
+    """`measure_baseline` as a cached task: a JSON file, and beside it what was compiled."""
+    path = bench.home / "data" / "baselines" / f"{cache.short(key)}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    kernels = path.with_name(
-        f"{path.stem}-{secrets.token_hex(4)}.kernels"
-    )  # a night on another GPU may measure the same
-    found = measure_baseline(source, profile, dataset, home, isolation, hardware, kernels, tell)
-    saved = FileRef.write(path, json.dumps(asdict(found)).encode())
+    # A unique name: a night on another GPU may measure the same baseline at the same time.
+    kernels = path.with_name(f"{path.stem}-{secrets.token_hex(4)}.kernels")
+    found = measure_baseline(candidate, bench, hardware, kernels, report)
+    saved = FileRef.write(path, json.dumps(dataclasses.asdict(found)).encode())
     return (saved, _reference(Path(found.kernels))) if found.kernels else (saved,)
 
 
 def _reference(path: Path) -> FileRef:
     with path.open("rb") as file:
-        return FileRef(
-            str(path), hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size
-        )
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileRef(str(path), sha256, path.stat().st_size)

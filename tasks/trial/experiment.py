@@ -1,25 +1,24 @@
-"""One run: a candidate trains in a box, a fresh box claims its losses, another one is audited, and the judge scores it.
+"""One run: a candidate trains in a box, a fresh box claims its losses, a third is audited.
 
-`run_experiment` returns a RunResult whatever the candidate does; it raises only when we fail. It is never cached and
-never retried by Prefect: a crash is a result.
+`run_experiment` returns a RunResult whatever the candidate does and raises only when we fail. It is
+never cached and never retried by Prefect: a crash is a result.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
+import dataclasses
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from configs import Profile, knobs
+from configs import Profile
 from tasks.data import tokenization
 from tasks.errors import BoxError, DataError
 from tasks.judge import audit, nvml, protocol, scoring
@@ -27,251 +26,273 @@ from tasks.judge.box import Box, open_box
 from tasks.judge.bwrap import BoxSpec, BoxUnavailable, Gate, Isolation
 from tasks.judge.native_code import NativeCodeChanged, NativeKernel
 from tasks.judge.workplace import assemble, read_whole, workplace
-from tasks.records import Caps, Dataset, RunResult
+from tasks.records import Bench, Candidate, Dataset, RunResult
 from tasks.statuses import Status
 from trainer import prepare
 
-KERNEL_SECONDS, KERNEL_BYTES = (
-    120.0,
-    2**30,
-)  # what a baseline may take to hand over what it compiled, and its size
-BOX_TRIES = (
-    3  # a box that does not start is our failure: tried again, then the night ends with the reason
-)
+# What a baseline may take to hand over the kernels that it compiled.
+KERNEL_SECONDS = 120.0
+KERNEL_BYTES = 2**30
+BOX_TRIES = 3  # a box that does not start is our failure: tried again, then the night ends
 
 WorthAudit = Callable[[float], bool]  # whether a claimed score, bits per byte, may enter a keep
-Tell = Callable[[str], None]  # told what the run is doing: "training", "scoring"
+Report = Callable[[str], None]  # called with what the run is doing: "training", "scoring"
 
 
-def naming(run: str, tell: Tell) -> Tell:
-    """Tells the same with the run's name before it: "trial 3, seed 1: training"."""
-    return lambda phase: tell(f"{run}: {phase}")
+def ignore(phase: str) -> None:
+    """A Report for callers that do not show progress."""
+
+
+def naming(run: str, report: Report) -> Report:
+    """Reports the same with the run's name in front: "trial 3, seed 1: training"."""
+    return lambda phase: report(f"{run}: {phase}")
 
 
 def run_experiment(
-    source: str,
-    profile: Profile,
-    dataset: Dataset,
-    home: Path,
-    *,
+    candidate: Candidate,
+    bench: Bench,
     seed: int,
-    caps: Caps,
-    isolation: Isolation,
+    *,
     worth_audit: WorthAudit,
     smoke: bool = False,
     export_kernels: Path | None = None,
-    tell: Tell = lambda phase: None,
+    report: Report = ignore,
 ) -> RunResult:
-    """Trains `source` (a whole train.py) with one seed and scores it; with `smoke` it must get through one step first.
+    """Trains the candidate with one seed and scores it.
 
-    Audits what is worth it and a random share of the rest. `export_kernels` is where to put what a trusted source
-    compiled, a file that need not appear. Raises BoxError when this machine cannot run boxes, DataError when a native
-    kernel of the dataset is not what was fetched.
+    With `smoke` it must first get through one step. Runs that are worth it and a random share of
+    the others are audited. `export_kernels` is where to put what a trusted source compiled; that
+    file need not appear.
+
+    Raises:
+        BoxError: this machine cannot run boxes.
+        DataError: a native kernel of the dataset is not what was fetched.
     """
-    native, named, started = _native(dataset), knobs.read(source), time.monotonic()
+    started = time.monotonic()
+    native = _native_kernels(bench.dataset)
     tokenization.pack_if_missing(
-        Path(dataset.train), named.get("VOCAB_SIZE"), named.get("MAX_SEQ_LEN")
+        Path(bench.dataset.train),
+        candidate.knobs.get("VOCAB_SIZE"),
+        candidate.knobs.get("MAX_SEQ_LEN"),
     )
-    blank = without_figures("ok", "trained and scored", profile, seed, isolation)
+    problem: str | None = None
     for _ in range(BOX_TRIES):
-        seen: dict[
-            str, Any
-        ] = {}  # what is known of the run; it stays when the candidate is stopped
+        attempt = _Attempt(bench, seed, report)
         try:
-            with workplace(home) as work:
-                spec = replace(
-                    _train_box(source, profile, dataset, home, work, seed, caps, isolation),
-                    native=native,
-                )
+            with workplace(bench.home) as folder:
+                spec = _train_box(candidate, bench, seed, folder, native)
                 if smoke:
-                    tell("trying out")
-                    _smoke(spec, work, caps, seen)
-                spec = replace(spec, export_cache=export_kernels is not None)
-                _run(spec, profile, dataset, work, caps, worth_audit, export_kernels, seen, tell)
-            return replace(blank, wall_seconds=time.monotonic() - started, **seen)
+                    attempt.smoke(spec, folder)
+                spec = dataclasses.replace(spec, export_cache=export_kernels is not None)
+                attempt.run(spec, folder, worth_audit, export_kernels)
         except protocol.Stopped as end:
-            problem = nvml.lost() if profile.device == "cuda" else None
-            if problem is None:
-                took = time.monotonic() - started
-                return replace(
-                    blank,
-                    status=cast(Status, end.status),
-                    reason=end.reason,
-                    wall_seconds=took,
-                    **seen,
-                )
+            problem = nvml.lost() if bench.profile.device == "cuda" else None
+            if problem is not None:
+                continue
+            attempt.note(status=cast(Status, end.status), reason=end.reason)
         except BoxUnavailable as error:
             problem = str(error)
+            continue
+        return dataclasses.replace(attempt.result, wall_seconds=time.monotonic() - started)
     raise BoxError(
         f"no box could be run, {BOX_TRIES} tries: {problem}. `./run doctor` looks closer"
     )
 
 
+def _native_kernels(dataset: Dataset) -> tuple[NativeKernel, ...]:
+    try:
+        return tuple(
+            NativeKernel.checked(Path(kernel.path), kernel.sha256)
+            for kernel in dataset.attention_kernels
+        )
+    except NativeCodeChanged as error:
+        raise DataError(str(error)) from error
+
+
 def _train_box(
-    source: str,
-    profile: Profile,
-    dataset: Dataset,
-    home: Path,
-    work: Path,
+    candidate: Candidate,
+    bench: Bench,
     seed: int,
-    caps: Caps,
-    isolation: Isolation,
+    folder: Path,
+    native: tuple[NativeKernel, ...],
 ) -> BoxSpec:
+    profile, kernels = bench.profile, bench.caps.kernels
     return BoxSpec(
         role="train",
-        code=assemble(source, work),
-        public=Path(dataset.public),
-        gate=Gate.closed(work / "train-gate", Path(dataset.train)),
-        home=home,
-        isolation=isolation,
+        code=assemble(candidate.source, folder),
+        public=Path(bench.dataset.public),
+        gate=Gate.closed(folder / "train-gate", Path(bench.dataset.train)),
+        home=bench.home,
+        isolation=cast(Isolation, bench.isolation),
         seed=seed,
         device=profile.device,
         threads=profile.threads,
         memory_bytes=int(profile.limits.memory_gib * 2**30),
         tasks=profile.limits.tasks,
         tmp_bytes=profile.limits.tmp_mib * 2**20,
-        seed_cache=Path(caps.kernels) if caps.kernels else None,
+        seed_cache=Path(kernels) if kernels else None,
+        native=native,
     )
 
 
-def _native(dataset: Dataset) -> tuple[NativeKernel, ...]:
-    try:
-        return tuple(
-            NativeKernel.checked(Path(kept.path), kept.sha256) for kept in dataset.attention_kernels
+class _Attempt:
+    """One attempt at a run. `result` grows as the run goes on and is valid wherever it stops."""
+
+    def __init__(self, bench: Bench, seed: int, report: Report) -> None:
+        self.bench = bench
+        self.report = report
+        self.result = without_figures(
+            "ok", "trained and scored", bench.profile, bench.isolation, seed
         )
-    except NativeCodeChanged as error:
-        raise DataError(str(error)) from error
 
+    def note(self, **figures: Any) -> None:
+        self.result = dataclasses.replace(self.result, **figures)
 
-@contextlib.contextmanager
-def _box(spec: BoxSpec, seen: dict[str, Any]) -> Iterator[Box]:
-    """A box whose log is in `seen` when it is gone: only then can nobody write to it any more."""
-    with open_box(spec) as running:
-        try:
-            yield running
-        finally:
-            running.kill()
-            log = "judge_log" if spec.role in ("claim", "audit") else "log"
-            seen[log] = seen.get(log, "") + running.log.text()
-            if spec.role == "train":
-                seen["peak_memory_bytes"] = running.watchdog.peak_memory_bytes or None
+    def smoke(self, spec: BoxSpec, folder: Path) -> None:
+        """One step and one evaluation in a box of their own.
 
+        A candidate that cannot run at all stops within seconds, and not after a whole budget.
+        """
+        self.report("trying out")
+        gate = Gate.closed(folder / "smoke-gate", spec.gate.content)
+        gate.open()
+        with self._box(dataclasses.replace(spec, role="smoke", gate=gate)) as trying:
+            protocol.smoke(trying, startup_seconds=self.bench.caps.startup_seconds)
+        self.note(log="")  # the log of the run itself is the one to read
 
-def _smoke(spec: BoxSpec, work: Path, caps: Caps, seen: dict[str, Any]) -> None:
-    """One step and one evaluation in a box of their own: what cannot run at all is told in seconds, not after a budget."""
-    gate = Gate.closed(work / "smoke-gate", spec.gate.content)
-    gate.open()
-    with _box(replace(spec, role="smoke", gate=gate), seen) as trying:
-        protocol.smoke(trying, startup_seconds=caps.startup_seconds)
-    seen.clear()  # the log of the run itself is the one to read
+    def run(
+        self,
+        spec: BoxSpec,
+        folder: Path,
+        worth_audit: WorthAudit,
+        export_kernels: Path | None,
+    ) -> None:
+        """Training, claims and audit. A scoring box imports torch while the one before it works."""
+        dataset, profile = self.bench.dataset, self.bench.profile
+        checkpoint = folder / "checkpoint" / "model.pt"
+        checkpoint.parent.mkdir(mode=0o755)
+        claim_box = _scoring_box(spec, "claim", folder, checkpoint)
+        audit_box = _scoring_box(spec, "audit", folder, checkpoint)
+        validation = scoring.Validation(Path(dataset.public), Path(dataset.validation))
+        with contextlib.ExitStack() as boxes:
+            with self._box(spec) as training:
+                begun = self._start(training, spec)
+                claiming = boxes.enter_context(self._box(claim_box))
+                self._finish(training, begun, checkpoint, export_kernels)
+            self.report("scoring")
+            auditing = boxes.enter_context(self._box(audit_box))
+            claims = self._claim(claiming, claim_box.gate, validation)
+            read_whole(checkpoint)
+            score = validation.score(claims.shape, claims.rows, claims.nats)
+            self.note(claimed_bpb=score)
+            if worth_audit(score) or secrets.SystemRandom().random() < profile.audit.share:
+                self.report("being audited")
+                score += self._audit(auditing, audit_box.gate, validation, claims)
+            self.note(val_bpb=score)
 
+    @contextlib.contextmanager
+    def _box(self, spec: BoxSpec) -> Iterator[Box]:
+        """A box whose log is noted once it is gone: only then can nobody write to it any more."""
+        log = "judge_log" if spec.role in ("claim", "audit") else "log"
+        with open_box(spec) as box:
+            try:
+                yield box
+            finally:
+                box.kill()
+                self.note(**{log: getattr(self.result, log) + box.log.text()})
+                if spec.role == "train":
+                    self.note(peak_memory_bytes=box.watchdog.peak_memory_bytes or None)
 
-def _run(
-    spec: BoxSpec,
-    profile: Profile,
-    dataset: Dataset,
-    work: Path,
-    caps: Caps,
-    worth_audit: WorthAudit,
-    export_kernels: Path | None,
-    seen: dict[str, Any],
-    tell: Tell,
-) -> None:
-    """Training, claims and audit. A scoring box imports torch while the box before it still works."""
-    limits, checkpoint = profile.limits, work / "checkpoint" / "model.pt"
-    checkpoint.parent.mkdir(mode=0o755)
-    claim_box = replace(
-        spec, role="claim", gate=Gate.closed(work / "claim-gate", checkpoint.parent)
-    )
-    audit_box = replace(
-        claim_box, role="audit", gate=Gate.closed(work / "audit-gate", checkpoint.parent)
-    )
-    validation = scoring.Validation(Path(dataset.public), Path(dataset.validation))
-    with contextlib.ExitStack() as later:
-        tell("starting up")
-        with _box(spec, seen) as training:
-            with nvml.busy_clock() if spec.device == "cuda" else contextlib.nullcontext() as gpu:
-                begun = protocol.begin(
-                    training,
-                    spec.gate,
-                    _budget(profile, caps),
-                    startup_seconds=caps.startup_seconds,
-                )
-            seen["startup_seconds"], seen["startup_gpu_seconds"] = (
-                begun.startup_seconds,
-                gpu.seconds if gpu else None,
+    def _start(self, box: Box, spec: BoxSpec) -> protocol.Begun:
+        """Waits for the candidate's start-up and starts the clock."""
+        self.report("starting up")
+        startup_seconds = self.bench.caps.startup_seconds
+        with nvml.busy_clock() if spec.device == "cuda" else contextlib.nullcontext() as gpu:
+            begun = protocol.begin(
+                box, spec.gate, _budget(self.bench), startup_seconds=startup_seconds
             )
-            tell("training")
-            claiming = later.enter_context(_box(claim_box, seen))
-            seen |= asdict(
-                protocol.finish(
-                    training, begun, checkpoint, max_bytes=limits.checkpoint_mib * 2**20
-                )
+        self.note(
+            startup_seconds=begun.startup_seconds, startup_gpu_seconds=gpu.seconds if gpu else None
+        )
+        self.report("training")
+        return begun
+
+    def _finish(
+        self, box: Box, begun: protocol.Begun, checkpoint: Path, export_kernels: Path | None
+    ) -> None:
+        """Takes the checkpoint, and what was compiled where it is asked for."""
+        max_bytes = self.bench.profile.limits.checkpoint_mib * 2**20
+        self.note(
+            **dataclasses.asdict(protocol.finish(box, begun, checkpoint, max_bytes=max_bytes))
+        )
+        if export_kernels:
+            protocol.take_kernels(
+                begun, export_kernels, seconds=KERNEL_SECONDS, max_bytes=KERNEL_BYTES
             )
-            if export_kernels:
-                protocol.take_kernels(
-                    begun, export_kernels, seconds=KERNEL_SECONDS, max_bytes=KERNEL_BYTES
-                )
-        tell("scoring")
-        auditing = later.enter_context(_box(audit_box, seen))
-        wire, shape = scoring.load(claiming, claim_box.gate, "eval_startup", caps.startup_seconds)
+
+    def _claim(self, box: Box, gate: Gate, validation: scoring.Validation) -> _Claims:
+        """What the claim box claims. It is gone before any question of the audit is drawn."""
+        wire, shape = scoring.load(box, gate, "eval_startup", self.bench.caps.startup_seconds)
         rows = validation.rows(shape)
-        claims = scoring.claim(claiming, wire, shape, rows, limits.eval_seconds)
-        claiming.kill()  # before the questions are drawn
-        read_whole(checkpoint)
-        seen["claimed_bpb"] = claimed = validation.score(shape, rows, claims)
-        if worth_audit(claimed) or secrets.SystemRandom().random() < profile.audit.share:
-            tell("being audited")
-            claimed += _audit(
-                auditing, audit_box.gate, shape, rows, claims, validation, profile, caps, seen
-            )
-        seen["val_bpb"] = claimed
+        nats = scoring.claim(box, wire, shape, rows, self.bench.profile.limits.eval_seconds)
+        box.kill()
+        return _Claims(shape, rows, nats)
 
-
-def _audit(
-    box: Box,
-    gate: Gate,
-    shape: scoring.Shape,
-    rows: scoring.Rows,
-    claims: scoring.Nats,
-    validation: scoring.Validation,
-    profile: Profile,
-    caps: Caps,
-    seen: dict[str, Any],
-) -> float:
-    """What the claims are short of, bits per byte; Stopped when it is more than can be honest."""
-    wire, again = scoring.load(box, gate, "audit_startup", caps.startup_seconds)
-    if again != shape:
-        raise protocol.Stopped(
-            "audit_failed", f"told the audit another shape: {again}, not {shape}"
+    def _audit(
+        self, box: Box, gate: Gate, validation: scoring.Validation, claims: _Claims
+    ) -> float:
+        """By how much the claims are too low, bits per byte. Stopped if that cannot be honest."""
+        caps, profile, shape, rows = self.bench.caps, self.bench.profile, claims.shape, claims.rows
+        wire, again = scoring.load(box, gate, "audit_startup", caps.startup_seconds)
+        if again != shape:
+            problem = f"told the audit another shape: {again}, not {shape}"
+            raise protocol.Stopped("audit_failed", problem)
+        scored = validation.scored(shape, rows)
+        questions = audit.draw(
+            scored, profile.audit.positions, shape.batch_rows, np.random.default_rng()
         )
-    scored = validation.scored(shape, rows)
-    questions = audit.draw(
-        scored, profile.audit.positions, shape.batch_rows, np.random.default_rng()
-    )
-    bos = validation.bos[shape.vocab_size]
-    nats = audit.ask(box, wire, shape, rows, bos, questions, profile.limits.eval_seconds)
-    tolerance = audit.Tolerance(caps.audit_gap, caps.audit_position)
-    finding = audit.Finding.of(questions, claims, nats, tolerance)
-    seen |= {"audit_gap": finding.gap, "audit_worst": finding.worst}
-    if problem := finding.problem(tolerance):
-        raise protocol.Stopped("audit_failed", problem)
-    return prepare.bits_per_byte(
-        max(0.0, finding.gap) * int(scored.sum()), validation.documents_bytes
-    )
+        bos = validation.bos[shape.vocab_size]
+        nats = audit.ask(box, wire, shape, rows, bos, questions, profile.limits.eval_seconds)
+        tolerance = audit.Tolerance(caps.audit_gap, caps.audit_position)
+        finding = audit.Finding.of(questions, claims.nats, nats, tolerance)
+        self.note(audit_gap=finding.gap, audit_worst=finding.worst)
+        failure = finding.problem(tolerance)
+        if failure:
+            raise protocol.Stopped("audit_failed", failure)
+        total_nats = max(0.0, finding.gap) * int(scored.sum())
+        return prepare.bits_per_byte(total_nats, validation.documents_bytes)
 
 
-def _budget(profile: Profile, caps: Caps) -> protocol.Budget:
-    kind, amount = profile.budget.kind, profile.budget.amount
-    if kind == "seconds":
-        return protocol.Budget(kind, amount, amount + profile.budget.slack_seconds, None)
-    return protocol.Budget(kind, amount, caps.wall_seconds, caps.cpu_seconds)
+@dataclasses.dataclass(frozen=True)
+class _Claims:
+    """What a claim box claimed: nats float32 [R, T] for rows uint16 [R, T+1]."""
+
+    shape: scoring.Shape
+    rows: scoring.Rows
+    nats: scoring.Nats
+
+
+def _scoring_box(
+    train_box: BoxSpec, role: Literal["claim", "audit"], folder: Path, checkpoint: Path
+) -> BoxSpec:
+    gate = Gate.closed(folder / f"{role}-gate", checkpoint.parent)
+    return dataclasses.replace(train_box, role=role, gate=gate, export_cache=False)
+
+
+def _budget(bench: Bench) -> protocol.Budget:
+    budget = bench.profile.budget
+    if budget.kind == "seconds":
+        deadline = budget.amount + budget.slack_seconds
+        return protocol.Budget(budget.kind, budget.amount, deadline, None)
+    return protocol.Budget(
+        budget.kind, budget.amount, bench.caps.wall_seconds, bench.caps.cpu_seconds
+    )
 
 
 def without_figures(
-    status: Status, reason: str, profile: Profile, seed: int, isolation: Isolation
+    status: Status, reason: str, profile: Profile, isolation: str, seed: int
 ) -> RunResult:
-    """A result without figures: of a candidate that was never run, or has only started."""
+    """A result without figures: of a candidate that was not run, or has only started."""
     return RunResult(
         status=status,
         reason=reason,
@@ -292,20 +313,15 @@ def without_figures(
 @task(name="train-candidate", task_run_name="train {what}, seed {seed}", cache_policy=NO_CACHE)
 def train_candidate(
     what: str,
-    source: str,
-    profile: Profile,
-    dataset: Dataset,
-    home: Path,
-    *,
+    candidate: Candidate,
+    bench: Bench,
     seed: int,
-    caps: Caps,
-    isolation: Isolation,
+    *,
     worth_audit: WorthAudit,
     smoke: bool,
-    tell: Tell = lambda phase: None,
+    report: Report = ignore,
 ) -> RunResult:
     """`run_experiment` as a Prefect task; `what` names it on Prefect's page."""
-    run = functools.partial(
-        run_experiment, source, profile, dataset, home, seed=seed, caps=caps, isolation=isolation
+    return run_experiment(
+        candidate, bench, seed, worth_audit=worth_audit, smoke=smoke, report=report
     )
-    return run(worth_audit=worth_audit, smoke=smoke, tell=tell)

@@ -1,106 +1,115 @@
-"""Keep, discard or confirm: the whole rule, pure, no I/O.
+"""The keep rule: keep, discard or confirm. Pure, no I/O.
 
-The starting rule of the design: a clear gain is kept at once, a possible one is run again with a new seed, and of two
-that score alike the simpler one wins. Gains are measured in standard errors of the difference, so that a lucky seed
-is not taken for an idea.
+A clear gain is kept at once, a possible one is run again with a new seed, and of two candidates
+that score alike the simpler one wins. Gains are measured in standard errors of the difference, so
+that a lucky seed is not taken for an idea. Everything else being equal, a better score never gets
+a worse verdict.
 """
 
 from __future__ import annotations
 
-import ast
 import math
 import statistics
 from collections.abc import Iterable, Sequence
 
-from configs import knobs
 from tasks.records import Verdict
-from tasks.statuses import Status
+from tasks.statuses import Decision, Status
 from tasks.text import counted
 
-SD_FLOOR = 5e-4  # bits per byte: three runs may agree by chance, and hardware never repeats itself better than this
-KEEP = 2.0  # z of one run that is kept at once
-CONFIRM = 0.3  # z of one run that is worth a second one; |z| below it is a tie
-CONFIRMED = 0.5  # z of two runs that is kept
-STATEMENTS_PER_Z = 50  # added ones that must buy one more standard error
+# Bits per byte. Three runs may agree by chance, and no hardware repeats itself better than this.
+SD_FLOOR = 5e-4
+KEEP = 2.0  # a single run above this z is kept at once
+TIE = 0.3  # |z| up to this is a tie; a single run above it is worth a second one
+CONFIRMED = 0.5  # two runs above this z are kept
+STATEMENTS_PER_Z = 50  # added statements that must buy one more standard error
 
 
 def pooled_sd(groups: Iterable[Sequence[float]], floor: float = SD_FLOOR) -> float:
-    """Standard deviation of one run, bits per byte, from groups of repeats of one file each (pooled variance).
+    """Standard deviation of one run, bits per byte: the pooled variance of groups of repeats.
 
-    A group of one run says nothing. The floor is returned where there is nothing to pool, or where it is larger.
+    Each group is one file with several seeds; a group of one run says nothing. Returns the floor if
+    there is nothing to pool, or if the floor is larger.
     """
     repeats = [group for group in groups if len(group) > 1]
     if not repeats:
         return floor
-    squares = sum(
-        math.fsum((score - statistics.fmean(group)) ** 2 for score in group) for group in repeats
-    )
-    return max(math.sqrt(squares / sum(len(group) - 1 for group in repeats)), floor)
+    squares = [(score - statistics.fmean(group)) ** 2 for group in repeats for score in group]
+    degrees_of_freedom = sum(len(group) - 1 for group in repeats)
+    return max(math.sqrt(math.fsum(squares) / degrees_of_freedom), floor)
 
 
 def z_score(champion: Sequence[float], candidate: Sequence[float], sd: float) -> float:
-    """Standard errors by which the candidate's mean is better (lower). Raises ValueError without scores or an sd."""
+    """Standard errors by which the candidate's mean is better (lower).
+
+    Raises ValueError without scores or an sd.
+    """
     if not (len(champion) and len(candidate) and sd > 0):
         raise ValueError(
-            f"{len(champion)} champion and {len(candidate)} candidate scores, sd {sd}: all must be positive"
+            f"{len(champion)} champion and {len(candidate)} candidate scores, sd {sd}: "
+            "all must be positive"
         )
     error = sd * math.sqrt(1 / len(champion) + 1 / len(candidate))
     return (statistics.fmean(champion) - statistics.fmean(candidate)) / error
 
 
-def statements(source: str) -> int:
-    """How much code there is: comments, docstrings, blank lines and layout neither cost nor earn anything.
-
-    Raises SyntaxError.
-    """
-    nodes = (node for node in ast.walk(knobs.parse(source)) if isinstance(node, ast.stmt))
-    return sum(
-        not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in nodes
-    )
-
-
 def needed(statements_added: int) -> float:
-    """The z that two runs must pass: code that grew must buy more, one standard error for 50 statements.
+    """The z that two runs must exceed: a tie is enough for code that shrank, growth must pay.
 
-    Never more than KEEP, which one run alone passes: else a second run could only do harm.
+    One standard error for STATEMENTS_PER_Z statements, but never more than KEEP, which a single run
+    may pass alone: a second run must not do harm.
     """
-    return min(CONFIRMED + max(statements_added, 0) / STATEMENTS_PER_Z, KEEP)
+    if statements_added < 0:
+        return -TIE
+    return min(CONFIRMED + statements_added / STATEMENTS_PER_Z, KEEP)
 
 
 def decide(
     champion: Sequence[float], candidate: Sequence[float], sd: float, statements_added: int
 ) -> Verdict:
-    """The verdict on scores in bits per byte; `confirm` asks for one more run and is never said of two.
+    """The verdict on scores in bits per byte; `confirm` asks for one more run, and never after two.
 
-    `sd` is of one run, `statements_added` the growth of the code and negative where it shrank. Raises ValueError as z_score.
+    `sd` is of one run; `statements_added` is negative if the code shrank. Raises ValueError like
+    `z_score`.
     """
     z = z_score(champion, candidate, sd)
+    decide_runs = _decide_one_run if len(candidate) == 1 else _decide_two_runs
+    decision, why = decide_runs(z, statements_added)
     gain = statistics.fmean(champion) - statistics.fmean(candidate)
-    figures = f"{'better' if gain > 0 else 'worse'} by {abs(gain):.4f} bits per byte, {abs(z):.1f} standard errors"
-    figures = figures if gain else "the same score"
-    change = counted(abs(statements_added), "statement")
-    if len(candidate) == 1:
-        if z > KEEP:
-            return Verdict("keep", f"{figures}: kept at once", z)
-        if z > CONFIRM:
-            return Verdict("confirm", f"{figures}: may be luck, a second seed decides", z)
-        if abs(z) <= CONFIRM and statements_added < 0:
-            return Verdict(
-                "confirm", f"{figures}: a tie with {change} less, a second seed decides", z
-            )
-        return Verdict("discard", f"{figures}: {'no gain' if z < -CONFIRM else 'a tie'}", z)
-    runs = f"{figures} over {len(candidate)} runs"
+    figures = "the same score"
+    if gain:
+        better = "better" if gain > 0 else "worse"
+        figures = f"{better} by {abs(gain):.4f} bits per byte, {abs(z):.1f} standard errors"
+    runs = "" if len(candidate) == 1 else f" over {len(candidate)} runs"
+    return Verdict(decision, f"{figures}{runs}: {why}", z)
+
+
+def _decide_one_run(z: float, statements_added: int) -> tuple[Decision, str]:
+    if z > KEEP:
+        return "keep", "kept at once"
+    if z > TIE:
+        return "confirm", "may be luck, a second seed decides"
+    if z < -TIE:
+        return "discard", "no gain"
+    if statements_added < 0:
+        return "confirm", f"a tie with {_statements(statements_added)} less, a second seed decides"
+    return "discard", "a tie"
+
+
+def _decide_two_runs(z: float, statements_added: int) -> tuple[Decision, str]:
+    change = _statements(statements_added)
+    if z > CONFIRMED and z > needed(statements_added):
+        return "keep", "kept"
     if z > needed(statements_added):
-        return Verdict("keep", f"{runs}: kept", z)
+        tie = "a tie" if z <= TIE else "a small gain"
+        return "keep", f"{tie} with {change} less, kept as simpler"
     if z > CONFIRMED:
-        return Verdict(
-            "discard",
-            f"{runs}: too little for {change} more, which must buy {needed(statements_added):.1f}",
-            z,
-        )
-    if abs(z) < CONFIRM and statements_added < 0:
-        return Verdict("keep", f"{runs}: a tie with {change} less, kept as simpler", z)
-    return Verdict("discard", f"{runs}: {'no gain' if z < -CONFIRM else 'not confirmed'}", z)
+        must = f"which must buy {needed(statements_added):.1f}"
+        return "discard", f"too little for {change} more, {must}"
+    return "discard", "no gain" if z < -TIE else "not confirmed"
+
+
+def _statements(added: int) -> str:
+    return counted(abs(added), "statement")
 
 
 def failed(status: Status, reason: str) -> Verdict:

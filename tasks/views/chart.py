@@ -49,7 +49,7 @@ def _draw(axes: Axes, state: NightState) -> None:
     last = max([trial.number for trial in state.trials], default=0)
     low, top = _limits(state)
     if state.baseline:
-        base, sd = float(state.baseline["val_bpb"]), float(state.baseline.get("sd") or 0.0)
+        base, sd = state.baseline.val_bpb, state.baseline.sd
         axes.axhspan(
             base - sd,
             base + sd,
@@ -111,7 +111,7 @@ def _draw(axes: Axes, state: NightState) -> None:
     axes.set_xlabel("trial (0 is the baseline)")
     axes.set_ylabel("validation bits per byte, lower is better")
     axes.set_title(
-        f"Night {state.header['tag']}: {len(state.trials)} trials, {len(kept)} kept", loc="left"
+        f"Night {state.header.tag}: {len(state.trials)} trials, {len(kept)} kept", loc="left"
     )
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e8eb", lw=0.8)
@@ -121,8 +121,8 @@ def _draw(axes: Axes, state: NightState) -> None:
 def _limits(state: NightState) -> tuple[float, float]:
     """Of the score axis: all scores but those so bad that the rest would become a line, and room for the labels."""
     scores = [trial.val_bpb for trial in state.trials if trial.val_bpb is not None]
-    base = float(state.baseline["val_bpb"]) if state.baseline else max(scores, default=1.0)
-    sd = float(state.baseline.get("sd") or 0.0) if state.baseline else 0.0
+    base = state.baseline.val_bpb if state.baseline else max(scores, default=1.0)
+    sd = state.baseline.sd if state.baseline else 0.0
     low = min([base - 2 * sd, *scores])
     worst = base + max(2 * (base - low), 10 * sd)
     high = max([base + 2 * sd, *(score for score in scores if score <= worst)])
@@ -152,6 +152,6 @@ def _labelled(kept: list[Point], last: int, height: float) -> list[Point]:
 
 
 def _label(trial: Trial) -> str:
-    line = one_line(trial.summary)
+    line = one_line(trial.idea.summary)
     short = line if len(line) <= LONGEST_LABEL else f"{line[: LONGEST_LABEL - 3]}..."
     return short.replace("$", r"\$")  # no mathtext out of a candidate's words

@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import PurePath
-from typing import Any
 
+from configs import Budget
 from tasks.records import NightState
 from tasks.text import money, one_line
 from tasks.views import costs
@@ -60,28 +60,25 @@ class NightFigures:
 
 def figures(state: NightState) -> NightFigures:
     """The night's figures at its ledger's last event."""
-    header, baseline, usage = state.header, state.baseline or {}, costs.of_night(state)
+    header, baseline, usage = state.header, state.baseline, costs.of_night(state)
     kept = [trial.number for trial in state.trials if trial.verdict == "keep"]
-    base, best, sd = baseline.get("val_bpb"), state.champion_bpb, baseline.get("sd")
+    base, sd = (baseline.val_bpb, baseline.sd) if baseline else (None, None)
+    best = state.champion_bpb
     gain = None if base is None or best is None else base - best if kept else 0.0
-    program, dollars, agent = (
-        header.get("program") or {},
-        usage.dollars,
-        costs.asks_an_agent(header),
-    )
+    dollars, agent = usage.dollars, header.asks_an_agent
     own = sum(trial.verdict == "keep" and costs.is_own(trial) for trial in state.trials)
     return NightFigures(
-        tag=header["tag"],
-        profile=header["profile"],
-        proposer=header["proposer"],
-        model=costs.model(header),
-        program=program.get("name"),
-        program_sha256=program.get("sha256"),
+        tag=header.tag,
+        profile=header.profile,
+        proposer=header.proposer,
+        model=header.model,
+        program=header.program.name if header.program else None,
+        program_sha256=header.program.sha256 if header.program else None,
         finished=state.finished is not None,
         trials=len(state.trials),
         keeps=len(kept),
         own_keeps=own,
-        stood_in=sum(trial.stands_in is not None for trial in state.trials),
+        stood_in=sum(trial.idea.stands_in is not None for trial in state.trials),
         rejected=sum(trial.status == "rejected_patch" for trial in state.trials),
         stopped=sum(trial.status not in ("ok", "rejected_patch") for trial in state.trials),
         baseline=base,
@@ -91,7 +88,7 @@ def figures(state: NightState) -> NightFigures:
         gain_sd=gain / sd if gain is not None and sd else None,
         confirmed=len(state.champion_scores) > 1 if kept else None,
         trials_to_best=kept[-1] if kept else None,
-        hours=costs.seconds(state) / 3600,
+        hours=state.used_seconds / 3600,
         calls=None if agent else usage.calls,
         tokens=None if agent else costs.tokens(usage),
         dollars=dollars,
@@ -100,9 +97,9 @@ def figures(state: NightState) -> NightFigures:
         if dollars is not None and gain is not None and gain > 0
         else None,
         keeps_by_kind=costs.keeps_by_kind(state.trials),
-        dataset=baseline.get("dataset"),
-        budget=_budget(header.get("settings", {}).get("budget")),
-        hardware=baseline.get("hardware"),
+        dataset=baseline.dataset if baseline else None,
+        budget=_budget(header.settings.budget),
+        hardware=baseline.hardware if baseline else None,
     )
 
 
@@ -176,12 +173,10 @@ def _column(night: NightFigures, kinds: Iterable[str]) -> dict[str, str]:
     }
 
 
-def _budget(table: dict[str, Any] | None) -> str | None:
-    """Of one training, exactly: the slack is a part of it where seconds are counted."""
-    if table is None:
-        return None
-    slack = f", {table['slack_seconds']} slack" if table["kind"] == "seconds" else ""
-    return f"{table['amount']} {table['kind']}{slack}"
+def _budget(budget: Budget) -> str:
+    """Of one training, exactly: where seconds are counted, the slack is part of it."""
+    slack = f", {budget.slack_seconds} slack" if budget.kind == "seconds" else ""
+    return f"{budget.amount} {budget.kind}{slack}"
 
 
 def _score(value: float | None) -> str:

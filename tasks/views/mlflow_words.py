@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from tasks.records import TRAIN, NightState, Trial
 from tasks.text import one_line
-from tasks.views import costs
 
 LONGEST_QUOTE = (
     800  # characters; a whole note stays below what MLflow takes, so no quote loses its end
@@ -13,20 +12,18 @@ LONGEST_QUOTE = (
 
 def night_words(state: NightState) -> dict[str, str | None]:
     """Those that change with each trial. None: not known yet."""
-    header, baseline, program = (
-        state.header,
-        state.baseline or {},
-        state.header.get("program") or {},
-    )
+    header, baseline, program = state.header, state.baseline, state.header.program
     kept = sum(trial.verdict == "keep" for trial in state.trials)
     return {
-        **{name: header.get(name) for name in ("profile", "proposer", "isolation")},
-        "model": costs.model(header),
-        "program": program.get("name"),
-        "program_sha256": program["sha256"][:12] if program else None,
+        "profile": header.profile,
+        "proposer": header.proposer,
+        "isolation": header.isolation,
+        "model": header.model,
+        "program": program.name if program else None,
+        "program_sha256": program.sha256[:12] if program else None,
         "champion": state.champion,
-        "hardware": baseline.get("hardware"),
-        "dataset": baseline.get("dataset", header.get("dataset")),
+        "hardware": baseline.hardware if baseline else None,
+        "dataset": baseline.dataset if baseline else None,
         "mlflow.source.name": "nightly-research",
         "mlflow.source.git.commit": state.champion,
         "mlflow.note.content": f"{len(state.trials)} trials, {kept} kept. {state.finished or state.stopped or 'Not finished.'}",
@@ -34,32 +31,30 @@ def night_words(state: NightState) -> dict[str, str | None]:
 
 
 def trial_words(state: NightState, trial: Trial) -> dict[str, str]:
-    tag, commit = state.header["tag"], trial.commit or "-"
+    tag, commit = state.header.tag, trial.commit or "-"
     score = "no score" if trial.val_bpb is None else f"{trial.val_bpb:.6f} bits per byte"
     told = {
-        "Why it should help": trial.hypothesis,
-        "Expected": trial.expected,
-        "Why a stand-in": trial.stands_in,
-        "Note": trial.note,
+        "Why it should help": trial.idea.hypothesis,
+        "Expected": trial.idea.expected,
+        "Why a stand-in": trial.idea.stands_in,
+        "Note": trial.idea.note,
     }
     paragraphs = [
-        f"{_quote(trial.summary)}, proposed by {trial.proposer}: **{trial.verdict}** ({trial.status}, {score}).",
+        f"{_quote(trial.idea.summary)}, proposed by {trial.idea.proposer}: **{trial.verdict}** ({trial.status}, {score}).",
         _quote(trial.reason),
         *(f"{name}: {_quote(text)}" for name, text in told.items() if text),
         f"The patch: `git show {commit}`, also refs/trials/{tag}/{trial.number}.",
     ]
     known = {
-        "kind": trial.kind,
-        "outcome": trial.outcome,
+        "kind": trial.idea.kind,
+        "outcome": trial.idea.outcome,
         "fixes": trial.fixes and str(trial.fixes),
     }
     return {
         "trial_id": f"{tag}:{trial.number}",
         "commit": commit,
-        **{
-            name: getattr(trial, name)
-            for name in ("verdict", "reason", "status", "proposer", "isolation")
-        },
+        **{name: getattr(trial, name) for name in ("verdict", "reason", "status", "isolation")},
+        "proposer": trial.idea.proposer,
         "unusual": trial.unusual or "-",
         "seeds": " ".join(map(str, trial.seeds)),
         **{name: value for name, value in known.items() if value},

@@ -10,11 +10,10 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from tasks import text
 from tasks.files import FileRef
-from tasks.records import NightState
+from tasks.records import NightHeader, NightState
 from tasks.text import counted, one_line
 from tasks.views import costs
 
@@ -39,12 +38,12 @@ def results_tsv(state: NightState) -> str:
     """Upstream's five columns. A score that there is not is an empty cell, never 0; the baseline is the first row."""
     rows = [COLUMNS]
     if state.baseline:
-        memory = state.baseline.get("peak_memory_bytes")
+        peak = state.baseline.peak_memory_bytes
         rows.append(
             (
                 _commit(state.start_commit),
-                f"{state.baseline['val_bpb']:.6f}",
-                _gib(memory),
+                f"{state.baseline.val_bpb:.6f}",
+                _gib(peak),
                 "keep",
                 "baseline",
             )
@@ -53,13 +52,13 @@ def results_tsv(state: NightState) -> str:
         status = trial.verdict if trial.status == "ok" else "crash"
         score = "" if trial.val_bpb is None else f"{trial.val_bpb:.6f}"
         memory = _gib(trial.peak_memory_bytes)
-        rows.append((_commit(trial.commit), score, memory, status, one_line(trial.summary)))
+        rows.append((_commit(trial.commit), score, memory, status, one_line(trial.idea.summary)))
     return "".join("\t".join(row) + "\n" for row in rows)
 
 
 def markdown(state: NightState) -> str:
     """The report: what was won, how far to trust it, every trial, what to do next, where it came from."""
-    header, tag = state.header, state.header["tag"]
+    header, tag = state.header, state.header.tag
     parts = [
         f"# Night {tag}",
         headline(state),
@@ -68,21 +67,21 @@ def markdown(state: NightState) -> str:
         _trust(state),
     ]
     parts += ["## Trials", _table(state)]
-    if state.trials and costs.is_researched(header):
+    if state.trials and header.is_researched:
         parts += ["## What it cost", _costs(state)]
     parts += ["## What next", _next_steps(state), "## Where it came from"]
     facts = {
-        "profile": header.get("profile"),
-        "proposer": header.get("proposer"),
+        "profile": header.profile,
+        "proposer": header.proposer,
         **_researcher(header),
-        "seed": header.get("seed"),
-        "dataset": (state.baseline or {}).get("dataset", header.get("dataset")),
-        "hardware": (state.baseline or {}).get("hardware"),
-        "isolation": header.get("isolation"),
-        "started from": f"{header.get('branch') or 'a detached HEAD'} at {_commit(header.get('head')) or '-'}"
-        + (" with uncommitted changes" if header.get("dirty") else ""),
+        "seed": header.seed,
+        "dataset": state.baseline.dataset if state.baseline else None,
+        "hardware": state.baseline.hardware if state.baseline else None,
+        "isolation": header.isolation,
+        "started from": f"{header.branch or 'a detached HEAD'} at {_commit(header.head) or '-'}"
+        + (" with uncommitted changes" if header.dirty else ""),
         "first commit": _commit(state.start_commit) or None,
-        "began": header["began"][:19] + " UTC",
+        "began": header.began[:19] + " UTC",
         "last event": state.updated[:19] + " UTC",
     }
     parts.append("\n".join(f"- {name}: {_text(_number(value))}" for name, value in facts.items()))
@@ -100,7 +99,7 @@ def headline(state: NightState) -> str:
     )
     if state.baseline is None or state.champion_bpb is None:
         return f"**No baseline yet.** {counts}"
-    base, sd = float(state.baseline["val_bpb"]), state.baseline.get("sd")
+    base, sd = state.baseline.val_bpb, state.baseline.sd
     if not kept:
         return f"**Nothing was kept: the baseline stands at {base:.6f} bits per byte.** {counts}"
     gain = base - state.champion_bpb
@@ -117,7 +116,7 @@ def _unfinished(state: NightState) -> str:
     doing = f" (trial {under_way} is under way)" if under_way else ""
     if state.stopped:
         doing = f": {'it failed: ' if state.failed else ''}{_text(state.stopped)}"
-    return f"The night is not over{doing}. If nothing runs, `./run resume {state.header['tag']}` goes on with it."
+    return f"The night is not over{doing}. If nothing runs, `./run resume {state.header.tag}` goes on with it."
 
 
 def _trust(state: NightState) -> str:
@@ -125,8 +124,8 @@ def _trust(state: NightState) -> str:
     if baseline is None:
         return "- The baseline is not measured yet: there is no score to trust or not."
     lines = [
-        f"- Noise: one run scatters by sd {_number(baseline.get('sd'))} bits per byte, from the baseline's "
-        f"{counted(len(baseline['scores']), 'run')} (seeds {', '.join(map(str, baseline.get('seeds', '-')))}). "
+        f"- Noise: one run scatters by sd {_number(baseline.sd)} bits per byte, from the baseline's "
+        f"{counted(len(baseline.scores), 'run')} (seeds {', '.join(map(str, baseline.seeds))}). "
         f"z is a difference in standard errors of the means compared.",
         f"- The champion's score is the mean of {counted(len(state.champion_scores), 'run')}: "
         f"{', '.join(f'{score:.6f}' for score in state.champion_scores)}.",
@@ -142,12 +141,12 @@ def _trust(state: NightState) -> str:
         for trial in state.trials
         if trial.unusual
     ]
-    if header.get("isolation") == "none":
+    if header.isolation == "none":
         lines.append(
             "- Isolation: NONE. Candidates ran with your rights and could read the validation data."
         )
     else:
-        lines.append(f"- Isolation: {_text(_number(header.get('isolation')))}.")
+        lines.append(f"- Isolation: {_text(_number(header.isolation))}.")
     return "\n".join(lines)
 
 
@@ -178,8 +177,8 @@ def _audit(state: NightState) -> str:
 def _table(state: NightState) -> str:
     if not state.trials:
         return "None yet."
-    base = state.baseline["val_bpb"] if state.baseline else None
-    several = len({trial.proposer for trial in state.trials}) > 1
+    base = state.baseline.val_bpb if state.baseline else None
+    several = len({trial.idea.proposer for trial in state.trials}) > 1
     by, rule = (" by |", "---|") if several else ("", "")
     rows = [
         f"| # | what |{by} verdict | val_bpb | vs baseline | z | runs | why |",
@@ -191,7 +190,7 @@ def _table(state: NightState) -> str:
         delta = None if trial.val_bpb is None or base is None else f"{trial.val_bpb - base:+.6f}"
         score = None if trial.val_bpb is None else f"{trial.val_bpb:.6f}"
         z = None if trial.z is None else f"{trial.z:.2f}"
-        what = [_text(trial.summary), *([_text(trial.proposer)] if several else [])]
+        what = [_text(trial.idea.summary), *([_text(trial.idea.proposer)] if several else [])]
         cells = [
             trial.number,
             *what,
@@ -210,7 +209,7 @@ def _table(state: NightState) -> str:
 
 def _costs(state: NightState) -> str:
     """What the researcher cost, what was got for it, and where and why another stood in."""
-    usage, trials, agent = costs.of_night(state), state.trials, costs.asks_an_agent(state.header)
+    usage, trials, agent = costs.of_night(state), state.trials, state.header.asks_an_agent
     tokens = f"{usage.prompt_tokens:,} of prompts and {usage.completion_tokens:,} of answers"
     dollars = "unknown: no prices in the profile"
     if usage.dollars is not None:
@@ -225,7 +224,9 @@ def _costs(state: NightState) -> str:
         f"- Requests to a language model, for these trials: {usage.calls}. Tokens: {costs.tokens(usage):,}, {tokens}.",
         f"- Dollars: {dollars}.",
     ]
-    outcomes = dict(Counter(str(trial.outcome) for trial in trials if trial.outcome).most_common())
+    outcomes = dict(
+        Counter(str(trial.idea.outcome) for trial in trials if trial.idea.outcome).most_common()
+    )
     lines = [
         *(
             ["- Dollars and tokens: unknown: the command has an account of its own."]
@@ -246,8 +247,8 @@ def _stand_ins(state: NightState) -> Iterator[str]:
         return
     count, (_, (first, *_)) = sum(len(stood) for _, stood in found), found[0]
     turns = count + sum(map(costs.is_own, state.trials))
-    researcher = "command" if costs.asks_an_agent(state.header) else "model"
-    yield f"- {first.proposer} stood in for the {researcher} in {count} of its {counted(turns, 'trial')} ({count / turns:.0%}):"
+    researcher = "command" if state.header.asks_an_agent else "model"
+    yield f"- {first.idea.proposer} stood in for the {researcher} in {count} of its {counted(turns, 'trial')} ({count / turns:.0%}):"
     for why, stood in found:
         numbers = ", ".join(str(trial.number) for trial in stood[:MOST_NUMBERS]) + (
             ", ..." if stood[MOST_NUMBERS:] else ""
@@ -255,13 +256,13 @@ def _stand_ins(state: NightState) -> Iterator[str]:
         yield f"  - {counted(len(stood), 'trial')} ({numbers}): {_text(one_line(why)[:LONGEST_REASON])}"
 
 
-def _researcher(header: dict[str, Any]) -> dict[str, str]:
+def _researcher(header: NightHeader) -> dict[str, str]:
     """The model and the instructions, of a night that had them."""
-    model, program = costs.model(header), header.get("program")
+    model, program = header.model, header.program
     facts = {"model": model} if model else {}
     return {
         **facts,
-        **({"program": f"{program['name']}, sha256 {program['sha256'][:12]}"} if program else {}),
+        **({"program": f"{program.name}, sha256 {program.sha256[:12]}"} if program else {}),
     }
 
 
@@ -270,7 +271,7 @@ def _counts(counts: dict[str, int]) -> str:
 
 
 def _next_steps(state: NightState) -> str:
-    tag, start = state.header["tag"], _commit(state.start_commit) or "-"
+    tag, start = state.header.tag, _commit(state.start_commit) or "-"
     steps = [
         "- Compare the runs, their knobs and loss curves: `./run server`, then the MLflow page.",
         f"- Beside another night: `./run compare {tag} TAG`",
@@ -293,7 +294,7 @@ def _next_steps(state: NightState) -> str:
 
 
 def _wall(state: NightState) -> str:
-    seconds = costs.seconds(state)
+    seconds = state.used_seconds
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{seconds / 60:.1f} min"
 

@@ -20,8 +20,8 @@ TRIAL_FIELDS = ("status", "verdict", "reason", "val_bpb", "commit")
 def scores(state: NightState) -> dict[str, Any]:
     """What came out so far; baseline and champion in bits per byte."""
     return {
-        "tag": state.header["tag"],
-        "baseline": state.baseline["val_bpb"] if state.baseline else None,
+        "tag": state.header.tag,
+        "baseline": state.baseline.val_bpb if state.baseline else None,
         "champion": state.champion_bpb,
         "trials": [
             {"k": done.number, **{name: getattr(done, name) for name in TRIAL_FIELDS}}
@@ -48,7 +48,7 @@ def describe(folder: Path) -> dict[str, Any]:
         used += max(since, 0.0)
     left, caps, spent = (
         night_budget.seconds_left(state, used),
-        costs.settings(state.header),
+        state.header.settings.llm,
         _spent(folder, state),
     )
     return {
@@ -62,10 +62,10 @@ def describe(folder: Path) -> dict[str, Any]:
         "champion_commit": state.champion,
         "kept": sum(trial.verdict == "keep" for trial in state.trials),
         "budget": {
-            "trials": {"used": len(state.trials), "of": state.header["trials"]},
-            "hours": {"used": round(used / 3600, 4), "of": state.header["hours"]},
-            "tokens": {"used": spent and costs.tokens(spent), "of": caps.get("tokens")},
-            "dollars": {"used": spent and spent.dollars, "of": caps.get("dollars")},
+            "trials": {"used": len(state.trials), "of": state.header.trials},
+            "hours": {"used": round(used / 3600, 4), "of": state.header.hours},
+            "tokens": {"used": spent and costs.tokens(spent), "of": caps.tokens},
+            "dollars": {"used": spent and spent.dollars, "of": caps.dollars},
         },
         "last_error": _last_error(state, beat, alive),
         "stopped": state.stopped,

@@ -38,7 +38,7 @@ def log_baseline(uri: str, artifacts: Path, state: NightState, runs: Sequence[Ru
     with speaking_to(uri) as client:
         night = _night(client, uri, artifacts, state)
         for run in runs:
-            tags = {"trial_id": f"{state.header['tag']}:baseline:{run.seed}", "status": run.status}
+            tags = {"trial_id": f"{state.header.tag}:baseline:{run.seed}", "status": run.status}
             child = _child(client, night, f"baseline seed {run.seed}", tags, [run])
             if child.info.status == "RUNNING":
                 figures = _figures(child, [run], {"val_bpb": run.val_bpb})
@@ -64,7 +64,7 @@ def log_trial(
     with speaking_to(uri) as client:
         night = _night(client, uri, artifacts, state)
         child = _child(
-            client, night, f"{trial.number} {trial.summary}", trial_words(state, trial), runs
+            client, night, f"{trial.number} {trial.idea.summary}", trial_words(state, trial), runs
         )
         if child.info.status == "RUNNING":
             figures = _figures(
@@ -96,7 +96,7 @@ def finished_trials(uri: str, artifacts: Path, state: NightState) -> frozenset[i
                 [night.info.experiment_id], query, max_results=1000, page_token=token or None
             )
             found, token = [*found, *page], page.token or None
-    ids = (run.data.tags["trial_id"].removeprefix(f"{state.header['tag']}:") for run in found)
+    ids = (run.data.tags.get("trial_id", "").removeprefix(f"{state.header.tag}:") for run in found)
     return frozenset(int(number) for number in ids if number.isdigit())
 
 
@@ -118,11 +118,11 @@ def finish_night(
 
 def _began(state: NightState) -> str:
     """What no other night has."""
-    return f"{state.header['tag']}:{state.header['time']}"
+    return f"{state.header.tag}:{state.header.began}"
 
 
 def _experiment(client: MlflowClient, uri: str, artifacts: Path, state: NightState) -> str:
-    name = f"nightly-research/{PurePath(state.header['profile']).name.removesuffix('.toml')}"
+    name = f"nightly-research/{PurePath(state.header.profile).name.removesuffix('.toml')}"
     found = client.get_experiment_by_name(name)
     if found is None:
         ours = uri.startswith(
@@ -142,7 +142,7 @@ def _experiment(client: MlflowClient, uri: str, artifacts: Path, state: NightSta
 def _night(client: MlflowClient, uri: str, artifacts: Path, state: NightState) -> Run:
     """The parent run: found by tag and start time, since another machine's night may have the same tag."""
     experiment = _experiment(client, uri, artifacts, state)
-    tags = {"night": state.header["tag"], "night_started": state.header["time"]}
+    tags = {"night": state.header.tag, "night_started": state.header.began}
     query = " and ".join(f"tags.{name} = '{value}'" for name, value in tags.items())
     if found := client.search_runs([experiment], query, max_results=1):
         if found[0].info.status != "RUNNING" and not (state.finished or state.stopped):
@@ -157,8 +157,8 @@ def _bring_up_to_date(
     client: MlflowClient, night: Run, state: NightState, points: Sequence[Metric]
 ) -> None:
     """What of the parent run changes with each trial, and `points` of its curves."""
-    params = {name: state.header.get(name) for name in ("profile", "seed", "proposer")}
-    sd = (state.baseline or {}).get("sd")
+    params = {name: getattr(state.header, name) for name in ("profile", "seed", "proposer")}
+    sd = state.baseline.sd if state.baseline else None
     _log(client, night, points, {**params, "baseline_sd": sd}, night_words(state))
 
 
@@ -167,7 +167,7 @@ def _progress(night: Run, state: NightState) -> list[Metric]:
     if state.baseline is None:
         return []
     champion, kept, spent, start = (
-        float(state.baseline["val_bpb"]),
+        state.baseline.val_bpb,
         0,
         Usage(),
         night.info.start_time,

@@ -65,9 +65,9 @@ def describe(folder: Path, root: Path, number: int) -> dict[str, Any]:
     """
     events = ledger.read(folder / night_folder.LEDGER)
     state = fold(events)
-    base = state.baseline["val_bpb"] if state.baseline else None
+    base = state.baseline.val_bpb if state.baseline else None
     story = {
-        "tag": state.header["tag"],
+        "tag": state.header.tag,
         "k": number,
         "baseline": base,
         "champion": state.champion_bpb,
@@ -82,7 +82,11 @@ def describe(folder: Path, root: Path, number: int) -> dict[str, Any]:
     )
     if trial:
         word = "decided" if trial.commit else "pending"
-        parent, told = trial.parent, {name: getattr(trial, name) for name in (*IDEA, *JUDGED)}
+        parent = trial.parent
+        told = {
+            **{name: getattr(trial.idea, name) for name in IDEA},
+            **{name: getattr(trial, name) for name in JUDGED},
+        }
     elif number == state.in_flight:
         word, (parent, told) = "in flight", _in_flight(events, place, missing)
     else:
@@ -116,21 +120,15 @@ def describe(folder: Path, root: Path, number: int) -> dict[str, Any]:
 
 def _baseline(state: NightState) -> dict[str, Any]:
     """What the ledger holds of it; its runs' curves are in MLflow."""
-    told = {
-        name: (state.baseline or {}).get(name)
-        for name in ("val_bpb", "sd", "seconds", "peak_memory_bytes", "hardware", "dataset")
-    }
-    pairs = zip(
-        (state.baseline or {}).get("seeds") or (),
-        (state.baseline or {}).get("scores") or (),
-        strict=False,
-    )
+    baseline = state.baseline
+    fields = ("val_bpb", "sd", "seconds", "peak_memory_bytes", "hardware", "dataset")
+    runs = zip(baseline.seeds, baseline.scores, strict=True) if baseline else ()
     return {
-        **told,
-        "state": "decided" if state.baseline else "not measured",
+        **{name: getattr(baseline, name, None) for name in fields},
+        "state": "decided" if baseline else "not measured",
         "summary": "the unpatched train.py, with the profile's knobs",
         "commit": state.start_commit,
-        "runs": [{"seed": seed, "val_bpb": score} for seed, score in pairs],
+        "runs": [{"seed": seed, "val_bpb": score} for seed, score in runs],
     }
 
 
@@ -145,7 +143,8 @@ def _in_flight(
     except NightlyError as error:
         missing.append(str(error))
     idea = {
-        name: getattr(waiting.proposal, name) if waiting else started.get(name) for name in IDEA
+        name: getattr(waiting.proposal.idea, name) if waiting else started.get(name)
+        for name in IDEA
     }
     return started.get("parent"), idea
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import knobs
+from tasks.records import Candidate
 
 TRAIN = (Path(__file__).parents[2] / "trainer" / "train.py").read_text(encoding="utf-8")
 SMALL = '''"""A file."""
@@ -109,7 +110,7 @@ def test_a_constant_that_is_bound_again_is_no_knob(later):
 )
 def test_source_that_does_not_parse_has_no_knobs_and_no_hash(source):
     assert knobs.read(source) == {}
-    assert knobs.ast_sha256(source) is None
+    assert Candidate.parse(source).digest is None
 
 
 def test_write_changes_the_value_and_nothing_else():
@@ -283,15 +284,16 @@ def test_train_py_survives_a_round_trip_through_other_values():
 def test_the_hash_ignores_comments_layout_and_docstrings():
     plain = "def f(a):\n    return a\n"
     dressed = '"""What it does."""\n\n\ndef f( a ):  # why\n    """Doc."""\n\n    return (a)\n'
-    assert knobs.ast_sha256(plain) == knobs.ast_sha256(dressed)
+    assert Candidate.parse(plain).digest == Candidate.parse(dressed).digest
 
 
 @pytest.mark.parametrize("other", ["A = 2", "B = 1", "A = 1.0", "A = '1'", "A = 1\nA = 1"])
 def test_the_hash_sees_every_change_of_code(other):
-    assert knobs.ast_sha256("A = 1") != knobs.ast_sha256(other)
+    assert Candidate.parse("A = 1").digest != Candidate.parse(other).digest
 
 
 def test_a_body_that_is_only_a_docstring_can_be_hashed():
-    assert knobs.ast_sha256('def f():\n    """Doc."""\n') == knobs.ast_sha256(
-        "def f():\n    pass\n"
+    assert (
+        Candidate.parse('def f():\n    """Doc."""\n').digest
+        == Candidate.parse("def f():\n    pass\n").digest
     )

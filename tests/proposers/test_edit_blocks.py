@@ -6,11 +6,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from configs import knobs
 from tasks.history import trial_folder
 from tasks.proposers import replay
 from tasks.proposers.answer import MOST_TOLD
 from tasks.proposers.edit_blocks import Answer, Block, EditError, apply, parse
+from tasks.records import Candidate
 
 TRAIN = (Path(__file__).parents[2] / "trainer" / "train.py").read_text(encoding="utf-8")
 SOURCE = "import torch\n\nA = 1\nB = 2\n\n\ndef f(x):\n    y = x + A\n    return y\n\n\ndef g(x):\n    y = x + B\n    return y\n"
@@ -421,8 +421,8 @@ def test_any_text_becomes_any_other_by_its_blocks(old, new, ends, answered, chan
     assert answer.blocks == tuple(blocks)
     ends = ends if "\n" in old else "\n"
     old, new = (text.replace("\n", ends) for text in (old, new))
-    same = knobs.ast_sha256(old)
-    if same is not None and knobs.ast_sha256(new) == same:
+    same = Candidate.parse(old).digest
+    if same is not None and Candidate.parse(new).digest == same:
         with pytest.raises(EditError, match="leaves the code as it is"):
             apply(answer, old)
     else:

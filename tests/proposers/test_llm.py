@@ -14,7 +14,7 @@ from tasks.history.llm_calls import CallLog, read
 from tasks.proposers.chat import Endpoint
 from tasks.proposers.llm import LlmProposer
 from tasks.proposers.prompt import Briefing
-from tasks.records import NightSoFar, Proposal, RunResult
+from tasks.records import Candidate, NightSoFar, Proposal, RunResult
 from tasks.trial.experiment import without_figures
 from tests.faults.llm_server import FAKE_KEY, LlmServer, after, finish, html, ok, refusal, status
 from tests.faults.scripted_model import COMMENT, CONTINUATIONS, HALF, PROSE, UNMATCHED, answer
@@ -50,7 +50,7 @@ def night(**changes) -> NightSoFar:
         2.3,
         dict(knobs.read(STUB)),
         (),
-        seen={knobs.ast_sha256(STUB) or "": 0},
+        seen={Candidate.parse(STUB).digest or "": 0},
     )
     return dataclasses.replace(start, **changes)
 
@@ -129,7 +129,7 @@ def test_the_whole_file_is_asked_for_after_two_repairs_that_failed(researcher):
 
 def test_code_that_was_measured_already_is_not_proposed_again(researcher, tmp_path):
     tried = STUB.replace("MAX_SEQ_LEN = 64", "MAX_SEQ_LEN = 32")
-    seen = {**night().seen, knobs.ast_sha256(tried) or "": 3}
+    seen = {**night().seen, Candidate.parse(tried).digest or "": 3}
     again = answer("shorter rows", ("MAX_SEQ_LEN = 64", "MAX_SEQ_LEN = 32  # shorter"))
     broken = answer("no main", ("def main() -> None:", "def run() -> None:"))
     proposed = researcher(ok(again), ok(broken), ok(CONTINUATIONS))[0].propose(night(seen=seen))

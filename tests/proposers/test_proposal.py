@@ -5,7 +5,7 @@ import pytest
 
 from configs import knobs
 from tasks.proposers import proposal
-from tasks.records import NightSoFar, Proposal
+from tasks.records import Candidate, NightSoFar, Proposal
 
 GOOD = """TOTAL_BATCH_SIZE = 1024
 DEVICE_BATCH_SIZE = 8
@@ -27,7 +27,7 @@ def night(**changes) -> NightSoFar:
 
 
 def seen(source: str, number: int = 0) -> dict[str, int]:
-    return {knobs.ast_sha256(source) or "": number}
+    return {Candidate.parse(source).digest or "": number}
 
 
 class Listed:
@@ -124,13 +124,14 @@ def test_a_generator_sees_why_it_was_refused():
         "the same code as trial 3",
         1,
     )
-    assert refused.ast_sha256 == knobs.ast_sha256(GOOD)
+    assert refused.ast_sha256 == Candidate.parse(GOOD).digest
 
 
 def test_a_generator_that_only_repeats_the_past_is_given_up():
     sources = [variant(number) for number in range(20)]
     past = {
-        knobs.ast_sha256(source) or "": number for number, source in enumerate(sources, start=1)
+        Candidate.parse(source).digest or "": number
+        for number, source in enumerate(sources, start=1)
     }
     asked = Listed(*sources)
     proposed = proposal.ask(asked, night(seen=past))

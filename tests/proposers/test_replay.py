@@ -11,7 +11,7 @@ from tasks.errors import UsageError
 from tasks.history import champion
 from tasks.proposers import proposal
 from tasks.proposers.replay import ReplayProposer, apply
-from tasks.records import NightSoFar, Trial
+from tasks.records import Candidate, NightSoFar, Trial
 
 ROOT = Path(__file__).parents[2]
 TRAIN = (ROOT / "trainer" / "train.py").read_text(encoding="utf-8")
@@ -150,14 +150,14 @@ def test_an_empty_folder_is_a_usage_error(tmp_path):
 def test_the_demonstration_night_applies_to_train_py_as_it_is():
     """01 is kept, so the others are made against it; 06 alone is refused before a run."""
     proposer, current = ReplayProposer(DEMONSTRATION), TRAIN
-    seen, problems = {knobs.ast_sha256(TRAIN) or "": 0}, []
+    seen, problems = {Candidate.parse(TRAIN).digest or "": 0}, []
     for number in range(1, 7):
         proposed = proposal.ask(proposer, dataclasses.replace(night_at(number, current), seen=seen))
         assert proposed is not None
         assert proposed.source != current
         problems.append(proposed.problem)
         current = proposed.source if number == 1 else current
-        seen[knobs.ast_sha256(proposed.source) or ""] = number
+        seen[Candidate.parse(proposed.source).digest or ""] = number
     assert knobs.read(current)["DEPTH"] == 2
     assert problems[:5] == [None] * 5
     assert "does not parse" in str(problems[5])

@@ -12,7 +12,7 @@ from tasks.errors import UsageError
 from tasks.proposers import proposal
 from tasks.proposers.search_space import SPACE, SearchSpace, moved
 from tasks.proposers.tpe import TpeProposer
-from tasks.records import NightSoFar, Proposal, Trial
+from tasks.records import Candidate, NightSoFar, Proposal, Trial
 
 TRAIN = (Path(__file__).parents[2] / "trainer" / "train.py").read_text(encoding="utf-8")
 TABLES = tomllib.loads(SPACE.read_text(encoding="utf-8"))
@@ -68,7 +68,7 @@ def after(
         scores=(score,) if score else (),
         seeds=(1,),
         knobs=read(proposed.source),
-        ast_sha256=knobs.ast_sha256(proposed.source),
+        ast_sha256=Candidate.parse(proposed.source).digest,
         parent=parent or "",
         commit=f"c{night.next_trial}",
     )
@@ -162,7 +162,7 @@ def test_another_seed_trial_or_refusal_gives_another(stepped):
 
 def test_a_duplicate_is_answered_with_another_proposal(stepped):
     first = TpeProposer().propose(stepped)
-    known = dataclasses.replace(stepped, seen={knobs.ast_sha256(first.source) or "": 3})
+    known = dataclasses.replace(stepped, seen={Candidate.parse(first.source).digest or "": 3})
     second = proposal.ask(TpeProposer(), known)
     assert second is not None
     assert second.problem is None
@@ -176,7 +176,7 @@ def test_every_proposal_passes_the_checks_and_stays_in_range(values):
     space = SearchSpace.load(SPACE).space
     for proposed in made:
         found = read(proposed.source)
-        assert proposal.check(proposed.source, {knobs.ast_sha256(source) or "": 0}) is None
+        assert proposal.check(proposed.source, {Candidate.parse(source).digest or "": 0}) is None
         for name, knob in space.items():
             base = night.baseline_knobs[name]
             if knob.type == "categorical":
@@ -338,7 +338,9 @@ def test_a_renamed_knob_goes_on_under_its_new_name(stepped):
     _, made = play(kept(stepped, champion), 12)
     assert made[0].summary == "MUON_LR 0.04 -> 0.08"
     assert all("MATRIX_LR" not in p.source for p in made)
-    assert {proposal.check(p.source, {knobs.ast_sha256(champion) or "": 0}) for p in made} == {None}
+    assert {
+        proposal.check(p.source, {Candidate.parse(champion).digest or "": 0}) for p in made
+    } == {None}
     assert len({read(p.source)["MUON_LR"] for p in made[2:]}) > 2
 
 
@@ -396,7 +398,9 @@ def test_a_patch_that_changes_the_type_of_a_knob_does_no_harm(stepped, values):
     night = after(stepped, Proposal(strange, "Another type", "llm"), 1.5)
     assert proposal.check(TpeProposer().propose(night).source, {}) is None
     _, made = play(kept(night, strange), 2)
-    assert {proposal.check(p.source, {knobs.ast_sha256(strange) or "": 0}) for p in made} == {None}
+    assert {proposal.check(p.source, {Candidate.parse(strange).digest or "": 0}) for p in made} == {
+        None
+    }
 
 
 def test_a_new_knob_with_a_table_is_stepped_within_it(stepped):

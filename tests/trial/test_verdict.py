@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.proposers import proposal
 from tasks.records import Verdict
 from tasks.trial import verdict
 
@@ -39,8 +38,10 @@ def candidate_at(
         (0.51, 2, 0, "keep"),
         (0.51, 2, -9, "keep"),
         (0.49, 2, 0, "discard"),
-        (0.4, 2, -50, "discard"),
         (0.29, 2, -1, "keep"),
+        (0.31, 2, -1, "keep"),
+        (0.4, 2, -50, "keep"),
+        (0.49, 2, -1, "keep"),
         (-0.29, 2, -1, "keep"),
         (-0.31, 2, -1, "discard"),
         (0.29, 2, 0, "discard"),
@@ -138,9 +139,9 @@ def test_only_one_run_is_ever_confirmed_and_only_a_near_tie_that_shrinks_is_kept
     assert decided.z is not None
     assert decided.decision != "confirm" or len(candidate) == 1
     if decided.decision == "keep" and decided.z <= verdict.CONFIRMED:
-        assert abs(decided.z) < verdict.CONFIRM
+        assert decided.z > -verdict.TIE
         assert lines < 0
-    if decided.z < -verdict.CONFIRM:
+    if decided.z < -verdict.TIE:
         assert decided.decision == "discard"
     assert "\n" not in decided.reason
 
@@ -150,7 +151,7 @@ def test_only_one_run_is_ever_confirmed_and_only_a_near_tie_that_shrinks_is_kept
     st.floats(0.5, 5),
     st.floats(0, 2),
     SDS,
-    st.integers(0, 200),
+    LINES,
 )
 def test_a_lower_score_never_gets_a_worse_verdict(champion, score, gain, sd, lines):
     order = {"discard": 0, "confirm": 1, "keep": 2}
@@ -203,24 +204,3 @@ def test_a_clear_gain_is_nearly_always_kept_and_a_clear_loss_nearly_never():
     rng = random.Random(0)
     assert sum(play(rng, 1, gain=4) for _ in range(1000)) > 970
     assert sum(play(rng, 1, gain=-2) for _ in range(1000)) < 20
-
-
-def test_only_code_counts_as_lines_and_layout_does_not():
-    one = 'def f(a,\n      b):\n    """Words."""\n\n    # why\n    return a + b\n'
-    other = "def f(a, b): return (a\n  + b)\n"
-    assert verdict.statements(one) == verdict.statements(other) == 2
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "A = " + "-" * 90 + "1",
-        "A = x" + "(1)" * 45,
-        "A = f\"{d['a\u00a0b']}\"",
-        "A = f'{b!r:>{w}}'",
-    ],
-)
-def test_lines_are_counted_of_whatever_the_checks_let_through(line):
-    source = f"{line}\n\n\ndef load_model(path, device): ...\n\n\ndef main(): ...\n"
-    assert proposal.check(source, {}) is None
-    assert verdict.statements(source) == 3

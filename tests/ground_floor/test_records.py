@@ -1,0 +1,27 @@
+"""Records that cross a border: a candidate is read once, whatever its source is."""
+
+import pytest
+
+from tasks.proposers import proposal
+from tasks.records import Candidate
+
+
+def test_only_code_counts_as_lines_and_layout_does_not():
+    one = 'def f(a,\n      b):\n    """Words."""\n\n    # why\n    return a + b\n'
+    other = "def f(a, b): return (a\n  + b)\n"
+    assert Candidate.parse(one).statements == Candidate.parse(other).statements == 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "A = " + "-" * 90 + "1",
+        "A = x" + "(1)" * 45,
+        "A = f\"{d['a\u00a0b']}\"",
+        "A = f'{b!r:>{w}}'",
+    ],
+)
+def test_lines_are_counted_of_whatever_the_checks_let_through(line):
+    source = f"{line}\n\n\ndef load_model(path, device): ...\n\n\ndef main(): ...\n"
+    assert proposal.check(Candidate.parse(source), {}) is None
+    assert Candidate.parse(source).statements == 3
