@@ -10,7 +10,8 @@ import numpy as np
 from configs import Audit, Budget, Data, Limits, Profile
 from tasks.judge import watchdog
 from tasks.judge.bwrap import BoxSpec, Gate, box_name
-from tasks.records import Dataset
+from tasks.records import Bench, Caps, Dataset
+from tasks.trial.baseline import first_caps
 
 VOCAB, LENGTH = 256, 8
 KERNEL_THREAD = 0x00200000  # PF_KTHREAD of linux/sched.h
@@ -161,3 +162,15 @@ def _argv(pid: int) -> list[bytes]:
             return argv
         time.sleep(0.001)
     return []
+
+
+def make_bench(
+    dataset: Dataset,
+    home: Path,
+    profile: Profile | None = None,
+    caps: Caps | None = None,
+    isolation: str = "bwrap",
+) -> Bench:
+    """What a test's candidates are measured on; by default with the first caps of `make_profile`."""
+    profile = profile or make_profile()
+    return Bench(profile, dataset, home, isolation, caps or first_caps(profile))

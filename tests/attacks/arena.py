@@ -24,7 +24,7 @@ import numpy.typing as npt
 from configs import Audit, Budget, Data, Limits, Profile
 from tasks.judge import watchdog
 from tasks.judge.bwrap import box_name
-from tasks.records import Caps, Dataset, RunResult
+from tasks.records import Bench, Candidate, Caps, Dataset, RunResult
 from tasks.statuses import Status
 from tasks.trial.experiment import run_experiment
 from trainer import packing, prepare
@@ -134,13 +134,15 @@ class Arena:
 def run_attack(attack: Attack | Control, arena: Arena) -> RunResult:
     """The candidate's run through real boxes, audited whatever it claims."""
     return run_experiment(
-        arena.source(attack.edits),
-        make_profile(attack.limits, attack.budget),
-        arena.dataset,
-        arena.home,
+        Candidate.parse(arena.source(attack.edits)),
+        Bench(
+            make_profile(attack.limits, attack.budget),
+            arena.dataset,
+            arena.home,
+            "bwrap",
+            attack.caps,
+        ),
         seed=1,
-        caps=attack.caps,
-        isolation="bwrap",
         worth_audit=lambda claimed: True,
     )
 

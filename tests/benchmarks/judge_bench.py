@@ -24,7 +24,7 @@ from flows.preparation import prepare
 from tasks.judge import audit, protocol, scoring
 from tasks.judge.box import open_box
 from tasks.judge.bwrap import BoxSpec, Gate
-from tasks.records import Dataset, RunResult
+from tasks.records import Bench, Candidate, Dataset, RunResult
 from tasks.trial import baseline, experiment
 
 GPU_TRIAL_SECONDS = 300.0
@@ -79,13 +79,9 @@ def _whole_run(
     try:
         began = time.monotonic()
         run = experiment.run_experiment(
-            source,
-            profile,
-            dataset,
-            home,
+            Candidate.parse(source),
+            Bench(profile, dataset, home, "bwrap", baseline.first_caps(profile)),
             seed=1,
-            caps=baseline.first_caps(profile),
-            isolation="bwrap",
             worth_audit=lambda claimed: audited,
         )
         wall = time.monotonic() - began

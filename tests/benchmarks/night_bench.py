@@ -41,14 +41,17 @@ state_home.configure(home)
 with server.prefect_api(home):
     from tasks.trial import experiment
 
-    def made_up(source, profile, dataset, home, *, seed, isolation, **others):
-        chance = random.Random(hashlib.sha256(source.encode() + bytes([seed])).digest())
+    def made_up(candidate, bench, seed, **others):
+        text = candidate.source.encode() + bytes([seed])
+        chance = random.Random(hashlib.sha256(text).digest())
         score = 2.3 + chance.gauss(0.0, 0.004)
         curve = tuple((step, 512 * step, 6.0 - step / 100) for step in range(200))
-        blank = experiment.without_figures("ok", "trained and scored", profile, seed, isolation)
+        blank = experiment.without_figures(
+            "ok", "trained and scored", bench.profile, bench.isolation, seed
+        )
         figures = {"val_bpb": score, "claimed_bpb": score, "seconds": 1.0, "cpu_seconds": 1.0, "tokens": 102400}
         figures |= {"audit_gap": 0.0, "audit_worst": 0.0, "startup_seconds": 1.0, "wall_seconds": 0.01, "curve": curve}
-        return experiment.replace(blank, **figures, metrics={"tokens_per_second": 1e5}, log="step\\n" * 200)
+        return experiment.dataclasses.replace(blank, **figures, metrics={"tokens_per_second": 1e5}, log="step\\n" * 200)
 
     experiment.run_experiment = made_up
     from flows.nightly_research import nightly_research

@@ -14,7 +14,7 @@ import pytest
 from flows.command_line import cli, server
 from tasks.history.ledger import Ledger
 from tests.checkouts import Checkout
-from tests.trials import BASELINE, COMMIT, keep, make_state
+from tests.trials import COMMIT, baseline_event, keep, night_event
 
 SMALL = "tests/profiles/small.toml"
 pytestmark = pytest.mark.slow  # a process for each command, and a Prefect server for them all
@@ -145,9 +145,8 @@ def nights(checkout, tmp_path):
     """Runs a command where there are two nights, with words that not every terminal has."""
     for tag, hardware in (("nov1", "a CPU"), ("nov2", "a GPU")):
         with Ledger.create(tmp_path / "nights" / tag / "ledger.jsonl") as book:
-            header = make_state().header
-            book.append("night", **{**header, "tag": tag, "trials": 1, "hours": None})
-            book.append("baseline", **{**BASELINE, "hardware": hardware}, start_commit=COMMIT)
+            book.append("night", **night_event(tag=tag, trials=1))
+            book.append("baseline", **baseline_event(hardware=hardware, start_commit=COMMIT))
             book.append("decided", trial=dataclasses.asdict(keep(1, summary="\u03bb and \ud800")))
 
     def run(*arguments, **environment):

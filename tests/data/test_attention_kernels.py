@@ -24,9 +24,9 @@ from tasks.errors import DataError
 from tasks.files import FileRef
 from tasks.judge.box import open_box
 from tasks.judge.native_code import NativeCodeChanged, NativeKernel
-from tasks.trial.baseline import first_caps
+from tasks.records import Candidate
 from tasks.trial.experiment import run_experiment
-from tests.boxes import HONEST, make_dataset, make_profile, make_spec
+from tests.boxes import HONEST, make_bench, make_dataset, make_spec
 
 REPOSITORY, COMMIT = "someone/tiny-attention", "0123456789abcdef0123456789abcdef01234567"
 PIN = f"{REPOSITORY}@{COMMIT}"
@@ -321,19 +321,14 @@ def test_a_changed_kernel_stops_a_run_before_its_box(kept: FileRef, tmp_path: Pa
     spoil_code(Path(kept.path).with_suffix(""))
     (tmp_path / "data").mkdir()
     dataset = replace(make_dataset(tmp_path / "data"), attention_kernels=(kept,))
-    home, profile = tmp_path / "home", make_profile()
     with pytest.raises(DataError, match="has changed since it was fetched"):
         run_experiment(
-            HONEST,
-            profile,
-            dataset,
-            home,
+            Candidate.parse(HONEST),
+            make_bench(dataset, tmp_path / "home"),
             seed=1,
-            caps=first_caps(profile),
-            isolation="bwrap",
             worth_audit=lambda claimed: False,
         )
-    assert not home.exists()
+    assert not (tmp_path / "home").exists()
 
 
 def test_every_kernel_of_a_dataset_is_in_its_training_box(kept: FileRef, tmp_path: Path) -> None:

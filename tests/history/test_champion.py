@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tasks.errors import NightlyError, UsageError
 from tasks.history import champion
 from tasks.records import Trial
+from tests import trials
 
 HOOKS = (
     "reference-transaction",
@@ -52,22 +53,15 @@ def git(folder: Path, *arguments: str) -> str:
 
 def make_trial(parent: str, **changes) -> Trial:
     fields = {
-        "number": 1,
-        "proposer": "tpe",
-        "summary": "DEPTH 3 -> 2",
-        "status": "ok",
         "verdict": "keep",
         "reason": "better",
         "z": 3.14159,
         "val_bpb": 1.6123456,
         "scores": (1.6123456, 1.6123456),
         "seeds": (1, 2),
-        "knobs": {"DEPTH": 2},
-        "ast_sha256": None,
         "parent": parent,
-        "commit": None,
     }
-    return Trial(**{**fields, **changes})
+    return trials.make_trial(**{**fields, **changes})
 
 
 def start(root: Path, tag: str = "nov21") -> str:

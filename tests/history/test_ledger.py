@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 from tasks.errors import NightlyError, UsageError
 from tasks.history.ledger import Ledger, read
 from tasks.history.night_state import FORMAT
+from tests.trials import night_event
 
 ROOT = Path(__file__).resolve().parents[2]
 WRITER = """
 import pathlib, sys
 from tasks.history.ledger import Ledger
+from tests.trials import night_event
 with Ledger.create(pathlib.Path(sys.argv[1])) as book:
-    book.append("night", tag="nov21")
+    book.append("night", **night_event())
     for number in range(1, 10**9):
         book.append("started", trial=number, summary="x" * 5000)
         print(number, flush=True)
@@ -36,7 +38,7 @@ def path(tmp_path):
 def ended(path):
     """A ledger of two events whose writer has gone."""
     with Ledger.create(path) as book:
-        book.append("night", tag="nov21")
+        book.append("night", **night_event())
         book.append("started", trial=1)
     return path
 
@@ -58,13 +60,13 @@ def test_events_come_back_in_order_with_their_fields(ended):
 def test_any_value_comes_back_and_stays_on_its_line(tmp_path_factory, value):
     path = tmp_path_factory.mktemp("night") / "ledger.jsonl"
     with Ledger.create(path) as book:
-        book.append("night", value=value)
+        book.append("night", **night_event(), value=value)
     assert [event["value"] for event in read(path)] == [value]
 
 
 def test_half_a_surrogate_pair_and_a_path_are_no_obstacle(path):
     with Ledger.create(path) as book:
-        book.append("night", summary="\ud800\n", root=path)
+        book.append("night", **night_event(), summary="\ud800\n", root=path)
     assert (read(path)[0]["summary"], read(path)[0]["root"]) == ("\ud800\n", str(path))
 
 
@@ -85,7 +87,7 @@ def test_a_ledger_without_a_whole_line_is_no_night_yet(path):
     with pytest.raises(UsageError, match="no night 'nov21'"), Ledger.open(path):
         pass
     with Ledger.create(path) as book:
-        book.append("night")
+        book.append("night", **night_event())
     assert len(read(path)) == 1
 
 

@@ -9,50 +9,23 @@ import pytest
 
 from tasks.history import night_budget
 from tasks.history.ledger import Ledger
-from tasks.history.night_state import fold
-from tasks.records import Trial
-
-NIGHT = {
-    "event": "night",
-    "time": "2026-11-21T22:00:00+00:00",
-    "v": 2,
-    "tag": "a",
-    "trials": None,
-    "hours": None,
-}
-BASELINE = {
-    "event": "baseline",
-    "time": "t",
-    "scores": [2.0, 2.1, 2.2],
-    "start_commit": "c0",
-    "wall_seconds": 100.0,
-}
+from tests.trials import make_baseline, make_state, make_trial, night_event
 
 
 def trial(number, wall_seconds=100.0, seeds=(1,)):
-    return Trial(
-        number=number,
-        proposer="tpe",
-        summary="DEPTH 3 -> 2",
+    return make_trial(
+        number,
         status="ok" if seeds else "rejected_patch",
-        verdict="discard",
-        reason="a tie",
-        z=0.0,
-        val_bpb=2.0,
-        scores=(2.0,),
         seeds=seeds,
-        knobs={},
-        ast_sha256=None,
-        parent="c0",
-        commit="c",
         wall_seconds=wall_seconds,
         longest_run_seconds=wall_seconds / len(seeds) if seeds else None,
     )
 
 
-def state(*trials, baseline=BASELINE, **header):
-    made = fold([{**NIGHT, **header}, *([baseline] if baseline else [])])
-    return dataclasses.replace(made, trials=tuple(trials))
+def state(*trials, has_baseline=True, **header):
+    limits = {"trials": None, "hours": None, **header}
+    baseline = make_baseline(wall_seconds=100.0) if has_baseline else None
+    return make_state(*trials, header=limits, baseline=baseline, finished=None)
 
 
 @pytest.mark.parametrize("used", [0.0, 1e6])
@@ -96,7 +69,7 @@ def test_a_trial_of_two_runs_counts_half_for_each():
 
 
 def test_only_late_trials_tell_how_long_a_run_takes_now():
-    early = [trial(number + 1, 10.0) for number in range(night_budget.LATE)]
+    early = [trial(number + 1, 10.0) for number in range(night_budget.RECENT)]
     assert night_budget.longest_run(state(trial(0, 9000.0), *early)) == 100.0
 
 
@@ -105,8 +78,8 @@ def test_a_patch_that_was_not_run_says_nothing_of_runs():
 
 
 def test_nothing_is_known_of_runs_before_the_baseline():
-    assert night_budget.longest_run(state(baseline=None)) == 0.0
-    assert night_budget.seconds_left(state(baseline=None, trials=3), 0.0) is None
+    assert night_budget.longest_run(state(has_baseline=False)) == 0.0
+    assert night_budget.seconds_left(state(has_baseline=False, trials=3), 0.0) is None
 
 
 def test_seconds_left_are_those_of_the_trials_to_come():
@@ -127,7 +100,7 @@ def test_seconds_left_are_never_negative_and_none_after_the_end():
 @pytest.mark.parametrize("days", [-1, 1])
 def test_a_clock_that_jumps_neither_ends_a_night_nor_prolongs_it(tmp_path, monkeypatch, days):
     with Ledger.create(tmp_path / "night" / "ledger.jsonl") as book:
-        book.append("night", tag="night", trials=None, hours=1.0)
+        book.append("night", **night_event(tag="night", trials=None, hours=1.0))
         now = time.time()
         monkeypatch.setattr(time, "time", lambda: now + days * 86400)
         assert 0.0 <= book.used_seconds() < 600.0
@@ -138,7 +111,7 @@ def test_a_clock_that_jumps_neither_ends_a_night_nor_prolongs_it(tmp_path, monke
 def test_a_ledger_whose_times_run_backwards_counts_the_same_hours(tmp_path, days):
     path = tmp_path / "night" / "ledger.jsonl"
     with Ledger.create(path) as book:
-        book.append("night", tag="night", trials=None, hours=1.0)
+        book.append("night", **night_event(tag="night", trials=None, hours=1.0))
         book.count_used(3000.0)
         book.append("stopped", reason="Ctrl-C", failed=False)
     first, last = path.read_text().splitlines()

@@ -10,17 +10,18 @@ import pytest
 from tasks.errors import NightlyError
 from tasks.history import ledger
 from tasks.history.ledger import Ledger
-from tasks.history.night_state import fold
+from tasks.history.night_state import FORMAT, fold
 from tasks.records import Trial
-from tests.trials import make_trial
+from tests.trials import baseline_event, make_trial, night_event
 
 
-def events(*rest: tuple[str, dict]) -> list[dict]:
+def events(*rest: tuple[str, dict], **header) -> list[dict]:
     """A night with its baseline, and what follows, as a reader gets it."""
-    base = {"val_bpb": 1.65, "scores": [1.64, 1.65, 1.66], "sd": 0.01, "start_commit": "c0"}
-    all_events = [("night", {"v": 1, "tag": "nov21"}), ("baseline", base), *rest]
+    night = {"v": FORMAT, **night_event(**header)}
+    all_events = [("night", night), ("baseline", baseline_event(start_commit="c0")), *rest]
     lines = [
-        {"event": name, "time": f"t{i}", **fields} for i, (name, fields) in enumerate(all_events)
+        {"event": name, "time": f"t{i}", "used": float(i), **fields}
+        for i, (name, fields) in enumerate(all_events)
     ]
     return json.loads(json.dumps(lines))
 
@@ -35,7 +36,7 @@ def applied(number: int) -> tuple[str, dict]:
 
 def test_a_new_night_knows_its_header_only():
     state = fold(events()[:1])
-    assert (state.header["tag"], state.baseline, state.champion, state.champion_bpb) == (
+    assert (state.header.tag, state.baseline, state.champion, state.champion_bpb) == (
         "nov21",
         None,
         None,
@@ -108,19 +109,13 @@ def test_an_application_without_its_decision_is_an_error(wrong):
 
 def test_another_format_is_refused():
     (night,) = events()[:1]
-    with pytest.raises(NightlyError, match="format 4, this version reads 3"):
-        fold([{**night, "v": 4}])
+    with pytest.raises(NightlyError, match=f"format {FORMAT - 1}, this version reads {FORMAT}"):
+        fold([{**night, "v": FORMAT - 1}])
 
 
 def test_a_ledger_without_its_first_line_is_refused():
     with pytest.raises(NightlyError, match="no event 'night'"):
         fold(events()[1:])
-
-
-def test_format_1_is_still_read():
-    (night, *rest) = events(decided(make_trial(1)), applied(1))
-    assert fold([{**night, "v": 1}, *rest]).used_seconds == 0.0
-    assert len(fold([{**night, "v": 1}, *rest]).trials) == 1
 
 
 def test_a_stopped_night_says_why_and_whose_wish_it_was():
@@ -152,13 +147,15 @@ def test_a_decision_that_was_not_applied_survives_a_stop():
     assert state.pending == make_trial(1)
 
 
-def test_a_finished_night_goes_on_with_more_trials():
-    bounds = {"trials": 4, "hours": None}
-    (night, *rest) = events(
-        ("finished", {"reason": "all 4 trials are done"}), ("resumed", {"trials": 9})
-    )
-    state = fold([{**night, **bounds}, *rest])
-    assert (state.finished, state.header["trials"], state.header["hours"]) == (None, 9, None)
+def test_a_finished_night_resumes_with_more_trials():
+    finished = ("finished", {"reason": "all 4 trials are done"})
+    state = fold(events(finished, ("resumed", {"trials": 9}), trials=4, hours=None))
+    assert (state.finished, state.header.trials, state.header.hours) == (None, 9, None)
+
+
+def test_a_resumed_night_may_lose_a_limit():
+    state = fold(events(("resumed", {"trials": None, "hours": 8.0}), trials=4, hours=None))
+    assert (state.header.trials, state.header.hours) == (None, 8.0)
 
 
 def test_used_seconds_are_the_last_events():
@@ -174,15 +171,15 @@ def test_used_seconds_are_the_last_events():
             [decided(make_trial(1)), applied(1), decided(make_trial(1))],
             "decides trial 1 after 1 trials",
         ),
-        ([decided(make_trial(1)), decided(make_trial(1))], "before the last one was applied"),
+        ([decided(make_trial(1)), decided(make_trial(1))], "before applying the last one"),
         (
             [decided(make_trial(1)), ("started", {"trial": 2})],
-            "starts trial 2 before the last one was applied",
+            "starts trial 2 before applying the last one",
         ),
-        ([("night", {"v": 2, "tag": "nov22"})], "two events 'night'"),
+        ([("night", {"v": FORMAT, **night_event(tag="nov22")})], "two events 'night'"),
         ([("dreamt", {})], "does not know"),
-        ([("started", {})], "event 'started' of t2 is not whole: 'trial'"),
-        ([("decided", {"trial": {"scores": [], "seeds": [], "knobs": {}}})], "is not whole"),
+        ([("started", {})], "event 'started' of t2 is incomplete: 'trial'"),
+        ([("decided", {"trial": {"scores": [], "seeds": [], "knobs": {}}})], "is incomplete"),
     ],
 )
 def test_events_that_cannot_follow_one_another_are_an_error(wrong, message):
@@ -193,7 +190,7 @@ def test_events_that_cannot_follow_one_another_are_an_error(wrong, message):
 def test_a_refused_event_is_not_written(tmp_path):
     path = tmp_path / "nov21" / "ledger.jsonl"
     with Ledger.create(path) as book:
-        book.append("night", tag="nov21")
+        book.append("night", **night_event())
         with pytest.raises(NightlyError, match="was not decided"):
             book.append("applied", trial=1, commit="c1")
         book.append("started", trial=1)
@@ -208,7 +205,11 @@ def test_a_live_state_is_what_the_next_process_reads(tmp_path):
         ):
             book.append(
                 event.pop("event"),
-                **{name: value for name, value in event.items() if name not in ("time", "v")},
+                **{
+                    name: value
+                    for name, value in event.items()
+                    if name not in ("time", "v", "used")
+                },
             )
         assert fold(ledger.read(path)) == book.state
         assert book.state.champion == "c1"
@@ -223,7 +224,7 @@ def test_a_clock_that_jumps_moves_no_budget(tmp_path, monkeypatch):
             return datetime(2026, 11, 21, tzinfo=UTC) - timedelta(days=1)
 
     with Ledger.create(path) as book:
-        book.append("night", tag="nov21")
+        book.append("night", **night_event())
         monkeypatch.setattr(ledger, "datetime", Jumped)
         book.append("started", trial=1)
     first, second = ledger.read(path)
@@ -234,7 +235,7 @@ def test_a_clock_that_jumps_moves_no_budget(tmp_path, monkeypatch):
 def test_a_night_that_goes_on_has_used_what_it_had(tmp_path):
     path = tmp_path / "nov21" / "ledger.jsonl"
     with Ledger.create(path) as book:
-        book.append("night", tag="nov21")
+        book.append("night", **night_event())
         book.count_used(3600.0)
         book.append("stopped", reason="Ctrl-C", failed=False)
     with Ledger.open(path) as book:

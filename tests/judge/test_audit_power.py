@@ -13,6 +13,7 @@ import pytest
 
 from configs import Audit
 from tasks.judge.audit import STRICT, Finding, cross_entropy, draw
+from tasks.records import Bench, Candidate
 from tasks.trial.experiment import run_experiment
 from tests.attacks import arena
 from trainer import prepare
@@ -129,13 +130,9 @@ def test_the_real_boxes_catch_it_too(tmp_path: Path) -> None:
     profile = arena.make_profile().model_copy(update={"audit": Audit(positions=4096, share=0.0)})
     runs = [
         run_experiment(
-            arena.edited(((head, head + cheat),)),
-            profile,
-            dataset,
-            tmp_path / "state",
+            Candidate.parse(arena.edited(((head, head + cheat),))),
+            Bench(profile, dataset, tmp_path / "state", "bwrap", arena.CAPS),
             seed=seed,
-            caps=arena.CAPS,
-            isolation="bwrap",
             worth_audit=lambda claimed: True,
         )
         for seed in (1, 2, 3)

@@ -17,10 +17,10 @@ from tasks.judge import container, probe, watchdog
 from tasks.judge.box import open_box
 from tasks.judge.bwrap import BoxUnavailable, box_name, mounts
 from tasks.judge.door import open_door
-from tasks.records import Caps
+from tasks.records import Candidate, Caps
 from tasks.trial.experiment import run_experiment
 from tests import fake_docker
-from tests.boxes import HONEST, make_dataset, make_profile, make_spec
+from tests.boxes import HONEST, make_bench, make_dataset, make_spec
 
 SAY = """
 import json, os, socket, sys, time
@@ -333,13 +333,11 @@ CAPS = Caps(
 def run(source, folder):
     """One run of a candidate, audited, in containers."""
     return run_experiment(
-        source,
-        make_profile(),
-        make_dataset(folder / "dataset"),
-        folder / "home",
+        Candidate.parse(source),
+        make_bench(
+            make_dataset(folder / "dataset"), folder / "home", caps=CAPS, isolation="docker"
+        ),
         seed=1,
-        caps=CAPS,
-        isolation="docker",
         worth_audit=lambda _: True,
         smoke=True,
     )

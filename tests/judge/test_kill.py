@@ -82,7 +82,8 @@ from tasks.trial import experiment
 from tasks.trial.baseline import first_caps
 from tasks.judge import box
 from tasks.records import Dataset
-from tests.boxes import make_profile
+from tasks.records import Candidate
+from tests.boxes import make_bench
 
 def judge(source, home, dataset, smoke, delay):
     spawn = box._popen
@@ -92,9 +93,8 @@ def judge(source, home, dataset, smoke, delay):
         os.kill(os.getpid(), signal.SIGKILL)
     if delay is not None:
         box._popen = spawn_and_die
-    profile = make_profile()
     result = experiment.run_experiment(
-        source, profile, Dataset(**dataset), Path(home), seed=1, caps=first_caps(profile), isolation="bwrap",
+        Candidate.parse(source), make_bench(Dataset(**dataset), Path(home)), seed=1,
         worth_audit=lambda claimed: True, smoke=smoke,
     )
     print(result.status, result.reason, result.log, result.judge_log, file=sys.stderr)

@@ -92,8 +92,8 @@ import json, os, sys
 from pathlib import Path
 from configs import Audit
 from tasks.trial import experiment
-from tasks.trial.baseline import first_caps
-from tests.boxes import make_dataset, make_profile
+from tasks.records import Candidate
+from tests.boxes import make_bench, make_dataset, make_profile
 
 folder, mark, places = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
 seen = {"uid": os.geteuid()}
@@ -101,7 +101,7 @@ dataset = make_dataset(folder / "dataset")
 profile = make_profile(memory_gib=0.75, tmp_mib=16).model_copy(update={"audit": Audit(positions=1024)})
 for name, source in json.load(sys.stdin).items():
     run = experiment.run_experiment(
-        source, profile, dataset, folder / "home", seed=7, caps=first_caps(profile), isolation="bwrap",
+        Candidate.parse(source), make_bench(dataset, folder / "home", profile), seed=7,
         worth_audit=lambda claimed: True,
     )
     seen[name] = {

@@ -11,9 +11,9 @@ import pytest
 
 from configs import knobs
 from tasks.judge import protocol
+from tasks.records import Candidate
 from tasks.trial import experiment
-from tasks.trial.baseline import first_caps
-from tests.boxes import LENGTH, VOCAB, make_dataset, make_profile
+from tests.boxes import LENGTH, VOCAB, make_bench, make_dataset, make_profile
 
 TRAIN = Path(__file__).parents[2] / "trainer" / "train.py"
 SMALL = {
@@ -79,13 +79,9 @@ def test_the_judges_score_is_that_of_a_plain_evaluation(tmp_path, monkeypatch):
         update={"budget": make_profile().budget.model_copy(update={"amount": 3e8})}
     )
     run = experiment.run_experiment(
-        source.read_text(),
-        profile,
-        dataset,
-        tmp_path,
+        Candidate.parse(source.read_text()),
+        make_bench(dataset, tmp_path, profile),
         seed=3,
-        caps=first_caps(profile),
-        isolation="bwrap",
         worth_audit=lambda claimed: True,
     )
     assert (run.status, run.audit_gap) == ("ok", 0.0), run.reason

@@ -17,7 +17,7 @@ PROFILE = (512, 64)
 def night(tmp_path):
     """What `made_room` looks at of a night that has room."""
     (tmp_path / "checkout" / ".git").mkdir(parents=True)
-    return SimpleNamespace(home=tmp_path, root=tmp_path / "checkout")
+    return SimpleNamespace(bench=SimpleNamespace(home=tmp_path), root=tmp_path / "checkout")
 
 
 @pytest.fixture

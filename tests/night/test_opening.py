@@ -9,6 +9,7 @@ from prefect import flow
 from flows import state_home
 from flows.night import isolation, night, opening
 from tasks.errors import BoxError, UsageError
+from tasks.records import NightHeader
 from tests import fake_docker
 from tests.boxes import make_profile
 from tests.checkouts import Checkout
@@ -95,7 +96,7 @@ def header(tmp_path, monkeypatch):
     monkeypatch.setenv("NIGHTLY_HOME", str(checkout.home))
 
     @flow
-    def make(**choices) -> dict:
+    def make(**choices) -> NightHeader:
         none = dict.fromkeys(("trials", "hours", "proposer", "patches"))
         request = night.Request(
             **{**none, "profile": "laptop", "seed": 1, "allow_unsandboxed": False, **choices}
@@ -116,7 +117,7 @@ def header(tmp_path, monkeypatch):
 )
 def test_bounds_that_are_asked_for_replace_the_profiles(header, asked, trials, hours):
     made = header(**asked)
-    assert (made["trials"], made["hours"]) == (trials, hours)
+    assert (made.trials, made.hours) == (trials, hours)
 
 
 def test_a_proposer_that_is_not_built_is_refused_before_any_work(header):

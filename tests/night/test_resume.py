@@ -15,29 +15,22 @@ from flows.night import opening, resume, session
 from flows.night.night import Request
 from tasks.errors import NightlyError, UsageError
 from tasks.files import FileRef
-from tasks.history import heartbeat, ledger, night_folder, night_state
+from tasks.history import heartbeat, ledger, night_folder
 from tasks.judge import watchdog
-from tasks.records import Dataset
+from tasks.records import Bench, Candidate, Dataset
 from tasks.trial import hardware
-from tasks.trial.baseline import baseline_facts
+from tasks.trial.baseline import baseline_facts, first_caps
+from tests.trials import (
+    baseline_event,
+    make_baseline,
+    make_header,
+    make_state,
+    make_trial,
+    night_event,
+)
 
 REQUEST = Request("laptop", None, None, None, None, 1, False)
-HEADER = {
-    "profile": "laptop",
-    "proposer": "tpe",
-    "patches": None,
-    "seed": 1,
-    "trials": 4,
-    "hours": None,
-}
-HEADER |= {"deployment": "local", "flow_run": "run-1", "began": "2026-11-21T22:00:00+00:00"}
-BASELINE = {
-    "val_bpb": 1.65,
-    "scores": [1.64, 1.65, 1.66],
-    "sd": 0.01,
-    "start_commit": "c0",
-    "wall_seconds": 30.0,
-}
+HEADER = {"deployment": "local", "flow_run": "run-1"}
 STOPPED = ("stopped", {"reason": "stopped by ./run stop", "failed": False})
 FAILED = ("stopped", {"reason": "the GPU fell off", "failed": True})
 FINISHED = ("finished", {"reason": "all 4 trials are done"})
@@ -59,8 +52,8 @@ def night(tmp_path):
         folder = tmp_path / "nights" / tag
         with ledger.Ledger.create(folder / night_folder.LEDGER) as book:
             for name, fields in [
-                ("night", {**HEADER, "tag": tag, **header}),
-                ("baseline", BASELINE),
+                ("night", night_event(**{**HEADER, "tag": tag, **header})),
+                ("baseline", baseline_event()),
                 *events,
             ]:
                 book.append(name, **fields)
@@ -130,15 +123,13 @@ def test_a_retried_flow_run_goes_on_with_its_own_night_however_that_ended(night,
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"seed": 2}, "was begun with seed 1, not 2: `./run resume died`"),
-        ({"profile": "h100"}, "was begun with profile 'laptop', not 'h100'"),
-        ({"proposer": "replay"}, "was begun with proposer 'tpe', not 'replay'"),
+        ({"seed": 2}, "was started with seed 1, not 2: `./run resume died`"),
+        ({"profile": "h100"}, "was started with profile 'laptop', not 'h100'"),
+        ({"proposer": "replay"}, "was started with proposer 'tpe', not 'replay'"),
     ],
 )
 def test_a_night_does_not_go_on_as_another_one(changes, said):
-    state = night_state.fold(
-        [{"event": "night", "time": "t", "v": night_state.FORMAT, **HEADER, "tag": "died"}]
-    )
+    state = make_state(header={"tag": "died"})
     with pytest.raises(UsageError, match=said):
         resume.check_request(state, dataclasses.replace(REQUEST, **changes))
 
@@ -169,8 +160,9 @@ def _go_on_and_fail(held):
 
 # The device of a night, which is not another's meanwhile
 
-GPU = {"settings": {"device": "cuda", "budget": {"kind": "seconds"}}}
-CPU = {"settings": {"device": "cpu", "budget": {"kind": "flops"}}}
+ON_GPU = {"settings": {"device": "cuda", "budget": {"kind": "seconds"}}}
+GPU = make_header(**ON_GPU)
+CPU = make_header()
 
 
 def test_a_second_night_on_one_gpu_is_refused_and_leaves_nothing(tmp_path):
@@ -193,7 +185,7 @@ def test_two_nights_on_a_cpu_with_a_budget_of_flops_do_not_disturb_each_other(tm
 
 
 def test_the_views_of_a_night_can_be_made_again_while_another_has_its_gpu(night, tmp_path):
-    night(FINISHED, **GPU)
+    night(FINISHED, **ON_GPU)
     with (
         session.hold(tmp_path / "nights" / "first", GPU),
         session.hold(tmp_path / "nights" / "died", measures=False) as held,
@@ -202,7 +194,7 @@ def test_the_views_of_a_night_can_be_made_again_while_another_has_its_gpu(night,
 
 
 def test_a_night_that_goes_on_holds_its_gpu(night, tmp_path):
-    night(**GPU)
+    night(**ON_GPU)
     with (
         session.hold(tmp_path / "nights" / "first", GPU),
         pytest.raises(UsageError, match="on which night first is running"),
@@ -217,29 +209,30 @@ def test_a_night_that_another_process_has_begun_meanwhile_is_not_cleared(night, 
     before = path.read_bytes()
     with (
         session.hold(path.parent) as held,
-        pytest.raises(UsageError, match=r"has begun meanwhile: `\./run resume died`"),
+        pytest.raises(UsageError, match=r"has started meanwhile: `\./run resume died`"),
     ):
-        nightly_research.begin(held, {"tag": "died"}, "")
+        nightly_research.begin(held, make_header(tag="died"), "")
     assert path.read_bytes() == before
 
 
 @pytest.fixture
-def opened():
+def opened(tmp_path):
     """A night as far as `check_comparable` looks, and the event of its baseline."""
     profile = configs.load("laptop")
     kernel = FileRef("kernels/owner--name@0-torch2.json", "ab", 1)
     dataset = Dataset("f00d", "public", "train", "validation", 1, attention_kernels=(kernel,))
-    found = SimpleNamespace(
-        tag="nov21", profile=profile, base="A = 1\n", dataset=dataset, isolation="bwrap"
-    )
-    facts = baseline_facts(found.base, profile, dataset, "bwrap")
-    began = {
-        **BASELINE,
-        "hardware": hardware.describe(profile.device, profile.threads),
-        "dataset": "f00d",
-        "facts": facts,
-    }
-    return found, json.loads(json.dumps(began))
+    bench = Bench(profile, dataset, tmp_path, "bwrap", first_caps(profile))
+    base = Candidate.parse("A = 1\n")
+    facts = baseline_facts(base, bench)
+    found = hardware.describe(profile.device, profile.threads)
+    began = make_baseline(hardware=found, dataset="f00d", facts=facts)
+    return SimpleNamespace(tag="nov21", bench=bench, base=base), began
+
+
+def without_kernels(night):
+    dataset = dataclasses.replace(night.bench.dataset, attention_kernels=())
+    bench = dataclasses.replace(night.bench, dataset=dataset)
+    return SimpleNamespace(tag=night.tag, bench=bench, base=night.base)
 
 
 def test_a_night_goes_on_where_everything_is_as_it_was(opened):
@@ -253,33 +246,74 @@ def test_a_night_goes_on_where_everything_is_as_it_was(opened):
 )
 def test_a_night_does_not_go_on_where_a_fact_of_its_baseline_is_another(opened, fact):
     found, began = opened
-    began["facts"][fact] = "c0ffee"
+    began = dataclasses.replace(began, facts={**began.facts, fact: "c0ffee"})
     with pytest.raises(
-        UsageError, match=f"night nov21 was begun with {fact} c0ffee and would go on with "
+        UsageError, match=f"night nov21 started with {fact} c0ffee and would resume with "
     ):
         opening.check_comparable(found, began)
 
 
-def test_a_night_does_not_go_on_without_the_kernel_that_it_began_with(opened):
+def test_a_night_does_not_resume_on_other_hardware(opened):
     found, began = opened
-    found.dataset = dataclasses.replace(found.dataset, attention_kernels=())
-    with pytest.raises(UsageError, match="owner--name@0-torch2 ab and would go on with none"):
+    began = dataclasses.replace(began, hardware="another machine")
+    with pytest.raises(UsageError, match="started with hardware another machine"):
         opening.check_comparable(found, began)
 
 
-def test_a_kernel_that_was_not_there_when_a_night_began_is_not_used_later(opened):
+def test_a_night_does_not_resume_without_the_kernel_that_it_started_with(opened):
     found, began = opened
-    assert opening.as_begun(found.dataset, began) == found.dataset
-    del began["facts"]["owner--name@0-torch2"]
-    found.dataset = opening.as_begun(found.dataset, began)
-    assert found.dataset.attention_kernels == ()
-    opening.check_comparable(found, began)
+    with pytest.raises(UsageError, match="owner--name@0-torch2 ab and would resume with none"):
+        opening.check_comparable(without_kernels(found), began)
 
 
-@pytest.mark.parametrize("changes", [{"hardware": "another machine"}, {"dataset": "another"}])
-def test_a_night_from_before_facts_were_kept_is_told_by_hardware_and_data(opened, changes):
+def test_a_kernel_that_was_unavailable_when_a_night_started_is_not_used_later(opened):
     found, began = opened
-    del began["facts"]
-    opening.check_comparable(found, began)
-    with pytest.raises(UsageError, match=r"was begun with .* another"):
-        opening.check_comparable(found, {**began, **changes})
+    dataset = found.bench.dataset
+    assert opening.without_later_kernels(dataset, began) == dataset
+    facts = {name: fact for name, fact in began.facts.items() if "owner" not in name}
+    began = dataclasses.replace(began, facts=facts)
+    assert opening.without_later_kernels(dataset, began).attention_kernels == ()
+    opening.check_comparable(without_kernels(found), began)
+
+
+# What `./run resume` with new limits means
+
+
+def limits(trials=None, hours=None, done=4):
+    """The new limits of a night of four trials that finished after `done` of them."""
+    state = make_state(*(make_trial(n + 1) for n in range(done)), header={"trials": 4})
+    request = dataclasses.replace(REQUEST, trials=trials, hours=hours)
+    return nightly_research.new_limits(state, request, 60.0, is_resume=True)
+
+
+def test_hours_extend_a_night_that_ended_by_its_trials():
+    assert limits(hours=8.0) == {"hours": 8.0, "trials": None}
+
+
+def test_trials_extend_a_night_that_ended_by_its_hours():
+    state = make_state(make_trial(1), header={"trials": None, "hours": 1.0})
+    request = dataclasses.replace(REQUEST, trials=9)
+    assert nightly_research.new_limits(state, request, 3700.0, is_resume=True) == {
+        "trials": 9,
+        "hours": None,
+    }
+
+
+def test_a_limit_that_still_leaves_room_stays():
+    assert limits(trials=9) == {"trials": 9}
+    assert limits(hours=2.0, done=2) == {"hours": 2.0}
+
+
+def test_the_same_hours_again_extend_a_night_that_ended_by_its_trials():
+    header = {"trials": 4, "hours": 8.0}
+    state = make_state(*(make_trial(n + 1) for n in range(4)), header=header)
+    request = dataclasses.replace(REQUEST, hours=8.0)
+    assert nightly_research.new_limits(state, request, 60.0, is_resume=True) == {
+        "hours": 8.0,
+        "trials": None,
+    }
+    assert nightly_research.new_limits(state, request, 60.0, is_resume=False) == {}
+
+
+def test_no_limits_change_nothing():
+    assert limits() == {}

@@ -1,21 +1,49 @@
 """Which runs of a trial are audited: all that could enter a keep."""
 
-from flows.night.run_trial import _may_be_kept
+import pytest
 
-CHAMPION, SD = (1.7, 1.71, 1.72), 0.005
+from flows.night import run_trial
+from flows.night.run_trial import Comparison
+from tasks.records import Candidate, Dataset
+from tests.boxes import make_bench
+from tests.synthetic_night import make_run
 
-
-def test_a_score_that_would_be_discarded_needs_no_audit():
-    assert not _may_be_kept(CHAMPION, (), SD, 0, 1.72)
-    assert not _may_be_kept(CHAMPION, (1.709,), SD, 0, 1.712)
-
-
-def test_a_score_that_would_be_kept_or_confirmed_does():
-    assert _may_be_kept(CHAMPION, (), SD, 0, 1.60)
-    assert _may_be_kept(CHAMPION, (), SD, 0, 1.705)
-    assert _may_be_kept(CHAMPION, (1.705,), SD, 0, 1.704)
+CHAMPION = (1.7, 1.71, 1.72)
 
 
-def test_so_does_a_tie_with_fewer_lines():
-    assert not _may_be_kept(CHAMPION, (), SD, 0, 1.71)
-    assert _may_be_kept(CHAMPION, (), SD, -3, 1.71)
+@pytest.fixture
+def is_audited(monkeypatch, tmp_path):
+    """Whether the last of these runs is worth an audit; the runs are made up."""
+
+    def ask(*scores: float, statements_added: int = 0) -> bool:
+        asked = []
+
+        def train(what, candidate, bench, seed, *, worth_audit, smoke, report):
+            score = scores[seed - 1] if seed <= len(scores) else scores[-1]
+            asked.append(worth_audit(score))
+            return make_run(val_bpb=score, seed=seed)
+
+        monkeypatch.setattr(run_trial, "train_candidate", train)
+        dataset = Dataset("f00d", "public", "train", "validation", 1)
+        bench = make_bench(dataset, tmp_path)
+        comparison = Comparison(CHAMPION, 0.005, statements_added)
+        run_trial.run_trial(1, Candidate.parse("A = 1\n"), bench, 1, comparison)
+        return asked[len(scores) - 1]
+
+    return ask
+
+
+def test_a_score_that_would_be_discarded_needs_no_audit(is_audited):
+    assert not is_audited(1.72)
+    assert not is_audited(1.705, 1.716)
+
+
+def test_a_score_that_would_be_kept_or_confirmed_does(is_audited):
+    assert is_audited(1.60)
+    assert is_audited(1.705)
+    assert is_audited(1.705, 1.704)
+
+
+def test_so_does_a_tie_with_fewer_statements(is_audited):
+    assert not is_audited(1.71)
+    assert is_audited(1.71, statements_added=-3)

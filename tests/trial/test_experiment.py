@@ -11,9 +11,10 @@ import pytest
 
 from tasks.errors import BaselineStopped, BoxError
 from tasks.judge.watchdog import started_at
+from tasks.records import Candidate
 from tasks.trial import experiment
 from tasks.trial.baseline import first_caps, measure_baseline
-from tests.boxes import HONEST, make_dataset, make_profile
+from tests.boxes import HONEST, make_bench, make_dataset, make_profile
 
 pytestmark = pytest.mark.slow  # torch is imported in every box
 
@@ -36,13 +37,14 @@ def run(dataset, tmp_path):
     ):
         profile = make_profile(share=share, **limits)
         result = experiment.run_experiment(
-            source,
-            profile,
-            dataset,
-            tmp_path,
+            Candidate.parse(source),
+            make_bench(
+                dataset,
+                tmp_path,
+                profile,
+                dataclasses.replace(first_caps(profile), **(caps or {})),
+            ),
             seed=7,
-            caps=dataclasses.replace(first_caps(profile), **(caps or {})),
-            isolation="bwrap",
             worth_audit=lambda claimed: audit,
             smoke=smoke,
             export_kernels=export_kernels,
@@ -332,11 +334,8 @@ def test_what_a_killed_run_left_behind_is_removed_by_the_next(run, tmp_path):
 def test_a_baseline_that_is_stopped_is_our_users_business(dataset, tmp_path):
     with pytest.raises(BaselineStopped, match="startup_crashed"):
         measure_baseline(
-            "import nothing_like_that",
-            make_profile(),
-            dataset,
-            tmp_path,
-            "bwrap",
+            Candidate.parse("import nothing_like_that"),
+            make_bench(dataset, tmp_path),
             "here",
             tmp_path / "k",
         )
@@ -359,28 +358,19 @@ def test_a_gpu_that_fell_off_is_no_patchs_fault_by_a_made_up_driver(dataset, tmp
     profile = make_profile().model_copy(update={"device": "cuda"})
     with pytest.raises(BoxError, match="3 tries: the GPU does not answer"):
         experiment.run_experiment(
-            "raise SystemExit(1)",
-            profile,
-            dataset,
-            tmp_path,
+            Candidate.parse("raise SystemExit(1)"),
+            make_bench(dataset, tmp_path, profile),
             seed=1,
-            caps=first_caps(profile),
-            isolation="bwrap",
             worth_audit=lambda claimed: False,
         )
     assert len(asked) == 3
 
 
 def test_without_a_sandbox_it_runs_and_says_so(dataset, tmp_path):
-    profile = make_profile()
     result = experiment.run_experiment(
-        HONEST,
-        profile,
-        dataset,
-        tmp_path,
+        Candidate.parse(HONEST),
+        make_bench(dataset, tmp_path, isolation="none"),
         seed=1,
-        caps=first_caps(profile),
-        isolation="none",
         worth_audit=lambda claimed: True,
         smoke=True,
     )
