@@ -242,7 +242,7 @@ def despite_full_disk(night: Night, held: Session, work: Callable[[], None]) -> 
 
 
 def step(night: Night, held: Session, views: Views, proposals: Proposals) -> None:
-    """The next step: apply what is decided, end the night, or take one more trial to its verdict."""
+    """The next step: apply a verdict, end the night, or take one more trial to its verdict."""
     state = held.state
     if state.pending:
         apply_verdict(night, held, state.pending)

@@ -1,10 +1,10 @@
 """The errors that end a command, each named for who must act.
 
-NightlyError            base; its text names the value, the limit and the remedy
-  UsageError            the person at the keyboard must act: flag, profile, tag, checkout       exit 2
-  DataError             the data must be mended: missing, corrupt or overlapping shards         exit 1
-  BoxError              this machine cannot run the sandbox, or the sandbox broke               exit 1
-  BaselineStopped       the unpatched train.py itself does not get through                      exit 3
+NightlyError         base; its text names the value, the limit and the remedy
+  UsageError         exit 2  the user must act: a flag, the profile, the tag, the checkout
+  DataError          exit 1  the data must be fixed: missing, corrupt or overlapping shards
+  BoxError           exit 1  this machine cannot run the sandbox, or the sandbox broke
+  BaselineStopped    exit 3  the unpatched train.py itself was stopped
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The records that cross a border between two rooms.
 
-Every record is frozen and complete when it is built: a field that can be unknown is ``None`` and says why.
-A candidate that crashes, hangs or cheats is a value (`RunResult.status`); an exception means that we failed.
+Every record is frozen and complete when it is built: a field that can be unknown is None and says
+why. A candidate that crashes, hangs or cheats is a value (`RunResult.status`); an exception means
+that we failed.
 """
 
 from __future__ import annotations

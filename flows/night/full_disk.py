@@ -1,4 +1,4 @@
-"""A full disk pauses a night: removes what can be made again, waits for room, repeats the last step."""
+"""A full disk pauses a night: files that can be made again are removed, then it waits for room."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def made_room(night: Night, held: Session, error: BaseException) -> bool:
 
 
 def _without_room(places: Sequence[Path]) -> Path | None:
-    """The first folder that does not take RESERVE bytes. Tried by writing: no figure shows quotas."""
+    """The first folder that does not take RESERVE bytes: written, as no figure shows quotas."""
     for place in places:
         try:
             with tempfile.TemporaryFile(dir=place) as file:

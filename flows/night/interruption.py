@@ -1,8 +1,8 @@
-"""Requests to end a night: Ctrl-C once ends it after this trial, twice ends it now, and so does SIGTERM.
+"""Requests to end a night.
 
-A cancelled flow run gets a SIGTERM. `./run stop` leaves a file in the night's folder, and so does
-the first Ctrl-C. Whatever ends a night, its boxes are ended on the way out, and a later process can
-resume it.
+Ctrl-C once ends it after this trial, twice ends it now, and so does SIGTERM, which a cancelled flow
+run gets. `./run stop` leaves a file in the night's folder, and so does the first Ctrl-C. Whatever
+ends a night, its boxes are ended on the way out, and a later process can resume it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def requested_by(folder: Path) -> str | None:
 
 
 def terminate(signum: int, frame: FrameType | None) -> None:
-    """A command's handler of SIGTERM. While a flow runs, Prefect's own cleans up and then calls it."""
+    """A command's SIGTERM handler. While a flow runs, Prefect's own cleans up, then calls it."""
     raise KeyboardInterrupt("SIGTERM")
 
 

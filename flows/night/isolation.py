@@ -1,4 +1,4 @@
-"""The kind of box that a night gets on this machine, and the boxes that a killed night left behind."""
+"""The kind of box that a night gets here, and the boxes that a killed night left behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MLflow's view of a night, written in a thread: a store that is slow, full or down delays no trial.
+"""MLflow's view of a night, written in a thread so that a slow store delays no trial.
 
 What MLflow has missed is written as soon as it answers again, at the night's end, or by
 `./run rebuild`.
@@ -24,8 +24,8 @@ from tasks.records import NightState
 from tasks.usage import Call
 from tasks.views import mlflow_client, tracking
 
-# Seconds that the night waits for MLflow: after a trial, at its end for a store that answers slowly,
-# and at its end for one that is down and may be coming back.
+# Seconds that the night waits for MLflow: after a trial, at its end for a slow store, and at its
+# end for a store that is down and may be coming back.
 PATIENCE = 5.0
 LAST_PATIENCE = 120.0
 BACK_SECONDS = 60.0

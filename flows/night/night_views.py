@@ -1,7 +1,7 @@
-"""The views of a night: MLflow runs, Prefect artifacts, the report, notices. All made from the ledger.
+"""The views of a night: MLflow runs, Prefect artifacts, the report, notices.
 
-A view that fails is logged once and written again at the end. It may cost a trial a few seconds, but
-never its result, and never the night.
+All are made from the ledger. A view that fails is logged once and written again at the end. It may
+cost a trial a few seconds, but never its result, and never the night.
 """
 
 from __future__ import annotations

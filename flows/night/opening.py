@@ -1,4 +1,4 @@
-"""The opening of a night: its header in the ledger, and from that everything that stays the same."""
+"""The opening of a night: its header, and from that everything that stays the same to its end."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ from tasks.trial.experiment import Report
 
 
 def new_night(tag: str, request: Request) -> tuple[NightHeader, str]:
-    """The header of a new night, the profile's choices where none was given, and the baseline's source.
+    """The header of a new night and the source of its baseline.
+
+    The header has every choice of the night: the profile's where none was asked for.
 
     Raises, before any work is done:
         UsageError: the request cannot become a night.
@@ -57,7 +59,8 @@ def new_night(tag: str, request: Request) -> tuple[NightHeader, str]:
     proposer = request.proposer or settings.night.proposer
     if request.model and proposer not in configs.ASK_A_MODEL:
         raise UsageError(
-            f"--model {request.model} is for the proposers llm and mixed; this night's is {proposer}"
+            f"--model {request.model} is for the proposers llm and mixed; "
+            f"this night's is {proposer}"
         )
     header = NightHeader(
         tag=tag,

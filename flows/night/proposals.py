@@ -1,4 +1,4 @@
-"""A night's proposals: each is made while the trial before it trains, so that no GPU waits for a model.
+"""A night's proposals, each made while the trial before it trains: no GPU waits for a model.
 
 A proposal is made against the champion of its time. If the trial that trained meanwhile is kept,
 the proposal is merged onto the new champion; if that fails, it is asked for again. It is saved in

@@ -1,4 +1,4 @@
-"""The night's proposer: made from its header, with what it is told about the machine and the data."""
+"""The night's proposer: made from its header, and told about the machine and the data."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def read_program(profile: configs.Profile) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(
-            f"program {path}: {reason}. [night] program in the profile names it, relative to configs/"
+            f"program {path}: {reason}. [night] program in the profile names it, "
+            "relative to configs/"
         ) from error
     if not text.strip():
         raise UsageError(f"program {path} is empty: it tells the researcher what to look for")

@@ -1,7 +1,7 @@
-"""Which night a start means, a new one or an old one, and the repair of an old one before it resumes.
+"""Which night a start means, a new one or an old one, and the repair of an old one.
 
-`./run resume`, a start with the tag of an existing night, a retried flow run and a deployment's next
-run all come through here.
+`./run resume`, a start with the tag of an existing night, a retried flow run and a deployment's
+next run all come through here.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def choose_tag(request: Request) -> str:
     """The night that a start without a tag means.
 
     A retried flow run resumes its own night. A run of a deployment resumes the deployment's last
-    night of the same kind if that died, and is refused with a UsageError while it is alive. Anything
-    else starts a new night.
+    night of the same kind if that died, and is refused with a UsageError while it is alive.
+    Anything else starts a new night.
     """
     home = state_home.locate()
     for folder, header in _latest(home):

@@ -53,8 +53,8 @@ def hold(
     """Holds the night of this folder, a new one with its `header` or an old one, during the block.
 
     With `measures` it holds the night's device, too. An exception out of the block is recorded as
-    the event `stopped`: who asked for it, or what failed. Raises UsageError if another process holds
-    the night or the device.
+    the event `stopped`: who asked for it, or what failed. Raises UsageError if another process
+    holds the night or the device.
     """
     path, beat = folder / LEDGER, heartbeat.last(folder / PULSE)
     if beat and beat.host != platform.node() and beat.is_alive:

@@ -1,8 +1,9 @@
-"""Candidates and keeps as git objects: the branch `autoresearch/<tag>` and the refs `refs/trials/<tag>/<number>`.
+"""Candidates and keeps in git: branch `autoresearch/<tag>`, refs `refs/trials/<tag>/<number>`.
 
-Plumbing only, through GitPython's runner: blob, temporary index, commit-tree, update-ref with the expected old value.
-So the user's working tree, index and HEAD are never touched, none of their hooks, filters, signatures, identities takes
-part, and a kill leaves a ref moved or not. Each function may be called again after a crash and then changes nothing.
+Plumbing only: blob, temporary index, commit-tree, update-ref with the expected old value. The
+user's working tree, index and HEAD are never touched, no hook, filter, signature or identity of
+theirs is used, and a kill leaves a ref either moved or not. After a crash each function may be
+called again and then changes nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Checkout:
     head: str  # commit
     branch: str | None  # None: HEAD is detached
     dirty: bool  # tracked files differ from HEAD
-    train_dirty: bool  # trainer/train.py does: the night starts from the file as it is, not as it was committed
+    train_dirty: bool  # trainer/train.py differs: the night starts from the file as it is
 
     def describe(self) -> str:
         where = f"{self.branch or 'a detached HEAD'} at {self.head[:7]}"
@@ -51,9 +52,15 @@ class CommittedTrial:
 
 
 def open_checkout(path: Path) -> Checkout:
-    """What the checkout at `path` holds. Raises UsageError if it is none, has no commit or no trainer/train.py."""
+    """What the checkout at `path` holds.
+
+    Raises UsageError if it is none, or has no commit or no trainer/train.py.
+    """
     root = path.resolve()
-    remedy = "Clone the project with git, or make this folder a repository: git init && git add -A && git commit -m start"
+    remedy = (
+        "Clone the project with git, or make this folder a repository: "
+        "git init && git add -A && git commit -m start"
+    )
     if not (root / ".git").exists():
         raise UsageError(f"{root} is not a git checkout, and kept patches become commits. {remedy}")
     try:
@@ -65,7 +72,8 @@ def open_checkout(path: Path) -> Checkout:
     head = git_plumbing.resolve(root, "HEAD")
     if head is None:
         raise UsageError(
-            f"{root} has no commit yet, and a night starts from one: git add -A && git commit -m start"
+            f"{root} has no commit yet, and a night starts from one: "
+            "git add -A && git commit -m start"
         )
     if not (root / TRAIN).is_file():
         raise UsageError(
@@ -87,10 +95,11 @@ def open_checkout(path: Path) -> Checkout:
 
 
 def check_tag(root: Path, tag: str) -> None:
-    """Raises UsageError unless a new night can be named `tag`: a plain name whose refs are all free."""
+    """Raises UsageError unless `tag` can name a new night: a plain name whose refs are free."""
     if not TAG.fullmatch(tag) or not _is_branch_name(root, f"autoresearch/{tag}"):
         raise UsageError(
-            f"--tag {tag!r} cannot name a branch: use 1 to 64 letters, digits and . _ + -, first a letter or digit, "
+            f"--tag {tag!r} cannot name a branch: use 1 to 64 letters, digits and . _ + -, "
+            "starting with a letter or digit, "
             f"no `..`, and neither . nor .lock at the end, as in nov21"
         )
     refs = set(
@@ -101,17 +110,22 @@ def check_tag(root: Path, tag: str) -> None:
     for taken in (_branch(tag), f"refs/trials/{tag}"):
         if any(f"{ref}/".startswith(f"{taken}/") for ref in refs):
             raise UsageError(
-                f"night {tag} exists ({taken}): `./run resume {tag}` goes on with it, or choose another --tag"
+                f"night {tag} exists ({taken}): `./run resume {tag}` resumes it, "
+                "or choose another --tag"
             )
     if "refs/heads/autoresearch" in refs:
         raise UsageError(
-            f"your branch 'autoresearch' is in the way of autoresearch/{tag}: git branch -m autoresearch NEW-NAME"
+            f"your branch 'autoresearch' is in the way of autoresearch/{tag}: "
+            "git branch -m autoresearch NEW-NAME"
         )
     check_not_checked_out(root, tag)
 
 
 def check_not_checked_out(root: Path, tag: str) -> None:
-    """Raises UsageError if a worktree has the night's branch checked out: its files would look changed at a keep."""
+    """Raises UsageError if a worktree has the night's branch checked out.
+
+    Its files would look changed after a keep.
+    """
     worktree = ""
     for line in git_plumbing.run(root, "worktree", "list", "--porcelain").splitlines():
         key, _, value = line.partition(" ")
@@ -124,13 +138,14 @@ def check_not_checked_out(root: Path, tag: str) -> None:
 
 
 def start_branch(root: Path, tag: str, head: str, source: str, subject: str) -> str:
-    """Makes the night's branch: one commit on `head` whose only change is `source` as trainer/train.py. Returns it."""
+    """Makes the night's branch and returns its commit: `head` with `source` as trainer/train.py."""
     return _commit_at(root, _branch(tag), head, source, f"{_one_line(subject)}\n")
 
 
 def commit_candidate(root: Path, tag: str, trial: Trial, source: str) -> str:
-    """Commits a candidate on its parent, kept or not, as refs/trials/<tag>/<number>, and returns the commit.
+    """Commits a candidate on its parent, kept or not, as refs/trials/<tag>/<number>.
 
+    Returns the commit.
     Raises NightlyError if that ref holds another candidate.
     """
     trailers = {
@@ -182,7 +197,7 @@ def trailers(root: Path, revision: str) -> dict[str, str]:
 
 
 def candidates(root: Path, tag: str) -> list[CommittedTrial]:
-    """A night's candidates in the order of its trials; none when the repository has no such night, or `tag` is no tag."""
+    """A night's candidates in the order of its trials; none if the repository has no such night."""
     if not TAG.fullmatch(tag):
         return []
     fields = ("refname:lstrip=3", "objectname", "contents:subject", "trailers:only,unfold")
@@ -200,10 +215,11 @@ def candidates(root: Path, tag: str) -> list[CommittedTrial]:
 
 
 def reconcile(root: Path, tag: str, commits: Mapping[int, str], tips: Sequence[str]) -> list[str]:
-    """Makes the night's refs what its ledger says, and returns what was mended: trials' `commits`, branch at one of `tips`.
+    """Makes the night's refs match its ledger, and returns what was repaired.
 
-    A ref that is gone is made again, the branch at the first tip. Raises NightlyError if one was moved elsewhere, or a
-    commit is no longer in the repository.
+    The trials' refs must point at `commits`, the branch at one of `tips`. A missing ref is made
+    again, the branch at the first tip. Raises NightlyError if one was moved elsewhere, or a commit
+    is no longer in the repository.
     """
     _remove_locks(root, tag)
     listed = git_plumbing.run(
@@ -215,23 +231,26 @@ def reconcile(root: Path, tag: str, commits: Mapping[int, str], tips: Sequence[s
     )
     found = dict(line.split(" ") for line in listed.splitlines())
     wanted = {f"refs/trials/{tag}/{number}": (commit,) for number, commit in commits.items()}
-    mended = []
+    repaired = []
     for ref, allowed in (wanted | {_branch(tag): tuple(tips)}).items():
         if ref not in found:
             git_plumbing.run(
                 root, "update-ref", "-m", "restored from the ledger", ref, allowed[0], ""
             )
-            mended.append(f"{ref} was gone and is back at {allowed[0][:7]}")
+            repaired.append(f"{ref} was missing: restored at {allowed[0][:7]}")
         elif found[ref] not in allowed:
             raise NightlyError(
                 f"{ref} is at {found[ref]}, the ledger says {allowed[0]}: somebody moved it. "
                 f"`git update-ref {ref} {allowed[0]}` puts it back, then `./run resume {tag}`"
             )
-    return mended
+    return repaired
 
 
 def _remove_locks(root: Path, tag: str) -> None:
-    """Locks of the night's own refs that a power cut has left. A git that still runs, its flow killed, is done in seconds."""
+    """Removes locks of the night's own refs that a power cut left behind.
+
+    A git process that outlived its flow is done within seconds.
+    """
     common = Path(git_plumbing.run(root, "rev-parse", "--path-format=absolute", "--git-common-dir"))
     held = [common / f"{_branch(tag)}.lock", *(common / "refs" / "trials" / tag).glob("*.lock")]
     deadline = time.monotonic() + LOCK_SECONDS
@@ -242,7 +261,7 @@ def _remove_locks(root: Path, tag: str) -> None:
 
 
 def _commit_at(root: Path, ref: str, parent: str, source: str, message: str) -> str:
-    """A commit with `source` on `parent`, and `ref` made to point at it; or the commit there if it is this one."""
+    """A commit with `source` on `parent`, with `ref` pointing at it; made only once."""
     tree = git_plumbing.tree_with(root, parent, TRAIN, source)
     if existing := git_plumbing.resolve(root, ref):
         head, _, text = (
@@ -253,7 +272,8 @@ def _commit_at(root: Path, ref: str, parent: str, source: str, message: str) -> 
         lines = [line for line in head.split("\n") if line.startswith(("tree ", "parent "))]
         if (lines, text) != ([f"tree {tree}", f"parent {parent}"], message):
             raise NightlyError(
-                f"{ref} is there and holds another commit ({existing}): `git update-ref -d {ref}` frees it, "
+                f"{ref} exists and holds another commit ({existing}): "
+                f"`git update-ref -d {ref}` frees it, "
                 f"a new night needs another --tag"
             )
         return existing
@@ -267,7 +287,7 @@ def _commit_at(root: Path, ref: str, parent: str, source: str, message: str) -> 
 
 
 def _message(subject: str, trailers: Mapping[str, str]) -> str:
-    """Subject and trailers. Nothing in a subject of one line can pass for a trailer."""
+    """Subject and trailers. A subject of one line cannot pass for a trailer."""
     lines = "".join(f"{key}: {_one_line(value)}\n" for key, value in trailers.items())
     return f"{subject}\n\n{lines}"
 

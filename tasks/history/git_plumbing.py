@@ -1,6 +1,7 @@
-"""Git's plumbing commands on the user's checkout, through GitPython's runner: objects and refs, nothing that a user looks at.
+"""Git's plumbing commands on the user's checkout, through GitPython's runner.
 
-None of the user's hooks, filters, signatures and identities takes part, and neither index nor working tree is touched.
+They make objects and refs. No hook, filter, signature or identity of the user's is used, and
+neither index nor working tree is touched.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import git
 from tasks.errors import NightlyError
 
 CONFIG = {
-    "core.hooksPath": "/dev/null",  # update-ref would run reference-transaction, write-tree post-index-change
+    "core.hooksPath": "/dev/null",  # update-ref and write-tree would run hooks
     "core.fsmonitor": "false",
     "core.splitIndex": "false",  # or the temporary index leaves a shared one in .git
-    "core.fsync": "committed,loose-object,reference",  # a ref must not outlive its objects in a power cut
+    # After a power cut no ref may be left without its objects.
+    "core.fsync": "committed,loose-object,reference",
     "i18n.commitEncoding": "UTF-8",
     "log.showSignature": "false",  # or `show` runs the user's gpg
 }
@@ -42,8 +44,9 @@ def run(root: Path, *arguments: str, index: Path | None = None) -> str:
 
 
 def run_bytes(root: Path, *arguments: str, index: Path | None = None) -> bytes:
-    """Output of a git command on this checkout, whatever GIT_DIR says (a hook or `rebase --exec` sets it).
+    """Output of a git command on this checkout.
 
+    GIT_DIR is ignored: a hook or `rebase --exec` sets it.
     Raises NightlyError with git's own message.
     """
     place = (
@@ -61,7 +64,7 @@ def run_bytes(root: Path, *arguments: str, index: Path | None = None) -> bytes:
             stdout_as_string=False,
             strip_newline_in_stdout=False,
             env=environment,
-            start_new_session=True,  # or a Ctrl-C in the terminal would end git in the middle of a commit
+            start_new_session=True,  # or Ctrl-C in the terminal would end git during a commit
         )
     except git.GitCommandError as error:
         said = str(error.stderr).strip().removeprefix("stderr:").strip().strip("'")

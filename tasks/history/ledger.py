@@ -1,8 +1,8 @@
 """The ledger: one JSON object a line, appended and fsynced, the record of what a night decided.
 
-With git it is the truth; Prefect and MLflow can be built again from it. A line counts once its newline is on disk, so a
-writer that is killed leaves at most one torn line at the end, which readers pass over and the next writer cuts off.
-Not covered: two machines that write one ledger over a network file system.
+With git it is the truth; Prefect and MLflow can be rebuilt from it. A line counts once its newline
+is on disk, so a killed writer leaves at most one torn line at the end, which readers skip and the
+next writer removes. Not covered: two machines that write one ledger over a network file system.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Ledger:
 
     @property
     def has_night(self) -> bool:
-        """Whether there is an event yet."""
+        """Whether there is an event."""
         return self._state is not None
 
     @property
@@ -44,24 +44,27 @@ class Ledger:
         return self._state or fold(())
 
     def used_seconds(self) -> float:
-        """For how long the night has been alive, in this process and in those before it, whatever the clock on the wall did."""
+        """How long the night has been alive, in all its processes, by a monotonic clock."""
         return self._used + time.monotonic() - self._opened
 
     def count_used(self, seconds: float) -> None:
-        """Somebody else knows that the processes before this one lived until `seconds`, after their last event."""
+        """Counts at least `seconds` for earlier processes: they lived on after their last event."""
         self._used = max(self._used, seconds)
 
     @classmethod
     @contextlib.contextmanager
     def create(cls, path: Path) -> Iterator[Ledger]:
-        """Starts the ledger of a night, named by its folder. Raises UsageError if the night exists or is running."""
+        """Starts the ledger of a night, named by its folder.
+
+        Raises UsageError if the night exists or is running.
+        """
         made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path):
             if exists(path):
                 tag = path.parent.name
                 raise UsageError(
-                    f"night {tag} exists: `./run resume {tag}` goes on with it, or choose another --tag"
+                    f"night {tag} exists: `./run resume {tag}` resumes it, or choose another --tag"
                 )
             with _descriptor(path, os.O_CREAT | os.O_TRUNC) as descriptor:
                 for folder in {
@@ -74,9 +77,10 @@ class Ledger:
     @classmethod
     @contextlib.contextmanager
     def open(cls, path: Path) -> Iterator[Ledger]:
-        """Opens an existing ledger to go on with it, without the torn line that a killed writer may have left.
+        """Opens an existing ledger, without the torn line that a killed writer may have left.
 
-        Raises UsageError if there is none or another process writes it, NightlyError if it is damaged.
+        Raises UsageError if there is none or another process writes it, NightlyError if it is
+        damaged.
         """
         if not exists(path):
             raise UsageError(f"no night {path.parent.name!r} in {path.parent.parent}")
@@ -91,7 +95,8 @@ class Ledger:
     def append(self, event: str, **fields: Any) -> None:
         """Adds one event, with its time in UTC and the night's age, and returns when it is on disk.
 
-        Raises NightlyError when the disk does not take it or it cannot follow the last one; the ledger is then as it was.
+        Raises NightlyError if the disk does not take it or it cannot follow the last event; the
+        ledger is then unchanged.
         """
         if event not in EVENTS:
             raise ValueError(f"unknown event {event!r}: one of {', '.join(EVENTS)}")
@@ -121,11 +126,11 @@ class Ledger:
                 os.ftruncate(self._descriptor, before)
             raise NightlyError(
                 f"event {event!r} could not be written to {self.path}: {error.strerror}. "
-                f"Make room or mend the disk, then `./run resume {self.path.parent.name}`"
+                f"Make room or repair the disk, then `./run resume {self.path.parent.name}`"
             ) from error
 
     def clear(self) -> None:
-        """Forgets a night that has measured nothing yet: it begins again, perhaps with other settings."""
+        """Forgets a night that has measured nothing: it starts over, maybe with new settings."""
         os.ftruncate(self._descriptor, 0)
         os.fsync(self._descriptor)
         self._state, self._used, self._opened = None, 0.0, time.monotonic()
@@ -137,7 +142,10 @@ def exists(path: Path) -> bool:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All whole events, also while a night is writing. Raises NightlyError with the number of a damaged line."""
+    """All complete events, even while a night is writing.
+
+    Raises NightlyError with the number of a damaged line.
+    """
     return _parse(path, _split(path.read_bytes())[0])
 
 
@@ -165,7 +173,7 @@ def _parse(path: Path, whole: bytes) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Holds the night. The lock ends with the process, however it ends; its file only says whose it is."""
+    """Holds the night. The lock ends with the process; its file only says who has it."""
     with (path.parent / "lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -173,7 +181,8 @@ def _locked(path: Path) -> Iterator[None]:
             lock.seek(0)
             holder = lock.read() or "unknown"
             raise UsageError(
-                f"night {path.parent.name} is running (pid {holder}): wait for it, or `./run stop {path.parent.name}`"
+                f"night {path.parent.name} is running (pid {holder}): wait for it, or "
+                f"`./run stop {path.parent.name}`"
             ) from None
         sign(lock, str(os.getpid()))
         yield

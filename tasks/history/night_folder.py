@@ -1,4 +1,4 @@
-"""A night's folder, nights/<tag> in the state folder, for whoever only looks: no Prefect here."""
+"""A night's folder, nights/<tag> in the state folder, read-only and without Prefect."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from tasks.records import NightState
 LEDGER = "ledger.jsonl"
 PULSE = "heartbeat.json"
 BASE = "base.py"  # source that the baseline is measured with; git has it later
-BASELINE = (
-    "baseline.json"  # what was measured of it: every score of the night is compared with these runs
-)
-PROGRAM = "program.md"  # the researcher's instructions as they were when the night began
+BASELINE = "baseline.json"  # its runs: every score of the night is compared with them
+PROGRAM = "program.md"  # the researcher's instructions as they were at the start
 CALLS = "llm_calls.jsonl"
 
 
@@ -33,5 +31,5 @@ def find(home: Path, tag: str) -> Path:
 
 
 def read_state(folder: Path) -> NightState:
-    """Where the night of this folder is, also while another process holds it."""
+    """The state of this folder's night, even while another process holds it."""
     return fold(ledger.read(folder / LEDGER))

@@ -37,7 +37,7 @@ def fold(events: Iterable[Event]) -> NightState:
 
 
 def after(state: NightState | None, event: Event) -> NightState:
-    """The state once `event`, as read from the file, has happened. Raises NightlyError like `fold`."""
+    """The state once `event`, as read from the file, has happened. Raises like `fold`."""
     name = event["event"]
     if state is None:
         return _new(event)

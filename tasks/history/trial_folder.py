@@ -1,8 +1,9 @@
-"""A trial's folder, nights/<tag>/trials/<k>: what was proposed, what its runs gave, and what they printed.
+"""A trial's folder, nights/<tag>/trials/<k>: the proposal, its runs' figures and their logs.
 
-train.py  patch.diff  proposal.json    written as soon as it is proposed: git takes the candidate from here
-run.log  judge.log  result.json        written before it is decided; curves and figures are here and nowhere else
-attempts/<n>/                          tries that crashed before their proposer mended them: train.py, patch.diff, run.log
+train.py  patch.diff  proposal.json   written once it is proposed: git takes the candidate from here
+run.log  judge.log  result.json       written before the verdict; the only place with the curves
+attempts/<n>/                         versions that crashed and were fixed: train.py, patch.diff,
+                                      run.log
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tasks.records import TRAIN, Candidate, Idea, Proposal, RunResult, Trial
 
 @dataclasses.dataclass(frozen=True)
 class Waiting:
-    """A proposal that no trial was decided with yet."""
+    """A proposal whose trial is not decided yet."""
 
     proposal: Proposal
     parent: str  # commit of the champion that it was made against
@@ -64,7 +65,7 @@ def read_proposal(folder: Path) -> Waiting | None:
 
 
 def attempts(folder: Path) -> list[str]:
-    """The sources of the tries at this trial that crashed and were mended, in their order."""
+    """The sources of the versions of this trial that crashed and were fixed, in order."""
     folders = sorted((folder / "attempts").glob("[0-9]*"), key=lambda place: int(place.name))
     return [read_source(place) for place in folders]
 
@@ -72,9 +73,9 @@ def attempts(folder: Path) -> list[str]:
 def write_fixed(
     folder: Path, current: str, fixed: Proposal, parent: str, runs: tuple[RunResult, ...]
 ) -> None:
-    """`write_proposal` in the place of a try that crashed in its last run, which is kept in attempts/."""
+    """`write_proposal` for the fixed version of a crash; the one that crashed goes to attempts/."""
     made = folder / "attempts" / "made"
-    shutil.rmtree(made, ignore_errors=True)  # a killed process's
+    shutil.rmtree(made, ignore_errors=True)  # left by a killed process
     made.mkdir(parents=True)
     for name in ("train.py", "patch.diff"):
         FileRef.write(made / name, (folder / name).read_bytes())
@@ -84,7 +85,7 @@ def write_fixed(
 
 
 def write_result(folder: Path, runs: tuple[RunResult, ...], trial: Trial) -> None:
-    """The runs' figures and logs. A scoring box's log is kept apart: no proposer sees it."""
+    """The runs' figures and logs. The scoring boxes' log is separate: no proposer sees it."""
     FileRef.write(folder / "run.log", _logs(runs))
     withheld = [
         f"--- seed {run.seed}: what the scoring boxes printed; no proposer sees it\n{run.judge_log}"
@@ -103,7 +104,7 @@ def write_result(folder: Path, runs: tuple[RunResult, ...], trial: Trial) -> Non
 
 
 def restore(folder: Path, source: str, parent: str) -> None:
-    """Candidate and patch once more, from git, where the folder was lost."""
+    """Writes candidate and patch again, from git, if the folder was lost."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in (("train.py", source), ("patch.diff", _diff(parent, source))):
         if not (folder / name).is_file():
@@ -111,19 +112,20 @@ def restore(folder: Path, source: str, parent: str) -> None:
 
 
 def read_source(folder: Path) -> str:
-    """The candidate, byte for byte. Raises NightlyError when it is gone."""
+    """The candidate, byte for byte. Raises NightlyError if it is gone."""
     try:
         return (folder / "train.py").read_bytes().decode("utf-8", "surrogatepass")
     except OSError as error:
         raise NightlyError(
-            f"{folder / 'train.py'}: {error.strerror}, and the trial is not in git yet. Restore the file from a backup"
+            f"{folder / 'train.py'}: {error.strerror}, and the trial is not in git yet. "
+            "Restore the file from a backup"
         ) from error
 
 
 def read_runs(folder: Path) -> tuple[RunResult, ...]:
-    """The runs of result.json; none where that was lost: the trial's own figures are in the ledger.
+    """The runs of result.json; none if that was lost: the trial's figures are in the ledger.
 
-    Raises NightlyError when it is damaged.
+    Raises NightlyError if it is damaged.
     """
     path = folder / "result.json"
     try:
@@ -147,7 +149,7 @@ def _sha256(source: str) -> str:
 
 
 def _diff(old: str, new: str) -> str:
-    """A unified diff for `git apply`, to which a line ends at "\\n" and nowhere else, and a missing end is told."""
+    """A unified diff for `git apply`: lines end at "\\n" only, and a missing last one is marked."""
     before, after = (list(io.StringIO(text, newline="\n")) for text in (old, new))
     lines = difflib.unified_diff(before, after, f"a/{TRAIN}", f"b/{TRAIN}")
     return "".join(

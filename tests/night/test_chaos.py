@@ -67,7 +67,7 @@ def test_a_night_killed_between_two_steps_adds_up_in_the_end(stands, before, com
 def test_every_milestone_of_the_night_is_one_where_it_is_killed():
     called = [path.read_text() for path in (ROOT / "flows").rglob("*.py")]
     names = set(re.findall(r'reached\("(\w+)"\)', "".join(called)))
-    names -= {"mended"}  # only with a language model: tests/test_proposals.py
+    names -= {"fixed"}  # only with a language model: tests/test_proposals.py
     assert {place.partition(":")[0] for places in PLACES.values() for place in places} == names
 
 

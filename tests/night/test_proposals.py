@@ -50,7 +50,9 @@ def run_night(checkout, model, tag, trials, command=(), **changes):
 
 
 def decided(checkout, tag):
-    return [event["trial"] for event in checkout.ledger(tag) if event["event"] == "decided"]
+    """The decided trials as the ledger has them, with the fields of their ideas beside the others."""
+    trials = [event["trial"] for event in checkout.ledger(tag) if event["event"] == "decided"]
+    return [{**trial, **trial["idea"]} for trial in trials]
 
 
 def calls(checkout, tag):
@@ -67,7 +69,7 @@ def test_a_waiting_proposal_that_conflicts_with_the_new_champion_is_asked_for_ag
     first, second = decided(checkout, "conflict")
     assert (first["verdict"], first["note"]) == ("keep", None)
     assert second["summary"] == "number 1"
-    assert second["note"] == "asked again: the proposal that waited did not fit the new champion"
+    assert second["note"] == "asked again: the waiting proposal conflicts with the champion"
     assert second["usage"]["calls"] == 2
     assert calls(checkout, "conflict") == [(0, "ok"), (1, "ok"), (2, "ok"), (2, "ok")]
 
@@ -123,7 +125,7 @@ MENDED = answer(
 def test_a_kill_right_after_a_mend_pays_for_none_twice(checkout):
     answers = iter([ok("ready"), ok(CRASHING), ok(MENDED), ok("ready"), ok(harmless(1))])
     with LlmServer(lambda body: next(answers)) as model:
-        killed = run_night(checkout, model, "mend", 1, NIGHTLY_TEST_KILL_AT="mended:1")
+        killed = run_night(checkout, model, "mend", 1, NIGHTLY_TEST_KILL_AT="fixed:1")
         assert killed.returncode == -9, killed.stderr
         done = run_night(checkout, model, "mend", 2, command=("resume", "mend", "--trials", "2"))
     assert done.returncode == 0, done.stderr

@@ -312,7 +312,7 @@ def test_a_night_is_not_continued_as_another_one(checkout, commands):
     code, said = commands.run(*changed)
     assert code == 2
     assert (
-        "night first exists and was begun with seed 1, not 2: `./run resume first` goes on with it"
+        "night first exists and was started with seed 1, not 2: `./run resume first` resumes it"
         in said
     )
 
@@ -325,7 +325,7 @@ def test_a_night_goes_on_with_the_baseline_it_began_with_and_no_other_harness(ch
     code, said = commands.run("resume", "first", "--trials", "2")
     harness.write_text(source)
     assert code == 2, said
-    assert "night first was begun with harness.py " in said
+    assert "night first started with harness.py " in said
     assert "baseline: measured" not in said
 
 
