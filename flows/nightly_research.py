@@ -22,7 +22,6 @@ from flows.night import (
     researcher,
     resume,
     session,
-    trial_steps,
 )
 from flows.night.night import Night, Request
 from flows.night.night_views import Views
@@ -156,7 +155,7 @@ def begin(held: Session, header: NightHeader, base: str) -> None:
     FileRef.write(held.folder / night_folder.BASE, base.encode())
     researcher.keep_program(held.folder, header)
     held.book.append("night", **header.to_json())
-    trial_steps.reached("opened")
+    interruption.reached("opened")
 
 
 def continue_night(held: Session, request: Request, *, is_resume: bool) -> None:
@@ -217,9 +216,9 @@ def run_trials(night: Night, held: Session, views: Views) -> None:
         title = f"night {night.tag}: train.py with the knobs of profile {night.bench.profile.name}"
         head, source = held.state.header.head, night.base.source
         commit = champion.start_branch(night.root, night.tag, head, source, title)
-        trial_steps.reached("branched")
+        interruption.reached("branched")
         held.book.append("baseline", **dataclasses.asdict(baseline_event(night, commit)))
-        trial_steps.reached("measured")
+        interruption.reached("measured")
     views.show(held.state)
     proposer = researcher.proposer_of(held, night.bench, night.baseline, night.calls)
     proposals = Proposals(night, proposer)
@@ -249,7 +248,7 @@ def step(night: Night, held: Session, views: Views, proposals: Proposals) -> Non
         views.show(held.state)
         if held.state.trials[-1].verdict == "keep":
             night_views.notify("new-champion", held.state)
-        trial_steps.reached("shown")
+        interruption.reached("shown")
         return
     held.pulse.enter(f"trial {len(state.trials) + 1}: proposing")
     proposals.wait()
@@ -269,7 +268,7 @@ def step(night: Night, held: Session, views: Views, proposals: Proposals) -> Non
 
 def finish(held: Session, reason: str) -> None:
     held.book.append("finished", reason=reason)
-    trial_steps.reached("finished")
+    interruption.reached("finished")
 
 
 def end(night: Night, held: Session, views: Views) -> None:
@@ -278,6 +277,6 @@ def end(night: Night, held: Session, views: Views) -> None:
     despite_full_disk(night, held, lambda: views.show_end(held.state))
     if held.state.finished:
         night_views.notify("finished", held.state)
-    trial_steps.reached("reported")
+    interruption.reached("reported")
     over = held.state.finished or held.state.stopped
     get_run_logger().info(f"night {night.tag} is over: {over}")

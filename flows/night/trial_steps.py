@@ -38,7 +38,7 @@ class Outcome:
 def next_proposal(so_far: NightSoFar, parent: str, proposals: Proposals) -> Proposal | None:
     """What the next trial tries against the champion, commit `parent`; None if nothing is left."""
     proposed = proposals.next(so_far, parent)
-    reached("proposed")
+    interruption.reached("proposed")
     return proposed
 
 
@@ -50,24 +50,24 @@ def one_trial(
     assert parent is not None
     began, folder, idea = time.monotonic(), night.trial_folder(number), proposed.idea
     trial_folder.write_proposal(folder, so_far.champion.source, proposed, parent)
-    reached("written")
+    interruption.reached("written")
     held.book.append(
         "started", trial=number, proposer=idea.proposer, summary=idea.summary, parent=parent
     )
-    reached("started")
+    interruption.reached("started")
     stands_in = idea.stands_in and f"{idea.proposer} stands in: {idea.stands_in}"
     aside = "; ".join(filter(None, [stands_in, idea.note]))
     log.info(f"trial {number}: {idea.summary}{f' ({aside})' if aside else ''}")
     if not (proposed.problem or night_budget.is_last(held.state)):
         proposals.think_ahead(while_in_flight(so_far, proposed), parent)
     proposed, runs, decided = run_and_judge(night, held, proposals, so_far, proposed)
-    reached("ran")
+    interruption.reached("ran")
     outcome = Outcome(proposed, runs, decided, time.monotonic() - began)
     trial = trial_of(night, number, parent, outcome)
     trial_folder.write_result(folder, runs, trial)
-    reached("recorded")
+    interruption.reached("recorded")
     held.book.append("decided", trial=dataclasses.asdict(trial))
-    reached("decided")
+    interruption.reached("decided")
     score = "no score" if trial.val_bpb is None else f"{trial.val_bpb:.6f}"
     log.info(f"trial {number}: {trial.verdict} ({score}): {trial.reason}")
 
@@ -106,7 +106,7 @@ def run_and_judge(
             f"trial {number}: {runs[-1].status}: {runs[-1].reason}; its proposer has fixed it"
         )
         trial_folder.write_fixed(folder, so_far.champion.source, fixed, parent, runs)
-        reached("fixed")
+        interruption.reached("fixed")
         proposed = fixed
 
 
@@ -120,12 +120,12 @@ def apply_verdict(night: Night, held: Session, trial: Trial) -> None:
     """Git, then ledger `applied`: repeated after a kill, each changes nothing."""
     source = trial_folder.read_source(night.trial_folder(trial.number))
     commit = champion.commit_candidate(night.root, night.tag, trial, source)
-    reached("committed")
+    interruption.reached("committed")
     if trial.verdict == "keep":
         champion.advance(night.root, night.tag, commit, trial.parent)
-    reached("advanced")
+    interruption.reached("advanced")
     held.book.append("applied", trial=trial.number, commit=commit)
-    reached("applied")
+    interruption.reached("applied")
 
 
 def night_so_far(night: Night, state: NightState) -> NightSoFar:
@@ -199,10 +199,3 @@ def trial_of(night: Night, number: int, parent: str, outcome: Outcome) -> Trial:
         longest_run_seconds=max((run.wall_seconds or 0.0 for run in runs), default=None),
         usage=usage,
     )
-
-
-def reached(step: str) -> None:
-    """Names a place between two durable steps where a machine may die.
-
-    Does nothing: tests end the process here.
-    """

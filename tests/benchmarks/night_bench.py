@@ -57,8 +57,8 @@ with server.prefect_api(home):
     from flows.nightly_research import nightly_research
 
     steps = open(sys.argv[1], "w")
-    from flows.night import trial_steps
-    trial_steps.reached = lambda name: print(json.dumps([name, time.monotonic()]), file=steps, flush=True)
+    from flows.night import interruption
+    interruption.reached = lambda name: print(json.dumps([name, time.monotonic()]), file=steps, flush=True)
     nightly_research(tag="long", profile=sys.argv[2], trials=int(sys.argv[3]))
 """
 

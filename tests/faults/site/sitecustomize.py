@@ -13,7 +13,7 @@ import signal
 from collections import Counter
 from pathlib import Path
 
-from flows.night import trial_steps
+from flows.night import interruption
 from tasks.judge import workplace
 
 TORCH_STUB = Path(__file__).resolve().parent.parent / "torch_stub" / "torch"
@@ -43,4 +43,4 @@ def reached(step: str) -> None:
 
 
 workplace.assemble = assemble_with_stub
-trial_steps.reached = reached
+interruption.reached = reached
