@@ -129,9 +129,10 @@ def _files(result: object) -> Iterator[FileRef]:
 T = TypeVar("T")
 
 
-def whole(value: T) -> T:
-    """The value, for a task's argument. Else Prefect walks through all of it at each call, looking for other tasks' results.
+def unscanned(value: T) -> T:
+    """Wraps an argument of a Prefect task so that Prefect does not search it for other tasks' results.
 
-    That costs a second for the record of a few hundred trials.
+    That search walks through the whole value at every call: about a second for the record of a
+    few hundred trials.
     """
     return cast(T, quote(value))

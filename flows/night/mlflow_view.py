@@ -15,7 +15,7 @@ from prefect.futures import PrefectFuture
 
 from flows import state_home
 from flows.night.night import Night
-from tasks.cache import whole
+from tasks.cache import unscanned
 from tasks.errors import NightlyError
 from tasks.history import llm_calls, night_folder, trial_folder
 from tasks.records import NightState
@@ -45,7 +45,9 @@ class MlflowView:
                 0.0
             )  # a job of an earlier state: what it met is over, or it is still at it
         if self._job is None:
-            self._job = catch_up.submit(whole(self._night), whole(state), whole(self._done))
+            self._job = catch_up.submit(
+                unscanned(self._night), unscanned(state), unscanned(self._done)
+            )
         self._collect(patience)
 
     def _collect(self, patience: float) -> None:
@@ -74,7 +76,9 @@ class MlflowView:
 
     def _end(self, state: NightState) -> None:
         try:
-            finish_night.submit(whole(self._night), whole(state)).result(timeout=LAST_PATIENCE)
+            finish_night.submit(unscanned(self._night), unscanned(state)).result(
+                timeout=LAST_PATIENCE
+            )
         except TimeoutError:
             raise NightlyError(
                 f"MLflow did not take the night's end within {LAST_PATIENCE:.0f} s"

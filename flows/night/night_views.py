@@ -23,7 +23,7 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, t
 from flows import state_home
 from flows.night.mlflow_view import MlflowView
 from flows.night.night import Night
-from tasks.cache import whole
+from tasks.cache import unscanned
 from tasks.errors import NightlyError
 from tasks.history import heartbeat
 from tasks.records import NightState
@@ -84,13 +84,13 @@ class Views:
 
     def show_end(self, state: NightState) -> None:
         """The report and its companions, and whatever MLflow has missed."""
-        write_report(whole(self._night), whole(state))
+        write_report(unscanned(self._night), unscanned(state))
         self._try("Prefect", lambda: _send_report(self._night))
         self._try("MLflow", lambda: self._mlflow.finish(state))
 
     def rebuild(self, state: NightState) -> None:
         """Everything, once more. Raises NightlyError where a view cannot be written."""
-        write_report(whole(self._night), whole(state))
+        write_report(unscanned(self._night), unscanned(state))
         self._mlflow.finish(state)
         _send_table(state)
         _send_report(self._night)

@@ -17,7 +17,7 @@ from prefect.futures import PrefectFuture
 
 from flows.night import interruption
 from flows.night.night import Night
-from tasks.cache import whole
+from tasks.cache import unscanned
 from tasks.history import champion, trial_folder
 from tasks.proposers import proposal, three_way_merge
 from tasks.proposers.proposal import Proposer, Researcher
@@ -42,7 +42,7 @@ class Proposals:
             return
         if isinstance(self.proposer, Researcher) and self.proposer.thinks(so_far):
             self._thinking = propose_ahead.submit(
-                whole(self.proposer), whole(so_far), parent, folder
+                unscanned(self.proposer), unscanned(so_far), parent, folder
             )
 
     def wait(self) -> None:
@@ -75,7 +75,7 @@ class Proposals:
             return None
         return self._result(
             proposal.mend_patch.submit(
-                whole(self.proposer), whole(so_far), whole(crashed), whole(run)
+                unscanned(self.proposer), unscanned(so_far), unscanned(crashed), unscanned(run)
             )
         )
 
@@ -88,10 +88,10 @@ class Proposals:
         if isinstance(self.proposer, Researcher):
             return self._result(
                 propose_ahead.submit(
-                    whole(self.proposer), whole(so_far), parent, self._folder(so_far)
+                    unscanned(self.proposer), unscanned(so_far), parent, self._folder(so_far)
                 )
             )
-        return proposal.propose_patch(whole(self.proposer), whole(so_far))
+        return proposal.propose_patch(unscanned(self.proposer), unscanned(so_far))
 
     def _result(self, thinking: PrefectFuture[T]) -> T:
         """Waits for a thread that thinks; somebody who asks the night to end is not kept waiting by it."""
