@@ -31,7 +31,7 @@ from tasks.files import FileRef, locked
 
 PROBE_SECONDS = 3.0  # to the hub's first answer; the hub's own client would retry for 23 s
 FETCH_SECONDS = 1800  # for one build, about 0.8 GB of FlashAttention-3
-INSTALL = f"import signal; signal.alarm({FETCH_SECONDS}); from tasks import attention_kernels; attention_kernels.install_and_tell()"
+INSTALL = f"import signal; signal.alarm({FETCH_SECONDS}); from tasks.data import attention_kernels; attention_kernels.install_and_tell()"
 
 
 class KernelUnavailable(Exception):
