@@ -24,7 +24,7 @@ from tasks import cache
 from tasks.data import attention_kernels, dataset, fetch
 from tasks.data.dataset import Shard
 from tasks.errors import DataError
-from tasks.files import FileRef, let_everybody_in
+from tasks.files import FileRef, make_readable
 from tasks.records import Dataset
 from trainer import prepare as fixed
 
@@ -264,7 +264,7 @@ def _open_folder(path: Path) -> Path:
     try:
         for folder in (path.parent, path):
             folder.mkdir(parents=True, exist_ok=True)
-            let_everybody_in(folder)
+            make_readable(folder)
     except OSError as error:
         raise DataError(
             f"{path} cannot be used: {error.strerror}. Set NIGHTLY_HOME to a folder that you own"

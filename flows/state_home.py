@@ -21,7 +21,7 @@ def locate() -> Path:
     home = Path(os.environ.get("NIGHTLY_HOME") or ROOT / ".nightly").expanduser().resolve()
     try:
         home.mkdir(parents=True, exist_ok=True)
-        files.let_everybody_in(home)
+        files.make_readable(home)
     except OSError as error:
         raise UsageError(
             f"NIGHTLY_HOME = {home} cannot be used: {error.strerror}. Name a folder that you own"

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, known by their content: what cached tasks return instead of data."""
+"""Files that are there complete or not at all, known by their content; cached tasks return these."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
 
-FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk or a quota without room
+FULL = (errno.ENOSPC, errno.EDQUOT)  # a full disk, or an exceeded quota
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +25,19 @@ class FileRef:
     bytes: int
 
     @classmethod
-    def write(cls, path: Path, content: builtins.bytes | Callable[[BinaryIO], object]) -> FileRef:
-        """Writes `content`, or what it writes into the file that it is given, readable by everybody: a box's uid too.
+    def of(cls, path: Path) -> FileRef:
+        """The file as it is now. Raises OSError when it cannot be read."""
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return cls(str(path), digest, os.fstat(file.fileno()).st_size)
 
-        Temporary name, fsync, rename. What a killed process left under that name is written over; of two processes that
-        write the same file, one waits.
+    @classmethod
+    def write(cls, path: Path, content: builtins.bytes | Callable[[BinaryIO], object]) -> FileRef:
+        """Writes a file that every user can read, as a box runs under another uid.
+
+        `content` is bytes, or a function that writes them into the file that it is given. The file
+        is written under a temporary name, synced and renamed. What a killed process left under that
+        name is overwritten; of two processes that write the same file, one waits.
         """
         part = path.with_name(f".{path.name}.part")
         with locked(part) as file:
@@ -39,12 +47,7 @@ class FileRef:
                 file.flush()
                 os.fsync(file.fileno())
                 part.chmod(0o644)
-                with part.open("rb") as written:
-                    ref = cls(
-                        str(path),
-                        hashlib.file_digest(written, "sha256").hexdigest(),
-                        os.fstat(file.fileno()).st_size,
-                    )
+                ref = dataclasses.replace(cls.of(part), path=str(path))
                 part.replace(path)
             except BaseException:
                 part.unlink(missing_ok=True)
@@ -53,24 +56,26 @@ class FileRef:
         return ref
 
 
-def sign(lock: IO[str], whose: str) -> None:
-    """Says in the file of a lock whose it is. On a full disk the next one is not told."""
+def sign(lock: IO[str], owner: str) -> None:
+    """Writes into a lock file who holds the lock. On a full disk the file stays empty."""
     with contextlib.suppress(OSError):
         os.ftruncate(lock.fileno(), 0)
-        os.write(
-            lock.fileno(), whose.encode()
-        )  # unbuffered: or closing the file would try again and fail
+        # Unbuffered: a buffer that could not be written would make closing the file fail.
+        os.write(lock.fileno(), owner.encode())
 
 
-def let_everybody_in(folder: Path) -> None:
-    """A box runs under another uid and must reach what is below. Takes nothing from anybody: it may be /tmp."""
+def make_readable(folder: Path) -> None:
+    """Lets every user list and enter a folder, as a box runs under another uid.
+
+    No permission is taken away: the folder may be /tmp.
+    """
     mode = folder.stat().st_mode
     if mode & 0o055 != 0o055:
         folder.chmod(mode | 0o055)
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until the names in a folder are on disk: or a power cut forgets a file that was synced itself."""
+    """Waits until the names in a folder are on disk; without it a power cut loses synced files."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -80,14 +85,15 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[BinaryIO]:
-    """A file opened to be appended to, made if need be, once no other process has it. Whoever has it may move it."""
+    """Opens a file for appending, creating it if needed, once no other process has it locked.
+
+    Whoever holds the lock may rename or remove the file.
+    """
     with contextlib.ExitStack() as stack:
         while True:
             file = stack.enter_context(path.open("ab"))
             fcntl.flock(file, fcntl.LOCK_EX)
-            with contextlib.suppress(
-                FileNotFoundError
-            ):  # whoever had it has removed or renamed it meanwhile
+            with contextlib.suppress(FileNotFoundError):  # its last holder renamed or removed it
                 if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                     break
             file.close()

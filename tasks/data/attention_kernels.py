@@ -1,218 +1,189 @@
-"""Native attention kernels from the Hugging Face hub: fetched by the trusted preparation, never by a box.
+"""Native attention kernels from the Hugging Face hub, fetched by the preparation, never by a box.
 
-A profile names each as owner/name@commit, and naming it is trusting its publisher: it is native code. One build, that for
-this torch and this GPU's toolkit, is kept beside a manifest with the sha256 of each file. tasks/judge/native_code.py reads
-the manifest before a box opens and refuses a changed file; the box sees the folder read-only and has no network.
+A profile names each as owner/name@commit, and thereby trusts its publisher: a kernel is native
+code. Of its builds, the one for this torch and this GPU's toolkit is kept, with a manifest that has
+the sha256 of each file. tasks/judge/native_code.py reads the manifest before a box opens and
+refuses a changed file; the box sees the folder read-only and has no network.
 
-    data/kernels/<owner>--<name>@<commit>-torch<version>/build/<variant>/...     what LOCAL_KERNELS names in a box
-    data/kernels/<owner>--<name>@<commit>-torch<version>.json                    its manifest
+    data/kernels/<owner>--<name>@<commit>-torch<version>/build/<variant>/    LOCAL_KERNELS of a box
+    data/kernels/<owner>--<name>@<commit>-torch<version>.json                its manifest
 
-A kernel that cannot be had costs speed, not the night: train.py falls through to the next backend.
+A kernel that is unavailable costs speed, not the night: train.py uses the next backend instead.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import os
 import shutil
-import socket
+import signal
 import subprocess
 import sys
-import threading
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tasks.data import hub
+import httpx2
+
+from tasks.data import hub, web
 from tasks.files import FileRef, locked
 
-PROBE_SECONDS = 3.0  # to the hub's first answer; the hub's own client would retry for 23 s
-FETCH_SECONDS = 1800  # for one build, about 0.8 GB of FlashAttention-3
-INSTALL = f"import signal; signal.alarm({FETCH_SECONDS}); from tasks import attention_kernels; attention_kernels.install_and_tell()"
+PROBE_SECONDS = 3.0  # for the hub to answer at all; its own client would retry for 23 s
+FETCH_SECONDS = 1800  # for one build; FlashAttention-3 has about 0.8 GB
 
 
 class KernelUnavailable(Exception):
-    """This kernel is not here and cannot be fetched now; the text is one line that says why."""
+    """This kernel is not here and cannot be fetched now; the text is one line with the reason."""
 
 
 def fetch_each(
-    pins: Sequence[str], folder: Path, tell: Callable[[str], None]
+    pins: Sequence[str], folder: Path, log: Callable[[str], None]
 ) -> tuple[FileRef, ...]:
-    """The manifests of those `pins` (owner/name@commit) that are here or can be fetched into `folder`, in their order.
+    """The manifests of the available ones of `pins` (owner/name@commit), in the same order.
 
-    `tell` is given one line for each that is left out.
+    `log` is called with one line for each that is left out.
     """
     manifests: list[FileRef] = []
     for pin in pins:
         try:
             manifests.append(fetch(pin, folder))
         except KernelUnavailable as reason:
-            tell(f"attention kernel {pin}: {reason}. Training does without it")
+            log(f"attention kernel {pin}: {reason}. Training continues without it")
     return tuple(manifests)
 
 
 def fetch(pin: str, folder: Path) -> FileRef:
-    """The manifest of one kernel, owner/name@commit, fetched into `folder` unless it lies there as it was fetched.
+    """The manifest of one kernel, owner/name@commit, fetched into `folder` unless it is there.
 
-    A download that was cut short goes on where it was. Raises KernelUnavailable.
+    Raises KernelUnavailable.
     """
-    repository, _, revision = pin.partition("@")
     torch = importlib.metadata.version("torch")
-    kept = folder / f"{repository.replace('/', '--')}@{revision}-torch{torch}"
-    manifest = kept.with_name(f"{kept.name}.json")
-    part = kept.with_name(f".{kept.name}.part")
+    kept = folder / f"{pin.replace('/', '--')}-torch{torch}"
     try:
-        if found := _found(manifest, kept):
-            return found
-        if problem := _unreachable():
-            raise KernelUnavailable(problem)
-        part.parent.mkdir(parents=True, exist_ok=True)
-        with locked(
-            lock := part.with_suffix(".lock")
-        ) as held:  # the workers of several GPUs begin at once
-            try:
-                return _found(manifest, kept) or _fetch(
-                    repository, revision, torch, part, kept, held.fileno()
-                )
-            finally:
-                lock.unlink()
+        if not _is_whole(kept):
+            _probe()
+            folder.mkdir(parents=True, exist_ok=True)
+            _run("-m", __name__, pin, str(kept.resolve()), torch)
+        return FileRef.of(_manifest(kept))
     except OSError as error:
         raise KernelUnavailable(f"cannot be kept in {folder}: {error.strerror}") from error
 
 
-def _fetch(
-    repository: str, revision: str, torch: str, part: Path, kept: Path, lock: int
-) -> FileRef:
-    part.mkdir(exist_ok=True)
-    variant = _install(repository, revision, part, lock)
-    shutil.rmtree(part / ".cache")  # where the hub's client notes how far it is
-    manifest = kept.with_name(f"{kept.name}.json")
-    manifest.unlink(missing_ok=True)
-    shutil.rmtree(kept, ignore_errors=True)
-    part.replace(kept)
-    _make_readable(kept)
-    told = {
-        "repository": repository,
-        "revision": revision,
-        "variant": variant,
-        "torch": torch,
-        "files": _files(kept),
-    }
-    return FileRef.write(manifest, json.dumps(told, indent=1).encode())
-
-
-def _found(manifest: Path, kept: Path) -> FileRef | None:
-    """What an earlier fetch has left, unless a file of it is gone or changed."""
-    if not manifest.is_file():
-        return None
-    text = manifest.read_bytes()
+def _probe() -> None:
+    """Raises KernelUnavailable unless the hub answers within PROBE_SECONDS."""
+    if hub.offline():
+        raise KernelUnavailable("not fetched yet, and HF_HUB_OFFLINE is set")
     try:
-        if json.loads(text)["files"] != _files(kept):
-            return None
-    except (ValueError, KeyError, TypeError):
-        return None  # the manifest itself is damaged
-    return FileRef(str(manifest), hashlib.sha256(text).hexdigest(), len(text))
+        httpx2.head(hub.endpoint(), timeout=PROBE_SECONDS)
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        raise KernelUnavailable(
+            f"not fetched yet, and {web.safe(hub.endpoint())} cannot be reached ({web.safe(error)})"
+        ) from error
 
 
-def _files(kept: Path) -> dict[str, str]:
-    """sha256 of each file below a folder, by its path in it."""
-    found = {}
-    for path in sorted(path for path in kept.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            found[str(path.relative_to(kept))] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
-
-
-def _make_readable(kept: Path) -> None:
-    """For everybody: a box runs under another uid."""
-    kept.parent.chmod(0o755)
-    for path in (kept, *kept.rglob("*")):
-        path.chmod(0o755 if path.is_dir() else 0o644)
-
-
-def _install(repository: str, revision: str, part: Path, lock: int) -> str:
-    """Downloads the build that fits this machine into part/build and returns its name. Raises KernelUnavailable.
-
-    In a process of its own: the package `kernels` imports torch, and a process can be ended when it takes too long. It
-    holds the lock too: it may outlive this one, and until its end, or its alarm, nobody touches its files.
-    """
+def _run(*arguments: str) -> None:
+    """Python in a process of its own: the package `kernels` imports torch, and it can be killed."""
     quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         done = subprocess.run(
-            [sys.executable, "-c", INSTALL, repository, revision, str(part.resolve())],
+            [sys.executable, *arguments],
             env={**os.environ, **quiet},
             cwd=Path(__file__).resolve().parents[2],
             capture_output=True,
             text=True,
             timeout=FETCH_SECONDS,
-            pass_fds=[lock],
         )
     except subprocess.TimeoutExpired:
         raise KernelUnavailable(
-            f"not fetched within {FETCH_SECONDS} s; the next preparation goes on with it"
+            f"not fetched within {FETCH_SECONDS} s; the next preparation tries again"
         ) from None
-    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
     if done.returncode != 0:
-        raise KernelUnavailable(
-            f"not fetched: {lines[-1] if lines else f'exit code {done.returncode}'}"
-        )
-    return lines[-1]
+        *_, reason = ["", *done.stderr.strip().splitlines()]
+        raise KernelUnavailable(f"not fetched: {reason or f'exit code {done.returncode}'}")
 
 
-def install_and_tell() -> None:
-    """The process of `_install`: argv[1:] is repository, commit and folder. Nothing that it downloads is imported.
+def main() -> None:
+    """The process that fetches a kernel: argv[1:] is its pin, its folder and torch's version.
 
-    Not `kernels.install_kernel`: version 0.17.2 cannot speak to the hub at all where telemetry is switched off
-    (HF_HUB_DISABLE_TELEMETRY, DO_NOT_TRACK: it sends an empty part in a header), and its cache is links into a store.
+    It may outlive its parent, by FETCH_SECONDS at most; then it completes what it has begun. The
+    lock is for the workers of several GPUs, which begin at once.
+    """
+    signal.alarm(FETCH_SECONDS)
+    pin, folder, torch = sys.argv[1:]
+    repository, _, revision = pin.partition("@")
+    kept = Path(folder)
+    part = kept.with_name(f".{kept.name}.part")
+    with locked(lock := kept.with_name(f".{kept.name}.lock")):
+        try:
+            if _is_whole(kept):
+                return
+            facts = {"repository": repository, "revision": revision, "torch": torch}
+            facts["variant"] = _download(repository, revision, part)
+            shutil.rmtree(part / ".cache")  # the hub client's own notes
+            _manifest(kept).unlink(missing_ok=True)
+            shutil.rmtree(kept, ignore_errors=True)
+            part.replace(kept)
+            _make_readable(kept)
+            manifest = json.dumps({**facts, "files": _files(kept)}, indent=1)
+            FileRef.write(_manifest(kept), manifest.encode())
+        # Whatever the hub or its client finds wrong ends as one line of the parent.
+        except Exception as error:
+            sys.exit(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+        finally:
+            lock.unlink()
+
+
+def _download(repository: str, revision: str, part: Path) -> str:
+    """Downloads the build for this machine into part/build and returns its name.
+
+    Nothing that it downloads is imported. `kernels.install_kernel` is not used: version 0.17.2
+    sends an illegal header where telemetry is off (HF_HUB_DISABLE_TELEMETRY, DO_NOT_TRACK), and
+    its result is links into a shared store.
     """
     from huggingface_hub import HfApi
     from kernels.variants import get_variants, resolve_variant, variants_trace_str
 
-    repository, revision, folder = sys.argv[1:]
     api = HfApi(library_name="kernels")
+    variant, trace = resolve_variant(get_variants(api, repo_id=repository, revision=revision))
+    if variant is None:
+        reasons = "; ".join(variants_trace_str(trace).splitlines())
+        sys.exit(f"no build for this machine: {reasons or 'it has none at all'}")
+    name = str(variant.variant_str)
+    api.snapshot_download(
+        repository,
+        repo_type="kernel",
+        revision=revision,
+        allow_patterns=[f"build/{name}/*"],
+        local_dir=part,
+    )
+    return name
+
+
+def _manifest(kept: Path) -> Path:
+    return kept.with_name(f"{kept.name}.json")
+
+
+def _is_whole(kept: Path) -> bool:
+    """Whether an earlier fetch has left this kernel, with no file missing or changed since."""
     try:
-        variant, trace = resolve_variant(get_variants(api, repo_id=repository, revision=revision))
-        if variant is None:
-            reasons = "; ".join(variants_trace_str(trace).splitlines())
-            sys.exit(f"no build for this machine: {reasons or 'it has none at all'}")
-        wanted = [f"build/{variant.variant_str}/*"]
-        api.snapshot_download(
-            repository,
-            repo_type="kernel",
-            revision=revision,
-            allow_patterns=wanted,
-            local_dir=folder,
-        )
-        print(variant.variant_str)
-    except (
-        Exception
-    ) as error:  # whatever the hub or its client finds wrong, told in its own first line
-        sys.exit(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+        manifest = json.loads(_manifest(kept).read_bytes())
+        return bool(manifest["files"] == _files(kept))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return False  # not fetched, or the manifest is damaged
 
 
-def _unreachable() -> str | None:
-    """Why the hub cannot be asked, found out in PROBE_SECONDS; None when it can."""
-    if hub.offline():
-        return "not fetched yet, and HF_HUB_OFFLINE is set"
-    address = urllib.parse.urlsplit(hub.endpoint())
-    host, port = address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
-    if address.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
-        return None  # a name that only the proxy can look up
-    failed = [f"no answer within {PROBE_SECONDS:.0f} s"]
+def _files(kept: Path) -> dict[str, str]:
+    """sha256 of each file below a folder, by its path in it."""
+    paths = sorted(path for path in kept.rglob("*") if path.is_file())
+    return {str(path.relative_to(kept)): FileRef.of(path).sha256 for path in paths}
 
-    def knock() -> None:
-        try:
-            socket.create_connection((host, port), PROBE_SECONDS).close()
-            failed.clear()
-        except OSError as error:
-            failed[:] = [str(error)]
 
-    thread = threading.Thread(
-        target=knock, name="hub-probe", daemon=True
-    )  # looking up a name has no time limit of its own
-    thread.start()
-    thread.join(PROBE_SECONDS)
-    return f"not fetched yet, and {host}:{port} cannot be reached ({failed[0]})" if failed else None
+def _make_readable(kept: Path) -> None:
+    """For every user: a box runs under another uid."""
+    kept.parent.chmod(0o755)
+    for path in (kept, *kept.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,8 @@
-"""A download that is not finished: the bytes so far, and a note that ties them to one version of the file on the server.
+"""An unfinished download: the bytes so far, and a note that ties them to one version of the file.
 
-The note stays when the file is whole and then holds its sha256, so that a later call knows the file without a request.
-A crash at any moment leaves a part that the next try goes on from, or throws away when its note does not fit.
+The note stays beside the finished file and then holds its sha256, so that a later call knows the
+file without a request. A crash at any moment leaves a part that the next try continues, or throws
+away when its note does not fit.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from pathlib import Path
 from tasks.errors import DataError
 from tasks.files import FileRef
 
-LOCKED_WAIT = 60.0  # seconds that are asked for while another process writes the same part
-MOST_CHANGES = 4  # versions of one file on the server that are started on before it is given up
+LOCKED_WAIT = 60.0  # seconds to wait while another process writes the same part
+MOST_CHANGES = 4  # versions of one file on the server that a download starts over for
 
 
 class Unreachable(DataError):
-    """The source does not answer now; `wait` is how many seconds it asked for."""
+    """The source does not answer now; `wait` is the number of seconds that it asked for."""
 
     def __init__(self, text: str, wait: float = 0.0) -> None:
         super().__init__(text)
@@ -32,18 +33,21 @@ class Unreachable(DataError):
 
 @dataclasses.dataclass(frozen=True)
 class Note:
-    """What is known of the file on the server."""
+    """What is known of the file on the server.
+
+    `version` is what If-Range accepts: a strong ETag, else the date of the last change. Without
+    it, a download cannot be resumed. `sha256` is what the server promises, and the one found once
+    the download is complete.
+    """
 
     address: str  # without a password or a signature
-    version: (
-        str | None
-    )  # what If-Range accepts: a strong ETag, else the date of the last change; None: no resuming
+    version: str | None
     bytes: int | None = None
-    sha256: str | None = None  # the server's promise while it is downloaded, found once it is whole
+    sha256: str | None = None
 
 
 class Part:
-    """The partial file of `path`, opened for reading and writing, unbuffered and ours alone. See `opened`."""
+    """The partial file of `path`: unbuffered, readable, writable and locked. See `opened`."""
 
     def __init__(self, file: FileIO, path: Path) -> None:
         self.file = file
@@ -61,17 +65,17 @@ class Part:
         return read_note(self.path, address)
 
     def restart(self, note: Note | None) -> None:
-        """Throws the bytes away, for the version that `note` describes; None is for one that is not known yet."""
+        """Throws the bytes away, for the version in `note`; None while it is not known."""
         self.file.truncate(0)
         if note:
             if note.version != self._version and self._changes < MOST_CHANGES:
                 self._version, self._changes, self._longest = note.version, self._changes + 1, 0
             write_note(self.path, note)
 
-    def append(self, chunk: bytes) -> None:
-        """Writes it all: an unbuffered write on a nearly full disk is a short one."""
+    def append(self, piece: bytes) -> None:
+        """Writes all of it: on a nearly full disk an unbuffered write may be a short one."""
         self.file.seek(0, os.SEEK_END)
-        rest = memoryview(chunk)
+        rest = memoryview(piece)
         while rest:
             rest = rest[self.file.write(rest) :]
 
@@ -99,7 +103,7 @@ def read_note(path: Path, address: str) -> Note | None:
     try:
         note = Note(**json.loads(note_path(path).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
-        return None  # without it the download starts anew
+        return None  # the download starts over
     return note if note.address == address else None
 
 
@@ -109,14 +113,18 @@ def write_note(path: Path, note: Note) -> None:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Part]:
-    """The part of `path`, locked; an empty one is removed at the end. Raises DataError, or Unreachable when it is taken."""
+    """The part of `path`, locked; removed at the end if it is empty.
+
+    Raises DataError, and Unreachable when another process holds the lock.
+    """
     name = partial(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(name, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise DataError(
-            f"cannot write {name}: {error.strerror}. Free some space, or set NIGHTLY_HOME to a larger disk"
+            f"cannot write {name}: {error.strerror}. "
+            "Free some space, or set NIGHTLY_HOME to a larger disk"
         ) from error
     with FileIO(descriptor, "r+") as file:
         try:
@@ -126,7 +134,7 @@ def opened(path: Path) -> Iterator[Part]:
             ours = False
         if not ours:
             raise Unreachable(
-                f"{name} is being written by another process: wait until it has ended", LOCKED_WAIT
+                f"another process is writing {name}: wait until it has finished", LOCKED_WAIT
             )
         part = Part(file, path)
         try:

@@ -1,4 +1,4 @@
-"""How far a download is: a bar with rate and time left on a terminal, a line now and then elsewhere."""
+"""The progress of a download: a bar with rate and time left on a terminal, else log lines."""
 
 from __future__ import annotations
 
@@ -10,24 +10,21 @@ from collections.abc import Callable, Iterator
 
 import tqdm
 
-QUIET_BYTES = 32 << 20  # a smaller download is over before anybody asks how far it is
-QUIET_SECONDS = 30.0  # the longest time without a line, once it has begun
+QUIET_BYTES = 32 << 20  # a smaller download logs no tenths: it is over soon
+QUIET_SECONDS = 30.0  # the longest time between two lines of a download
 
 Report = Callable[[int, int | None], None]  # bytes so far, bytes in all if known
 
 
 @contextlib.contextmanager
 def reporting(name: str, log: Callable[[str], None]) -> Iterator[Report]:
-    """What a download of `name` is to call: it draws on stderr if that is a terminal, else it calls `log`.
-
-    Several may be open at a time, in several threads: each has a line of the terminal.
+    """A function for the download of `name` to call: it draws on stderr if that is a terminal,
+    else it calls `log`. Several may be open at a time, in several threads.
     """
     if not sys.stderr.isatty():
         yield lines(name, log)
         return
-    size = (
-        shutil.get_terminal_size()
-    )  # tqdm draws nothing on a terminal that does not know its size
+    size = shutil.get_terminal_size()  # tqdm draws nothing on a terminal of unknown size
     with tqdm.tqdm(
         desc=name, unit="B", unit_scale=True, leave=False, ncols=size.columns, nrows=size.lines
     ) as bar:
@@ -37,16 +34,18 @@ def reporting(name: str, log: Callable[[str], None]) -> Iterator[Report]:
 def lines(
     name: str, log: Callable[[str], None], now: Callable[[], float] = time.monotonic
 ) -> Report:
-    """Calls `log` at each tenth of a large download, and after QUIET_SECONDS without a line of any."""
-    begun, last, first, told = now(), now(), -1, 0
+    """Calls `log` at each tenth of a large download, and every QUIET_SECONDS of any other."""
+    begun = last = now()
+    first, logged = -1, 0
 
     def report(done: int, total: int | None) -> None:
-        nonlocal begun, last, first, told
-        if first < 0 or done < first:  # what an earlier try left was not downloaded now
-            begun, first, told = now(), done, done * 10 // total if total else 0
-        tenth = done * 10 // total if total and total > QUIET_BYTES else told
-        if tenth > told or now() - last >= QUIET_SECONDS:
-            told, last = tenth, now()
+        nonlocal begun, last, first, logged
+        if first < 0 or done < first:  # bytes of an earlier try are not part of the rate
+            begun, first = now(), done
+            logged = done * 10 // total if total else 0
+        tenth = done * 10 // total if total and total > QUIET_BYTES else logged
+        if tenth > logged or now() - last >= QUIET_SECONDS:
+            logged, last = tenth, now()
             log(f"{name}: {_state(done, total, (done - first) / max(last - begun, 1e-3))}")
 
     return report

@@ -9,7 +9,7 @@ import pytest
 
 from flows import state_home
 from flows.command_line import server
-from tasks.files import let_everybody_in
+from tasks.files import make_readable
 
 
 class Healthy(BaseHTTPRequestHandler):
@@ -68,4 +68,4 @@ def test_a_state_folder_lets_everybody_in_and_loses_nothing(tmp_path, monkeypatc
 def test_a_folder_of_somebody_else_that_lets_everybody_in_is_left_alone(tmp_path, monkeypatch):
     tmp_path.chmod(0o755)
     monkeypatch.setattr("pathlib.Path.chmod", None)  # would fail
-    let_everybody_in(tmp_path)
+    make_readable(tmp_path)

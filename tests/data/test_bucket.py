@@ -205,6 +205,16 @@ def test_what_is_missing_is_asked_for_by_version(use, tmp_path):
     assert [request.get("If-Match") for request in origin.requests] == [None, '"one"', '"one"']
 
 
+@pytest.mark.parametrize("name", ["AWS_REGION", "AWS_DEFAULT_REGION"])
+def test_the_region_that_the_remedy_names_is_signed_for(use, tmp_path, monkeypatch, name):
+    monkeypatch.delenv("AWS_REGION")
+    monkeypatch.setenv(name, "eu-west-1")
+    with Origin({"open/some.parquet": b"PAR1"}) as origin:
+        use(origin.url)
+        fetch.fetch("s3://open", "some.parquet", tmp_path, None)
+    assert "%2Feu-west-1%2Fs3%2Faws4_request" in origin.requests[0]["path"]
+
+
 def test_half_a_login_is_said_to_be(use, tmp_path, monkeypatch):
     use("http://127.0.0.1:9")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")

@@ -20,9 +20,10 @@ from tests.origin import Cutter, Origin
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "train_00000.parquet"
 NOTE = f"{NAME}.origin.json"
+CHUNK = 64 * 1024
 CONTENT = random.Random(0).randbytes(1_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-PART = 4 * web.CHUNK
+PART = 4 * CHUNK
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +66,7 @@ def test_every_byte_is_told_to_progress(origin, tmp_path):
 
 
 def test_cut_connections_are_resumed_and_no_byte_is_sent_twice(origin, tmp_path):
-    origin.cut = 2 * web.CHUNK
+    origin.cut = 2 * CHUNK
     assert fetch.fetch(origin.url, NAME, tmp_path, SHA256).bytes == len(CONTENT)
     assert len(origin.requests) == 8
     assert origin.sent == len(CONTENT)
@@ -170,7 +171,7 @@ def test_a_stale_part_is_thrown_away_when_the_server_says_so(origin, tmp_path):
 
 
 def test_twenty_cuts_and_a_busy_server_end_with_the_right_file(origin, tmp_path):
-    with Cutter(int(origin.url.rpartition(":")[2]), cuts=20, after=50_000 + web.CHUNK) as cutter:
+    with Cutter(int(origin.url.rpartition(":")[2]), cuts=20, after=50_000 + CHUNK) as cutter:
         origin.files[NAME] = CONTENT * 3
         origin.script = [(429, {"Retry-After": "1"}, b""), (302, {"Location": f"/{NAME}"}, b"")]
         ref = fetch.fetch(cutter.url, NAME, tmp_path, None)
@@ -195,12 +196,12 @@ def test_a_file_that_is_replaced_between_two_cuts_is_fetched_anew(origin, tmp_pa
 
 def test_a_file_that_changes_all_the_time_is_given_up(origin, tmp_path, monkeypatch):
     monkeypatch.setattr(web, "TRIES", 2)
-    origin.cut = 2 * web.CHUNK
+    origin.cut = 2 * CHUNK
 
     def change(done, total):
         origin.etag = f'"{len(origin.requests)}"'
 
-    with pytest.raises(fetch.Unreachable, match="Connection broken"):
+    with pytest.raises(fetch.Unreachable, match="peer closed connection"):
         fetch.fetch(origin.url, NAME, tmp_path, None, change)
 
 
@@ -411,8 +412,10 @@ def test_an_address_that_is_none_is_said_to_be(tmp_path, source):
         fetch.fetch(source, NAME, tmp_path, None)
 
 
-def test_a_certificate_file_that_is_missing_is_named(tmp_path, monkeypatch):
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem")
+@pytest.mark.parametrize("setting", ["REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"])
+def test_a_certificate_file_that_is_missing_is_named(tmp_path, monkeypatch, setting):
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    monkeypatch.setenv(setting, "/nowhere/ca.pem")
     with pytest.raises(DataError, match=r"^https://127.0.0.1:9/.*/nowhere/ca.pem"):
         fetch.fetch("https://127.0.0.1:9", NAME, tmp_path, None)
 
@@ -485,7 +488,7 @@ def test_a_full_disk_keeps_the_part_and_the_next_call_goes_on(origin, small_disk
     folder, make_room = small_disk
     with pytest.raises(
         DataError,
-        match=rf"({os.strerror(errno.ENOSPC)}|{os.strerror(errno.EFBIG)}).*goes on from there",
+        match=rf"({os.strerror(errno.ENOSPC)}|{os.strerror(errno.EFBIG)}).*continues from there",
     ):
         fetch.fetch(origin.url, NAME, folder, SHA256)
     assert NAME not in names(folder)

@@ -15,6 +15,7 @@ NAME = "shard_00000.parquet"
 COMMIT = "0397e27157956705a0260709da3095bb9c43d6a7"
 SOURCE = f"hf://datasets/owner/some-data@{COMMIT}"
 PATH = f"datasets/owner/some-data/resolve/{COMMIT}/{NAME}"
+CHUNK = 64 * 1024
 CONTENT = b"PAR1" + random.Random(0).randbytes(1_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
@@ -73,7 +74,7 @@ def test_a_public_dataset_needs_no_login(hub, store, folder):
 
 
 def test_a_cut_download_goes_on_through_the_redirect(hub, store, folder):
-    with Cutter(int(store.url.rpartition(":")[2]), cuts=3, after=4 * web.CHUNK) as cutter:
+    with Cutter(int(store.url.rpartition(":")[2]), cuts=3, after=4 * CHUNK) as cutter:
         code, headers, body = hub.answers[PATH]
         hub.answers[PATH] = (code, {**headers, "Location": f"{cutter.url}/blob"}, body)
         assert fetch.fetch(SOURCE, NAME, folder, None).sha256 == SHA256
@@ -165,7 +166,7 @@ def test_a_login_without_access_is_said_to_have_none(hub, folder, monkeypatch):
 
 def test_a_login_that_is_none_is_not_shown(hub, folder, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret\nhf_secret")
-    with pytest.raises(DataError, match="HF_TOKEN is no token") as caught:
+    with pytest.raises(DataError, match="HF_TOKEN is not a token") as caught:
         fetch.fetch(SOURCE, NAME, folder, None)
     assert "hf_secret" not in str(caught.value)
 
