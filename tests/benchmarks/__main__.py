@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 
 from flows import state_home
+from tests.benchmarks import mutants
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         prog="./run bench", description="Measures what the project's parts cost."
     )
-    parser.add_argument("name", choices=["ahead", "data", "judge", "night", "train"])
+    parser.add_argument("name", choices=["ahead", "data", "judge", "mutants", "night", "train"])
     parser.add_argument(
         "--repeats", type=int, default=3, metavar="N", help="median of N (default 3)"
     )
@@ -21,7 +22,16 @@ if __name__ == "__main__":
         metavar="FILE",
         help="the same figures as one JSON object, units in its keys",
     )
+    parser.add_argument(
+        "--tree", type=Path, default=state_home.ROOT, help="mutants: the tree to test (this one)"
+    )
+    parser.add_argument(
+        "--like", type=Path, metavar="FILE", help="mutants: those of an earlier --json, compared"
+    )
     arguments = parser.parse_args()
+    if arguments.name == "mutants":
+        unharmed = mutants.run(arguments.tree.resolve(), arguments.like, arguments.json)
+        sys.exit(0 if unharmed else 1)
     if arguments.json and arguments.name == "judge":
         parser.error("judge has no --json")
     state_home.configure(state_home.locate())  # before prefect is imported

@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.errors import NightlyError, UsageError
+from tasks.history import ledger
 from tasks.history.ledger import Ledger, read
 from tasks.history.night_state import FORMAT
 from tests.trials import night_event
@@ -95,6 +97,16 @@ def test_opening_goes_on_where_it_ended(ended):
     with Ledger.open(ended) as book:
         book.append("finished", reason="done")
         assert [event["event"] for event in read(ended)] == ["night", "started", "finished"]
+
+
+def test_a_cleared_ledger_starts_the_night_again(ended, monkeypatch):
+    monkeypatch.setattr(ledger, "time", SimpleNamespace(monotonic=lambda: 100.0))
+    with Ledger.open(ended) as book:
+        book.count_used(3600.0)
+        book.clear()
+        assert (book.has_night, book.used_seconds(), ended.read_bytes()) == (False, 0.0, b"")
+        book.append("night", tag="nov21")
+    assert [(event["event"], event["used"]) for event in read(ended)] == [("night", 0.0)]
 
 
 def test_a_second_writer_is_told_who_has_it(ended):
