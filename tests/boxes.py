@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from configs import Audit, Budget, Data, Limits, Profile
-from tasks.judge import watchdog
 from tasks.judge.bwrap import BoxSpec, Gate, box_name
+from tasks.judge.processes import ProcessId, all_pids, process_tree
 from tasks.records import Dataset
 
 VOCAB, LENGTH = 256, 8
@@ -136,18 +136,23 @@ def make_spec(folder: Path, **changes) -> BoxSpec:
     return BoxSpec(**{**parts, **changes})
 
 
-def live_boxes(home: Path) -> dict[int, int]:
-    """The live processes of every box of a state folder, whoever their parent is, as pid -> start time.
+def alive(tree: set[ProcessId]) -> list[int]:
+    """The pids of those that still run."""
+    return [process.pid for process in tree if process.is_alive]
+
+
+def live_boxes(home: Path) -> set[ProcessId]:
+    """The live processes of every box of a state folder, whoever their parent is.
 
     Those that make a box carry its name in their command line, and whatever runs inside is below them.
     """
     name = box_name(home).encode()
-    found: dict[int, int] = {}
-    for pid in watchdog.all_pids():
+    found: set[ProcessId] = set()
+    for pid in all_pids():
         with contextlib.suppress(OSError):
             if name in _argv(pid):
-                found |= watchdog.process_tree(pid)
-    return {pid: born for pid, born in found.items() if watchdog.is_alive(pid, born)}
+                found |= process_tree(pid)
+    return {process for process in found if process.is_alive}
 
 
 def _argv(pid: int) -> list[bytes]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tasks.judge import seccomp
 from tasks.judge.bwrap import find_bwrap
-from tasks.judge.watchdog import is_alive, started_at
+from tasks.judge.processes import ProcessId
 
 ROOT = Path(__file__).resolve().parent.parent
 BARE = ("--rm", "--read-only")  # options of `run` without a value
@@ -75,9 +75,9 @@ def _known(state: Path, verb: str, arguments: list[str]) -> int:
 def _pid(path: Path) -> int | None:
     """The container's first process, None if it is gone: every container is one of `run --rm`."""
     with contextlib.suppress(FileNotFoundError):
-        saved = json.loads(path.read_text())
-        if is_alive(saved["pid"], saved["born"]):
-            return int(saved["pid"])
+        process = ProcessId.parse(json.loads(path.read_text())["process"])
+        if process.is_alive:
+            return process.pid
         path.unlink(missing_ok=True)
     return None
 
@@ -100,9 +100,8 @@ def _run(state: Path, argv: list[str]) -> int:
         pid = json.loads(said)["child-pid"]
         part = state / "part"
         with contextlib.suppress(OSError):  # it has ended
-            part.write_text(
-                json.dumps({"pid": pid, "born": started_at(pid), "labels": options["--label"]})
-            )
+            process = str(ProcessId.of(pid))
+            part.write_text(json.dumps({"process": process, "labels": options["--label"]}))
             part.replace(state / f"{options['--name'][0]}.json")
     return container.wait() % 256
 

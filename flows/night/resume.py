@@ -42,7 +42,7 @@ def choose_tag(request: Request) -> str:
         beat, state = heartbeat.last(folder / night_folder.PULSE), night_folder.read_state(folder)
         if beat and beat.is_alive:
             raise UsageError(
-                f"night {folder.name} of the deployment {deployment!r} is running (pid {beat.pid} on {beat.host}: "
+                f"night {folder.name} of the deployment {deployment!r} is running (pid {beat.process.pid} on {beat.host}: "
                 f"{beat.phase}): wait for it, `./run stop {folder.name}`, or give this one a tag"
             )
         wished = state.stopped is not None and not state.failed

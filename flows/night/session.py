@@ -55,7 +55,7 @@ def hold(
     path, beat = folder / LEDGER, heartbeat.last(folder / PULSE)
     if beat and beat.host != platform.node() and beat.is_alive:
         raise UsageError(
-            f"night {folder.name} is running on {beat.host} (pid {beat.pid}: {beat.phase}): wait for it; "
+            f"night {folder.name} is running on {beat.host} (pid {beat.process.pid}: {beat.phase}): wait for it; "
             f"if that machine is dead, {heartbeat.LEASE_SECONDS:.0f} s after its last heartbeat anybody may go on"
         )
     if header is None:

@@ -46,26 +46,16 @@ class Box:
         """Ends the whole process tree and waits until it is gone. Raises BoxUnavailable if something survives."""
         if self.wire.fileno() < 0:
             return  # it was ended before, and its number may be another process's by now
-        root = self.container
-        known = root is None or watchdog.is_alive(
-            root.pid, root.born
-        )  # else its number may be another's by now
-        tree = watchdog.process_tree(self.watchdog.root) if known else {}
-        _end(self.process, root.name if root else None)
+        tree: set[processes.ProcessId] = set()
+        if self.container is None or self.container.process.is_alive:  # the pid is still its own
+            tree = processes.process_tree(self.watchdog.root)
+        _end(self.process, self.container.name if self.container else None)
         self.wire.close()
-        for _ in range(200):
-            survivors = [pid for pid, born in tree.items() if watchdog.is_alive(pid, born)]
-            if not survivors:
-                return
-            for pid in survivors:
-                with contextlib.suppress(
-                    ProcessLookupError, PermissionError
-                ):  # a container's may be another user's
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.01)
-        raise BoxUnavailable(
-            f"processes {survivors} of a box outlived SIGKILL by 2 s: a hung device driver? Look at dmesg"
-        )
+        if survivors := processes.kill_all(tree):
+            raise BoxUnavailable(
+                f"processes {survivors} of a box survived SIGKILL for 2 s: a hung device driver? "
+                "Look at dmesg"
+            )
 
 
 class CappedLog:
@@ -158,7 +148,9 @@ def _contain(spec: BoxSpec, python: list[str], undo: contextlib.ExitStack) -> Bo
         )
     undo.callback(wire.close)
     limits = {"memory_bytes": spec.memory_bytes, "tasks": spec.tasks}
-    guard = watchdog.Watchdog(found.pid, **limits, end=functools.partial(container.kill, name))
+    guard = watchdog.Watchdog(
+        found.process.pid, **limits, end=functools.partial(container.kill, name)
+    )
     return Box(client, wire, log, guard, started, found)
 
 
@@ -195,17 +187,17 @@ def sweep(home: Path) -> list[int]:
     over is ended.
     """
     name, ended = box_name(home).encode(), []
-    for pid in watchdog.all_pids():
+    for pid in processes.all_pids():
         with contextlib.suppress(OSError):
             argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if name in argv and argv[0].endswith(b"bwrap") and _adopts(watchdog.parent_of(pid)):
+            if name in argv and argv[0].endswith(b"bwrap") and _is_orphan(pid):
                 os.kill(pid, signal.SIGKILL)
                 ended.append(pid)
     return ended
 
 
-def _adopts(pid: int) -> bool:
-    """Whether this process is one that orphans are given to, and not a judge: that may be a container's first process."""
-    return pid != os.getpid() and (
-        pid == 1 or Path(f"/proc/{pid}/comm").read_bytes() == b"systemd\n"
-    )
+def _is_orphan(pid: int) -> bool:
+    """Whether the parent is init or a session's systemd, and not us: we may be a container's init."""
+    parent = processes.Stat.read(pid).parent
+    comm = Path(f"/proc/{parent}/comm")
+    return parent != os.getpid() and (parent == 1 or comm.read_bytes() == b"systemd\n")

@@ -25,9 +25,9 @@ import sys
 import time
 from pathlib import Path
 
-from tasks.judge import watchdog
 from tasks.judge.bwrap import BoxSpec, BoxUnavailable, box_name, environment, mounts
 from tasks.judge.door import Door
+from tasks.judge.processes import ProcessId
 
 IMAGE = "debian:12.11-slim"  # NIGHTLY_DOCKER_IMAGE names another; any with glibc's /lib, /lib64 and /bin linked into /usr
 USER = "65534:65534"
@@ -42,11 +42,10 @@ PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy")
 
 @dataclasses.dataclass(frozen=True)
 class Container:
-    """A running container and its first process on this machine, which `born` tells from a later one of the same number."""
+    """A running container."""
 
     name: str
-    pid: int
-    born: int  # clock ticks since boot
+    process: ProcessId  # its first process, as this machine sees it
 
 
 def image() -> str:
@@ -116,7 +115,12 @@ def command(spec: BoxSpec, name: str, door: Door, python: list[str]) -> list[str
         "--hostname",
         box_name(spec.home),
     ]
-    argv += ["--label", f"nightly={box_name(spec.home)}", "--label", f"nightly-judge={_judge()}"]
+    argv += [
+        "--label",
+        f"nightly={box_name(spec.home)}",
+        "--label",
+        f"nightly-judge={ProcessId.current()}",
+    ]
     argv += [
         "--network",
         "none",
@@ -208,10 +212,9 @@ def find(name: str, client: subprocess.Popen[bytes], deadline: float) -> Contain
         found = _docker("container", "inspect", "--format", "{{.State.Pid}}", name)
         if found.returncode == 0 and (said := found.stdout.strip()).isdigit():
             with contextlib.suppress(OSError):  # no such process
-                pid = int(said)
-                born = watchdog.started_at(pid)
-                if name.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
-                    return Container(name, pid, born)
+                process = ProcessId.of(int(said))
+                if name.encode() in Path(f"/proc/{said}/cmdline").read_bytes().split(b"\0"):
+                    return Container(name, process)
         if ended:
             return None
         time.sleep(0.02)
@@ -261,16 +264,10 @@ def sweep(home: Path) -> list[str]:
     ended = []
     for line in found.stdout.splitlines():
         name, _, judge = line.partition(" ")
-        boot, pid, born = judge.split("/")
-        if boot != watchdog.boot_id() or not watchdog.is_alive(int(pid), int(born)):
+        if not ProcessId.parse(judge).is_alive:
             end(name)
             ended.append(name)
     return ended
-
-
-def _judge() -> str:
-    """This process for all time: a start time counts from the machine's boot."""
-    return f"{watchdog.boot_id()}/{os.getpid()}/{watchdog.started_at(os.getpid())}"
 
 
 def _last(done: subprocess.CompletedProcess[str]) -> str:

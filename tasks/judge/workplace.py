@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks.judge import watchdog
+from tasks.judge.processes import ProcessId
 from trainer import prepare
 
 TRAINER = Path(prepare.__file__).parent
@@ -31,15 +30,12 @@ def workplace(home: Path) -> Iterator[Path]:
 
     Its name says whose it is, so that the folder of a process that was killed is removed by the next run.
     """
-    boxes, host, pid = home / "boxes", platform.node(), os.getpid()
+    boxes, host = home / "boxes", platform.node()
     boxes.mkdir(parents=True, exist_ok=True)
-    for left in boxes.glob(f"{host}-*-*-*"):
-        whose, owner, born, _ = left.name.rsplit("-", 3)
-        if whose == host and not watchdog.is_alive(
-            int(owner), int(born)
-        ):  # vm's are not those of vm-2
+    for left in boxes.glob(f"{host}~*~*"):
+        if not ProcessId.parse(left.name.rsplit("~", 2)[1]).is_alive:
             _remove(left)
-    work = Path(tempfile.mkdtemp(prefix=f"{host}-{pid}-{watchdog.started_at(pid)}-", dir=boxes))
+    work = Path(tempfile.mkdtemp(prefix=f"{host}~{ProcessId.current()}~", dir=boxes))
     work.chmod(0o755)
     try:
         yield work

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tasks.judge import kernel_limits, probe, watchdog
+from tasks.judge import kernel_limits, probe
 from tasks.judge.box import open_box, sweep
 from tasks.judge.bwrap import BoxUnavailable, box_name, command, gpu_nodes
-from tests.boxes import make_spec
+from tasks.judge.processes import Stat, process_tree
+from tests.boxes import alive, make_spec
 
 SAY = """
 import json, os, socket, sys, time
@@ -95,9 +96,9 @@ def test_a_daemon_dies_with_its_box(folder):
     )
     with open_box(make_spec(folder), ["-c", code]) as box:
         answer(box)
-        tree = watchdog.process_tree(box.process.pid)
+        tree = process_tree(box.process.pid)
         assert len(tree) >= 4
-    assert [pid for pid, born in tree.items() if watchdog.is_alive(pid, born)] == []
+    assert alive(tree) == []
 
 
 def test_300_mb_of_output_keep_both_ends(folder):
@@ -176,16 +177,16 @@ def test_kill_9_of_the_judge_takes_the_box_along(folder):
     )
     assert judge.stdout is not None
     pid = int(judge.stdout.readline())
-    tree = watchdog.process_tree(pid)
+    tree = process_tree(pid)
     assert len(tree) >= 3
     judge.kill()
     judge.wait()
     judge.stdout.close()
     for _ in range(100):
-        if not any(watchdog.is_alive(pid, born) for pid, born in tree.items()):
+        if not alive(tree):
             break
         time.sleep(0.05)
-    assert [pid for pid, born in tree.items() if watchdog.is_alive(pid, born)] == []
+    assert alive(tree) == []
 
 
 def test_sweep_ends_only_orphaned_boxes_of_this_folder(folder):
@@ -200,7 +201,7 @@ def test_sweep_ends_only_orphaned_boxes_of_this_folder(folder):
     mine, other = pretend(box_name(folder)), pretend(box_name(folder / "other"))
     try:
         for _ in range(100):
-            if watchdog.parent_of(mine) == 1:
+            if Stat.read(mine).parent == 1:
                 break
             time.sleep(0.01)
         ended = sweep(folder)

@@ -13,14 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from tasks.judge import container, probe, watchdog
+from tasks.judge import container, probe
 from tasks.judge.box import open_box
 from tasks.judge.bwrap import BoxUnavailable, box_name, mounts
 from tasks.judge.door import open_door
+from tasks.judge.processes import process_tree
 from tasks.records import Caps
 from tasks.trial.experiment import run_experiment
 from tests import fake_docker
-from tests.boxes import HONEST, make_dataset, make_profile, make_spec
+from tests.boxes import HONEST, alive, make_dataset, make_profile, make_spec
 
 SAY = """
 import json, os, socket, sys, time
@@ -247,9 +248,9 @@ def test_the_end_of_the_block_is_the_end_of_the_container_by_a_fake_docker(folde
         make_spec(folder, isolation="docker"), ["-c", SAY + "say(1); time.sleep(600)"]
     ) as box:
         answer(box)
-        tree = watchdog.process_tree(box.watchdog.root)
+        tree = process_tree(box.watchdog.root)
         assert len(tree) >= 2
-    assert [pid for pid, born in tree.items() if watchdog.is_alive(pid, born)] == []
+    assert alive(tree) == []
     assert list(state.iterdir()) == []
     assert list(folder.glob("door-*")) == []
 

@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -17,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from tasks.judge import watchdog
+from tasks.judge import processes
 from tasks.judge.box import sweep
-from tests.boxes import live_boxes, make_dataset
+from tasks.judge.processes import ProcessId, process_tree
+from tests.boxes import alive, live_boxes, make_dataset
 
 pytestmark = pytest.mark.slow
 
@@ -143,10 +143,10 @@ def home(tmp_path):
 
 @pytest.fixture
 def start(judges, dataset, home):
-    """Starts a judge on a candidate that stops in `phase`; returns its pid and start time. It is dead after the test."""
-    started = []
+    """Starts a judge on a candidate that stops in `phase`; returns its process. It is dead after the test."""
+    started: set[ProcessId] = set()
 
-    def start(phase: str, delay: float | None = None) -> tuple[int, int]:
+    def start(phase: str, delay: float | None = None) -> ProcessId:
         order = {
             "source": CANDIDATE.format(phase=phase, reached=REACHED),
             "home": str(home),
@@ -157,19 +157,15 @@ def start(judges, dataset, home):
         )
         judges.stdin.flush()
         pid = int(judges.stdout.readline())
-        born = 0
-        with contextlib.suppress(OSError):  # it may have been quick to die
-            born = watchdog.started_at(pid)
-        started.append((pid, born))
-        return pid, born
+        judge = ProcessId(pid, 0, "")
+        with contextlib.suppress(OSError):  # it may be dead already
+            judge = ProcessId.of(pid)
+        started.add(judge)
+        return judge
 
     yield start
-    for pid, born in started:
-        if watchdog.is_alive(pid, born):
-            os.kill(pid, signal.SIGKILL)
-    for pid, born in live_boxes(home).items():
-        if watchdog.is_alive(pid, born):
-            os.kill(pid, signal.SIGKILL)
+    processes.kill_all(started)
+    processes.kill_all(live_boxes(home))
 
 
 def wait_for(what: Callable[[], bool], seconds: float) -> float | None:
@@ -182,14 +178,10 @@ def wait_for(what: Callable[[], bool], seconds: float) -> float | None:
     return time.monotonic() - begun
 
 
-def is_held(pid: int) -> bool:
+def is_held(process: ProcessId) -> bool:
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text() == REACHED + "\n"
+        return Path(f"/proc/{process.pid}/comm").read_text() == REACHED + "\n"
     return False
-
-
-def alive(processes: dict[int, int]) -> list[int]:
-    return [pid for pid, born in processes.items() if watchdog.is_alive(pid, born)]
 
 
 @pytest.mark.parametrize(
@@ -201,28 +193,28 @@ def alive(processes: dict[int, int]) -> list[int]:
     ],
 )
 def test_kill_9_of_the_judge_leaves_no_box_alive(start, home, phase, repeat):
-    judge, born = start(phase)
+    judge = start(phase)
     full = 1 + PHASES[phase][0] * BOX_PROCESSES
 
     def reached() -> bool:
-        tree = watchdog.process_tree(judge)
+        tree = process_tree(judge.pid)
         return len(tree) == full and any(map(is_held, tree))
 
-    assert wait_for(lambda: reached() or not watchdog.is_alive(judge, born), 120) is not None
-    assert watchdog.is_alive(judge, born), "the run was over before it came to this phase"
+    assert wait_for(lambda: reached() or not judge.is_alive, 120) is not None
+    assert judge.is_alive, "the run was over before it came to this phase"
     time.sleep(random.uniform(0, 0.05))
-    tree = watchdog.process_tree(judge)
+    tree = process_tree(judge.pid)
     assert len(tree) >= full
-    os.kill(judge, signal.SIGKILL)
+    judge.kill()
     gone = wait_for(lambda: not alive(tree) and not live_boxes(home), GONE_SECONDS)
     print(f"figures: {phase}: {len(tree) - 1} processes, gone after {gone} s")
-    assert (alive(tree), live_boxes(home)) == ([], {})
+    assert (alive(tree), live_boxes(home)) == ([], set())
 
 
 @pytest.mark.parametrize("repeat", range(REPEATS or 5))
 def test_a_box_that_outlives_a_kill_at_its_spawn_is_swept(start, home, repeat):
-    judge, born = start("train import", delay=random.uniform(0, SPAWN_SECONDS))
-    assert wait_for(lambda: not watchdog.is_alive(judge, born), 60) is not None
+    judge = start("train import", delay=random.uniform(0, SPAWN_SECONDS))
+    assert wait_for(lambda: not judge.is_alive, 60) is not None
 
     def swept() -> bool:
         """As often as a start would: what is not bubblewrap yet, still mounting, is no orphan that can be told."""
@@ -234,4 +226,4 @@ def test_a_box_that_outlives_a_kill_at_its_spawn_is_swept(start, home, repeat):
     print(
         f"figures: spawn: {len(survivors)} processes outlived the kill, {len(ended)} were swept, gone after {gone} s"
     )
-    assert live_boxes(home) == {}
+    assert live_boxes(home) == set()
