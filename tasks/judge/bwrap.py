@@ -17,7 +17,7 @@ import sysconfig
 from pathlib import Path
 from typing import Literal
 
-from tasks.judge import kernel_limits
+from tasks.judge import gpu, kernel_limits
 from tasks.judge.native_code import NativeKernel
 
 Isolation = Literal["bwrap", "docker", "none"]
@@ -163,11 +163,6 @@ def mounts(spec: BoxSpec) -> list[tuple[Path, str]]:
     return found
 
 
-def gpu_nodes(dev: Path) -> list[Path]:
-    """NVIDIA's device nodes, and nvidia-caps as a whole: which of its nodes a slice of a GPU needs is the driver's business."""
-    return sorted(dev.glob("nvidia*"))
-
-
 def bwrap_arguments(spec: BoxSpec, sources: dict[Path, str], fd: int) -> list[str]:
     """Bubblewrap's options for this box; `sources` says where each host path is to be found at exec time."""
     arguments = [
@@ -193,7 +188,7 @@ def bwrap_arguments(spec: BoxSpec, sources: dict[Path, str], fd: int) -> list[st
     arguments += ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev"]
     if spec.device == "cuda":
         arguments += ["--ro-bind-try", "/sys", "/sys"]
-        for node in gpu_nodes(Path("/dev")):
+        for node in gpu.nodes():
             arguments += ["--dev-bind-try", str(node), str(node)]
     for target in TMPFS:
         arguments += ["--size", str(spec.tmp_bytes), "--tmpfs", target]
@@ -207,7 +202,7 @@ def bwrap_arguments(spec: BoxSpec, sources: dict[Path, str], fd: int) -> list[st
 
 
 def environment(spec: BoxSpec, fd: int) -> dict[str, str]:
-    """The whole environment inside: nothing of ours passes but the visible GPUs."""
+    """The whole environment inside: nothing of ours passes but which GPU to use."""
     scratch = str(spec.code) if spec.isolation == "none" else "/scratch"
     inside = {
         "PATH": "/usr/bin:/bin",
@@ -232,9 +227,7 @@ def environment(spec: BoxSpec, fd: int) -> dict[str, str]:
         **spec.paths(),
         **({"NIGHTLY_EXPORT_CACHE": "1"} if spec.export_cache else {}),
     }
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        inside["CUDA_VISIBLE_DEVICES"] = os.environ["CUDA_VISIBLE_DEVICES"]
-    return inside
+    return inside | (gpu.environment() if spec.device == "cuda" else {})
 
 
 def command(

@@ -25,6 +25,7 @@ import sys
 import time
 from pathlib import Path
 
+from tasks.judge import gpu
 from tasks.judge.bwrap import BoxSpec, BoxUnavailable, box_name, environment, mounts
 from tasks.judge.door import Door
 from tasks.judge.processes import ProcessId
@@ -166,7 +167,7 @@ def command(spec: BoxSpec, name: str, door: Door, python: list[str]) -> list[str
         argv += ["--tmpfs", f"{target}:rw,exec,nosuid,nodev,size={size},mode=1777"]
     argv += _mount_options(spec, door)
     if spec.device == "cuda":
-        for node in sorted(Path("/dev").glob("nvidia*")):
+        for node in gpu.nodes():
             argv += ["--device", str(node)]
     inside = environment(spec, -1) | {"NIGHTLY_SOCKET": "/wire/socket"}
     del inside["NIGHTLY_FD"]

@@ -391,7 +391,7 @@ def test_it_is_not_started_before_it_is_on_record(make, user, monkeypatch):
 def test_it_is_on_record_for_as_long_as_it_runs(make, user, home):
     make('ls "${0%/*}/home/processes" > "$HOME/records"').propose(night())
     (record,) = (user / "records").read_text().split()
-    assert f"-{os.getpid()}-" in record
+    assert f"~{os.getpid()}." in record
     assert left_over(home) == []
 
 
