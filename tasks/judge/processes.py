@@ -155,7 +155,7 @@ def forget(home: Path, child: int) -> None:
 
 
 def end_orphans(home: Path) -> list[int]:
-    """Ends recorded children, and all below them, whose owner on this machine is dead; their pids."""
+    """Ends recorded children whose owner on this machine is dead, and all below; their pids."""
     ended = []
     for found in _records(home):
         if found.host != platform.node() or found.owner.is_alive:

@@ -300,7 +300,7 @@ def test_a_container_that_survives_is_said_by_a_fake_docker(folder, state, monke
     ) as box:
         answer(box)
         (state / "deaf").touch()
-        with pytest.raises(BoxUnavailable, match="outlived `docker kill`"):
+        with pytest.raises(BoxUnavailable, match="survived `docker kill`"):
             box.kill()
         (state / "deaf").unlink()
 
