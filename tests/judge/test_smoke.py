@@ -23,7 +23,7 @@ FIRST = {
 
 
 def smoke(folder, first: str, device: str) -> str:
-    """The log of a candidate that runs out of memory at this place, if its smoke step is let pass."""
+    """The log of a candidate that runs out of memory there, if the judge lets it pass."""
     assemble(CANDIDATE.format(first=first), folder)
     spec = make_spec(folder, role="smoke", device=device, memory_bytes=2**31, tasks=64)
     spec.gate.open()

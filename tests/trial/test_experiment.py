@@ -101,8 +101,8 @@ def test_the_judges_seed_reaches_the_candidate(run):
         ("def load_model", "def load_other", "eval_crashed", "load_model"),
         ("torch.zeros(256)", "torch.full((256,), float('nan'))", "bad_claims", "not finite"),
         (
-            "targets.reshape(-1), reduction=reduction)",
-            "targets.reshape(-1), reduction=reduction) - 9",
+            "targets, reduction=reduction)",
+            "targets, reduction=reduction) - 9",
             "bad_claims",
             "above 1",
         ),
