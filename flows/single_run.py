@@ -27,7 +27,7 @@ def single_run(source: str, profile: Profile, seed: int, allow_unsandboxed: bool
         return experiment.without_figures("rejected_patch", problem, profile, isolation, seed)
     dataset = prepare_dataset(profile, home)
     bench = Bench(profile, dataset, home, isolation, first_caps(profile))
-    with device_lock.held(home, device_lock.device_of(profile.model_dump()), "a single run"):
+    with device_lock.held(home, device_lock.device_of(profile), "a single run"):
         return experiment.train_candidate(
             "one file", candidate, bench, seed, worth_audit=lambda claimed: True, smoke=True
         )

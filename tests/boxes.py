@@ -1,24 +1,35 @@
-"""A miniature of everything a run needs but torch: a dataset of a few bytes and candidates of a few lines, for real boxes."""
+"""Small parts for runs in real boxes: a dataset of a few bytes and candidates of a few lines."""
 
 import contextlib
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from configs import Audit, Budget, Data, Limits, Profile
-from tasks.judge import watchdog
+from tasks.judge.box import Box
 from tasks.judge.bwrap import BoxSpec, Gate, box_name
+from tasks.judge.processes import ProcessId, all_pids, process_tree
 from tasks.records import Bench, Caps, Dataset
 from tasks.trial.baseline import first_caps
 
 VOCAB, LENGTH = 256, 8
 KERNEL_THREAD = 0x00200000  # PF_KTHREAD of linux/sched.h
-STREAM = np.array(
-    [255, 1, 2, 3, 255, 4, 5, 6, 7, 8, 9], dtype=np.uint16
-)  # two documents, BOS = 255
+STREAM = np.array([255, 1, 2, 3, 255, 4, 5, 6, 7, 8, 9], np.uint16)  # two documents, BOS = 255
 
+# For a box without a harness: `say` sends a value, for `answer` to read.
+SAY = """
+import json, os, socket, sys, time
+if "NIGHTLY_SOCKET" in os.environ:
+    wire = socket.socket(socket.AF_UNIX)
+    wire.connect(os.environ["NIGHTLY_SOCKET"])
+else:
+    wire = socket.socket(fileno=int(os.environ["NIGHTLY_FD"]))
+def say(value):
+    wire.sendall(json.dumps(value).encode() + b"\\n")
+"""
 HONEST = """
 import torch
 import trainer.harness as harness
@@ -38,7 +49,8 @@ class Uniform(torch.nn.Module):
         logits = self.logits.expand(*idx.shape, 256)
         if targets is None:
             return logits
-        return torch.nn.functional.cross_entropy(logits.reshape(-1, 256), targets.reshape(-1), reduction=reduction)
+        logits, targets = logits.reshape(-1, 256), targets.reshape(-1)
+        return torch.nn.functional.cross_entropy(logits, targets, reduction=reduction)
 
 
 def load_model(path, device):
@@ -83,7 +95,7 @@ def make_profile(share=0.0, **limits) -> Profile:
 
 
 def make_dataset(folder: Path) -> Dataset:
-    """A prepared dataset over a vocabulary of bytes. Its nine scored tokens are nine bytes: uniform logits score 8."""
+    """A prepared dataset of bytes. Nine are scored, and a uniform guess scores 8 bits per byte."""
     public, train, validation = (folder / name for name in ("public", "train", "validation"))
     for path in (folder, public, train, validation):
         path.mkdir(exist_ok=True)
@@ -99,11 +111,9 @@ def make_dataset(folder: Path) -> Dataset:
         "metric_version": 1,
     }
     (public / "meta.json").write_text(json.dumps(meta))
-    np.save(
-        train / f"rows_{VOCAB}_{LENGTH}.npy",
-        np.arange(4 * (LENGTH + 1), dtype=np.uint16).reshape(4, -1),
-    )
-    np.arange(4 * (LENGTH + 1), dtype=np.uint16).tofile(train / f"tokens_{VOCAB}_00000.bin")
+    rows = np.arange(4 * (LENGTH + 1), dtype=np.uint16)
+    rows.tofile(train / f"tokens_{VOCAB}_00000.bin")
+    np.save(train / f"rows_{VOCAB}_{LENGTH}.npy", rows.reshape(4, -1))
     np.save(train / f"lengths_{VOCAB}_00000.npy", np.full(4, LENGTH + 1, np.int32))
     np.save(validation / f"stream_{VOCAB}.npy", STREAM)
     (validation / "manifest.json").write_text(json.dumps({"bytes": 9, "documents": 2}))
@@ -113,7 +123,7 @@ def make_dataset(folder: Path) -> Dataset:
 
 
 def make_spec(folder: Path, **changes) -> BoxSpec:
-    """A box over `folder`, with an empty package in the candidate's place."""
+    """A box whose parts are in `folder`, with an empty package in the candidate's place."""
     code, content, public = folder / "code", folder / "content", folder / "public"
     for path in (code, content, public):
         path.mkdir(exist_ok=True)
@@ -137,27 +147,50 @@ def make_spec(folder: Path, **changes) -> BoxSpec:
     return BoxSpec(**{**parts, **changes})
 
 
-def live_boxes(home: Path) -> dict[int, int]:
-    """The live processes of every box of a state folder, whoever their parent is, as pid -> start time.
+def answer(box: Box) -> Any:
+    """What the code in the box says next."""
+    box.wire.settimeout(None)
+    data = b""
+    while not data.endswith(b"\n"):
+        chunk = box.wire.recv(65536)
+        assert chunk, f"the box ended: {box.log.text()}"
+        data += chunk
+    return json.loads(data)
 
-    Those that make a box carry its name in their command line, and whatever runs inside is below them.
+
+def verdict(box: Box) -> tuple[str, str]:
+    """The watchdog's verdict on a box that runs until it is ended."""
+    box.process.wait()
+    box.watchdog.stop()
+    assert box.watchdog.verdict is not None
+    return box.watchdog.verdict
+
+
+def alive(tree: set[ProcessId]) -> list[int]:
+    """The pids of those that still run."""
+    return [process.pid for process in tree if process.is_alive]
+
+
+def live_boxes(home: Path) -> set[ProcessId]:
+    """The live processes of every box of a state folder, whoever their parent is.
+
+    The processes that make a box have its name in their command line, and all others are below.
     """
     name = box_name(home).encode()
-    found: dict[int, int] = {}
-    for pid in watchdog.all_pids():
+    found: set[ProcessId] = set()
+    for pid in all_pids():
         with contextlib.suppress(OSError):
             if name in _argv(pid):
-                found |= watchdog.process_tree(pid)
-    return {pid: born for pid, born in found.items() if watchdog.is_alive(pid, born)}
+                found |= process_tree(pid)
+    return {process for process in found if process.is_alive}
 
 
 def _argv(pid: int) -> list[bytes]:
-    """A process's command line. In the middle of an exec it is empty for a moment, and is read again. Raises OSError."""
+    """A process's command line. It is empty for a moment during an exec: read again. OSError."""
     for _ in range(100):
         argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        state, *_, flags = (
-            Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[:7]
-        )
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2]
+        state, *_, flags = stat.split()[:7]
         if argv != [b""] or state in "ZX" or int(flags) & KERNEL_THREAD:
             return argv
         time.sleep(0.001)

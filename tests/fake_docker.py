@@ -1,8 +1,9 @@
-"""A stand-in for docker where there is no engine: the same command line, with bubblewrap for the container.
+"""A stand-in for docker where there is no engine: the same command line, with bubblewrap's boxes.
 
-`install` puts it on a PATH as `docker`. A container of it has its own session and outlives its client, as a real one does; it
-has the mounts, tmpfs, environment, user and entrypoint that were asked for over a bare root whose /root is closed, and our
-seccomp filter in place of docker's. What it cannot show: image, engine, cgroup limits, device nodes, the real mount order.
+`install` puts it on a PATH as `docker`. A container has its own session and survives its client, as
+a real one does; it has the mounts, tmpfs, environment, user and entrypoint that were asked for over
+a bare root whose /root is closed, and our seccomp filter in place of docker's. What it cannot show:
+image, engine, cgroup limits, device nodes, the real mount order.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from tasks.judge import seccomp
 from tasks.judge.bwrap import find_bwrap
-from tasks.judge.watchdog import is_alive, started_at
+from tasks.judge.processes import ProcessId
 
 ROOT = Path(__file__).resolve().parent.parent
 BARE = ("--rm", "--read-only")  # options of `run` without a value
@@ -25,7 +26,7 @@ VERSION = "0.0.fake"
 
 
 def install(folder: Path, name: str = "docker") -> Path:
-    """Makes the command; returns its state folder, where an empty file `deaf` makes it ignore kill and rm."""
+    """Makes the command; its state folder, where a file `deaf` makes it ignore kill and rm."""
     state = folder / "containers"
     state.mkdir(parents=True)
     path = folder / name
@@ -35,7 +36,7 @@ def install(folder: Path, name: str = "docker") -> Path:
 
 
 def main(state: Path, verb: str, *arguments: str) -> int:
-    """One call of docker's; returns its exit code."""
+    """One call of docker; its exit code."""
     if verb in ("image", "container"):
         verb, arguments = f"{verb} {arguments[0]}", arguments[1:]
     if verb == "version":
@@ -73,11 +74,11 @@ def _known(state: Path, verb: str, arguments: list[str]) -> int:
 
 
 def _pid(path: Path) -> int | None:
-    """The container's first process, None if it is gone: every container is one of `run --rm`."""
+    """The container's first process; None if it is gone, as all run with `--rm`."""
     with contextlib.suppress(FileNotFoundError):
-        saved = json.loads(path.read_text())
-        if is_alive(saved["pid"], saved["born"]):
-            return int(saved["pid"])
+        process = ProcessId.parse(json.loads(path.read_text())["process"])
+        if process.is_alive:
+            return process.pid
         path.unlink(missing_ok=True)
     return None
 
@@ -100,15 +101,14 @@ def _run(state: Path, argv: list[str]) -> int:
         pid = json.loads(said)["child-pid"]
         part = state / "part"
         with contextlib.suppress(OSError):  # it has ended
-            part.write_text(
-                json.dumps({"pid": pid, "born": started_at(pid), "labels": options["--label"]})
-            )
+            process = str(ProcessId.of(pid))
+            part.write_text(json.dumps({"process": process, "labels": options["--label"]}))
             part.replace(state / f"{options['--name'][0]}.json")
     return container.wait() % 256
 
 
 def _wall(options: dict[str, list[str]], info_fd: int, filter_fd: int) -> list[str]:
-    """Bubblewrap's argv up to the command. As root it makes no user namespace, so that the box's user is a real one."""
+    """Bubblewrap's argv up to the command. As root without a user namespace: users are real."""
     user, group = options["--user"][0].split(":")
     wall = [str(find_bwrap()), "--info-fd", str(info_fd), "--seccomp", str(filter_fd), "--as-pid-1"]
     wall += ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--clearenv"]
@@ -127,11 +127,9 @@ def _wall(options: dict[str, list[str]], info_fd: int, filter_fd: int) -> list[s
     for fields in csv.reader(options["--mount"]):
         bind = dict(field.split("=", 1) for field in fields if "=" in field)
         mounts[bind["target"]] = ["--ro-bind", bind["source"], bind["target"]]
-    for target in sorted(
-        mounts, key=lambda target: target.count("/")
-    ):  # docker's own order: by depth
+    for target in sorted(mounts, key=lambda target: target.count("/")):  # by depth, as docker does
         for folder in reversed(Path(target).parents[:-1]):
-            wall += ["--dir", str(folder)]  # as docker makes them: 0755
+            wall += ["--dir", str(folder)]  # as docker does: 0755
         wall += mounts[target]
     wall += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", options["--workdir"][0]]
     for variable in options["--env"]:

@@ -19,7 +19,7 @@ TAKEN = {*importlib.metadata.packages_distributions(), *sys.stdlib_module_names,
 # A room is a folder. Each row names the rooms, and the single modules of other rooms, that it may import
 # besides itself.
 GROUND = ("tasks", "configs")
-HISTORY = (*GROUND, "tasks.judge.processes", "tasks.judge.watchdog")
+HISTORY = (*GROUND, "tasks.judge.processes")
 MAY_IMPORT = {
     "flows": ("flows.night", "tasks.*", "configs", "trainer.prepare", "trainer.packing"),
     "flows.command_line": ("flows", "flows.night", "tasks.*", "configs"),

@@ -102,7 +102,8 @@ def smoke(link: Link, candidate: ModuleType, device: str) -> None:
     except torch.OutOfMemoryError as error:
         if device == "cpu":
             raise
-        # Nothing is compiled here, and that takes more memory: the real start-up, compiled, has the last word.
+        # An uncompiled step takes more memory than the compiled one of the real start-up, which
+        # decides. It may run out at any point, before `ready` too.
         print(
             f"smoke step: out of memory without the compiler, which says nothing: {error}",
             file=sys.stderr,

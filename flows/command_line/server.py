@@ -25,7 +25,7 @@ from flows import state_home
 from flows.command_line import api_outage
 from flows.night import interruption
 from tasks.errors import NightlyError, UsageError
-from tasks.judge import processes, watchdog
+from tasks.judge import processes
 
 START_SECONDS = 120.0
 
@@ -156,19 +156,15 @@ def mlflow_pages(url: str, server: subprocess.Popen[bytes]) -> list[str]:
 
 def tell_where(home: Path, **addresses: str) -> None:
     """Leaves word in the state folder of where this process serves it."""
-    process = {
-        "boot": watchdog.boot_id(),
-        "pid": os.getpid(),
-        "born": watchdog.started_at(os.getpid()),
-    }
-    (home / "server.json").write_text(json.dumps({**addresses, **process}))
+    process = str(processes.ProcessId.current())
+    (home / "server.json").write_text(json.dumps({**addresses, "process": process}))
 
 
 def running_server(home: Path) -> str | None:
     """The API address of a live `./run server` of this state folder: not of another one's, that has its port by now."""
     try:
         told = json.loads((home / "server.json").read_text())
-        ours = told["boot"] == watchdog.boot_id() and watchdog.is_alive(told["pid"], told["born"])
+        ours = processes.ProcessId.parse(told["process"]).is_alive
         return told["prefect"] if ours and state_home.is_healthy(told["prefect"]) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

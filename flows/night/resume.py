@@ -45,7 +45,7 @@ def choose_tag(request: Request) -> str:
         state = night_folder.read_state(folder)
         if beat and beat.is_alive:
             raise UsageError(
-                f"night {folder.name} of the deployment {deployment!r} is running (pid {beat.pid} "
+                f"night {folder.name} of the deployment {deployment!r} is running (pid {beat.process.pid} "
                 f"on {beat.host}: {beat.phase}): wait for it, `./run stop {folder.name}`, or give "
                 "this one a tag"
             )

@@ -59,13 +59,13 @@ def hold(
     path, beat = folder / LEDGER, heartbeat.last(folder / PULSE)
     if beat and beat.host != platform.node() and beat.is_alive:
         raise UsageError(
-            f"night {folder.name} is running on {beat.host} (pid {beat.pid}: {beat.phase}): wait "
+            f"night {folder.name} is running on {beat.host} (pid {beat.process.pid}: {beat.phase}): wait "
             f"for it; if that machine is dead, the night can be resumed anywhere "
             f"{heartbeat.LEASE_SECONDS:.0f} s after its last heartbeat"
         )
     if header is None:
         header = night_folder.read_state(folder).header
-    device = device_lock.device_of(header.settings.model_dump()) if measures else None
+    device = device_lock.device_of(header.settings) if measures else None
     opened = (ledger.Ledger.open if ledger.exists(path) else ledger.Ledger.create)(path)
     with device_lock.held(folder.parent.parent, device, f"night {folder.name}"), opened as book:
         if beat:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tasks.judge import watchdog
+from tasks.judge.processes import ProcessId
 
 BEAT_SECONDS = 5.0
 LEASE_SECONDS = (
@@ -33,14 +33,21 @@ class Heartbeat:
     """What a night was doing at its last beat."""
 
     host: str
-    boot: str  # the machine's boot id: process ids mean nothing after a restart
-    pid: int
-    born: int  # start time of the process in clock ticks since boot
+    process: ProcessId
     time: float  # of the beat, seconds since the epoch
     used_seconds: float  # for which the night has been alive
     phase: str  # "training trial 3, seed 1"
     phase_seconds: float  # for which it has been at that
     error: str | None  # what has gone wrong in this process, did not end it and is not over
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Heartbeat:
+        """Raises ValueError, TypeError or KeyError for what `to_json` did not write."""
+        fields = json.loads(text)
+        return cls(**{**fields, "process": ProcessId.parse(fields["process"])})
+
+    def to_json(self) -> str:
+        return json.dumps({**dataclasses.asdict(self), "process": str(self.process)})
 
     @property
     def is_alive(self) -> bool:
@@ -49,7 +56,7 @@ class Heartbeat:
             return False
         if self.host != platform.node():
             return abs(time.time() - self.time) < LEASE_SECONDS
-        return self.boot == watchdog.boot_id() and watchdog.is_alive(self.pid, self.born)
+        return self.process.is_alive
 
 
 class Pulse:
@@ -73,19 +80,16 @@ class Pulse:
         self.beat()
 
     def beat(self) -> None:
-        pid = os.getpid()
         found = Heartbeat(
             host=platform.node(),
-            boot=watchdog.boot_id(),
-            pid=pid,
-            born=watchdog.started_at(pid),
+            process=ProcessId.current(),
             time=time.time(),
             used_seconds=round(self._used_seconds(), 1),
             phase=self._phase,
             phase_seconds=round(time.monotonic() - self._since, 1),
             error=self._error,
         )
-        content = json.dumps(dataclasses.asdict(found)).encode().ljust(SIZE)
+        content = found.to_json().encode().ljust(SIZE)
         with (
             self._lock,
             contextlib.suppress(OSError),
@@ -118,8 +122,8 @@ def beating(path: Path, used_seconds: Callable[[], float]) -> Iterator[Pulse]:
 def last(path: Path) -> Heartbeat | None:
     """The last beat; None where there was none, or where a power cut has torn it."""
     for _ in range(3):  # a reader may meet a writer
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            return Heartbeat(**json.loads(path.read_bytes()))
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            return Heartbeat.from_json(path.read_bytes())
         time.sleep(0.01)
     return None
 

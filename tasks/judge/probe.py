@@ -1,4 +1,7 @@
-"""Tries what a box must not allow, in a real one with the exact argv of a run: the doctor's and every night's first step."""
+"""Tries in a real box, with the argv of a run, what no box may allow.
+
+The doctor does it, and every night before anything else.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,11 @@ from tasks.judge.bwrap import BoxSpec, BoxUnavailable, Gate, Isolation, find_bwr
 from tasks.judge.wire import Closed, Malformed, Silent, Wire
 
 MARKER = "NIGHTLY_PROBE_SECRET"
-OWN_FILTER = (
+OWN_FILTER = (  # docker has a filter of its own
     "system calls filtered by us",
     "ptrace refused",
     "memory outside its processes refused",
-)  # docker has its own
+)
 CALLS = {
     machine: seccomp.numbered(("clone", "unshare", "ptrace", "keyctl", "shmget"), machine)
     for machine in seccomp.MACHINES
@@ -47,30 +50,41 @@ def denied(name, *arguments):
     if result == 0 and name == "clone":
         os._exit(0)
     return result == -1
-status = dict(line.split(":\t", 1) for line in open("/proc/self/status").read().splitlines() if ":\t" in line)
+def read(path):
+    with open(path) as file:
+        return file.read()
+status = dict(
+    line.split(":\t", 1) for line in read("/proc/self/status").splitlines() if ":\t" in line
+)
+devices = [line.split(":")[0].strip() for line in read("/proc/net/dev").splitlines()[2:]]
 NEW_USER = 0x10000000
 def say(**what):
     wire.sendall(json.dumps(what).encode() + b"\\n")
-everything = open("/proc/1/environ").read() + open("/proc/self/environ").read()
 say(msg="up", python=sys.version)
 say(msg="probe", checks={{
-    "no network": refused(lambda: socket.create_connection(("1.1.1.1", 53), 1))
-        and [line.split(":")[0].strip() for line in open("/proc/net/dev").readlines()[2:]] == ["lo"],
-    "clean environment": "{MARKER}" not in everything,
+    "no network": devices == ["lo"]
+        and refused(lambda: socket.create_connection(("1.1.1.1", 53), 1)),
+    "clean environment":
+        "{MARKER}" not in read("/proc/1/environ") + read("/proc/self/environ"),
     "nothing writable but scratch": all(refused(lambda p=p: open(p + "/probe", "w"))
         for p in ("/", "/etc", "/usr", "/box", "/dataset", "/venv", "/dev")),
     "kernel settings read-only": refused(lambda: open("/proc/sys/kernel/core_pattern", "r+")),
-    "data gate closed before go": refused(lambda: os.listdir("/data/d")) and refused(lambda: os.chmod("/data", 0o755)),
+    "data gate closed before go": refused(lambda: os.listdir("/data/d"))
+        and refused(lambda: os.chmod("/data", 0o755)),
     "own process tree only": len([p for p in os.listdir("/proc") if p.isdigit()]) < 5,
-    "no capabilities": not any(int(status[set], 16) for set in ("CapEff", "CapPrm", "CapInh", "CapAmb")),
+    "no capabilities":
+        not any(int(status[kind], 16) for kind in ("CapEff", "CapPrm", "CapInh", "CapAmb")),
     "no new privileges": status["NoNewPrivs"] == "1",
     "system calls filtered by us": status["Seccomp"] == "2",
-    "no user namespace in it": denied("clone", NEW_USER | signal.SIGCHLD, 0, 0, 0, 0) and denied("unshare", NEW_USER),
+    "no user namespace in it": denied("clone", NEW_USER | signal.SIGCHLD, 0, 0, 0, 0)
+        and denied("unshare", NEW_USER),
     "ptrace refused": denied("ptrace", 0, 0, 0, 0),
     "kernel keyring refused": denied("keyctl", 0, -3, 1),
     "mount refused": libc.mount(b"none", b"/scratch", b"tmpfs", 0, None) == -1,
-    "setting the clock refused": refused(lambda: time.clock_settime(time.CLOCK_REALTIME, time.time())),
-    "no socket to a virtual machine's host": refused(lambda: socket.socket(40, socket.SOCK_STREAM)),
+    "setting the clock refused":
+        refused(lambda: time.clock_settime(time.CLOCK_REALTIME, time.time())),
+    "no socket to a virtual machine's host":
+        refused(lambda: socket.socket(40, socket.SOCK_STREAM)),
     "memory outside its processes refused": denied("shmget", 0, 4096, 0o1600)
         and (os.environ["NIGHTLY_DEVICE"] == "cuda" or refused(lambda: os.memfd_create("x"))),
     "cgroups and /sys read-only": refused(lambda: os.mkdir("/sys/fs/cgroup/probe"))
@@ -78,8 +92,9 @@ say(msg="probe", checks={{
 }})
 wire.recv(1)
 say(msg="probe", checks={{
-    "data gate open after go": open("/data/d/rows").read() == "rows",
-    "data read-only": refused(lambda: open("/data/d/rows", "w")) and refused(lambda: os.unlink("/data/d/rows")),
+    "data gate open after go": read("/data/d/rows") == "rows",
+    "data read-only": refused(lambda: open("/data/d/rows", "w"))
+        and refused(lambda: os.unlink("/data/d/rows")),
 }})
 wire.recv(1)
 """
@@ -88,19 +103,18 @@ wire.recv(1)
 def probe(
     home: Path, device: str = "cpu", isolation: Isolation = "bwrap"
 ) -> list[tuple[str, bool, str]]:
-    """(what was tried, whether the box holds, detail). A box that does not start is one failed entry with the reason."""
+    """(what was tried, whether the box holds, detail); a single failed entry if no box starts."""
     home.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=home))
-    os.environ[MARKER] = "1"  # a secret of ours that must not show in there
+    os.environ[MARKER] = "1"  # a secret that must not be seen inside
     try:
         return _probe(home, work, device, isolation)
     except BoxUnavailable as error:
-        return [
-            ("a box starts", False, _explain(str(error)) if isolation == "bwrap" else str(error))
-        ]
+        reason = _explain(str(error)) if isolation == "bwrap" else str(error)
+        return [("a box starts", False, reason)]
     finally:
         del os.environ[MARKER]
-        if (work / "gate").exists():  # a docker level without an engine ends before there is one
+        if (work / "gate").exists():  # without a docker engine there is none
             (work / "gate").chmod(0o755)
         shutil.rmtree(work)
 
@@ -143,36 +157,26 @@ def _probe(
             raise BoxUnavailable(
                 f"the probe ended early ({type(error).__name__}): {protocol.last_line(running)}"
             ) from None
-    started = ("a box starts", True, f"{by}, Python {sys.version.split()[0]}")
-    tried = {
-        name: holds
-        for name, holds in {**before, **after}.items()
-        if isolation == "bwrap" or name not in OWN_FILTER
-    }
-    unfiltered = (
-        ""
-        if platform.machine() in seccomp.MACHINES
-        else f"there is no filter for {platform.machine()}"
-    )
+    unfiltered = ""
+    if platform.machine() not in seccomp.MACHINES:
+        unfiltered = f"there is no filter for {platform.machine()}"
     return [
-        started,
+        ("a box starts", True, f"{by}, Python {sys.version.split()[0]}"),
         *(
             (name, bool(holds), unfiltered if name in OWN_FILTER else "")
-            for name, holds in tried.items()
+            for name, holds in {**before, **after}.items()
+            if isolation == "bwrap" or name not in OWN_FILTER
         ),
     ]
 
 
 def _explain(error: str) -> str:
-    """Adds the usual cause and remedy to bubblewrap's own words."""
-    if (
-        "userns" in error
-        or "uid map" in error
-        or "namespace" in error.lower()
-        or "Operation not permitted" in error
-    ):
-        return (
-            f"{error}. User namespaces are switched off or this is a container without CAP_SYS_ADMIN: allow them "
-            "(sysctl kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile for bwrap), or run on the host"
-        )
-    return error
+    """Adds the usual cause and remedy to bubblewrap's own message."""
+    signs = ("userns", "uid map", "namespace", "Namespace", "Operation not permitted")
+    if not any(sign in error for sign in signs):
+        return error
+    return (
+        f"{error}. User namespaces are disabled, or this is a container without CAP_SYS_ADMIN: "
+        "allow them (sysctl kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile "
+        "for bwrap), or run on the host"
+    )

@@ -1,13 +1,18 @@
-"""Which child processes a killed process of ours left behind: each long-lived child has a file that names it and its owner.
+"""Processes of this machine: which one is meant, what runs below it, and how to end it.
 
-A file is empty; its name is all: host, boot, and pid and start time of owner and child, so that neither a restart nor a pid
-that was given to somebody else leads to the wrong process. It is written right after the child's start and removed when
-the child is gone; what is found later, of an owner that is dead, is an orphan. Containers have labels instead.
+The kernel gives a pid to another process once its owner is gone, so a process that must be found
+again is kept as a `ProcessId`. Each long-lived child of ours is also on record in the state folder:
+the next start ends what a killed command left behind. Containers carry a label instead.
+
+A record is an empty file whose name says everything: host, owner and child. It is written right
+after the child has started and removed once the child has ended. Everything is read from /proc.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import os
 import platform
 import signal
@@ -16,95 +21,194 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tasks.judge import watchdog
+ROUNDS = 200  # of killing, until nothing is left
+ROUND_SECONDS = 0.01
+READS = 3  # of a process whose parent is not there, before the parent counts as gone
 
-ROUNDS, ROUND_SECONDS = 200, 0.01  # of killing, until nothing is left
+
+@dataclasses.dataclass(frozen=True)
+class ProcessId:
+    """One process for all time. Its text, `PID.START.BOOT`, fits into a file name."""
+
+    pid: int
+    started: int  # clock ticks since boot
+    boot: str  # boot id of the machine: the other two mean nothing after a restart
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessId:
+        """The process that has this pid now. Raises OSError if there is none."""
+        return Stat.read(pid).process
+
+    @classmethod
+    def current(cls) -> ProcessId:
+        return cls.of(os.getpid())
+
+    @classmethod
+    def parse(cls, text: str) -> ProcessId:
+        """The reverse of `str`. Raises ValueError."""
+        pid, started, boot = text.split(".")
+        return cls(int(pid), int(started), boot)
+
+    def __str__(self) -> str:
+        return f"{self.pid}.{self.started}.{self.boot}"
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether this very process runs; a zombie counts as gone."""
+        with contextlib.suppress(OSError):
+            stat = Stat.read(self.pid)
+            return stat.process == self and stat.state not in "ZX"
+        return False
+
+    def kill(self) -> None:
+        """Sends SIGKILL; does nothing if the process is gone or another user's."""
+        _signal(os.kill, self.pid, signal.SIGKILL)
+
+
+class Stat(NamedTuple):
+    """One look at a process: some fields of /proc/PID/stat, see proc_pid_stat(5)."""
+
+    process: ProcessId
+    state: str
+    parent: int
+    own_ticks: int  # CPU time, user and system
+    waited_ticks: int  # CPU time of the children it has waited for
+    threads: int
+
+    @classmethod
+    def read(cls, pid: int) -> Stat:
+        """Raises OSError if no process has this pid."""
+        # A command name may hold any bytes, parentheses included: the fields begin after the last.
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2]
+        state, parent, *fields = text.split()
+        user, system, waited_user, waited_system = map(int, fields[9:13])
+        return cls(
+            ProcessId(pid, int(fields[17]), boot_id()),
+            state,
+            int(parent),
+            user + system,
+            waited_user + waited_system,
+            int(fields[15]),
+        )
 
 
 class _Record(NamedTuple):
     path: Path
     host: str
-    boot: str
-    owner: tuple[int, int]  # pid and start time
-    child: tuple[int, int]
+    owner: ProcessId
+    child: ProcessId
+
+
+@functools.cache
+def boot_id() -> str:
+    """Changes with every restart of the machine."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def all_pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def process_tree(root: int) -> set[ProcessId]:
+    """`root` and the processes below it.
+
+    A process whose parent ended between two reads has a new parent, the first process of its box:
+    it is read again.
+    """
+    stats: dict[int, Stat] = {}
+    unread = all_pids()
+    for _ in range(READS):
+        for pid in unread:
+            stats.pop(pid, None)
+            with contextlib.suppress(OSError):
+                stats[pid] = Stat.read(pid)
+        unread = [pid for pid, stat in stats.items() if stat.parent and stat.parent not in stats]
+    children: dict[int, list[ProcessId]] = {}
+    for stat in stats.values():
+        children.setdefault(stat.parent, []).append(stat.process)
+    tree: set[ProcessId] = set()
+    found = {stats[root].process} if root in stats else set()
+    while found:
+        tree |= found
+        found = {child for parent in found for child in children.get(parent.pid, ())} - tree
+    return tree
 
 
 def record(home: Path, child: int) -> None:
-    """Puts a child of this process on record: it leads a process group of its own and has not been waited for."""
+    """Puts a child of this process on record: the leader of a process group, not yet waited for."""
     folder = home / "processes"
-    pids = (part for pid in (os.getpid(), child) for part in (pid, watchdog.started_at(pid)))
-    name = "-".join([platform.node(), _boot(), *map(str, pids)])
-    while not (folder / name).exists():
+    path = folder / f"{platform.node()}~{ProcessId.current()}~{ProcessId.of(child)}"
+    while not path.exists():
         folder.mkdir(exist_ok=True)
-        with contextlib.suppress(
-            FileNotFoundError
-        ):  # another process has just removed the empty folder
-            (folder / name).touch()
+        with contextlib.suppress(FileNotFoundError):  # another process removed the empty folder
+            path.touch()
 
 
 def forget(home: Path, child: int) -> None:
-    """Takes back the record of a child that has ended; of one that outlived SIGKILL it stays."""
+    """Removes the record of a child that has ended; that of one which survived SIGKILL stays."""
     for found in _records(home):
-        if (
-            found.owner[0] == os.getpid()
-            and found.child[0] == child
-            and not watchdog.is_alive(*found.child)
-        ):
+        ours = found.owner.pid == os.getpid() and found.child.pid == child
+        if ours and not found.child.is_alive:
             found.path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # not empty, or not there
         (home / "processes").rmdir()
 
 
 def end_orphans(home: Path) -> list[int]:
-    """Ends the children, with all below them, whose owner on this machine is dead, and returns their pids."""
+    """Ends recorded children whose owner on this machine is dead, and all below; their pids."""
     ended = []
     for found in _records(home):
-        since_restart = found.boot == _boot()
-        if found.host != platform.node() or (since_restart and watchdog.is_alive(*found.owner)):
+        if found.host != platform.node() or found.owner.is_alive:
             continue
-        if since_restart and watchdog.is_alive(*found.child):
-            end(found.child[0])
-            ended.append(found.child[0])
+        if found.child.is_alive:
+            end(found.child.pid)
+            ended.append(found.child.pid)
         found.path.unlink(missing_ok=True)
     return ended
 
 
 def end(leader: int) -> list[int]:
-    """SIGKILL for the leader of a process group, its group and all below it; returns what outlives that by 2 s.
+    """Kills a process group's leader, its group and all below it; pids that survive this for 2 s.
 
-    The leader is stopped first and killed last: stopped it starts nothing new, and for as long as it is there, one that
-    adopts orphans (PR_SET_CHILD_SUBREAPER) keeps below it what has left it.
+    The leader is stopped first, so that it starts nothing new, and killed last: as long as it is
+    there, one that adopts orphans (PR_SET_CHILD_SUBREAPER) still has below it what left its group.
     """
-    tree: dict[int, int] = {}
+    tree: set[ProcessId] = set()
     _signal(os.killpg, leader, signal.SIGSTOP)
     for _ in range(ROUNDS):
-        tree |= watchdog.process_tree(leader)
-        alive = [pid for pid, born in tree.items() if watchdog.is_alive(pid, born)]
-        below = [pid for pid in alive if pid != leader]
-        for pid in below:
-            _signal(os.kill, pid, signal.SIGKILL)
+        tree |= process_tree(leader)
+        alive = [process for process in tree if process.is_alive]
+        below = [process for process in alive if process.pid != leader]
+        for process in below:
+            process.kill()
         if not below:
             _signal(os.killpg, leader, signal.SIGKILL)
         if not alive:
             return []
         time.sleep(ROUND_SECONDS)
     _signal(os.killpg, leader, signal.SIGKILL)
-    return alive
+    return [process.pid for process in alive]
+
+
+def kill_all(tree: set[ProcessId]) -> list[int]:
+    """Kills these processes and waits until they are gone; pids that survive this for 2 s."""
+    for _ in range(ROUNDS):
+        alive = [process for process in tree if process.is_alive]
+        if not alive:
+            return []
+        for process in alive:
+            process.kill()
+        time.sleep(ROUND_SECONDS)
+    return [process.pid for process in alive]
 
 
 def _signal(send: Callable[[int, int], None], target: int, number: int) -> None:
-    with contextlib.suppress(
-        ProcessLookupError, PermissionError
-    ):  # it is gone, or another user's by now
+    # It is gone, or its pid is another user's by now.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         send(target, number)
 
 
 def _records(home: Path) -> Iterator[_Record]:
-    for path in sorted((home / "processes").glob("*-*-*-*-*-*")):
-        host, boot, *numbers = path.name.rsplit("-", 5)
-        owner, owner_born, child, child_born = map(int, numbers)
-        yield _Record(path, host, boot, (owner, owner_born), (child, child_born))
-
-
-def _boot() -> str:
-    return watchdog.boot_id()[:8]
+    for path in sorted((home / "processes").glob("*~*~*")):
+        host, owner, child = path.name.rsplit("~", 2)
+        yield _Record(path, host, ProcessId.parse(owner), ProcessId.parse(child))

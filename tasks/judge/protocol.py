@@ -1,13 +1,16 @@
 """The conversation between the judge and a box: messages, deadlines, the moment of go.
 
-A message is one JSON object on one line, at most 64 KiB; raw bytes follow only where a message announces them and the judge
-allows their number. Every read has a deadline on the judge's monotonic clock. Nothing that a box says is believed beyond
-what is checked here; what it does wrong becomes `Stopped(status, reason)`.
+A message is one JSON object on one line, at most 64 KiB; raw bytes follow only where a message
+announces them and the judge allows their number. Every read has a deadline on the judge's monotonic
+clock. Nothing that a box says is believed beyond what is checked here; a violation becomes
+`Stopped(status, reason)`. The sides take turns at each arrow, beginning with the box:
 
-    train box   up, ready  ->  go  ->  log*, done + checkpoint [, cache + compiled kernels]
-    smoke box   up, ready  ->  go  ->  log*, smoked
-    claim box   up, warm   ->  load  ->  ready  ->  nll + rows  ->  nats of every target                     (scoring.py)
-    audit box   up, warm   ->  load  ->  ready  ->  (logits + prefixes + positions  ->  logits at them)*     (audit.py)
+    train box   up, ready  ->  go    ->  log*, done + checkpoint [, cache + compiled kernels]
+    smoke box   up, ready  ->  go    ->  log*, smoked       (smoked may come at any time after up)
+    claim box   up, warm   ->  load  ->  ready  ->  nll + rows  ->  nats of every target
+    audit box   up, warm   ->  load  ->  ready  ->  (logits + prefixes + positions  ->  logits)*
+
+scoring.py has the rest of the claim box's part, audit.py that of the audit box.
 """
 
 from __future__ import annotations
@@ -22,20 +25,20 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from tasks.judge.box import Box
 from tasks.judge.bwrap import BoxUnavailable, Gate
 from tasks.judge.wire import Closed, Malformed, Silent, Wire
 
 CURVE_POINTS = 2000
-LOG_MESSAGES = 100_000  # more than this is no curve but an attack on our memory or time
+LOG_MESSAGES = 100_000  # more are not a curve but an attack on our memory or time
 SIGKILLED = (-9, 128 + 9)  # bubblewrap and docker return 128 + the signal that ended the box
 METRIC_NAME = re.compile(r"[A-Za-z0-9_./-]{1,40}")
 
 
 class Stopped(Exception):
-    """A candidate was stopped: a value on its way to a RunResult. `status` is one of records.Status."""
+    """A candidate was stopped: a value on its way to a RunResult."""
 
     def __init__(self, status: str, reason: str) -> None:
         super().__init__(reason)
@@ -47,13 +50,13 @@ class Stopped(Exception):
 class Budget:
     kind: str  # "flops" or "seconds"
     amount: float
-    deadline_seconds: float  # go to the checkpoint's last byte, by the judge's clock
-    cpu_seconds: float | None  # ... and on its CPU account; None is no limit
+    deadline_seconds: float  # from go to the checkpoint's last byte, by the judge's clock
+    cpu_seconds: float | None  # in the same span; None is no limit
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What a train box handed over. `metrics`, `tokens` and `curve` are its own word."""
+    """What a train box handed over. `tokens`, `metrics` and `curve` are self-reported."""
 
     startup_seconds: float
     seconds: float
@@ -65,7 +68,7 @@ class Trained:
 
 @dataclasses.dataclass(frozen=True)
 class Begun:
-    """A training after go: what `finish` needs to end it."""
+    """A training after go: what `finish` needs."""
 
     wire: Wire
     startup_seconds: float
@@ -83,16 +86,12 @@ PHASES = {  # the first part of a status, and what a box was doing
     "audit_startup": ("audit_startup", "loading its checkpoint for the audit"),
     "audit": ("audit", "being audited"),
 }
-SAW_VALIDATION = (
-    "eval",
-    "audit_startup",
-    "audit",
-)  # not one word of these boxes' logs may reach a proposer
+SAW_VALIDATION = ("eval", "audit_startup", "audit")  # their logs must not reach a proposer
 
 
 @contextlib.contextmanager
 def blaming(box: Box, phase: str, deadline_seconds: float) -> Iterator[None]:
-    """Turns what went wrong inside the block into the status of this phase: `<phase>_timeout`, `<phase>_crashed`."""
+    """Turns what goes wrong in the block into the phase's status: `<phase>_timeout`, `_crashed`."""
     status, doing = PHASES[phase]
     try:
         yield
@@ -102,36 +101,34 @@ def blaming(box: Box, phase: str, deadline_seconds: float) -> Iterator[None]:
         ) from None
     except Closed:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            box.process.wait(
-                timeout=2.0
-            )  # it may have closed its socket and live on: it is killed a moment later
+            box.process.wait(timeout=2.0)  # if it only closed its socket, it is killed soon
         box.watchdog.stop()
-        if box.watchdog.verdict:  # a kill by the watchdog and a crash look alike from here
+        if box.watchdog.verdict:  # a kill by the watchdog and a crash look the same from here
             verdict, reason = box.watchdog.verdict
-            raise (
-                BoxUnavailable(reason) if verdict == "sandbox_error" else Stopped(verdict, reason)
-            ) from None
+            if verdict == "sandbox_error":
+                raise BoxUnavailable(reason) from None
+            raise Stopped(verdict, reason) from None
         if box.process.returncode in SIGKILLED:
             raise Stopped(
                 "out_of_memory",
                 f"was killed while {doing}: by the kernel for its memory, or by itself",
             ) from None
-        said = "its log is withheld" if phase in SAW_VALIDATION else last_line(box)
-        raise Stopped(f"{status}_crashed", f"ended while {doing}: {said}") from None
+        why = "its log is withheld" if phase in SAW_VALIDATION else last_line(box)
+        raise Stopped(f"{status}_crashed", f"ended while {doing}: {why}") from None
     except Malformed as error:
         raise Stopped("protocol_error", f"sent {error} while {doing}") from None
 
 
 def last_line(box: Box) -> str:
-    """The log's last line, most often the exception, cut to a readable length."""
+    """The log's last line, which is most often the exception, cut to a readable length."""
     lines = [line.strip() for line in box.log.text().splitlines() if line.strip()]
     return lines[-1][:200] if lines else f"exit code {box.process.returncode} and no output"
 
 
 def expect_up(box: Box, wire: Wire, deadline: float, *, warm: bool = False) -> None:
-    """Waits for the fixed harness to say that it runs (and is warm), before any line of the candidate does.
+    """Waits until the fixed harness runs (and is warm), before any line of the candidate runs.
 
-    Raises BoxUnavailable if it does not: then bubblewrap or the mounts failed, and the candidate is not to blame.
+    Raises BoxUnavailable if it does not: bubblewrap or a mount failed, and no candidate did that.
     """
     try:
         up = wire.read(deadline)
@@ -144,12 +141,12 @@ def expect_up(box: Box, wire: Wire, deadline: float, *, warm: bool = False) -> N
         ) from None
     if up.get("python") != sys.version:
         raise BoxUnavailable(
-            f"the box runs Python {up.get('python')!r}, not {sys.version!r}: its interpreter is a wrong one"
+            f"the box has the wrong interpreter: Python {up.get('python')!r}, not {sys.version!r}"
         )
 
 
 def begin(box: Box, gate: Gate, budget: Budget, *, startup_seconds: float) -> Begun:
-    """Waits for ready, opens the data gate and starts the clock. Raises Stopped."""
+    """Waits for `ready`, opens the data gate and starts the clock. Raises Stopped."""
     wire, deadline = Wire(box.wire), box.started + startup_seconds
     expect_up(box, wire, deadline)
     with blaming(box, "startup", startup_seconds):
@@ -165,7 +162,10 @@ def begin(box: Box, gate: Gate, budget: Budget, *, startup_seconds: float) -> Be
 
 
 def finish(box: Box, begun: Begun, checkpoint: Path, *, max_bytes: int) -> Trained:
-    """Reads the curve and takes the checkpoint, whose last byte must arrive inside the budget. Raises Stopped."""
+    """Reads the curve, then the checkpoint, whose last byte must be inside the budget.
+
+    `max_bytes` is the checkpoint's limit. Raises Stopped.
+    """
     wire, allowed = begun.wire, begun.budget.deadline_seconds
     deadline = begun.go + allowed
     curve: list[tuple[int, int, float]] = []
@@ -178,30 +178,33 @@ def finish(box: Box, begun: Begun, checkpoint: Path, *, max_bytes: int) -> Train
         startup_seconds=begun.startup_seconds,
         seconds=seconds,
         cpu_seconds=box.watchdog.cpu_seconds() - begun.cpu_before,
-        tokens=tokens
-        if isinstance(tokens, int) and not isinstance(tokens, bool) and 0 <= tokens < 2**53
-        else None,
+        tokens=tokens if is_whole(tokens, 0, 2**53 - 1) else None,
         metrics=_metrics(message.get("metrics")),
         curve=tuple(curve),
     )
 
 
 def smoke(box: Box, *, startup_seconds: float) -> None:
-    """Waits until a box whose data gate is open has made one step and one evaluation. Raises Stopped."""
+    """Waits until a box with an open gate has made one step and one evaluation. Raises Stopped.
+
+    `smoked` may come before `ready`: see `smoke` in trainer/roles.py.
+    """
     wire, deadline = Wire(box.wire), box.started + startup_seconds
     expect_up(box, wire, deadline)
     with blaming(box, "smoke", startup_seconds):
-        expect(wire.read(deadline), "ready")
-        wire.send({"msg": "go", "kind": "flops", "amount": 1.0}, deadline)
-        _read_logs(wire, "smoked", deadline, [])
+        message = wire.read(deadline)
+        if message["msg"] != "smoked":
+            expect(message, "ready")
+            wire.send({"msg": "go", "kind": "flops", "amount": 1.0}, deadline)
+            _read_logs(wire, "smoked", deadline, [])
 
 
 def take_kernels(begun: Begun, path: Path, *, seconds: float, max_bytes: int) -> bool:
-    """After `finish`, from a box that exports what it compiled: the baseline's alone. False if there is nothing usable."""
+    """After `finish`: puts what the baseline's box compiled into a file; False if unusable."""
     deadline = time.monotonic() + seconds
     try:
         size = expect(begun.wire.read(deadline), "cache").get("bytes")
-        if not isinstance(size, int) or not 0 < size <= max_bytes:
+        if not is_whole(size, 1, max_bytes):
             return False
         part = path.with_suffix(".part")
         begun.wire.read_to_file(size, part, deadline)
@@ -219,10 +222,15 @@ def expect(message: dict[str, Any], kind: str) -> dict[str, Any]:
     return message
 
 
+def is_whole(value: Any, least: int, most: int) -> TypeGuard[int]:
+    """Whether this is an int of the range; a bool, which is an int to Python, is none here."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
 def _read_logs(
     wire: Wire, end: str, deadline: float, curve: list[tuple[int, int, float]]
 ) -> dict[str, Any]:
-    """Reads `log` messages into `curve` up to the message `end`, which is returned."""
+    """Reads `log` messages into `curve` until the message `end`, which is returned."""
     for _ in range(LOG_MESSAGES):
         message = wire.read(deadline)
         if message["msg"] == end:
@@ -237,16 +245,16 @@ def _take_checkpoint(
     wire: Wire, done: dict[str, Any], path: Path, deadline: float, max_bytes: int
 ) -> None:
     size = done.get("bytes")
-    if not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= max_bytes:
+    if not is_whole(size, 1, max_bytes):
         raise Stopped(
             "bad_checkpoint",
-            f"announced a checkpoint of {size!r:.40} bytes; it must be 1 to {max_bytes}",
+            f"announced a checkpoint of {size!r:.40} bytes; it must have 1 to {max_bytes}",
         )
     try:
         wire.read_to_file(size, path, deadline)
     except Silent:
         raise Stopped(
-            "train_timeout", f"its checkpoint of {size} bytes had not arrived when the time was up"
+            "train_timeout", f"its checkpoint of {size} bytes had not arrived at the deadline"
         ) from None
     except Closed:
         raise Stopped(
@@ -265,11 +273,12 @@ def _point(message: dict[str, Any]) -> tuple[int, int, float] | None:
 
 
 def _metrics(shown: Any) -> dict[str, float]:
-    """At most 30 well-named finite numbers; the rest is dropped. A Python int may be too large for a float: compared first."""
+    """At most 30 finite numbers with good names; the rest is dropped."""
     if not isinstance(shown, dict):
         return {}
     good: dict[str, float] = {}
     for name, value in shown.items():
+        # Compared before it is converted, as a Python int may be too large for a float.
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if len(good) < 30 and METRIC_NAME.fullmatch(name) and number and -1e18 < value < 1e18:
             good[name] = float(value)

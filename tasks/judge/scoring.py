@@ -1,4 +1,4 @@
-"""From claims to a score: what a claim box is asked, what its claims must pass, and bits per byte by metric version 1."""
+"""From claims to a score: the questions to a claim box, the checks of its claims, bits per byte."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from tasks.judge.box import Box
 from tasks.judge.bwrap import Gate
-from tasks.judge.protocol import Stopped, blaming, expect, expect_up
+from tasks.judge.protocol import Stopped, blaming, expect, expect_up, is_whole
 from tasks.judge.wire import Wire
 from trainer import prepare
 
-LOWEST_CLAIM = -1e-4  # nats; a probability has none below 0, rounding may go a little under
+LOWEST_CLAIM = -1e-4  # nats; a loss is not negative, but for rounding
 LONGEST_ROW = 2**17  # tokens
 MOST_ROWS = 2**16  # in a batch
 
@@ -26,7 +26,7 @@ Nats = npt.NDArray[np.float32]
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """The candidate's free choices that the metric must know."""
+    """The candidate's choices that the metric depends on."""
 
     vocab_size: int
     sequence_length: int
@@ -34,9 +34,10 @@ class Shape:
 
 
 def load(box: Box, gate: Gate, phase: str, startup_seconds: float) -> tuple[Wire, Shape]:
-    """Has a warm box load the candidate and its checkpoint: `phase` is eval_startup or audit_startup. Raises Stopped.
+    """Has a warm box load the candidate and its checkpoint. Raises Stopped.
 
-    Until `load` no line of the candidate has run in there, so a box that does not get warm is our failure: BoxUnavailable.
+    `phase` is eval_startup or audit_startup. No line of the candidate runs in the box before
+    `load`, so a box that does not become warm is our failure: BoxUnavailable.
     """
     wire = Wire(box.wire)
     expect_up(box, wire, time.monotonic() + startup_seconds, warm=True)
@@ -53,7 +54,7 @@ def load(box: Box, gate: Gate, phase: str, startup_seconds: float) -> tuple[Wire
     limits = {"vocab_size": 2**16, "sequence_length": LONGEST_ROW, "batch_rows": MOST_ROWS}
     for field, most in limits.items():
         value = ready.get(field)
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        if not is_whole(value, 1, most):
             status = "bad_claims" if phase == "eval_startup" else "audit_failed"
             raise Stopped(
                 status,
@@ -63,7 +64,7 @@ def load(box: Box, gate: Gate, phase: str, startup_seconds: float) -> tuple[Wire
 
 
 class Validation:
-    """The judge's own copy of what is scored: streams by vocabulary, raw bytes of each token, bytes of the documents."""
+    """The judge's own copy of what is scored, for each prepared vocabulary."""
 
     def __init__(self, public: Path, folder: Path) -> None:
         meta = json.loads((public / "meta.json").read_text())
@@ -77,7 +78,7 @@ class Validation:
         }
 
     def rows(self, shape: Shape) -> Rows:
-        """What is scored, uint16 [R, T+1]. Raises Stopped for a vocabulary that is not prepared."""
+        """The rows to score, uint16 [R, T+1]. Raises Stopped if the vocabulary is not prepared."""
         if shape.vocab_size not in self.bos:
             raise Stopped(
                 "bad_claims",
@@ -88,13 +89,17 @@ class Validation:
         )
 
     def scored(self, shape: Shape, rows: Rows) -> npt.NDArray[np.bool_]:
-        """Which targets have bytes and are scored, bool [R, T]."""
+        """Which targets are scored, bool [R, T]: those that have bytes."""
         scored: npt.NDArray[np.bool_] = self._token_bytes[shape.vocab_size][rows[:, 1:]] > 0
         return scored
 
     def score(self, shape: Shape, rows: Rows, claims: Nats) -> float:
-        """Bits per byte of the claims, nats float32 [R, T]. Raises Stopped when they cannot be negative log-probabilities."""
-        if not np.isfinite(claims).all():  # no figures of theirs: a reason reaches the proposer
+        """Bits per byte of the claims, nats float32 [R, T], by metric version 1.
+
+        Raises Stopped if they cannot be negative log-probabilities. The reason holds no figure of a
+        claim, as it reaches the proposer.
+        """
+        if not np.isfinite(claims).all():
             raise Stopped("bad_claims", "claimed losses that are not finite")
         if claims.min() < LOWEST_CLAIM:
             raise Stopped("bad_claims", "claimed losses below 0: no probability is above 1")
@@ -104,7 +109,10 @@ class Validation:
 
 
 def claim(box: Box, wire: Wire, shape: Shape, rows: Rows, eval_seconds: float) -> Nats:
-    """Shows a loaded box the validation rows, uint16 [R, T+1]; its claims, nats float32 [R, T], unchecked. Raises Stopped."""
+    """Shows a loaded box the validation rows, uint16 [R, T+1]. Raises Stopped.
+
+    Returns its claims, nats float32 [R, T], unchecked.
+    """
     deadline = time.monotonic() + eval_seconds
     with blaming(box, "eval", eval_seconds):
         wire.send({"msg": "nll", "rows": len(rows)}, deadline, rows.astype("<u2").tobytes())

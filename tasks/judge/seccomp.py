@@ -1,12 +1,13 @@
-"""The system calls that no box may make: a seccomp filter, the part of the wall that namespaces leave open.
+"""The system calls that no box may make: a seccomp filter closes what namespaces leave open.
 
-Four kinds are refused: what only serves an attack on the kernel or on another process, what makes or changes namespaces,
-mounts and clocks, what holds memory that is in no process's resident set, so that the watchdog could not see it, and what
-tells which file pages another box has read. All else is allowed: an allow-list breaks with every new version of a driver or
-of the C library.
+Four kinds are refused: calls that only serve an attack on the kernel or on another process; those
+that create or change namespaces, mounts and clocks; those that hold memory outside any resident
+set, where the watchdog could not see it; and those that tell which file pages another box has read.
+All others are allowed: an allow-list breaks with every new version of a driver or the C library.
 
-A refused call fails with an error number, as on a kernel without it, so that a library falls back instead of dying. The
-filter is classic BPF after seccomp(2), built with struct alone; numbers are those of the kernel's own tables.
+A refused call fails with an error number, as on a kernel without it, so that a library falls back
+instead of crashing. The filter is classic BPF, see seccomp(2), built with struct alone; the numbers
+are those of the kernel's own tables.
 """
 
 from __future__ import annotations
@@ -18,37 +19,22 @@ import platform
 import struct
 from collections.abc import Iterable, Iterator
 
-LOAD, IF_EQUAL, IF_ANY_BIT, RETURN = (
-    0x20,
-    0x15,
-    0x45,
-    0x06,
-)  # classic BPF: load a word, compare, test bits, return
-KILL_PROCESS, ALLOW, FAIL = (
-    0x80000000,
-    0x7FFF0000,
-    0x00050000,
-)  # SECCOMP_RET_*; FAIL carries an error number
-NUMBER, MACHINE, FIRST_ARGUMENT, THIRD_ARGUMENT = (
-    0,
-    4,
-    16,
-    32,
-)  # offsets in struct seccomp_data, of low halves
+# Classic BPF: load a word, compare it, test its bits, return.
+LOAD, IF_EQUAL, IF_ANY_BIT, RETURN = 0x20, 0x15, 0x45, 0x06
+KILL_PROCESS, ALLOW, FAIL = 0x80000000, 0x7FFF0000, 0x00050000  # SECCOMP_RET_*; FAIL | errno
+# Offsets in struct seccomp_data; those of arguments are of their low halves.
+NUMBER, MACHINE, FIRST_ARGUMENT, THIRD_ARGUMENT = 0, 4, 16, 32
 MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # AUDIT_ARCH_*
-X32 = 0x40000000  # the bit of x86-64's second table, whose calls this filter does not know
-NEW_NAMESPACE = (
-    0x7E020000  # every CLONE_NEW* flag of clone(); CLONE_NEWTIME is unshare's and clone3's alone
-)
-FAMILIES = (
-    1,
-    16,
-)  # AF_UNIX, AF_NETLINK; AF_VSOCK (40) would reach a virtual machine's host, loopback buffers hide memory
+X32 = 0x40000000  # bit of x86-64's second table, whose calls this filter does not know
+NEW_NAMESPACE = 0x7E020000  # CLONE_NEW* flags of clone(); CLONE_NEWTIME is not one of its flags
+# AF_UNIX and AF_NETLINK. AF_VSOCK (40) would reach a virtual machine's host, and the buffers of
+# loopback connections hide memory.
+FAMILIES = (1, 16)
 
 # name: (x86-64, aarch64); None where the machine has no such call.
 Calls = dict[str, tuple[int, int | None]]
 NOT_PERMITTED: Calls = {
-    # other processes, the kernel's keys, its instruments and its rarely used machinery
+    # other processes, and the kernel's keys, instruments and rarely used machinery
     "ptrace": (101, 117),
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
@@ -67,7 +53,7 @@ NOT_PERMITTED: Calls = {
     "name_to_handle_at": (303, 264),
     "open_by_handle_at": (304, 265),
     "lookup_dcookie": (212, 18),
-    # which pages of a file another box has left in the cache: a note from one to the next, a bit a page
+    # which pages of a file another box left in the cache: a note to the next one, a bit a page
     "mincore": (27, 232),
     "cachestat": (451, 451),
     # mounts and namespaces
@@ -107,55 +93,50 @@ NOT_PERMITTED: Calls = {
     "vhangup": (153, 58),
 }
 NOT_THERE: Calls = {
-    "clone3": (
-        435,
-        435,
-    ),  # its flags lie in memory, which a filter cannot read; the C library falls back to clone
-    "preadv2": (
-        327,
-        286,
-    ),  # its RWF_NOWAIT tells of cached pages; without flags the C library falls back to preadv
-    # memory that outlives its mapping and that no process's resident set shows
+    # Its flags are in memory, which a filter cannot read; the C library falls back to clone.
+    "clone3": (435, 435),
+    # Its RWF_NOWAIT tells of cached pages; without flags the C library falls back to preadv.
+    "preadv2": (327, 286),
+    # memory that outlives its mapping and is in no process's resident set
     "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
     "shmget": (29, 194),
 }
-NOTHING_DONE: Calls = {
-    "fadvise64": (221, 223)
-}  # it throws pages out of the cache; advice may be ignored, so it succeeds
+# Evicts pages from the cache. It succeeds and does nothing, as advice may be ignored.
+NOTHING_DONE: Calls = {"fadvise64": (221, 223)}
 MADVISE: Calls = {"madvise": (28, 233)}
 EVICT = (20, 21)  # MADV_COLD and MADV_PAGEOUT: the same for a mapped file
 CLONE: Calls = {"clone": (56, 220)}
 SOCKET: Calls = {"socket": (41, 198), "socketpair": (53, 199)}
-CUDA_NEEDS = "memfd_create"  # cuInit fails with error 304 without it (NVIDIA/OpenShell issue 1696): there a cgroup must count
+# Without it cuInit fails with error 304 (NVIDIA/OpenShell issue 1696); there a cgroup must count.
+CUDA_NEEDS = "memfd_create"
 
 
 def numbered(names: Iterable[str], machine: str) -> dict[str, int]:
     """The numbers of those calls that this machine, a key of MACHINES, has."""
-    column, table = (
-        list(MACHINES).index(machine),
-        NOT_PERMITTED | NOT_THERE | NOTHING_DONE | MADVISE | CLONE | SOCKET,
-    )
+    column = list(MACHINES).index(machine)
+    table = NOT_PERMITTED | NOT_THERE | NOTHING_DONE | MADVISE | CLONE | SOCKET
     return {name: number for name in names if (number := table[name][column]) is not None}
 
 
 def program(machine: str, device: str = "cpu") -> bytes | None:
-    """The filter as an array of struct sock_filter; None for a machine that it is not written for."""
+    """The filter, an array of struct sock_filter; None for a machine without one."""
     if machine not in MACHINES:
         return None
+
+    def each(calls: Iterable[str], then: list[bytes]) -> list[bytes]:
+        numbers = numbered(calls, machine).values()
+        return [line for number in numbers for line in _when(number, then)]
+
     allow = _line(RETURN, ALLOW)
-    not_there = {
-        name: row
-        for name, row in NOT_THERE.items()
-        if not (device == "cuda" and name == CUDA_NEEDS)
-    }
+    needed = {CUDA_NEEDS} if device == "cuda" else set()
     no_new_namespace = [
         _line(LOAD, FIRST_ARGUMENT),
         _line(IF_ANY_BIT, NEW_NAMESPACE, 0, 1),
         _fail(errno.EPERM),
         allow,
     ]
-    keeping_pages = [
+    no_eviction = [
         _line(LOAD, THIRD_ARGUMENT),
         *(line for advice in EVICT for line in _when(advice, [_fail(0)])),
         allow,
@@ -165,53 +146,28 @@ def program(machine: str, device: str = "cpu") -> bytes | None:
         *(line for family in FAMILIES for line in _when(family, [allow])),
         _fail(errno.EAFNOSUPPORT),
     ]
-    return b"".join(
-        [
-            _line(LOAD, MACHINE),
-            _line(IF_EQUAL, MACHINES[machine], 1, 0),
-            _line(RETURN, KILL_PROCESS),
-            _line(LOAD, NUMBER),
-            *([_line(IF_ANY_BIT, X32, 0, 1), _fail(errno.EPERM)] if machine == "x86_64" else []),
-            *(
-                line
-                for number in numbered(NOT_PERMITTED, machine).values()
-                for line in _when(number, [_fail(errno.EPERM)])
-            ),
-            *(
-                line
-                for number in numbered(not_there, machine).values()
-                for line in _when(number, [_fail(errno.ENOSYS)])
-            ),
-            *(
-                line
-                for number in numbered(NOTHING_DONE, machine).values()
-                for line in _when(number, [_fail(0)])
-            ),
-            *(
-                line
-                for number in numbered(MADVISE, machine).values()
-                for line in _when(number, keeping_pages)
-            ),
-            *(
-                line
-                for number in numbered(CLONE, machine).values()
-                for line in _when(number, no_new_namespace)
-            ),
-            *(
-                line
-                for number in numbered(SOCKET, machine).values()
-                for line in _when(number, known_families)
-            ),
-            allow,
-        ]
-    )
+    lines = [
+        _line(LOAD, MACHINE),
+        _line(IF_EQUAL, MACHINES[machine], 1, 0),
+        _line(RETURN, KILL_PROCESS),
+        _line(LOAD, NUMBER),
+        *([_line(IF_ANY_BIT, X32, 0, 1), _fail(errno.EPERM)] if machine == "x86_64" else []),
+        *each(NOT_PERMITTED, [_fail(errno.EPERM)]),
+        *each([name for name in NOT_THERE if name not in needed], [_fail(errno.ENOSYS)]),
+        *each(NOTHING_DONE, [_fail(0)]),
+        *each(MADVISE, no_eviction),
+        *each(CLONE, no_new_namespace),
+        *each(SOCKET, known_families),
+        allow,
+    ]
+    return b"".join(lines)
 
 
 @contextlib.contextmanager
 def descriptor(device: str) -> Iterator[int | None]:
-    """The filter for this machine as an open file at its start, for `bwrap --seccomp`; None where there is none.
+    """The filter for this machine as an open file, for `bwrap --seccomp`; None if there is none.
 
-    Bubblewrap reads it to the end, so each box needs its own. Pass it to the box with `pass_fds`.
+    Bubblewrap reads the file to its end, so each box needs its own, passed by `pass_fds`.
     """
     code = program(platform.machine(), device)
     if code is None:
@@ -224,7 +180,7 @@ def descriptor(device: str) -> Iterator[int | None]:
 
 
 def _line(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
-    """One struct sock_filter; jumps count the lines to skip."""
+    """One struct sock_filter; a jump is the number of lines to skip."""
     return struct.pack("=HBBI", code, if_true, if_false, value)
 
 
@@ -233,5 +189,5 @@ def _fail(number: int) -> bytes:
 
 
 def _when(value: int, then: list[bytes]) -> list[bytes]:
-    """`then`, which must end the program, if the loaded word is `value`."""
+    """Runs `then`, which must end the program, if the loaded word is `value`."""
     return [_line(IF_EQUAL, value, 0, len(then)), *then]

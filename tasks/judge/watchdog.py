@@ -1,7 +1,8 @@
-"""Measures a box from outside and ends it at its limits: CPU-seconds, resident memory, number of tasks.
+"""Measures a box from outside and ends it at its limits: CPU-seconds, memory, number of tasks.
 
-Figures come from /proc on the host, so nothing inside a box can bend them. Memory is the sum of resident pages; where that
-is over the limit it is taken again as proportional set size, which counts pages shared between forks once.
+All figures come from /proc on the host, so nothing inside a box can falsify them. Memory is the sum
+of resident pages; above the limit it is measured again as proportional set size, which counts a
+page that forks share only once.
 """
 
 from __future__ import annotations
@@ -13,151 +14,87 @@ import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from tasks.judge.processes import ProcessId, Stat, process_tree
+
 TICK = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 INTERVAL_SECONDS = 0.25
-HIDDEN_EVERY = 4  # polls between looks at memory that no resident set shows: those read long files
-FREE_SOCKETS = 64  # that are not suspected of holding memory
-READS = 3  # of a process without a parent, before it counts as gone
-
-
-def boot_id() -> str:
-    """The machine's running since its last start: process ids and start times mean nothing in another one."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def all_pids() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
-
-
-def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat after the command name, so that [0] is the state. Raises OSError if it is gone."""
-    return (
-        Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    )  # a name may be no text
-
-
-def parent_of(pid: int) -> int:
-    return int(_stat(pid)[1])
-
-
-def started_at(pid: int) -> int:
-    """When a process started, in clock ticks since boot: with its pid it names this very process."""
-    return int(_stat(pid)[19])
-
-
-def is_alive(pid: int, born: int) -> bool:
-    """Whether this very process (same start time) still runs; a zombie that waits for its reaper counts as gone."""
-    with contextlib.suppress(OSError):
-        stat = _stat(pid)
-        return stat[0] not in "ZX" and int(stat[19]) == born
-    return False
-
-
-def process_tree(root: int) -> dict[int, int]:
-    """The live processes below and including `root`, as pid -> start time in clock ticks since boot.
-
-    A process whose parent ended between two reads has a new one by now, the first process of its box: it is read again.
-    """
-    parents: dict[int, int] = {}
-    born: dict[int, int] = {}
-    unread = all_pids()
-    for _ in range(READS):
-        for pid in unread:
-            parents.pop(pid, None)
-            with contextlib.suppress(OSError):
-                stat = _stat(pid)
-                parents[pid], born[pid] = int(stat[1]), int(stat[19])
-        unread = [pid for pid, parent in parents.items() if parent and parent not in parents]
-    children: dict[int, list[int]] = {}
-    for pid, parent in parents.items():
-        children.setdefault(parent, []).append(pid)
-    tree, grown = {root: born[root]} if root in parents else {}, [root]
-    while grown:
-        more = [child for pid in grown for child in children.get(pid, ()) if child not in tree]
-        tree |= {pid: born[pid] for pid in more}
-        grown = more
-    return tree
+HIDDEN_EVERY = 4  # polls between looks at hidden memory, which means reading long files
+FREE_SOCKETS = 64  # not suspected of holding memory
 
 
 def _resident(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
 
 
-def _proportional(pid: int) -> int:
-    """Resident memory with each shared page split among its sharers; all of it where we may not see, 0 if it is gone."""
-    with contextlib.suppress(OSError):
-        try:
-            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        except PermissionError:
-            return _resident(pid)
-        return next(
-            (
-                int(line.split()[1]) * 1024
-                for line in rollup.splitlines()
-                if line.startswith("Pss:")
-            ),
-            0,
-        )
+def _kilobytes(path: Path, name: str) -> int:
+    """The bytes of the line `NAME: N kB` in a file of /proc; 0 if there is no such line."""
+    for line in path.read_text(errors="replace").splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) * 1024
     return 0
 
 
-def _hidden(tree: Iterable[int]) -> int:
-    """At most how many bytes the processes hold that no resident set shows.
+def _proportional(pid: int) -> int:
+    """Resident bytes, each shared page divided among its sharers; 0 if the process is gone.
 
-    Shared anonymous memory keeps its pages when they are unmapped (counted: its size, less what is resident), and sockets
-    keep what nobody has read (counted: what the buffers of more than a few can take).
+    Plain resident bytes where we may not look.
+    """
+    with contextlib.suppress(OSError):
+        try:
+            return _kilobytes(Path(f"/proc/{pid}/smaps_rollup"), "Pss:")
+        except PermissionError:
+            return _resident(pid)
+    return 0
+
+
+def _hidden(pids: Iterable[int]) -> int:
+    """At most how many bytes the processes hold that are in no resident set.
+
+    Shared anonymous memory keeps its pages when it is unmapped (counted: its size, less the
+    resident part), and sockets keep what nobody has read (counted: all that the buffers of more
+    than a few sockets can hold).
     """
     shared: dict[str, int] = {}
     resident = sockets = 0
-    for pid in tree:
+    for pid in pids:
+        folder = Path(f"/proc/{pid}")
         with contextlib.suppress(OSError):
-            found = Path(f"/proc/{pid}/maps").read_text(errors="replace")
-            if "/dev/zero" in found:
-                for line in found.splitlines():
+            maps = (folder / "maps").read_text(errors="replace")
+            if "/dev/zero" in maps:
+                for line in maps.splitlines():
                     span, mode, _, device, inode, *name = line.split(maxsplit=5)
                     if mode[3] == "s" and name and name[0].startswith("/dev/zero"):
                         first, last = (int(address, 16) for address in span.split("-"))
                         shared[device + inode] = max(shared.get(device + inode, 0), last - first)
-                status = Path(f"/proc/{pid}/status").read_text(errors="replace")
-                resident += next(
-                    (
-                        int(row.split()[1]) * 1024
-                        for row in status.splitlines()
-                        if row.startswith("RssShmem:")
-                    ),
-                    0,
-                )
-            if os.readlink(f"/proc/{pid}/ns/net") != os.readlink("/proc/self/ns/net"):
-                sockets = int(
-                    Path(f"/proc/{pid}/net/sockstat").read_text().split()[2]
-                )  # of the box's network
+                resident += _kilobytes(folder / "status", "RssShmem:")
+            if os.readlink(folder / "ns/net") != os.readlink("/proc/self/ns/net"):
+                sockets = int((folder / "net/sockstat").read_text().split()[2])  # the whole box's
     buffers = 2 * int(Path("/proc/sys/net/core/wmem_max").read_text())
     return max(sum(shared.values()) - resident, 0) + max(sockets - FREE_SOCKETS, 0) * buffers
 
 
 class Watchdog:
-    """Polls a process tree in its own thread. `verdict` is set, and the tree killed, at the first limit that is passed."""
+    """Polls a process tree in a thread and kills it at the first limit that is exceeded.
+
+    `verdict` is then the status and the reason. `end` replaces the kill where the processes may be
+    another user's, as a container's are.
+    """
 
     def __init__(
         self, root: int, *, memory_bytes: int, tasks: int, end: Callable[[], None] | None = None
     ) -> None:
         self.root = root
-        self._end = (
-            end or self._kill_group
-        )  # a container's processes may be another user's, out of our reach
         self.memory_bytes = memory_bytes
         self.tasks = tasks
-        self.verdict: tuple[str, str] | None = None  # (status, reason)
+        self.verdict: tuple[str, str] | None = None
         self.peak_memory_bytes = 0
+        self._end = end or self._kill_group
         self._polls = 0
-        self._hidden = 0  # bytes, at the last look
-        self._ticks: dict[
-            tuple[int, int], int
-        ] = {}  # CPU time of every process ever seen: nobody may have waited for it
-        self._cpu_limit: tuple[float, float] | None = (
-            None  # CPU-seconds of the tree: when the limit was set, and at most
-        )
+        self._hidden = 0  # bytes, when last looked at
+        # CPU time of every process ever seen: a parent need not wait for its children.
+        self._ticks: dict[ProcessId, int] = {}
+        self._cpu_limit: tuple[float, float] | None = None  # CPU-seconds: when it was set, and most
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="box-watchdog", daemon=True)
 
@@ -170,18 +107,17 @@ class Watchdog:
             self._thread.join()
 
     def cpu_seconds(self) -> float:
-        """User and system time of the tree so far, ended children included, whether they were waited for or not."""
+        """User and system time of the tree so far, ended children included."""
         waited_for = 0
-        for pid in process_tree(self.root):
+        for process in process_tree(self.root):
             with contextlib.suppress(OSError):
-                waited_for += self._note(pid, _stat(pid))
+                waited_for += self._note(Stat.read(process.pid))
         return max(waited_for, sum(self._ticks.values())) / TICK
 
-    def _note(self, pid: int, stat: list[str]) -> int:
-        """Keeps a process's own CPU time and returns it with that of the children it has waited for, in clock ticks."""
-        own = int(stat[11]) + int(stat[12])
-        self._ticks[pid, int(stat[19])] = own
-        return own + int(stat[13]) + int(stat[14])
+    def _note(self, stat: Stat) -> int:
+        """Keeps a process's own CPU time; returns it plus that of the children it waited for."""
+        self._ticks[stat.process] = stat.own_ticks
+        return stat.own_ticks + stat.waited_ticks
 
     def limit_cpu(self, seconds: float) -> None:
         """Allows `seconds` more CPU-seconds from now on."""
@@ -192,7 +128,7 @@ class Watchdog:
         while not self._stop.wait(INTERVAL_SECONDS):
             try:
                 problem = self._problem()
-            except Exception as error:  # unwatched it must not run on: ended, and the fault is ours
+            except Exception as error:  # a box must not run unwatched; the fault is ours
                 problem = "sandbox_error", f"the watchdog failed: {type(error).__name__}: {error}"
             if problem:
                 self.verdict = problem
@@ -205,38 +141,43 @@ class Watchdog:
 
     def _problem(self) -> tuple[str, str] | None:
         memory = tasks = waited_for = 0
-        tree = process_tree(self.root)
-        for pid in tree:
+        pids = [process.pid for process in process_tree(self.root)]
+        for pid in pids:
             with contextlib.suppress(OSError):
-                stat = _stat(pid)
-                waited_for += self._note(pid, stat)
-                tasks += int(stat[17])
+                stat = Stat.read(pid)
+                waited_for += self._note(stat)
+                tasks += stat.threads
                 memory += _resident(pid)
-        if (
-            tasks > self.tasks
-        ):  # first: a fork bomb uses much memory too, and looking at that takes long in many processes
+        # First, as a fork bomb uses much memory too, and measuring many processes takes long.
+        if tasks > self.tasks:
             return (
                 "too_many_tasks",
                 f"the box ran {tasks} processes and threads, the limit is {self.tasks}",
             )
-        if memory > self.memory_bytes and len(tree) > 1:
-            memory = sum(_proportional(pid) for pid in tree)
+        return self._memory_problem(pids, memory) or self._cpu_problem(waited_for)
+
+    def _memory_problem(self, pids: list[int], memory: int) -> tuple[str, str] | None:
+        if memory > self.memory_bytes and len(pids) > 1:
+            memory = sum(map(_proportional, pids))
         if self._polls % HIDDEN_EVERY == 0:
-            self._hidden = _hidden(tree)
+            self._hidden = _hidden(pids)
         self._polls += 1
         memory += self._hidden
         self.peak_memory_bytes = max(self.peak_memory_bytes, memory)
-        if memory > self.memory_bytes:
-            used, limit = memory / 2**30, self.memory_bytes / 2**30
-            return (
-                "out_of_memory",
-                f"the box used {used:.2f} GiB of memory, the limit is {limit:.2f} GiB",
-            )
-        ticks = max(waited_for, sum(self._ticks.values()))
-        if self._cpu_limit is not None and ticks / TICK > self._cpu_limit[1]:
-            started, limit = self._cpu_limit
-            return "train_timeout", (
-                f"the run used {ticks / TICK - started:.1f} CPU-seconds, the limit is {limit - started:.1f}, "
-                "1.5 times the baseline's"
-            )
-        return None
+        if memory <= self.memory_bytes:
+            return None
+        used, limit = memory / 2**30, self.memory_bytes / 2**30
+        return (
+            "out_of_memory",
+            f"the box used {used:.2f} GiB of memory, the limit is {limit:.2f} GiB",
+        )
+
+    def _cpu_problem(self, waited_for: int) -> tuple[str, str] | None:
+        used = max(waited_for, sum(self._ticks.values())) / TICK
+        if self._cpu_limit is None or used <= self._cpu_limit[1]:
+            return None
+        before, limit = self._cpu_limit
+        return "train_timeout", (
+            f"the run used {used - before:.1f} CPU-seconds, the limit is {limit - before:.1f}, "
+            "1.5 times the baseline's"
+        )

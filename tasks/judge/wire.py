@@ -1,7 +1,7 @@
 """Our end of a box's socket: JSON lines and announced raw bytes, every call with a deadline.
 
-A message is one JSON object on one line, at most 64 KiB, with a string `msg`. What arrives is untrusted: nothing is held
-in memory beyond the line limit and the number of bytes that the caller asked for.
+A message is one JSON object on one line, at most 64 KiB, with a string `msg`. What arrives is not
+trusted: we never hold more of it than a line may have and the caller asked for.
 """
 
 from __future__ import annotations
@@ -20,15 +20,18 @@ class Silent(Exception):
 
 
 class Closed(Exception):
-    """The other end closed the socket: the process ended."""
+    """The other end closed the socket: its process has ended."""
 
 
 class Malformed(Exception):
-    """What arrived is no message of the protocol."""
+    """What arrived is not a message of the protocol."""
 
 
 class Wire:
-    """Our end of a box's socket. Every call ends by its deadline (time.monotonic) with Silent, Closed or Malformed."""
+    """Messages over a box's socket. Deadlines are by time.monotonic.
+
+    Any call may raise Silent or Closed, and one that reads a message Malformed.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -65,7 +68,7 @@ class Wire:
         return message
 
     def read_bytes(self, size: int, deadline: float) -> bytearray:
-        """Exactly `size` raw bytes. The caller has checked that we want to hold so many."""
+        """Exactly `size` raw bytes. The caller has checked that we want to hold that many."""
         data, filled = bytearray(size), min(size, len(self._buffer))
         data[:filled] = self._buffer[:filled]
         del self._buffer[:filled]

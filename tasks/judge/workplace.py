@@ -1,20 +1,19 @@
-"""The folder of one run: the candidate's package, the gates and the checkpoint; gone when the run is over."""
+"""The folder of one run: the candidate's package, the gates and the checkpoint."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks.judge import watchdog
+from tasks.judge.processes import ProcessId
 from trainer import prepare
 
 TRAINER = Path(prepare.__file__).parent
-FIXED_FILES = (
+FIXED_FILES = (  # beside the candidate in a box
     "__init__.py",
     "prepare.py",
     "packing.py",
@@ -22,24 +21,21 @@ FIXED_FILES = (
     "link.py",
     "roles.py",
     "speed.py",
-)  # beside the candidate in a box
+)
 
 
 @contextlib.contextmanager
 def workplace(home: Path) -> Iterator[Path]:
     """A folder for one run, removed afterwards: what is kept of a run is in its RunResult.
 
-    Its name says whose it is, so that the folder of a process that was killed is removed by the next run.
+    Its name holds the process that uses it: the next run removes folders of killed processes.
     """
-    boxes, host, pid = home / "boxes", platform.node(), os.getpid()
+    boxes, host = home / "boxes", platform.node()
     boxes.mkdir(parents=True, exist_ok=True)
-    for left in boxes.glob(f"{host}-*-*-*"):
-        whose, owner, born, _ = left.name.rsplit("-", 3)
-        if whose == host and not watchdog.is_alive(
-            int(owner), int(born)
-        ):  # vm's are not those of vm-2
+    for left in boxes.glob(f"{host}~*~*"):
+        if not ProcessId.parse(left.name.rsplit("~", 2)[1]).is_alive:
             _remove(left)
-    work = Path(tempfile.mkdtemp(prefix=f"{host}-{pid}-{watchdog.started_at(pid)}-", dir=boxes))
+    work = Path(tempfile.mkdtemp(prefix=f"{host}~{ProcessId.current()}~", dir=boxes))
     work.chmod(0o755)
     try:
         yield work
@@ -48,7 +44,7 @@ def workplace(home: Path) -> Iterator[Path]:
 
 
 def _remove(work: Path) -> None:
-    """As far as that goes: another run may be at it, or a file system that is slow to forget. The next run tries again."""
+    """As far as possible: another run may be removing it too. The next run tries again."""
     with contextlib.suppress(OSError):
         for gate in work.glob("*-gate"):
             gate.chmod(0o755)
@@ -56,7 +52,7 @@ def _remove(work: Path) -> None:
 
 
 def assemble(source: str, work: Path) -> Path:
-    """The package `trainer` as a box sees it: our fixed files and the candidate, readable by the box's uid."""
+    """The package `trainer` as a box sees it: our fixed files and the candidate, all readable."""
     package = work / "code" / "trainer"
     package.mkdir(parents=True)
     for name in FIXED_FILES:
@@ -68,7 +64,7 @@ def assemble(source: str, work: Path) -> Path:
 
 
 def read_whole(path: Path) -> None:
-    """Brings all of a file into the page cache: which part of it a box has left there would be a note to the next."""
+    """Reads a file into the page cache: a part that a box had read would be a note to others."""
     with path.open("rb", buffering=0) as file:
         while file.read(1 << 24):
             pass

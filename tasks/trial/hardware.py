@@ -1,4 +1,7 @@
-"""What this machine is, as far as a score depends on it. Scores of different fingerprints are never compared."""
+"""The machine as far as a score depends on it: a `description` for people, a `fingerprint` to compare.
+
+Scores that were measured on different hardware are never compared.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,39 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
-import pynvml
+from tasks.judge import gpu, nvml
+
+SYS = Path("/sys")
+
+
+def describe(device: str, threads: int) -> str:
+    """One line for people: the processor that a profile's `device` names, and the version of torch.
+
+    "NVIDIA H100 80GB HBM3 80 GiB 700 W, driver 580.65.06, torch 2.13.0" is one of a GPU, and
+    "AMD EPYC 7B13, 2 threads, torch 2.13.0" one of a CPU. Part of the fingerprint.
+    """
+    torch = importlib.metadata.version("torch")
+    if device == "cuda":
+        found = nvml.first_gpu() or _first_amd_gpu()
+        return f"{found or 'unknown GPU'}, torch {torch}"
+    return f"{_cpu_model()}, {threads} thread{'s' * (threads > 1)}, torch {torch}"
+
+
+def fingerprint(device: str, threads: int) -> str:
+    """16 hexadecimal digits that change with `describe`, the operating system, and Python's version.
+
+    For equality alone: a cached baseline is used again only under the same fingerprint.
+    """
+    parts = [
+        describe(device, threads),
+        platform.system(),
+        platform.machine(),
+        platform.python_version(),
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def _cpu_model() -> str:
@@ -22,42 +55,45 @@ def _cpu_model() -> str:
     )
 
 
-def _gpus() -> list[dict[str, str | float]]:
-    """Name, memory and power limit of each visible NVIDIA GPU; none where there is no driver."""
+def _first_amd_gpu() -> gpu.Gpu | None:
+    """The first visible GPU of AMD's kernel driver, which describes all of them in files.
+
+    HIP numbers GPUs as the driver's topology does, and takes `GPU-` with a serial number too. The
+    driver is part of the kernel unless a version of its own is installed.
+    """
+    name = gpu.first_visible()
+    for index, properties in enumerate(_amd_gpus()):
+        if name not in (str(index), f"GPU-{int(properties.get('unique_id', 0)):016x}"):
+            continue
+        version = int(properties["gfx_target_version"])  # 90402 is gfx942
+        target = f"gfx{version // 10000}{version // 100 % 100:x}{version % 100:x}"
+        card = SYS / f"class/drm/renderD{properties['drm_render_minor']}/device"
+        limit = [_line(path) for path in card.glob("hwmon/hwmon*/power1_cap")]  # microwatts
+        return gpu.Gpu(
+            name=_line(card / "product_name") or f"AMD {target}",
+            memory_bytes=int(_line(card / "mem_info_vram_total") or 0),
+            power_limit_watts=int(limit[0]) / 1e6 if limit and limit[0] else None,
+            driver=_line(SYS / "module/amdgpu/version") or platform.release(),
+        )
+    return None
+
+
+def _amd_gpus() -> Iterator[dict[str, str]]:
+    """The properties of each GPU in the driver's topology, in order; CPUs are nodes of it as well."""
+    nodes = (SYS / "class/kfd/kfd/topology/nodes").glob("[0-9]*")
+    for node in sorted(nodes, key=lambda node: int(node.name)):
+        try:
+            lines = (node / "properties").read_text().splitlines()
+        except PermissionError:  # a GPU that was not given to this container
+            continue
+        properties = dict(line.split(maxsplit=1) for line in lines)
+        if properties.get("simd_count", "0") != "0":
+            yield properties
+
+
+def _line(path: Path) -> str:
+    """The text of a small file; empty if there is no such file or it cannot be read."""
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        return [
-            {
-                "name": str(pynvml.nvmlDeviceGetName(handle)),
-                "memory_gib": round(float(pynvml.nvmlDeviceGetMemoryInfo(handle).total) / 2**30),
-                "power_limit_w": round(pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000),
-                "driver": str(pynvml.nvmlSystemGetDriverVersion()),
-            }
-            for handle in handles
-        ]
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def describe(device: str, threads: int) -> str:
-    """One readable line: the processor a profile's `device` names, and the torch that drives it."""
-    torch = importlib.metadata.version("torch")
-    if device == "cuda" and (gpus := _gpus()):
-        first = gpus[0]
-        return f"{first['name']} {first['memory_gib']} GiB {first['power_limit_w']} W, driver {first['driver']}, torch {torch}"
-    return f"{_cpu_model()}, {threads} thread{'s' * (threads > 1)}, torch {torch}"
-
-
-def fingerprint(device: str, threads: int) -> str:
-    """A short hash of everything in `describe` and of the operating system and Python."""
-    parts = [
-        describe(device, threads),
-        platform.system(),
-        platform.machine(),
-        platform.python_version(),
-    ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+        return path.read_text().strip()
+    except OSError:
+        return ""

@@ -70,7 +70,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "last_error": _last_error(state, beat, alive),
         "stopped": state.stopped,
         "finished": state.finished,
-        "process": {"host": beat.host, "pid": beat.pid, "heartbeat_age": round(since, 1)}
+        "process": {"host": beat.host, "pid": beat.process.pid, "heartbeat_age": round(since, 1)}
         if beat
         else None,
         "updated": state.updated,
@@ -154,5 +154,5 @@ def _last_error(state: NightState, beat: Heartbeat | None, alive: bool) -> str |
     doing = (
         f", in the middle of: {beat.phase}" if beat and beat.phase != heartbeat.OVER else ""
     )  # a finished night's report, too
-    who = f"its process {beat.pid} on {beat.host}" if beat else "its process"
+    who = f"its process {beat.process.pid} on {beat.host}" if beat else "its process"
     return f"{who} ended without a word{doing}"

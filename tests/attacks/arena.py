@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from configs import Audit, Budget, Data, Limits, Profile
-from tasks.judge import watchdog
+from tasks.judge import processes
 from tasks.judge.bwrap import box_name
 from tasks.records import Bench, Candidate, Caps, Dataset, RunResult
 from tasks.statuses import Status
@@ -237,7 +237,7 @@ class Witness:
 
     def __init__(self, home: Path) -> None:
         self._name = box_name(home).encode()
-        self._seen: dict[int, int] = {}
+        self._seen: set[processes.ProcessId] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -254,10 +254,10 @@ class Witness:
             self.look()
 
     def look(self) -> None:
-        for pid in watchdog.all_pids():
+        for pid in processes.all_pids():
             with contextlib.suppress(OSError):
                 if self._name in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
-                    self._seen |= watchdog.process_tree(pid)
+                    self._seen |= processes.process_tree(pid)
 
     @property
     def count(self) -> int:
@@ -265,4 +265,4 @@ class Witness:
 
     def survivors(self) -> list[int]:
         self.look()
-        return [pid for pid, born in self._seen.items() if watchdog.is_alive(pid, born)]
+        return [process.pid for process in self._seen if process.is_alive]

@@ -38,7 +38,7 @@ def test_a_live_server_is_found(tmp_path, api):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"boot": "another"}, {"born": 1}, {"pid": 2**22}, {"pid": "x"}, {"prefect": None}]
+    "changes", [{"process": f"{os.getpid()}.1.x"}, {"process": "x"}, {"prefect": None}]
 )
 def test_word_of_a_process_that_is_gone_is_no_server_though_another_has_its_port(
     tmp_path, api, changes

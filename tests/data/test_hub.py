@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from tasks.data import fetch, web
+from tasks.data import fetch
 from tasks.errors import DataError
 from tests.origin import Cutter, Origin
 

@@ -290,7 +290,8 @@ def _processes(home: Path, standing: frozenset[int]) -> Iterator[str]:
     """Live processes that name the state folder, in their arguments or environment, and those of its boxes."""
     left = {pid: said for pid, said in our_pids(home).items() if pid not in standing}
     yield from (f"process {pid} is left: {said}" for pid, said in left.items())
-    yield from (f"process {pid} of a box is left" for pid in live_boxes(home) if pid not in left)
+    boxes = {process.pid for process in live_boxes(home)}
+    yield from (f"process {pid} of a box is left" for pid in boxes - left.keys())
 
 
 def our_pids(home: Path) -> dict[int, str]:

@@ -203,7 +203,7 @@ class Chaos:
             self._until(lambda: bool(live_boxes(self.checkout.home)), 3)
         pids = {
             "flow": self.stands.flows,
-            "box": lambda: sorted(live_boxes(self.checkout.home)),
+            "box": lambda: sorted(process.pid for process in live_boxes(self.checkout.home)),
             "worker": lambda: [self.stands.worker.pid] if self.stands.worker else [],
             "server": lambda: [self.stands.server.pid] if self.stands.server else [],
         }

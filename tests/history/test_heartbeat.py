@@ -1,7 +1,6 @@
 """A night's heartbeat: who is taken for alive, and that neither a torn file nor a full disk stops anything."""
 
 import dataclasses
-import json
 import os
 import signal
 import subprocess
@@ -12,7 +11,7 @@ import pytest
 
 from tasks.history import heartbeat
 from tasks.history.heartbeat import LEASE_SECONDS, SIZE, Heartbeat, Pulse
-from tasks.judge import watchdog
+from tasks.judge.processes import ProcessId
 from tests.faults.small_disk import can_mount
 
 BEATS_UNTIL_KILLED = """
@@ -57,7 +56,7 @@ def mine(tmp_path, pulse):
 
 
 def test_a_beat_says_who_is_at_work_and_on_what(mine):
-    assert (mine.pid, mine.phase, mine.used_seconds, mine.error) == (
+    assert (mine.process.pid, mine.phase, mine.used_seconds, mine.error) == (
         os.getpid(),
         "proposing",
         12.3,
@@ -94,7 +93,7 @@ def test_a_process_that_ended_by_kill_9_is_dead_at_once(tmp_path):
     dead = heartbeat.last(path)
     assert living
     assert dead
-    assert (dead.pid, dead.phase) == (child.pid, "training trial 3")
+    assert (dead.process.pid, dead.phase) == (child.pid, "training trial 3")
     assert not dead.is_alive
     child.wait()
     child.stdout.close()
@@ -113,24 +112,22 @@ def test_a_process_is_alive_while_it_beats_and_its_end_is_its_last_phase(tmp_pat
 
 
 def test_a_pid_that_was_given_to_another_process_is_dead(mine):
-    assert not dataclasses.replace(mine, born=mine.born - 1).is_alive
+    process = dataclasses.replace(mine.process, started=mine.process.started - 1)
+    assert not dataclasses.replace(mine, process=process).is_alive
 
 
 def test_a_pid_of_an_earlier_boot_is_dead(mine):
-    assert not dataclasses.replace(mine, boot="an earlier one").is_alive
+    process = dataclasses.replace(mine.process, boot="an earlier one")
+    assert not dataclasses.replace(mine, process=process).is_alive
 
 
 @pytest.mark.parametrize(
     ("age", "alive"), [(LEASE_SECONDS - 60, True), (LEASE_SECONDS + 60, False)]
 )
 def test_another_machines_night_is_alive_until_its_lease_is_over(mine, age, alive):
-    pid = 2**22 + 1  # no process here
-    assert (
-        dataclasses.replace(
-            mine, host="elsewhere", boot="its own", pid=pid, time=time.time() - age
-        ).is_alive
-        is alive
-    )
+    process = ProcessId(pid=2**22 + 1, started=1, boot="its own")  # no process here
+    beat = dataclasses.replace(mine, host="elsewhere", process=process, time=time.time() - age)
+    assert beat.is_alive is alive
 
 
 def test_another_machine_whose_clock_is_ahead_by_hours_does_not_live_for_hours(mine):
@@ -163,7 +160,7 @@ def test_a_short_beat_leaves_nothing_of_a_long_one(tmp_path, pulse):
     pulse.enter("short")
     content = (tmp_path / "heartbeat.json").read_bytes()
     assert len(content) == SIZE
-    assert Heartbeat(**json.loads(content)).phase == "short"
+    assert Heartbeat.from_json(content).phase == "short"
 
 
 def test_text_of_many_bytes_a_character_fits_into_the_block(tmp_path, pulse):
@@ -181,7 +178,3 @@ def test_it_beats_on_a_full_disk(tmp_path):
         [*argv, str(tmp_path / "heartbeat.json")], capture_output=True, text=True, cwd=os.getcwd()
     )
     assert done.stdout == "paused: the disk is full\n", done.stderr
-
-
-def test_the_start_time_of_this_process_is_what_the_kernel_says(mine):
-    assert mine.born == watchdog.started_at(os.getpid())

@@ -1,4 +1,4 @@
-"""The audit's arithmetic: what is asked, that no answer was given away, and what a difference costs."""
+"""The audit's arithmetic: what is asked, that no answer is given away, what a difference costs."""
 
 from dataclasses import astuple
 
@@ -58,7 +58,7 @@ def test_rows_and_positions_are_drawn_without_replacement(R, T, count, seed):
     assert scored[questions.rows[asked[0]], questions.positions[asked]].all()
 
 
-def test_every_scored_target_is_asked_about_as_often_as_any_other():
+def test_every_scored_target_is_asked_about_equally_often():
     random, hits, scored = np.random.default_rng(0), np.zeros((30, 8)), np.ones((30, 8), bool)
     scored[:, 3] = False
     for _ in range(2000):
@@ -67,12 +67,11 @@ def test_every_scored_target_is_asked_about_as_often_as_any_other():
     assert (hits[:, 3] == 0).all()
     usual = hits[:, [0, 1, 2, 4, 5, 6]]
     assert usual.min() > 0.8 * usual.mean()
-    assert (
-        hits[:, 7].min() > 0.3 * usual.mean()
-    )  # what the next row starts with: only where that is asked later
+    # The next row begins with it, so it counts only if that row is asked later.
+    assert hits[:, 7].min() > 0.3 * usual.mean()
 
 
-def test_a_batch_of_all_rows_does_not_hide_what_the_next_row_starts_with():
+def test_the_last_target_of_a_row_counts_though_a_batch_could_hold_all_rows():
     random, last = np.random.default_rng(0), np.zeros(30)
     for _ in range(400):
         questions = draw(np.ones((30, 4), bool), 120, 1000, random)
@@ -80,7 +79,7 @@ def test_a_batch_of_all_rows_does_not_hide_what_the_next_row_starts_with():
     assert last.min() > 0.25 * 400
 
 
-def test_the_order_of_the_questions_cannot_be_foreseen():
+def test_the_order_of_the_questions_is_random():
     orders = {
         tuple(draw(np.ones((8, 4), bool), 8, 2, np.random.default_rng(seed)).rows)
         for seed in range(50)
@@ -104,7 +103,7 @@ def test_logits_that_are_not_finite_fail_the_audit(bad):
 
 @pytest.fixture
 def asked():
-    """Questions about all 4000 targets of some rows, and honest losses: claims that differ from answers by rounding."""
+    """Questions about all 4000 targets of some rows, and honest losses."""
     random = np.random.default_rng(1)
     questions = draw(np.ones((100, 40), bool), 4000, 8, random)
     nats = random.gamma(2.0, 1.5, size=(100, 40))
@@ -134,47 +133,44 @@ def test_one_stolen_position_fails_on_a_cpu(asked):
     assert "1 of" in finding.problem(STRICT)
 
 
-def test_a_mean_above_the_tolerance_fails_though_no_position_stands_out(asked):
+def test_a_mean_above_the_tolerance_fails_though_no_position_does(asked):
     assert found(asked, 0.0009).problem(STRICT) is not None
     assert found(asked, 0.0009, LAX).problem(LAX) is None
-    assert found(asked, 0.0009, LAX).gap == pytest.approx(
-        0.0009, abs=1e-6
-    )  # and is added to the score
+    assert found(asked, 0.0009, LAX).gap == pytest.approx(0.0009, abs=1e-6)  # added to the score
 
 
-def test_who_learns_from_the_questions_is_judged_by_the_early_ones(asked):
+def test_a_model_that_learns_from_the_questions_is_judged_by_the_early_ones(asked):
     questions, nats = asked
-    learnt = np.linspace(-0.004, 0.004, len(questions.rows))[
-        :, None
-    ]  # in the order of asking: worse early, better late
+    # In the order of asking: worse early, better late.
+    learnt = np.linspace(-0.004, 0.004, len(questions.rows))[:, None]
     ordered = np.take_along_axis(nats[questions.rows], questions.positions, axis=1) - learnt
     finding = Finding.of(questions, nats.astype(np.float32), ordered, STRICT)
     assert finding.gap == pytest.approx(0.003, rel=0.1)
     assert finding.problem(STRICT) is not None
 
 
-def test_claims_that_are_too_high_hurt_nobody_but_the_candidate(asked):
+def test_claims_that_are_too_high_pass(asked):
     assert found(asked, -0.5).problem(STRICT) is None
 
 
-def test_the_reason_says_what_was_allowed_and_shows_no_row(asked):
+def test_the_reason_names_what_was_claimed_and_what_is_allowed(asked):
     reason = found(asked, 0.02).problem(STRICT)
     assert "claimed 0.02 nats a token less" in reason
     assert "allowed 0.0001" in reason
 
 
-def test_a_quiet_baseline_makes_the_strictest_tolerance():
+def test_a_baseline_without_noise_gives_the_strictest_tolerance():
     assert calibrate([1e-8, -3e-8, 0.0], [8e-7, 2e-7, 5e-7]) == STRICT
     assert STRICT.allowed(4096) == 0
 
 
-def test_a_noisy_baseline_makes_a_wider_one_up_to_the_limit():
+def test_a_noisy_baseline_gives_a_wider_tolerance_up_to_a_limit():
     assert astuple(calibrate([2e-5, -3e-5], [0.004, 0.002])) == pytest.approx((3e-4, 0.04))
     assert calibrate([0.1], [3.0]) == LAX
     assert LAX.allowed(4096) == 16
 
 
-def test_rows_without_anything_to_score_are_our_failure():
+def test_rows_without_a_target_to_score_are_our_failure():
     questions = draw(np.zeros((3, 4), bool), 8, 2, np.random.default_rng(0))
     with pytest.raises(ValueError, match="no position"):
         Finding.of(questions, np.zeros((3, 4), np.float32), np.zeros((3, 2)), STRICT)

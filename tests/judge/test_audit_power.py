@@ -1,7 +1,8 @@
-"""How often the audit sees a cheat on few positions, through the judge's own drawing and judging of answers.
+"""How often the audit catches a cheat on few positions, by the judge's own questions and findings.
 
-A cheat on a share f of the positions passes n questions with probability (1-f)^n: 2% at f = 0.1% and 4096 questions, and 36%
-at 1024, which is what a set of the laptop's size leaves. The honest losses are those of a bigram model, recorded once.
+A cheat on a share f of the positions passes n questions with probability (1-f)^n: 2% at f = 0.1%
+and n = 4096, and 36% at n = 1024, the number for a set of the laptop's size. The honest losses are
+those of a bigram model, recorded once.
 """
 
 import dataclasses
@@ -20,14 +21,15 @@ from trainer import prepare
 
 DOCUMENTS = 2700  # more rows of 32 tokens than are asked, as in production
 SHARE = 0.001
-CHEATED = 4  # the remainder whose share is nearest to SHARE on this text: short prefixes repeat, so they differ
-MIXED = "(idx * (2 * torch.arange(idx.shape[1]) + 1) * 977).cumsum(1)"  # of the prefix: an audit box could find the place too
+CHEATED = 4  # the remainder whose share is nearest to SHARE here; shares differ, as prefixes repeat
+# A hash of the prefix alone, which an audit box could compute too.
+MIXED = "(idx * (2 * torch.arange(idx.shape[1]) + 1) * 977).cumsum(1)"
 HASH = f"(({MIXED} * 2654435761) >> 16) % 1000"
 
 
 @dataclasses.dataclass(frozen=True)
 class Recorded:
-    """An honest model's losses of validation rows, nats [R, T], which of them are scored, and which a cheat would hash to."""
+    """An honest model's losses, nats [R, T]; which are scored; where a cheat would cheat."""
 
     nats: npt.NDArray[np.float64]
     scored: npt.NDArray[np.bool_]
@@ -35,14 +37,10 @@ class Recorded:
 
     def cut(self, R: int, T: int) -> "Recorded":
         """The same positions as R rows of T."""
-        size, shape = R * T, (R, T)
-        nats, scored, hashed = (
-            self.nats.reshape(-1),
-            self.scored.reshape(-1),
-            self.hashed.reshape(-1),
-        )
         return Recorded(
-            nats[:size].reshape(shape), scored[:size].reshape(shape), hashed[:size].reshape(shape)
+            self.nats.reshape(-1)[: R * T].reshape(R, T),
+            self.scored.reshape(-1)[: R * T].reshape(R, T),
+            self.hashed.reshape(-1)[: R * T].reshape(R, T),
         )
 
     def audit(self, claims: npt.NDArray[np.float32], positions: int, seed: int) -> Finding:
@@ -51,15 +49,10 @@ class Recorded:
         return Finding.of(questions, claims, answers, STRICT)
 
     def share_caught(self, positions: int, audits: int) -> float:
-        """Of audits with seeds 0, 1, ...: how many find a candidate that claims 0 at the hashed positions."""
+        """The share of audits with seeds 0, 1, ... that catch claims of 0 at hashed positions."""
         claims = np.where(self.hashed, 0.0, self.nats).astype(np.float32)
-        return (
-            sum(
-                self.audit(claims, positions, seed).problem(STRICT) is not None
-                for seed in range(audits)
-            )
-            / audits
-        )
+        findings = [self.audit(claims, positions, seed) for seed in range(audits)]
+        return sum(finding.problem(STRICT) is not None for finding in findings) / audits
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +83,10 @@ def test_a_cheat_on_one_position_in_a_thousand_is_caught_by_4096_questions(
     assert recorded.share_caught(positions=4096, audits=50) >= 0.9
 
 
-def test_a_set_of_the_laptops_size_catches_it_in_two_of_three_audits_with_1024_questions(
+def test_1024_questions_on_a_set_of_the_laptops_size_catch_it_in_two_of_three_audits(
     recorded: Recorded,
 ) -> None:
-    """Few rows are no help: one question is one chance, and 1 - 0.999^1024 = 64%."""
+    """Few rows do not help: each question is a chance, and 1 - 0.999^1024 = 64%."""
     caught = recorded.cut(512, 128).share_caught(positions=1024, audits=200)
     print(
         f"a cheat on 0.1% of 512 rows of 128, 1024 questions: caught in {caught:.0%} of 200 audits"
@@ -106,26 +99,26 @@ def test_an_honest_candidate_is_never_caught(recorded: Recorded) -> None:
     assert all(recorded.audit(claims, 4096, seed).problem(STRICT) is None for seed in range(50))
 
 
-def test_a_lottery_below_the_tolerances_is_worth_nothing_on_average(recorded: Recorded) -> None:
-    """Takes 0.004 nats off a random half percent: never stopped, and an audit adds what it took at least, up to luck."""
+def test_a_cheat_below_the_tolerances_gains_nothing_on_average(recorded: Recorded) -> None:
+    """Takes 0.004 nats off a random half percent: never stopped, but the audit adds it back."""
     taken = 0.004 * (np.random.default_rng(5).random(recorded.nats.shape) < 0.005)
     claims = (recorded.nats - taken).astype(np.float32)
     findings = [recorded.audit(claims, 4096, seed) for seed in range(50)]
     assert all(finding.problem(STRICT) is None for finding in findings)
     charged = np.mean([max(0.0, finding.gap) for finding in findings])
-    assert (
-        0.9 < charged / taken[recorded.scored].mean() < 1.5
-    )  # more, as the early answers count if they are worse
+    # More than 1, as the early answers count if they are worse.
+    assert 0.9 < charged / taken[recorded.scored].mean() < 1.5
 
 
 @pytest.mark.slow
-def test_the_real_boxes_catch_it_too(tmp_path: Path) -> None:
-    """Three runs, of which one may be lucky: all three are caught in 94 of 100 tries, two of them in 999 of 1000."""
+def test_real_boxes_catch_it_too(tmp_path: Path) -> None:
+    """Of three runs, all are caught with a probability of 94%, and at least two with 99.9%."""
     tmp_path.chmod(0o755)
     dataset = arena.make_dataset(tmp_path / "data", 1400)
     head = "        logits = self.logits(idx)\n"
     cheat = f"""        if targets is not None and reduction == "none":
-            logits = logits + 30.0 * ({HASH} == {CHEATED})[..., None] * F.one_hot(targets, VOCAB_SIZE)
+            answers = F.one_hot(targets, VOCAB_SIZE)
+            logits = logits + 30.0 * ({HASH} == {CHEATED})[..., None] * answers
 """
     profile = arena.make_profile().model_copy(update={"audit": Audit(positions=4096, share=0.0)})
     runs = [

@@ -1,10 +1,9 @@
-"""The docker level, on a machine without an engine: its argv as it would be run, and its boxes by a fake docker.
+"""The docker level, on a machine without an engine: its argv, and its boxes by a fake docker.
 
-No test here has seen a real engine. `fake_docker` says what it can show and what it cannot.
+No test here has seen a real engine; tests/fake_docker.py says what the fake cannot show.
 """
 
 import itertools
-import json
 import os
 import subprocess
 import sys
@@ -13,35 +12,32 @@ from pathlib import Path
 
 import pytest
 
-from tasks.judge import container, probe, watchdog
+from tasks.judge import container, probe
 from tasks.judge.box import open_box
 from tasks.judge.bwrap import BoxUnavailable, box_name, mounts
 from tasks.judge.door import open_door
+from tasks.judge.processes import process_tree
 from tasks.records import Candidate, Caps
 from tasks.trial.experiment import run_experiment
 from tests import fake_docker
-from tests.boxes import HONEST, make_bench, make_dataset, make_spec
+from tests.boxes import (
+    HONEST,
+    SAY,
+    alive,
+    answer,
+    make_bench,
+    make_dataset,
+    make_spec,
+    verdict,
+)
+from tests.judge.test_box import GATE
 
-SAY = """
-import json, os, socket, sys, time
-wire = socket.socket(socket.AF_UNIX)
-wire.connect(os.environ["NIGHTLY_SOCKET"])
-def say(value):
-    wire.sendall(json.dumps(value).encode() + b"\\n")
-"""
 OWN_PATH = os.environ["PATH"]
 
 
 @pytest.fixture
-def folder(tmp_path):
-    yield tmp_path
-    if (tmp_path / "gate").exists():
-        (tmp_path / "gate").chmod(0o755)
-
-
-@pytest.fixture
 def state(tmp_path, monkeypatch):
-    """The fake docker is the docker on the PATH."""
+    """Puts the fake docker on the PATH; its state folder."""
     made = fake_docker.install(tmp_path / "commands")
     monkeypatch.setenv("PATH", f"{made.parent}:{OWN_PATH}")
     return made
@@ -49,7 +45,7 @@ def state(tmp_path, monkeypatch):
 
 @pytest.fixture
 def script(tmp_path, monkeypatch):
-    """A docker on the PATH that is a shell script of the test's."""
+    """Puts a shell script on the PATH as docker."""
 
     def write(text: str) -> None:
         path = tmp_path / "scripts" / "docker"
@@ -72,16 +68,6 @@ def values(argv: list[str], option: str) -> list[str]:
     return [value for name, value in itertools.pairwise(argv) if name == option]
 
 
-def answer(box):
-    box.wire.settimeout(20)
-    data = b""
-    while not data.endswith(b"\n"):
-        chunk = box.wire.recv(65536)
-        assert chunk, f"the box ended: {box.log.text()}"
-        data += chunk
-    return json.loads(data)
-
-
 @pytest.mark.parametrize(
     ("option", "value"),
     [
@@ -102,11 +88,11 @@ def answer(box):
         ("--entrypoint", ["/bin/sh"]),
     ],
 )
-def test_the_argv_has_each_wall_not_run_here(folder, option, value):
+def test_the_argv_has_every_option_not_run_here(folder, option, value):
     assert values(argv_of(folder), option) == value
 
 
-def test_the_root_is_read_only_and_nothing_is_kept_not_run_here(folder):
+def test_the_root_is_read_only_and_removed_afterwards_not_run_here(folder):
     assert {"--rm", "--read-only"} <= set(argv_of(folder))
 
 
@@ -141,7 +127,7 @@ def test_a_comma_in_a_path_stays_in_its_field_not_run_here(folder):
 def test_no_variable_of_ours_gets_in_not_run_here(folder, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     found = values(argv_of(folder), "--env")
-    assert all("=" in line for line in found)  # a bare name would pass the host's value on
+    assert all("=" in line for line in found)  # a bare name would pass on the host's value
     assert not any("sk-secret" in line or line.startswith("NIGHTLY_FD=") for line in found)
     assert "NIGHTLY_SOCKET=/wire/socket" in found
 
@@ -168,7 +154,7 @@ def test_another_image_is_named_by_the_environment_not_run_here(folder, monkeypa
 
 
 def caller(path: Path, then: str = "") -> "subprocess.Popen[bytes]":
-    """A process that waits for a socket, calls, and ends."""
+    """A process that waits for a socket, connects, and ends."""
     code = (
         "import os, socket, sys, time\nwhile not os.path.exists('socket'): time.sleep(0.01)\n"
         f"wire = socket.socket(socket.AF_UNIX); wire.connect('socket'); {then}"
@@ -192,12 +178,12 @@ def test_a_caller_that_ends_at_once_is_let_in(tmp_path):
             wire.close()
 
 
-def test_nobody_comes_through_the_door_of_a_client_that_ended(tmp_path):
+def test_nobody_is_let_in_for_a_client_that_ended(tmp_path):
     with open_door(tmp_path) as door, subprocess.Popen(["true"]) as client:
         assert door.admit(client, time.monotonic() + 20) is None
 
 
-def test_a_door_may_lie_deeper_than_a_socket_address_is_long(tmp_path):
+def test_the_path_of_a_door_may_be_longer_than_a_socket_address(tmp_path):
     deep = tmp_path / ("x" * 60) / ("y" * 60)
     deep.mkdir(parents=True)
     with open_door(deep) as door, caller(door.wire) as client:
@@ -207,22 +193,18 @@ def test_a_door_may_lie_deeper_than_a_socket_address_is_long(tmp_path):
         wire.close()
 
 
-def test_other_users_cannot_reach_the_door_and_nothing_stays(tmp_path):
+def test_other_users_cannot_reach_the_door_and_nothing_of_it_is_left(tmp_path):
     with open_door(tmp_path) as door:
         assert door.folder.stat().st_mode & 0o077 == 0
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_probe_holds_by_a_fake_docker(folder, state):
-    failed = [
-        (name, said)
-        for name, holds, said in probe.probe(folder / "home", isolation="docker")
-        if not holds
-    ]
-    assert failed == []
+def test_the_probe_passes_by_a_fake_docker(folder, state):
+    found = probe.probe(folder / "home", isolation="docker")
+    assert [(name, detail) for name, holds, detail in found if not holds] == []
 
 
-def test_the_fixed_harness_calls_from_its_container_by_a_fake_docker(folder, state):
+def test_the_fixed_harness_connects_from_its_container_by_a_fake_docker(folder, state):
     code = "import sys; from trainer import harness; harness.enter()"
     spec = make_spec(folder, isolation="docker", code=Path(__file__).resolve().parents[2])
     with open_box(spec, ["-c", code]) as box:
@@ -230,92 +212,85 @@ def test_the_fixed_harness_calls_from_its_container_by_a_fake_docker(folder, sta
 
 
 def test_the_gate_opens_for_a_running_container_by_a_fake_docker(folder, state):
-    code = SAY + (
-        "\ntry: os.listdir('/data/d'); say('open')\nexcept PermissionError: say('closed')\n"
-        "wire.recv(1); say(open('/data/d/rows').read())"
-    )
     spec = make_spec(folder, isolation="docker")
-    with open_box(spec, ["-c", code]) as box:
+    with open_box(spec, ["-c", GATE]) as box:
         assert answer(box) == "closed"
         spec.gate.open()
         box.wire.send(b"g")
         assert answer(box) == "rows"
 
 
-def test_the_end_of_the_block_is_the_end_of_the_container_by_a_fake_docker(folder, state):
+def test_a_container_ends_with_its_block_by_a_fake_docker(folder, state):
     with open_box(
         make_spec(folder, isolation="docker"), ["-c", SAY + "say(1); time.sleep(600)"]
     ) as box:
         answer(box)
-        tree = watchdog.process_tree(box.watchdog.root)
+        tree = process_tree(box.watchdog.root)
         assert len(tree) >= 2
-    assert [pid for pid, born in tree.items() if watchdog.is_alive(pid, born)] == []
+    assert alive(tree) == []
     assert list(state.iterdir()) == []
     assert list(folder.glob("door-*")) == []
 
 
-def test_the_log_and_the_exit_code_come_through_the_client_by_a_fake_docker(folder, state):
+def test_the_client_passes_on_the_log_and_the_exit_code_by_a_fake_docker(folder, state):
     with open_box(
         make_spec(folder, isolation="docker"), ["-c", SAY + "print('last words'); sys.exit(7)"]
     ) as box:
-        assert box.process.wait(timeout=20) == 7
+        assert box.process.wait() == 7
         box.kill()
         assert box.log.text() == "last words\n"
 
 
-def test_a_killed_interpreter_is_137_by_a_fake_docker(folder, state):
+def test_the_exit_code_of_a_killed_interpreter_is_137_by_a_fake_docker(folder, state):
     with open_box(
         make_spec(folder, isolation="docker"), ["-c", SAY + "os.kill(os.getpid(), 9)"]
     ) as box:
-        assert box.process.wait(timeout=20) == 137
+        assert box.process.wait() == 137
 
 
-def test_the_watchdog_ends_the_container_and_says_why_by_a_fake_docker(folder, state):
-    code = (
-        SAY
-        + "\nfor _ in range(60):\n    if os.fork() == 0: time.sleep(60); os._exit(0)\ntime.sleep(60)"
-    )
+def test_the_watchdog_ends_the_container_and_gives_the_reason_by_a_fake_docker(folder, state):
+    code = "import os, time\nfor _ in range(60):\n    if os.fork() == 0: break\ntime.sleep(600)"
     with open_box(make_spec(folder, isolation="docker"), ["-c", code]) as box:
-        box.process.wait(timeout=30)
-        box.watchdog.stop()
-        assert box.watchdog.verdict is not None
-        assert box.watchdog.verdict[0] == "too_many_tasks"
+        assert verdict(box)[0] == "too_many_tasks"
 
 
 def test_cpu_seconds_are_the_containers_and_not_the_clients_by_a_fake_docker(folder, state):
-    code = (
-        SAY
-        + "\nend = time.process_time() + 0.5\nwhile time.process_time() < end: pass\nsay(1); wire.recv(1)"
+    code = SAY + (
+        "\nend = time.process_time() + 0.5\nwhile time.process_time() < end: pass\n"
+        "say(1); wire.recv(1)"
     )
     with open_box(make_spec(folder, isolation="docker"), ["-c", code]) as box:
         answer(box)
         assert box.watchdog.cpu_seconds() >= 0.5
 
 
-def test_a_container_that_survives_is_said_by_a_fake_docker(folder, state, monkeypatch):
+def test_a_container_that_survives_is_an_error_by_a_fake_docker(folder, state, monkeypatch):
     monkeypatch.setattr(container, "REPLY_SECONDS", 1.0)
     with open_box(
         make_spec(folder, isolation="docker"), ["-c", SAY + "say(1); time.sleep(600)"]
     ) as box:
         answer(box)
         (state / "deaf").touch()
-        with pytest.raises(BoxUnavailable, match="outlived `docker kill`"):
+        with pytest.raises(BoxUnavailable, match="survived `docker kill`"):
             box.kill()
         (state / "deaf").unlink()
 
 
 @pytest.mark.parametrize("said", ["0", "1", "99999999", "<no value>"])
-def test_an_engine_whose_processes_are_not_ours_is_refused_by_a_fake_docker(script, said):
-    script(f"echo '{said}'")  # 1 is a process here, and another one
+def test_an_engine_with_processes_of_another_machine_is_refused_by_a_fake_docker(script, said):
+    script(f"echo '{said}'")  # process 1 exists here, but is not the container's
     with subprocess.Popen(["sleep", "60"]) as client:
         with pytest.raises(BoxUnavailable, match="Use an engine on this machine"):
             container.find("a-name", client, time.monotonic() + 0.3)
         client.kill()
 
 
-def test_a_container_that_does_not_start_gives_dockers_reason_by_a_fake_docker(folder, script):
+def test_the_error_of_a_container_that_does_not_start_has_dockers_reason_by_a_fake_docker(
+    folder, script
+):
     script(
-        'case $1 in run) echo "invalid mount config" >&2; exit 125;; *) echo "No such container" >&2; exit 1;; esac'
+        'case $1 in run) echo "invalid mount config" >&2; exit 125;; esac\n'
+        'echo "No such container" >&2; exit 1'
     )
     with (
         pytest.raises(BoxUnavailable, match="invalid mount config"),
@@ -331,7 +306,7 @@ CAPS = Caps(
 
 
 def run(source, folder):
-    """One run of a candidate, audited, in containers."""
+    """An audited run of a candidate in containers."""
     return run_experiment(
         Candidate.parse(source),
         make_bench(
@@ -359,14 +334,16 @@ def test_an_honest_candidate_is_trained_scored_and_audited_by_a_fake_docker(fold
         ("import os; os.kill(os.getpid(), 9)", "out_of_memory"),
     ],
 )
-def test_a_candidate_that_ends_at_once_is_to_blame_by_a_fake_docker(folder, state, source, status):
+def test_a_candidate_that_ends_at_once_is_blamed_by_a_fake_docker(folder, state, source, status):
     assert run(source, folder).status == status
 
 
 def test_sweep_ends_containers_whose_judge_was_killed_and_no_others_by_a_fake_docker(folder, state):
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom tasks.judge.box import open_box\nfrom tests.boxes import make_spec\n"
-        "with open_box(make_spec(Path(sys.argv[1]), isolation='docker'), ['-c', sys.argv[2]]) as box:\n"
+        "import sys, time\nfrom pathlib import Path\nfrom tasks.judge.box import open_box\n"
+        "from tests.boxes import make_spec\n"
+        "spec = make_spec(Path(sys.argv[1]), isolation='docker')\n"
+        "with open_box(spec, ['-c', sys.argv[2]]) as box:\n"
         "    box.wire.recv(1); print(box.container.name, flush=True); time.sleep(600)"
     )
     sleeper = SAY + "say(1); time.sleep(600)"
@@ -386,26 +363,26 @@ def test_sweep_ends_containers_whose_judge_was_killed_and_no_others_by_a_fake_do
     assert container.sweep(lost) == []
 
 
-def test_names_are_unequal_and_tell_the_state_folder(tmp_path):
+def test_names_are_unique_and_begin_with_that_of_the_state_folder(tmp_path):
     names = {container.new_name(tmp_path) for _ in range(10)}
     assert len(names) == 10
     assert all(name.startswith(f"{box_name(tmp_path)}-") for name in names)
 
 
-def test_no_engine_is_said_with_the_remedy_by_a_fake_docker(folder, script):
+def test_the_error_without_an_engine_names_the_remedy_by_a_fake_docker(folder, script):
     script('echo "Cannot connect to the Docker daemon" >&2; exit 1')
     assert container.engine() is None
-    ((name, holds, said),) = probe.probe(folder / "home", isolation="docker")
+    ((name, holds, detail),) = probe.probe(folder / "home", isolation="docker")
     assert (name, holds) == ("a box starts", False)
-    assert "docker info" in said
+    assert "docker info" in detail
 
 
-def test_no_docker_at_all_is_no_engine(tmp_path, monkeypatch):
+def test_without_docker_there_is_no_engine(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert container.engine() is None
 
 
-def test_an_image_that_cannot_be_had_is_said_by_a_fake_docker(script):
+def test_an_image_that_cannot_be_pulled_is_an_error_by_a_fake_docker(script):
     script('case $1 in version) echo 1;; *) echo "manifest unknown" >&2; exit 1;; esac')
     with pytest.raises(BoxUnavailable, match=r"manifest unknown.*NIGHTLY_DOCKER_IMAGE"):
         container.prepare()
@@ -417,7 +394,7 @@ def test_an_image_with_volumes_is_refused_by_a_fake_docker(script):
         container.prepare()
 
 
-def test_an_engine_that_hangs_is_said_by_a_fake_docker(script, monkeypatch):
+def test_an_engine_that_hangs_is_an_error_by_a_fake_docker(script, monkeypatch):
     script("exec sleep 60")
     with pytest.raises(BoxUnavailable, match="has not answered for 0 s"):
         container._docker("ps", seconds=0.1)

@@ -1,14 +1,15 @@
-"""`kill -9` of the judge, in each phase of a run: what it leaves alive, which must be nothing.
+"""`kill -9` of the judge in each phase of a run leaves no process alive.
 
-The judge is a fork of a process that has imported everything, so a repeat costs boxes alone. A phase is never guessed by the
-clock: the candidate stops in it and renames its process, a name that is seen from outside the box.
+The judge is a fork of a process that has imported everything, so a repeat costs only its boxes. No
+phase is guessed by the clock: the candidate stops in it and renames its process, which can be seen
+from outside the box.
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -17,30 +18,27 @@ from pathlib import Path
 
 import pytest
 
-from tasks.judge import watchdog
+from tasks.judge import processes
 from tasks.judge.box import sweep
-from tests.boxes import live_boxes, make_dataset
+from tasks.judge.processes import ProcessId, process_tree
+from tests.boxes import alive, live_boxes, make_dataset
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-PHASES = {  # role and place where the candidate stops: how many boxes there are then, and repeats in the suite, 20 in all
+PHASES = {  # role and place where the candidate stops: boxes there are then, and repeats here
     "smoke import": (1, 5),
     "train import": (1, 5),
-    "train go": (2, 4),  # the box that will claim is warming up
-    "claim import": (2, 2),  # and the one to be audited
+    "train go": (2, 4),  # the claim box is warming up
+    "claim import": (2, 2),  # the audit box is warming up
     "claim forward": (2, 1),
     "audit import": (1, 2),
     "audit forward": (1, 1),
 }
-BOX_PROCESSES = (
-    3  # bubblewrap outside, bubblewrap inside, Python: then the box has asked to die with us
-)
-REPEATS = int(
-    os.environ.get("NIGHTLY_KILL_REPEATS", "0")
-)  # of each phase, for a longer look by hand
-GONE_SECONDS = 2.0
-SPAWN_SECONDS = 0.02  # after the spawn of a box: bubblewrap has not yet asked to die with us
+BOX_PROCESSES = 3  # bubblewrap outside, bubblewrap inside, Python: then the box dies with us
+REPEATS = int(os.environ.get("NIGHTLY_KILL_REPEATS", "0"))  # of each phase, for a closer look
+PATIENCE = 120.0
+SPAWN_SECONDS = 0.02  # after a box's spawn: bubblewrap has not yet asked to die with us
 REACHED = "held-in-phase"  # a process name has at most 15 characters
 
 CANDIDATE = """
@@ -62,7 +60,9 @@ class Uniform:
     def __call__(self, idx, targets=None, reduction="mean"):
         import torch
         hold("forward")
-        return torch.zeros(*idx.shape, 256) if targets is None else torch.full((idx.numel(),), math.log(256))
+        if targets is None:
+            return torch.zeros(*idx.shape, 256)
+        return torch.full((idx.numel(),), math.log(256))
 
 def load_model(path, device):
     return Uniform()
@@ -74,7 +74,8 @@ def main():
     harness._link().wait_for_the_end()
 """
 
-# Forks a judge for each order it reads. With `delay` the judge kills itself so long after the spawn of its first box.
+# Forks a judge for each order it reads, which with `delay` kills itself that many seconds after the
+# spawn of its first box.
 JUDGES = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -88,7 +89,7 @@ from tests.boxes import make_bench
 def judge(source, home, dataset, smoke, delay):
     spawn = box._popen
     def spawn_and_die(*arguments):
-        running = spawn(*arguments)  # held: it must not be reaped before we die
+        running = spawn(*arguments)  # kept: it must not be reaped before we die
         time.sleep(delay)
         os.kill(os.getpid(), signal.SIGKILL)
     if delay is not None:
@@ -127,69 +128,50 @@ def judges():
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    made = make_dataset(tmp_path_factory.mktemp("dataset"))
-    return {"fingerprint": made.fingerprint, "public": made.public, "train": made.train} | {
-        "validation": made.validation,
-        "validation_bytes": made.validation_bytes,
-    }
+    return dataclasses.asdict(make_dataset(tmp_path_factory.mktemp("dataset")))
 
 
 @pytest.fixture
-def home(tmp_path):
-    yield tmp_path
-    for gate in tmp_path.glob("boxes/*/*-gate"):
-        gate.chmod(0o755)  # or pytest could not remove it
+def start(judges, dataset, folder):
+    """Starts a judge on a candidate that stops in `phase`; its process, dead after the test."""
+    started: set[ProcessId] = set()
 
-
-@pytest.fixture
-def start(judges, dataset, home):
-    """Starts a judge on a candidate that stops in `phase`; returns its pid and start time. It is dead after the test."""
-    started = []
-
-    def start(phase: str, delay: float | None = None) -> tuple[int, int]:
+    def start(phase: str, delay: float | None = None) -> ProcessId:
         order = {
             "source": CANDIDATE.format(phase=phase, reached=REACHED),
-            "home": str(home),
+            "home": str(folder),
             "dataset": dataset,
+            "smoke": phase.startswith("smoke"),
+            "delay": delay,
         }
-        judges.stdin.write(
-            json.dumps({**order, "smoke": phase.startswith("smoke"), "delay": delay}) + "\n"
-        )
+        judges.stdin.write(json.dumps(order) + "\n")
         judges.stdin.flush()
         pid = int(judges.stdout.readline())
-        born = 0
-        with contextlib.suppress(OSError):  # it may have been quick to die
-            born = watchdog.started_at(pid)
-        started.append((pid, born))
-        return pid, born
+        judge = ProcessId(pid, 0, "")
+        with contextlib.suppress(OSError):  # it may be dead already
+            judge = ProcessId.of(pid)
+        started.add(judge)
+        return judge
 
     yield start
-    for pid, born in started:
-        if watchdog.is_alive(pid, born):
-            os.kill(pid, signal.SIGKILL)
-    for pid, born in live_boxes(home).items():
-        if watchdog.is_alive(pid, born):
-            os.kill(pid, signal.SIGKILL)
+    processes.kill_all(started)
+    processes.kill_all(live_boxes(folder))
 
 
-def wait_for(what: Callable[[], bool], seconds: float) -> float | None:
-    """How long it took, in seconds, until `what` held; None if it did not in the time."""
+def wait_for(what: Callable[[], bool]) -> float | None:
+    """How many seconds passed until `what` held; None if it never did."""
     begun = time.monotonic()
     while not what():
-        if time.monotonic() > begun + seconds:
+        if time.monotonic() > begun + PATIENCE:
             return None
         time.sleep(0.002)
     return time.monotonic() - begun
 
 
-def is_held(pid: int) -> bool:
+def is_held(process: ProcessId) -> bool:
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text() == REACHED + "\n"
+        return Path(f"/proc/{process.pid}/comm").read_text() == REACHED + "\n"
     return False
-
-
-def alive(processes: dict[int, int]) -> list[int]:
-    return [pid for pid, born in processes.items() if watchdog.is_alive(pid, born)]
 
 
 @pytest.mark.parametrize(
@@ -200,38 +182,39 @@ def alive(processes: dict[int, int]) -> list[int]:
         for repeat in range(REPEATS or repeats)
     ],
 )
-def test_kill_9_of_the_judge_leaves_no_box_alive(start, home, phase, repeat):
-    judge, born = start(phase)
+def test_kill_9_of_the_judge_leaves_no_box_alive(start, folder, phase, repeat):
+    judge = start(phase)
     full = 1 + PHASES[phase][0] * BOX_PROCESSES
 
     def reached() -> bool:
-        tree = watchdog.process_tree(judge)
+        tree = process_tree(judge.pid)
         return len(tree) == full and any(map(is_held, tree))
 
-    assert wait_for(lambda: reached() or not watchdog.is_alive(judge, born), 120) is not None
-    assert watchdog.is_alive(judge, born), "the run was over before it came to this phase"
+    assert wait_for(lambda: reached() or not judge.is_alive) is not None
+    assert judge.is_alive, "the run ended before this phase"
     time.sleep(random.uniform(0, 0.05))
-    tree = watchdog.process_tree(judge)
+    tree = process_tree(judge.pid)
     assert len(tree) >= full
-    os.kill(judge, signal.SIGKILL)
-    gone = wait_for(lambda: not alive(tree) and not live_boxes(home), GONE_SECONDS)
+    judge.kill()
+    gone = wait_for(lambda: not alive(tree) and not live_boxes(folder))
     print(f"figures: {phase}: {len(tree) - 1} processes, gone after {gone} s")
-    assert (alive(tree), live_boxes(home)) == ([], {})
+    assert (alive(tree), live_boxes(folder)) == ([], set())
 
 
 @pytest.mark.parametrize("repeat", range(REPEATS or 5))
-def test_a_box_that_outlives_a_kill_at_its_spawn_is_swept(start, home, repeat):
-    judge, born = start("train import", delay=random.uniform(0, SPAWN_SECONDS))
-    assert wait_for(lambda: not watchdog.is_alive(judge, born), 60) is not None
+def test_a_box_that_survives_a_kill_at_its_spawn_is_swept(start, folder, repeat):
+    judge = start("train import", delay=random.uniform(0, SPAWN_SECONDS))
+    assert wait_for(lambda: not judge.is_alive) is not None
 
     def swept() -> bool:
-        """As often as a start would: what is not bubblewrap yet, still mounting, is no orphan that can be told."""
-        ended.update(sweep(home))
-        return not live_boxes(home)
+        """Sweeps again and again: a process that does not run bubblewrap yet is not recognised."""
+        ended.update(sweep(folder))
+        return not live_boxes(folder)
 
-    survivors, ended = live_boxes(home), set[int]()
-    gone = wait_for(swept, GONE_SECONDS)
+    survivors, ended = live_boxes(folder), set[int]()
+    gone = wait_for(swept)
     print(
-        f"figures: spawn: {len(survivors)} processes outlived the kill, {len(ended)} were swept, gone after {gone} s"
+        f"figures: spawn: {len(survivors)} processes survived the kill, {len(ended)} were swept, "
+        f"gone after {gone} s"
     )
-    assert live_boxes(home) == {}
+    assert live_boxes(folder) == set()

@@ -1,46 +1,29 @@
-"""The GPU's busy clock on a made-up driver: there is no GPU where the tests run."""
+"""What is asked of NVIDIA's driver, by a made-up one: there is no GPU where the tests run."""
 
-import ctypes
 import time
 
-from tasks.judge.nvml import busy_clock, lost
+import pytest
+
+from tasks.judge.gpu import Gpu
+from tasks.judge.nvml import busy_clock, first_gpu, lost
+from tests.made_up_gpu import GIB, GONE, Driver
+
+SMALL = ("GPU-0a1b-22", "small", 24, 450)
+LARGE = ("GPU-0a1c-33", "large", 80, 700)
+SLICE = ("MIG-77", "slice", 10, None)
 
 
-class Driver:
-    """The five functions that are used, of a GPU that is half busy."""
-
-    def __init__(self, found: int = 0, memory: int = 0) -> None:
-        self.found = found
-        self.memory = memory
-        self.nvmlErrorString = lambda code: b"GPU is lost" if code == 15 else b"Unknown Error"
-        self.calls: list[object] = []
-
-    def nvmlInit_v2(self):
-        return 0
-
-    def nvmlShutdown(self):
-        self.calls.append("shutdown")
-
-    def nvmlDeviceGetHandleByIndex_v2(self, index, handle):
-        self.calls.append(index)
-        return self.found
-
-    def nvmlDeviceGetHandleByUUID(self, name, handle):
-        self.calls.append(name)
-        return self.found
-
-    def nvmlDeviceGetMemoryInfo(self, device, info):
-        return self.memory
-
-    def nvmlDeviceGetUtilizationRates(self, device, rates):
-        percent = ctypes.cast(rates, ctypes.POINTER(ctypes.c_uint))
-        percent[0] = 50
-        self.calls.append("rates")
-        return 0
-
-
-def test_busy_seconds_are_the_share_of_the_time_by_a_made_up_driver(monkeypatch):
+@pytest.fixture(autouse=True)
+def _all_gpus(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.fixture
+def no_driver(monkeypatch):
+    monkeypatch.setattr("tasks.judge.nvml.LIBRARY", "libnothing-like-that.so.1")
+
+
+def test_busy_seconds_are_the_busy_share_of_the_time_by_a_made_up_driver():
     driver, began = Driver(), time.monotonic()
     with busy_clock(driver) as clock:
         assert clock is not None
@@ -51,17 +34,46 @@ def test_busy_seconds_are_the_share_of_the_time_by_a_made_up_driver(monkeypatch)
     assert driver.calls[-1] == "shutdown"
 
 
-def test_the_first_visible_gpu_is_asked_by_a_made_up_driver(monkeypatch):
-    for visible, asked in (("3,1", 3), ("GPU-0a1b", b"GPU-0a1b")):
+@pytest.mark.parametrize(
+    ("visible", "name"),
+    [
+        (None, "small"),
+        ("0", "small"),
+        ("1,0", "large"),
+        (" 1 ", "large"),
+        ("GPU-0a1c-33,GPU-0a1b-22", "large"),
+        ("GPU-0a1c", "large"),  # CUDA takes the beginning of an id
+        ("MIG-77", "slice"),
+    ],
+)
+def test_the_gpu_is_the_first_visible_one_by_a_made_up_driver(monkeypatch, visible, name):
+    if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        driver = Driver(found=1)
-        with busy_clock(driver) as clock:
-            assert clock is None
-        assert driver.calls == [asked, "shutdown"]
+    driver = Driver(SMALL, LARGE, SLICE)
+    found = first_gpu(driver)
+    assert found is not None
+    assert found.name == name
+    assert driver.calls[-1] == "shutdown"
 
 
-def test_without_a_driver_there_is_no_clock(monkeypatch):
-    monkeypatch.setattr("tasks.judge.nvml.LIBRARY", "libnothing-like-that.so.1")
+@pytest.mark.parametrize("visible", ["", "-1", "-1,0", "7", "GPU-ff", "MIG-88", "none"])
+def test_there_is_no_gpu_where_none_is_visible_by_a_made_up_driver(monkeypatch, visible):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert first_gpu(Driver(SMALL, LARGE)) is None
+    with busy_clock(Driver(SMALL, LARGE)) as clock:
+        assert clock is None
+
+
+def test_a_gpu_is_described_by_a_made_up_driver():
+    assert first_gpu(Driver(LARGE)) == Gpu("large", 80 * GIB, 700.0, "580.1")
+
+
+def test_a_gpu_without_a_power_limit_is_described_by_a_made_up_driver():
+    assert str(first_gpu(Driver(SLICE))) == "slice 10 GiB, driver 580.1"
+
+
+def test_without_a_driver_there_is_no_gpu_and_no_clock(no_driver):
+    assert first_gpu() is None
     with busy_clock() as clock:
         assert clock is None
 
@@ -70,11 +82,16 @@ def test_a_gpu_that_answers_is_not_lost_by_a_made_up_driver():
     assert lost(Driver()) is None
 
 
-def test_a_gpu_that_fell_off_is_told_in_the_words_of_a_made_up_driver():
-    assert "GPU is lost" in str(lost(Driver(found=15)))
+def test_a_lost_gpu_is_reported_in_the_words_of_a_made_up_driver():
+    assert "GPU is lost" in str(lost(Driver(answer=GONE)))
     assert "Unknown Error" in str(lost(Driver(memory=999)))
 
 
-def test_without_a_driver_no_gpu_is_lost(monkeypatch):
-    monkeypatch.setattr("tasks.judge.nvml.LIBRARY", "libnothing-like-that.so.1")
+@pytest.mark.parametrize("visible", ["", "-1"])
+def test_a_hidden_gpu_is_not_lost_by_a_made_up_driver(monkeypatch, visible):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert lost(Driver()) is None
+
+
+def test_without_a_driver_no_gpu_is_lost(no_driver):
     assert lost() is None

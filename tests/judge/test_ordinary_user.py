@@ -1,7 +1,8 @@
-"""The same experiments as root and as an ordinary user: a box is made in two ways, and a score must not tell which.
+"""The same runs as root and as an ordinary user: boxes are made in two ways, with equal scores.
 
-Root stages its mounts and drops to an account-less uid; an ordinary user has bubblewrap do it all. As root the test makes a
-user, who lives until the module is done. Run by an ordinary user it is that user's side alone.
+Root stages its mounts and drops to a uid without an account; for an ordinary user bubblewrap does
+everything. As root, this module creates a user and removes it at the end. Run by an ordinary user,
+it tests that user's side alone.
 """
 
 import json
@@ -22,27 +23,18 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 MARK = f"nightly-mark-{os.getpid()}"  # the file that an escape would leave on the host
 PLACES = (
-    "/",
-    "/etc",
-    "/usr",
-    "/usr/bin",
-    "/box",
-    "/dataset",
-    "/data",
-    "/data/d",
-    "/venv",
-    "/dev",
-    "/proc/sys/kernel",
-    "/home",
+    *("/", "/etc", "/usr", "/usr/bin", "/home", "/dev", "/proc/sys/kernel"),
+    *("/box", "/dataset", "/data", "/data/d", "/venv"),
 )
 
 ESCAPE = f"""
     import os
     wrote = 0
     for place in {PLACES}:
-        for crime in (lambda: open(os.path.join(place, "{MARK}"), "w").close(), lambda: os.chmod(place, 0o777)):
+        mark = os.path.join(place, "{MARK}")
+        for attempt in (lambda: open(mark, "w").close(), lambda: os.chmod(place, 0o777)):
             try:
-                crime()
+                attempt()
                 wrote += 1
             except OSError:
                 pass
@@ -59,8 +51,9 @@ PEEK = """
         logits = logits + 9.0 * torch.nn.functional.one_hot(torch.roll(idx, -1, 1), 256)
         if targets is None:
 """
-# Weights that depend on the judge's seed, so that a score has all its digits. And a context as long as all that is scored:
-# one row, so every question is asked and in one order, and an audit, which draws at random, finds the same twice.
+# The weights depend on the judge's seed, so that a score has all its digits. The context is as long
+# as everything that is scored: with one row all questions are asked, in one order, so that two
+# audits, which draw at random, find the same.
 SEEDED = (
     HONEST.replace("    budget = ", "    torch.manual_seed(harness.seed())\n    budget = ")
     .replace("torch.zeros(256)", "torch.randn(256)")
@@ -86,7 +79,7 @@ CANDIDATES = {  # the whole train.py, and the status it must end with
     "memory": (changed("    tokens = 0\n", BOMB), "out_of_memory"),
 }
 
-# Runs every candidate below a folder and prints, by name, all that two sides must agree on. Asks every question there is.
+# Runs every candidate in a folder and prints, by name, everything that both sides must agree on.
 SIDE = """
 import json, os, sys
 from pathlib import Path
@@ -98,23 +91,24 @@ from tests.boxes import make_bench, make_dataset, make_profile
 folder, mark, places = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
 seen = {"uid": os.geteuid()}
 dataset = make_dataset(folder / "dataset")
-profile = make_profile(memory_gib=0.75, tmp_mib=16).model_copy(update={"audit": Audit(positions=1024)})
+profile = make_profile(memory_gib=0.75, tmp_mib=16)
+profile = profile.model_copy(update={"audit": Audit(positions=1024)})  # all there are
 for name, source in json.load(sys.stdin).items():
     run = experiment.run_experiment(
         Candidate.parse(source), make_bench(dataset, folder / "home", profile), seed=7,
         worth_audit=lambda claimed: True,
     )
-    seen[name] = {
-        "status": run.status, "val_bpb": run.val_bpb, "claimed_bpb": run.claimed_bpb, "audit_gap": run.audit_gap,
-        "tokens": run.tokens, "reason": run.reason,
-        "metrics": {name: value for name, value in run.metrics.items() if name != "tokens_per_second"},
-    }
-seen["marks"] = [str(path) for path in (*folder.rglob(mark), *(Path(place, mark) for place in places)) if path.exists()]
+    compared = ("status", "reason", "val_bpb", "claimed_bpb", "audit_gap", "tokens", "metrics")
+    seen[name] = {field: getattr(run, field) for field in compared}
+    seen[name]["metrics"].pop("tokens_per_second", None)
+marks = [*folder.rglob(mark), *(Path(place, mark) for place in places)]
+seen["marks"] = [str(path) for path in marks if path.exists()]
 print(json.dumps(seen))
 """
 
-# Gives a process a view of the file system of its own, in which the paths after the first `--` can be reached although they
-# lie below folders closed to others, those before it: these are covered, and only the paths put back.
+# Gives a process its own view of the file system, in which it can reach the paths after the first
+# `--` although they are below the closed folders before it: those are covered, and only the paths
+# are put back.
 COVER = """\
 stash=$1; shift; closed=; umask 022
 while [ "$1" != -- ]; do closed="$closed $1"; shift; done
@@ -137,7 +131,7 @@ exec "$@"
 
 
 def run_side(folder: Path, enter: list[str], environment: dict[str, str]):
-    """What SIDE prints, run by the command `enter` as whoever that makes it."""
+    """What SIDE prints, run by the command `enter`, which may change the user."""
     sources = json.dumps({name: source for name, (source, _) in CANDIDATES.items()})
     side = subprocess.run(
         [*enter, sys.executable, "-c", SIDE, str(folder), MARK, *PLACES],
@@ -146,56 +140,37 @@ def run_side(folder: Path, enter: list[str], environment: dict[str, str]):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=280,
     )
     assert side.returncode == 0, side.stderr[-2000:]
     return json.loads(side.stdout)
 
 
 def closed_above(path: Path) -> Path | None:
-    """The uppermost folder above `path` that others may not pass; None if they may pass all."""
+    """The first folder on the way to `path` that is closed to others; None if there is none."""
     return next(
         (folder for folder in reversed(path.parents) if not folder.stat().st_mode & 0o001), None
     )
 
 
 def as_user(user: pwd.struct_passwd, stash: Path) -> list[str]:
-    """The command that runs another one as this user, who can reach the interpreter, its packages and the checkout."""
+    """Argv prefix: as this user, with access to the interpreter, its packages and the checkout."""
     needed = [Path(place).resolve() for place in (sys.base_prefix, sys.prefix, ROOT)]
     hidden = {path: closed for path in needed if (closed := closed_above(path))}
-    shown = [
-        "sh",
-        "-ec",
-        COVER,
-        "cover",
-        str(stash),
-        *{str(closed) for closed in hidden.values()},
-        "--",
-        *map(str, hidden),
-        "--",
-    ]
-    drop = [
-        "setpriv",
-        f"--reuid={user.pw_uid}",
-        f"--regid={user.pw_gid}",
-        "--init-groups",
-        "--inh-caps=-all",
-        "--",
-    ]
-    return ["unshare", "--mount", "--propagation", "private", "--", *shown, *drop]
+    folders = {str(closed) for closed in hidden.values()}
+    cover = ["sh", "-ec", COVER, "cover", str(stash), *folders, "--", *map(str, hidden), "--"]
+    drop = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}"]
+    drop += ["--init-groups", "--inh-caps=-all", "--"]
+    return ["unshare", "--mount", "--propagation", "private", "--", *cover, *drop]
 
 
 @pytest.fixture(scope="module")
 def user():
-    """A user who is there for this module alone, with a home that is closed to others."""
+    """A user for this module, with a home that is closed to others."""
     if os.geteuid() != 0:
-        pytest.skip(
-            "an ordinary user runs the tests, who cannot be root as well: one side ran, and is compared with nothing"
-        )
-    if missing := [
-        tool for tool in ("useradd", "userdel", "setpriv", "unshare") if not shutil.which(tool)
-    ]:
-        pytest.skip(f"no second user can be made here: {', '.join(missing)} is missing")
+        pytest.skip("run by an ordinary user: that side was tested, and there is none to compare")
+    tools = ("useradd", "userdel", "setpriv", "unshare")
+    if missing := [tool for tool in tools if not shutil.which(tool)]:
+        pytest.skip(f"no second user can be created here: {', '.join(missing)} is missing")
     name = f"nightly-{os.getpid()}"
     subprocess.run(
         ["useradd", "--create-home", "--user-group", "--shell", "/bin/false", name],
@@ -212,19 +187,17 @@ def user():
 
 @pytest.fixture(scope="module")
 def mine(tmp_path_factory):
-    """What whoever runs the tests sees."""
+    """What the user who runs the tests gets."""
     return run_side(tmp_path_factory.mktemp("mine"), [], dict(os.environ))
 
 
 @pytest.fixture(scope="module")
 def theirs(user):
+    """What the other user gets."""
     stash = Path(tempfile.mkdtemp(dir="/run"))
     home = {"HOME": user.pw_dir, "USER": user.pw_name, "LOGNAME": user.pw_name}
-    clean = {
-        "PATH": "/usr/bin:/bin:/usr/sbin:/sbin",
-        "LANG": "C.UTF-8",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
+    clean = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}
+    clean["PYTHONDONTWRITEBYTECODE"] = "1"
     try:
         return run_side(Path(user.pw_dir), as_user(user, stash), clean | home)
     finally:
@@ -232,26 +205,24 @@ def theirs(user):
 
 
 @pytest.mark.parametrize("name", CANDIDATES)
-def test_a_candidate_ends_as_it_must_for_whoever_runs_the_tests(mine, name):
+def test_every_candidate_ends_with_its_status_for_the_user_who_runs_the_tests(mine, name):
     assert (mine["uid"], mine[name]["status"]) == (os.geteuid(), CANDIDATES[name][1])
 
 
 @pytest.mark.parametrize("name", CANDIDATES)
-def test_root_and_an_ordinary_user_get_the_same_to_the_last_bit(mine, theirs, user, name):
+def test_root_and_an_ordinary_user_get_the_same_result_to_the_last_bit(mine, theirs, user, name):
     assert (mine["uid"], theirs["uid"]) == (0, user.pw_uid)
     assert comparable(theirs[name]) == comparable(mine[name])
 
 
 def comparable(run):
-    """All of it but how much memory it had when it was seen: that is a matter of the moment."""
-    return (
-        {**run, "reason": run["reason"].partition(" used ")[0]}
-        if run["status"] == "out_of_memory"
-        else run
-    )
+    """The run, without the memory at the watchdog's last look, which depends on the moment."""
+    if run["status"] != "out_of_memory":
+        return run
+    return {**run, "reason": run["reason"].partition(" used ")[0]}
 
 
 @pytest.mark.parametrize("side", ["mine", "theirs"])
-def test_an_escape_wrote_nothing_on_the_host(request, side):
+def test_an_escape_writes_nothing_on_the_host(request, side):
     seen = request.getfixturevalue(side)
     assert (seen["escape"]["metrics"], seen["marks"]) == ({"wrote": 0.0}, [])

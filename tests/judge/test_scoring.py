@@ -1,4 +1,4 @@
-"""The judge's number against a plain evaluation: the real train.py, once through three boxes, once in this process."""
+"""The judge's score against a plain evaluation: train.py once in three boxes, once in here."""
 
 import importlib.util
 import math
@@ -30,14 +30,14 @@ SMALL = {
 def plain_evaluation(
     monkeypatch, source: Path, checkpoint: Path, stream: np.ndarray, n_bytes: int
 ) -> float:
-    """Bits per byte from the model's logits, one row of the stream after the other, in float64."""
+    """Bits per byte from the model's logits, row by row of the stream, in float64."""
     import torch
 
     spec = importlib.util.spec_from_file_location("candidate", source)
     assert spec is not None
     assert spec.loader is not None
     candidate = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "candidate", candidate)  # its dataclasses look themselves up
+    monkeypatch.setitem(sys.modules, "candidate", candidate)  # its dataclasses look it up
     spec.loader.exec_module(candidate)
     model = candidate.load_model(str(checkpoint), "cpu")
     nats = 0.0
@@ -86,7 +86,7 @@ def test_the_judges_score_is_that_of_a_plain_evaluation(tmp_path, monkeypatch):
     )
     assert (run.status, run.audit_gap) == ("ok", 0.0), run.reason
     assert run.val_bpb is not None
-    assert run.val_bpb < 7.5  # it has learnt something: uniform scores 8
+    assert run.val_bpb < 7.5  # it has learned something: a uniform guess scores 8
     assert run.val_bpb == pytest.approx(
         plain_evaluation(monkeypatch, source, tmp_path / "model.pt", stream, n_bytes), rel=1e-6
     )

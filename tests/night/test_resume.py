@@ -1,7 +1,6 @@
 """Which night a start means: a retried flow run its own, a deployment the one that died, else a new one. And what it keeps."""
 
 import dataclasses
-import json
 import os
 import platform
 import time
@@ -16,7 +15,7 @@ from flows.night.night import Request
 from tasks.errors import NightlyError, UsageError
 from tasks.files import FileRef
 from tasks.history import heartbeat, ledger, night_folder
-from tasks.judge import watchdog
+from tasks.judge.processes import ProcessId
 from tasks.records import Bench, Candidate, Dataset
 from tasks.trial import hardware
 from tasks.trial.baseline import baseline_facts, first_caps
@@ -57,12 +56,12 @@ def night(tmp_path):
                 *events,
             ]:
                 book.append(name, **fields)
-        born = watchdog.started_at(os.getpid()) if alive else 1
+        process = ProcessId.current()
+        if not alive:
+            process = dataclasses.replace(process, started=1)
         last = time.time() - (0.0 if alive else hours * HOUR)
-        beat = heartbeat.Heartbeat(
-            platform.node(), watchdog.boot_id(), os.getpid(), born, last, 9.0, "training", 1.0, None
-        )
-        (folder / night_folder.PULSE).write_text(json.dumps(dataclasses.asdict(beat)))
+        beat = heartbeat.Heartbeat(platform.node(), process, last, 9.0, "training", 1.0, None)
+        (folder / night_folder.PULSE).write_text(beat.to_json())
 
     return make
 

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from tasks.history import heartbeat
-from tasks.judge import watchdog
+from tasks.judge.processes import ProcessId
 from tests.boxes import live_boxes
 from tests.checkouts import our_processes
 from tests.faults import adds_up
@@ -105,7 +105,7 @@ def await_trial(checkout: StubCheckout, tag: str, number: int = 1) -> int:
 def pid_of(checkout: StubCheckout, tag: str) -> int:
     beat = heartbeat.last(checkout.home / "nights" / tag / "heartbeat.json")
     assert beat is not None
-    return beat.pid
+    return beat.process.pid
 
 
 def end_of(checkout: StubCheckout, tag: str) -> tuple[str, bool, str]:
@@ -128,7 +128,7 @@ def status(checkout: StubCheckout, tag: str) -> dict[str, Any]:
 
 
 def nothing_left(stands: Standing) -> None:
-    assert live_boxes(stands.checkout.home) == {}
+    assert live_boxes(stands.checkout.home) == set()
     assert stands.flows() == []
     assert list((stands.checkout.home / "boxes").iterdir()) == []
 
@@ -294,17 +294,15 @@ def test_the_next_start_ends_what_a_killed_process_left_behind(checkout, command
         [sys.executable, "-c", script], cwd=checkout.folder, stdout=subprocess.PIPE, text=True
     ) as owner:
         assert owner.stdout is not None
-        orphan = int(owner.stdout.readline())
-        born = watchdog.started_at(orphan)
+        orphan = ProcessId.of(int(owner.stdout.readline()))
         owner.kill()
     try:
         code, said = commands.run("resume", "first")
         assert code == 0, said
-        assert f"ended process {orphan}, which an earlier command left behind" in said
-        wait_for(lambda: not watchdog.is_alive(orphan, born), "the orphan's end")
+        assert f"ended process {orphan.pid}, which an earlier command left behind" in said
+        wait_for(lambda: not orphan.is_alive, "the orphan's end")
     finally:
-        if watchdog.is_alive(orphan, born):
-            kill(orphan)
+        orphan.kill()
 
 
 def test_a_night_is_not_continued_as_another_one(checkout, commands):

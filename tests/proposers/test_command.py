@@ -16,7 +16,7 @@ import pytest
 
 import configs
 from tasks.errors import UsageError
-from tasks.judge import processes, watchdog
+from tasks.judge import processes
 from tasks.proposers import proposal
 from tasks.proposers.command import CommandProposer
 from tasks.records import NightSoFar, Proposal
@@ -88,7 +88,7 @@ def alive(user: Path, name: str) -> bool:
     """Whether the process lives whose pid an agent has left in this file."""
     pid = int((user / name).read_text())
     with contextlib.suppress(OSError):
-        return watchdog.is_alive(pid, watchdog.started_at(pid))
+        return processes.ProcessId.of(pid).is_alive
     return False
 
 
@@ -391,7 +391,7 @@ def test_it_is_not_started_before_it_is_on_record(make, user, monkeypatch):
 def test_it_is_on_record_for_as_long_as_it_runs(make, user, home):
     make('ls "${0%/*}/home/processes" > "$HOME/records"').propose(night())
     (record,) = (user / "records").read_text().split()
-    assert f"-{os.getpid()}-" in record
+    assert f"~{os.getpid()}." in record
     assert left_over(home) == []
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import configs
 from tasks.errors import UsageError
 from tasks.trial import device_lock
 
@@ -15,14 +16,16 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from tasks.trial import device_lock
+from tests.trials import make_header
 with device_lock.held(Path(sys.argv[1]), "cuda-0", "night nov21"):
     print("held", flush=True)
     time.sleep(600)
 """
 
 
-def settings(device: str, kind: str) -> dict:
-    return {"device": device, "budget": {"kind": kind}}
+def settings(device: str, kind: str) -> configs.Profile:
+    changes = {"settings": {"device": device, "budget": {"kind": kind}}}
+    return make_header(**changes).settings
 
 
 @pytest.fixture(autouse=True)
@@ -58,11 +61,18 @@ def test_what_a_night_must_have_to_itself(device, kind, held):
 
 @pytest.mark.parametrize(
     ("visible", "held"),
-    [("3", "cuda-3"), ("2,3", "cuda-2"), ("", "cuda-0"), ("MIG-GPU-ab/1/0", "cuda-MIG-GPU-ab_1_0")],
+    [("3", "cuda-3"), ("2,3", "cuda-2"), ("MIG-GPU-ab/1/0", "cuda-MIG-GPU-ab_1_0")],
 )
 def test_the_gpu_is_the_first_that_a_box_sees(monkeypatch, visible, held):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert device_lock.device_of(settings("cuda", "seconds")) == held
+
+
+@pytest.mark.parametrize("visible", ["", "-1"])
+def test_a_night_on_a_hidden_gpu_is_refused(monkeypatch, visible):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(UsageError, match=f"'{visible}' hides every GPU"):
+        device_lock.device_of(settings("cuda", "seconds"))
 
 
 def test_a_second_night_is_refused_with_the_first_ones_name(tmp_path, holder):

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from tasks.history import heartbeat, ledger, night_folder
-from tasks.judge import watchdog
+from tasks.judge.processes import ProcessId
 from tasks.usage import Usage
 from tasks.views import status
 from tests.faults.standing import wait_for
@@ -48,23 +48,23 @@ def night(tmp_path):
                 book.append(name, **fields)
         mine = heartbeat.Heartbeat(
             host=platform.node(),
-            boot=watchdog.boot_id(),
-            pid=os.getpid(),
-            born=watchdog.started_at(os.getpid()),
+            process=ProcessId.current(),
             time=time.time(),
             used_seconds=360.0,
             phase="trial 2, seed 1: training",
             phase_seconds=7.0,
             error=None,
         )
-        beat = dataclasses.asdict(dataclasses.replace(mine, **changes))
-        (folder / night_folder.PULSE).write_text(json.dumps(beat))
+        beat = dataclasses.replace(mine, **changes)
+        (folder / night_folder.PULSE).write_text(beat.to_json())
         return folder
 
     return make
 
 
-DEAD = {"born": 1}  # another process had this pid
+DEAD = {
+    "process": dataclasses.replace(ProcessId.current(), started=1)
+}  # another process had this pid
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ DEAD = {"born": 1}  # another process had this pid
     [
         (APPLIED, {}, "running"),
         (APPLIED, DEAD, "interrupted"),
-        (APPLIED, {"boot": "another"}, "interrupted"),
+        (APPLIED, {"process": dataclasses.replace(ProcessId.current(), boot="x")}, "interrupted"),
         (APPLIED, {"host": "elsewhere"}, "running"),
         (APPLIED, {"host": "elsewhere", "time": 0.0}, "interrupted"),
         (
