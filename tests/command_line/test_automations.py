@@ -56,7 +56,7 @@ def api(tmp_path_factory) -> Iterator[str]:
         port = server.free_port()
         url, child = f"http://127.0.0.1:{port}/api", server.start_prefect(port, ui=False)
         try:
-            server.await_prefect(url, child)
+            server.wait_for_prefect(url, child)
             patch.setenv("PREFECT_API_URL", url)
             with temporary_settings({PREFECT_API_URL: url}):
                 yield url

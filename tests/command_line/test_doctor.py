@@ -248,7 +248,7 @@ def checked(monkeypatch, url=None, key=None, **tables):
     changed = {name: {**profile[name], **table} for name, table in tables.items()}
     return [
         (check.name, check.ok, check.detail)
-        for check in doctor.check_researcher(configs.Profile(**{**profile, **changed}))
+        for check in doctor.check_proposer(configs.Profile(**{**profile, **changed}))
     ]
 
 
@@ -281,7 +281,7 @@ def test_a_proposer_that_asks_a_model_needs_one_and_its_key(monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "name", "ok", "said"),
     [
-        (("sh", "-c", "true"), "command", True, "sh is there"),
+        (("sh", "-c", "true"), "command", True, "sh is installed"),
         (("no-such-agent",), "proposer command", False, "there is no program 'no-such-agent' here"),
         ((), "proposer command", False, "needs [command] argv"),
     ],
@@ -348,7 +348,7 @@ def test_docker_is_not_needed_where_bubblewrap_holds(tmp_path):
     assert found.pop("docker") is None
     assert set(found.values()) == {True}
     assert not any(name.startswith("docker, ") for name in found)
-    assert said == "engine 0.0.fake answers; not needed: bubblewrap holds"
+    assert said == "engine 0.0.fake answers; not needed: bubblewrap's box holds"
 
 
 @pytest.mark.usefixtures("engine")
