@@ -185,7 +185,12 @@ def _add_single_runs(add: Add) -> None:
     replay.add_argument(
         "commit", metavar="COMMIT", help="a commit of autoresearch/TAG or of refs/trials/TAG/K"
     )
-    _add_profile(replay)
+    replay.add_argument(
+        "--profile",
+        metavar="P",
+        type=_profile,
+        help="needed only if the commit's night is not in the state folder (default: the night's)",
+    )
     _add_unsandboxed(replay)
 
 

@@ -108,36 +108,24 @@ def trial(arguments: argparse.Namespace, home: Path) -> int:
 
 
 def replay(arguments: argparse.Namespace, home: Path) -> int:
-    from tasks.history import champion, git_plumbing
+    from flows.command_line import recorded_score
 
-    profile = configs.load(arguments.profile)
-    if git_plumbing.resolve(state_home.ROOT, arguments.commit) is None:
-        raise UsageError(
-            f"there is no commit {arguments.commit!r} in {state_home.ROOT}: "
-            "`git log autoresearch/TAG` lists those of a night"
-        )
-    source = champion.source_at(state_home.ROOT, arguments.commit)
-    trailers = champion.trailers(state_home.ROOT, arguments.commit)
-    seeds = [int(seed) for seed in trailers.get("Seeds", "").split() if seed.isdigit()]
-    if not seeds:
-        raise UsageError(
-            f"{arguments.commit} is not a measured candidate of a night: "
-            "its message has no trailer Seeds with a number"
-        )
+    recorded = recorded_score.find(state_home.ROOT, home, arguments.commit, arguments.profile)
     scores = []
     with server.prefect_api(home):
         from flows.single_run import single_run
 
-        for seed in seeds:
-            run = single_run(source, profile, seed, arguments.allow_unsandboxed)
+        for seed in recorded.seeds:
+            run = single_run(recorded.source, recorded.profile, seed, arguments.allow_unsandboxed)
             if run.val_bpb is None:
                 print(f"seed {seed}: {run.status}: {run.reason}")
                 return 3
             scores.append(run.val_bpb)
             print(f"seed {seed}: {run.val_bpb:.6f}", file=sys.stderr)
-    mean = sum(scores) / len(scores)
-    shown = " ".join(map(str, seeds))
-    print(f"recorded {trailers['Val-Bpb']}, replayed {mean:.6f} over seeds {shown}")
+    print(
+        f"recorded {recorded.val_bpb}, replayed {sum(scores) / len(scores):.6f}: "
+        f"seeds {' '.join(map(str, recorded.seeds))}, profile {recorded.profile.name}"
+    )
     return 0
 
 
@@ -235,8 +223,9 @@ def doctor(arguments: argparse.Namespace, home: Path) -> int:
 
 
 def _read_candidate(path: Path) -> str:
+    """The file with its own line ends, which `read_text` would change."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode("utf-8")
     except OSError as error:
         raise UsageError(f"candidate {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -249,7 +249,7 @@ def test_a_refusal_names_the_automation_and_the_http_status(client, tmp_path):
     make_block("http://127.0.0.1:1/x")
     with pytest.raises(
         NightlyError,
-        match=r"refused the automation 'nightly-research: tell of a failed night' \(HTTP 422\)",
+        match=r"refused the automation 'nightly-research: notify of a failed night' \(HTTP 422\)",
     ):
         automations.register(bad)
 
