@@ -1,7 +1,8 @@
-"""The command line. Parses, sets the stage (state folder, Prefect API) and calls the flows; errors end in one plain line.
+"""The command line: parses, sets up the state folder and Prefect's settings, runs one command.
 
-Exit codes: 0 ok, 1 our failure, 2 usage, 3 the candidate was stopped, 130 interrupted, 141 its reader left
-(`| head`), 143 SIGTERM. Heavy imports happen inside the commands, so that --help answers at once.
+Exit codes: 0 ok, 1 our failure, 2 usage, 3 the candidate was stopped, 130 interrupted,
+141 its reader closed the pipe (`| head`), 143 SIGTERM. An error ends in one plain line. Heavy
+imports happen inside the commands, so that --help answers at once.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import io
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,15 @@ from flows import state_home
 from flows.command_line import api_outage, commands, services
 from tasks.errors import NightlyError, UsageError
 
+Function = Callable[[argparse.Namespace, Path], int]
+Add = Callable[[str, Function, str], argparse.ArgumentParser]
+
 
 def main(argv: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(
-            errors="backslashreplace"
-        )  # a candidate's words may have letters that this terminal has not
-    arguments = _parsed(sys.argv[1:] if argv is None else argv)
+        # A candidate may print characters that this terminal cannot show.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    arguments = parse(sys.argv[1:] if argv is None else argv)
     try:
         home = state_home.locate()
         state_home.configure(home)
@@ -37,185 +41,223 @@ def main(argv: list[str] | None = None) -> int:
         print("nightly-research: interrupted; nothing that was decided is lost", file=sys.stderr)
         return 143 if str(interrupt) == "SIGTERM" else 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: `| head`
+        # Python would complain at exit that it cannot flush stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 
 
-def _parsed(argv: list[str]) -> argparse.Namespace:
-    if argv[:1] == ["prefect"]:  # all that follows is Prefect's own, --help and --version too
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The arguments; `command` is the function to call. Exits with code 2 on a usage error."""
+    if argv[:1] == ["prefect"]:  # everything after it is Prefect's, --help and --version too
         return argparse.Namespace(command=services.prefect, arguments=argv[1:])
-    return _parser().parse_args(argv)
+    return parser().parse_args(argv)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The parser of every command but `prefect`, whose arguments are Prefect's own."""
+    made = argparse.ArgumentParser(
         prog="./run", description="A research night: propose, train, judge, keep or discard."
     )
-    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    subparsers = made.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
-        sub = subparsers.add_parser(name, help=text, description=text)
-        sub.set_defaults(command=function)
-        return sub
+    def add(name: str, function: Function, text: str) -> argparse.ArgumentParser:
+        command = subparsers.add_parser(name, help=text, description=text)
+        command.set_defaults(command=function)
+        return command
 
-    profile: dict[str, Any] = {
-        "default": "laptop",
-        "metavar": "P",
-        "type": _profile,
-        "help": f"a profile: {', '.join(configs.names())}, or a .toml file",
-    }
-    tag: dict[str, Any] = {"metavar": "TAG", "help": "the night's name, as in nov21"}
-    unsandboxed: dict[str, Any] = {
-        "action": "store_true",
-        "help": "run candidates WITHOUT a box, with your rights; every trial says so",
-    }
-    sub = command(
-        "night", commands.night, "Runs a whole night: data, tokenizer, baseline, trials, report."
+    _add_night(add)
+    _add_resume_and_stop(add)
+    _add_results(add)
+    _add_single_runs(add)
+    _add_preparation(add)
+    _add_services(add)
+    return made
+
+
+def _add_night(add: Add) -> None:
+    night = add(
+        "night", commands.night, "Run a whole night: data, tokenizer, baseline, trials, report."
     )
-    sub.add_argument("--profile", **profile)
-    sub.add_argument(
+    _add_profile(night)
+    night.add_argument(
         "--tag",
-        help="the night's name and its branch autoresearch/TAG (default: today, as in nov21)",
+        help="name of the night and its branch autoresearch/TAG (default: today, as in nov21)",
     )
-    sub.add_argument(
+    night.add_argument(
         "--trials",
         type=_positive(int),
         metavar="N",
-        help="end after N trials (default, without --hours: the profile's)",
+        help="end after N trials (default without --hours: the profile's)",
     )
-    sub.add_argument(
-        "--hours",
-        type=_positive(float),
-        metavar="H",
-        help="end in time before H hours of work are over",
+    night.add_argument(
+        "--hours", type=_positive(float), metavar="H", help="end within H hours of work"
     )
-    sub.add_argument(
-        "--proposer", choices=configs.PROPOSERS, help="who proposes (default: the profile's)"
+    night.add_argument(
+        "--proposer",
+        choices=configs.PROPOSERS,
+        help="what proposes the patches (default: the profile's)",
     )
-    sub.add_argument(
-        "--model", metavar="M", help="llm, mixed: the model, as OPENAI_BASE_URL's endpoint names it"
+    night.add_argument(
+        "--model", metavar="M", help="llm, mixed: the model, by the name its endpoint uses"
     )
-    sub.add_argument(
-        "--patches", metavar="DIR|TAG", help="replay: the folder of patches, or the tag of a night"
+    night.add_argument(
+        "--patches", metavar="DIR|TAG", help="replay: a folder of patches, or the tag of a night"
     )
-    sub.add_argument(
+    night.add_argument(
         "--seed",
         type=int,
         default=1,
         metavar="N",
-        help="first seed of every candidate, and the proposer's (default 1)",
+        help="first training seed of every candidate, and the proposer's seed (default 1)",
     )
-    sub.add_argument(
-        "--json", action="store_true", help="print one JSON object instead of the report"
-    )
-    sub.add_argument("--allow-unsandboxed", **unsandboxed)
+    _add_json(night, "the report")
+    _add_unsandboxed(night)
 
-    text = "Runs one train.py through box and judge, the file as it is: a profile's [train] is not written into it."
-    sub = command("trial", commands.trial, f"{text} No ledger, no champion.")
-    sub.add_argument("file", type=Path, metavar="FILE", help="the candidate: any path")
-    sub.add_argument("--profile", **profile)
-    sub.add_argument("--seed", type=int, default=1, metavar="N", help="the run's seed (default 1)")
-    sub.add_argument(
-        "--json", action="store_true", help="print one JSON object and nothing else on stdout"
-    )
-    sub.add_argument("--allow-unsandboxed", **unsandboxed)
 
-    sub = command("resume", commands.resume, "Goes on with a night, at the trial where it stopped.")
-    sub.add_argument("tag", **tag)
-    sub.add_argument(
+def _add_resume_and_stop(add: Add) -> None:
+    resume = add(
+        "resume", commands.resume, "Continue a night at the trial where it stopped or died."
+    )
+    _add_tag(resume)
+    resume.add_argument(
         "--trials",
         type=_positive(int),
         metavar="N",
-        help="from now on end after N trials, done ones included",
+        help="a new limit: end after N trials, counting those already done",
     )
-    sub.add_argument(
+    resume.add_argument(
         "--hours",
         type=_positive(float),
         metavar="H",
-        help="from now on end in time before H hours of work",
+        help="a new limit: end within H hours of work, counting those already used",
     )
-    sub.add_argument(
-        "--json", action="store_true", help="print one JSON object instead of the report"
+    _add_json(resume, "the report")
+    _add_tag(add("stop", commands.stop, "End a night after its current trial."))
+
+
+def _add_results(add: Add) -> None:
+    status = add(
+        "status", commands.status, "Show what a night is doing and what is left of its budgets."
     )
-    sub = command("status", commands.status, "Says where a night is.")
-    sub.add_argument("tag", **tag)
-    sub.add_argument(
-        "--json", action="store_true", help="print one JSON object instead of the text"
+    _add_tag(status)
+    _add_json(status, "the text")
+    _add_tag(
+        add("report", commands.report, "Write a night's report again from its ledger and print it.")
     )
-    command("stop", commands.stop, "Ends a night after its current trial.").add_argument(
-        "tag", **tag
-    )
-    command(
-        "report", commands.report, "Writes a night's report again, from its ledger, and prints it."
-    ).add_argument("tag", **tag)
-    sub = command(
+    compare = add(
         "compare",
         commands.compare,
-        "Puts nights side by side: what each won, how sure that is, and what it cost.",
+        "Put nights side by side: what each won, how sure that is, what it cost.",
     )
-    sub.add_argument("tags", nargs="+", metavar="TAG", help="two nights or more")
-    sub.add_argument(
-        "--json", action="store_true", help="print one JSON object instead of the table"
+    compare.add_argument("tags", nargs="+", metavar="TAG", help="two nights or more")
+    _add_json(compare, "the table")
+    show = add(
+        "show", commands.show, "Show one trial: its idea, patch, training, verdict and cost."
     )
-    sub = command(
-        "show",
-        commands.show,
-        "Tells one trial's story: its idea, patch, training, verdict and cost.",
+    _add_tag(show)
+    show.add_argument("number", type=int, metavar="K", help="number of the trial; 0: the baseline")
+    _add_json(show, "the text")
+    _add_tag(
+        add(
+            "rebuild",
+            commands.rebuild,
+            "Rebuild a night's MLflow runs, results.tsv, report and Prefect pages "
+            "from its ledger and git.",
+        )
     )
-    sub.add_argument("tag", **tag)
-    sub.add_argument("number", type=int, metavar="K", help="the trial's number; 0 is the baseline")
-    sub.add_argument(
-        "--json", action="store_true", help="print one JSON object instead of the story"
+
+
+def _add_single_runs(add: Add) -> None:
+    trial = add(
+        "trial",
+        commands.trial,
+        "Run one train.py, unchanged, through box, judge and audit: the profile's [train] is not "
+        "written into it. No ledger, no champion. Exit code: 0 if it was scored, 3 if stopped.",
     )
-    text = "Makes MLflow, results.tsv, the report and Prefect's pages of a night once more, from its ledger and git."
-    command("rebuild", commands.rebuild, text).add_argument("tag", **tag)
-    sub = command(
-        "replay",
-        commands.replay,
-        "Earns the score of a kept commit again, with the seeds that it recorded.",
+    trial.add_argument("file", type=Path, metavar="FILE", help="the candidate, at any path")
+    _add_profile(trial)
+    trial.add_argument("--seed", type=int, default=1, metavar="N", help="training seed (default 1)")
+    _add_json(trial, "the text")
+    _add_unsandboxed(trial)
+    replay = add(
+        "replay", commands.replay, "Measure a commit of a night again, with the seeds on record."
     )
-    sub.add_argument(
-        "commit", metavar="COMMIT", help="a commit of autoresearch/TAG, or of refs/trials/TAG/K"
+    replay.add_argument(
+        "commit", metavar="COMMIT", help="a commit of autoresearch/TAG or of refs/trials/TAG/K"
     )
-    sub.add_argument(
-        "--profile", **{**profile, "help": f"the night's own {profile['help'].removeprefix('a ')}"}
+    replay.add_argument(
+        "--profile",
+        metavar="P",
+        type=_profile,
+        help="needed only if the commit's night is not in the state folder (default: the night's)",
     )
-    sub.add_argument("--allow-unsandboxed", **unsandboxed)
-    command("prepare", commands.prepare, "Fetches and prepares a profile's data.").add_argument(
-        "--profile", **profile
+    _add_unsandboxed(replay)
+
+
+def _add_preparation(add: Add) -> None:
+    _add_profile(add("prepare", commands.prepare, "Fetch, tokenize and pack a profile's data."))
+    _add_profile(
+        add("doctor", commands.doctor, "Check what would fail on this machine; print the remedy.")
     )
-    command(
-        "doctor", commands.doctor, "Looks at this machine and says what would fail, and the remedy."
-    ).add_argument("--profile", **profile)
-    command(
-        "server",
-        services.serve,
-        "Starts the Prefect and MLflow pages and keeps them up until Ctrl-C.",
+
+
+def _add_services(add: Add) -> None:
+    add(
+        "server", services.serve, "Serve the Prefect and MLflow pages on this machine until Ctrl-C."
     )
-    command("deploy", services.deploy, "Makes the work pools and the deployments of prefect.yaml.")
-    sub = command("worker", services.worker, "Runs a worker for a pool: one night at a time.")
-    sub.add_argument("pool", metavar="POOL", help="a pool that ./run deploy made: local or gpu")
-    command(
-        "prefect", services.prefect, "Runs prefect's own command line with this project's settings."
+    add(
+        "deploy",
+        services.deploy,
+        "Register the work pools, deployments and automations with the Prefect server.",
     )
-    return parser
+    worker = add("worker", services.worker, "Run a worker for a pool, one night at a time.")
+    worker.add_argument("pool", metavar="POOL", help="a pool that ./run deploy made: local or gpu")
+    add("prefect", services.prefect, "Run Prefect's own command line on the same server.")
+
+
+def _add_profile(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--profile",
+        default="laptop",
+        metavar="P",
+        type=_profile,
+        help=f"{', '.join(configs.names())}, or the path of a .toml file (default: laptop)",
+    )
+
+
+def _add_tag(command: argparse.ArgumentParser) -> None:
+    command.add_argument("tag", metavar="TAG", help="name of the night, such as nov21")
+
+
+def _add_json(command: argparse.ArgumentParser, instead_of: str) -> None:
+    command.add_argument(
+        "--json", action="store_true", help=f"print one JSON object instead of {instead_of}"
+    )
+
+
+def _add_unsandboxed(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--allow-unsandboxed",
+        action="store_true",
+        help="if no box works here, run candidates WITHOUT one, with your rights; on record",
+    )
 
 
 def _profile(name: str) -> str:
-    """A path is relative to where the user is, and the night may be resumed or run from elsewhere."""
+    """An absolute path: relative means relative to the user's folder, which a resume may not be."""
     return str(Path(name).expanduser().resolve()) if name.endswith(".toml") else name
 
 
 def _positive(kind: type) -> Any:
     def parse(text: str) -> Any:
         value = kind(text)
-        if not 0 < value < math.inf:  # NaN is neither
+        if not 0 < value < math.inf:  # excludes NaN too
             raise ValueError
         return value
 
-    parse.__name__ = f"positive {kind.__name__}"
+    parse.__name__ = f"positive {kind.__name__}"  # argparse: invalid positive int value
     return parse
 
 
 if __name__ == "__main__":
-    sys.exit(api_outage.leave(main()))
+    sys.exit(api_outage.end_process(main()))

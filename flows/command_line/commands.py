@@ -1,6 +1,7 @@
-"""What each command does: one function each, given the parsed arguments and the state folder, returning the exit code.
+"""One function per command: takes the parsed arguments and the state folder, returns the exit code.
 
-Results go to stdout, everything else to stderr. Prefect is imported inside `server.prefect_api`, after its settings.
+Results go to stdout, everything else to stderr. Prefect is imported inside `server.prefect_api`,
+once its settings are in the environment.
 """
 
 from __future__ import annotations
@@ -17,24 +18,26 @@ from flows import state_home
 from flows.command_line import server
 from tasks.errors import UsageError
 
-JSON_FIELDS = (  # of a run, in the order that they are printed
-    *(
-        "status",
-        "reason",
-        "val_bpb",
-        "claimed_bpb",
-        "audit_gap",
-        "seconds",
-        "cpu_seconds",
-        "tokens",
-        "startup_seconds",
-    ),
-    *("isolation", "metric_version", "profile", "seed"),
+LOG_CHARACTERS = 4000  # of a stopped candidate's log, from its end
+JSON_FIELDS = (  # of a run, in the order in which they are printed
+    "status",
+    "reason",
+    "val_bpb",
+    "claimed_bpb",
+    "audit_gap",
+    "seconds",
+    "cpu_seconds",
+    "tokens",
+    "startup_seconds",
+    "isolation",
+    "metric_version",
+    "profile",
+    "seed",
 )
 
 
 def night(arguments: argparse.Namespace, home: Path) -> int:
-    _check(arguments, home)
+    _check_request(arguments, home)
     with server.prefect_api(home):
         from flows.night.night_views import PrefectUnreachable
         from flows.nightly_research import nightly_research
@@ -56,8 +59,8 @@ def night(arguments: argparse.Namespace, home: Path) -> int:
     return _print_night(home, tag, as_json=arguments.json)
 
 
-def _check(arguments: argparse.Namespace, home: Path) -> None:
-    """What can be wrong with the profile, the webhook, the checkout and the tag is said before a server starts."""
+def _check_request(arguments: argparse.Namespace, home: Path) -> None:
+    """Reports a bad profile, webhook, checkout or tag before a server starts."""
     from tasks.history import champion, ledger, night_folder
     from tasks.views import notification
 
@@ -82,7 +85,8 @@ def resume(arguments: argparse.Namespace, home: Path) -> int:
 
 
 def trial(arguments: argparse.Namespace, home: Path) -> int:
-    source, profile = _read_candidate(arguments.file), configs.load(arguments.profile)
+    source = _read_candidate(arguments.file)
+    profile = configs.load(arguments.profile)
     with server.prefect_api(home):
         from flows.single_run import single_run
 
@@ -92,47 +96,35 @@ def trial(arguments: argparse.Namespace, home: Path) -> int:
     else:
         score = "no score" if run.val_bpb is None else f"val_bpb {run.val_bpb:.6f}"
         seconds = "" if run.seconds is None else f", trained {run.seconds:.1f} s"
-        print(
-            f"{run.status}: {run.reason}\n{score}, seed {run.seed}{seconds}, isolation {run.isolation}"
-        )
-    if run.status != "ok":
-        print(run.log[-4000:], file=sys.stderr)
-        if run.judge_log:
-            print(
-                f"--- the scoring boxes, which have seen validation text:\n{run.judge_log[-4000:]}",
-                file=sys.stderr,
-            )
-    return 0 if run.status == "ok" else 3
+        print(f"{run.status}: {run.reason}")
+        print(f"{score}, seed {run.seed}{seconds}, isolation {run.isolation}")
+    if run.status == "ok":
+        return 0
+    print(run.log[-LOG_CHARACTERS:], file=sys.stderr)
+    if run.judge_log:
+        print("--- log of the scoring boxes, which have seen validation text:", file=sys.stderr)
+        print(run.judge_log[-LOG_CHARACTERS:], file=sys.stderr)
+    return 3
 
 
 def replay(arguments: argparse.Namespace, home: Path) -> int:
-    from tasks.history import champion, git_plumbing
+    from flows.command_line import recorded_score
 
-    profile = configs.load(arguments.profile)
-    if git_plumbing.resolve(state_home.ROOT, arguments.commit) is None:
-        raise UsageError(
-            f"there is no commit {arguments.commit!r} in {state_home.ROOT}: `git log autoresearch/TAG` lists a night's"
-        )
-    source = champion.source_at(state_home.ROOT, arguments.commit)
-    trailers = champion.trailers(state_home.ROOT, arguments.commit)
-    seeds = [int(seed) for seed in trailers.get("Seeds", "").split() if seed.isdigit()]
-    if not seeds:
-        raise UsageError(
-            f"{arguments.commit} is no candidate of a night: its message has no trailer Seeds with a run"
-        )
+    recorded = recorded_score.find(state_home.ROOT, home, arguments.commit, arguments.profile)
     scores = []
     with server.prefect_api(home):
         from flows.single_run import single_run
 
-        for seed in seeds:
-            run = single_run(source, profile, seed, arguments.allow_unsandboxed)
+        for seed in recorded.seeds:
+            run = single_run(recorded.source, recorded.profile, seed, arguments.allow_unsandboxed)
             if run.val_bpb is None:
                 print(f"seed {seed}: {run.status}: {run.reason}")
                 return 3
             scores.append(run.val_bpb)
             print(f"seed {seed}: {run.val_bpb:.6f}", file=sys.stderr)
     print(
-        f"recorded {trailers['Val-Bpb']}, replayed {sum(scores) / len(scores):.6f} over seeds {' '.join(map(str, seeds))}"
+        f"recorded {recorded.val_bpb}, replayed {sum(scores) / len(scores):.6f}: "
+        f"seeds {' '.join(map(str, recorded.seeds))}, profile {recorded.profile.name}"
     )
     return 0
 
@@ -152,10 +144,13 @@ def stop(arguments: argparse.Namespace, home: Path) -> int:
     from tasks.views import status
 
     folder = night_folder.find(home, arguments.tag)
-    night = status.describe(folder)
-    if night["state"] != "running":
-        more = f"`./run resume {arguments.tag}{' --trials N' if night['state'] == 'finished' else ''}` goes on with it"
-        raise UsageError(f"night {arguments.tag} is not running: it is {night['state']}; {more}")
+    state = status.describe(folder)["state"]
+    if state != "running":
+        more = " --trials N" if state == "finished" else ""
+        raise UsageError(
+            f"night {arguments.tag} is not running: it is {state}; "
+            f"`./run resume {arguments.tag}{more}` continues it"
+        )
     interruption.request(folder, "./run stop")
     print(f"night {arguments.tag} ends after its current trial")
     return 0
@@ -178,15 +173,13 @@ def compare(arguments: argparse.Namespace, home: Path) -> int:
 
     tags = list(dict.fromkeys(arguments.tags))
     if len(tags) < 2:
-        raise UsageError(
-            f"compare takes the tags of at least two nights, not only {' '.join(tags)}"
-        )
+        raise UsageError(f"compare needs the tags of two nights or more, not only {tags[0]}")
     nights = [
         comparison.figures(night_folder.read_state(night_folder.find(home, tag))) for tag in tags
     ]
     if arguments.json:
-        told = [dataclasses.asdict(night) for night in nights]
-        print(json.dumps({"nights": told, "not_comparable": comparison.obstacles(nights)}))
+        figures = [dataclasses.asdict(night) for night in nights]
+        print(json.dumps({"nights": figures, "not_comparable": comparison.obstacles(nights)}))
     else:
         print(comparison.text(nights))
     return 0
@@ -196,10 +189,9 @@ def show(arguments: argparse.Namespace, home: Path) -> int:
     from tasks.history import night_folder
     from tasks.views import trial_story, trial_text
 
-    told = trial_story.describe(
-        night_folder.find(home, arguments.tag), state_home.ROOT, arguments.number
-    )
-    print(json.dumps(told) if arguments.json else trial_text.text(told))
+    folder = night_folder.find(home, arguments.tag)
+    trial = trial_story.describe(folder, state_home.ROOT, arguments.number)
+    print(json.dumps(trial) if arguments.json else trial_text.text(trial))
     return 0
 
 
@@ -231,8 +223,9 @@ def doctor(arguments: argparse.Namespace, home: Path) -> int:
 
 
 def _read_candidate(path: Path) -> str:
+    """The file with its own line ends, which `read_text` would change."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode("utf-8")
     except OSError as error:
         raise UsageError(f"candidate {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -1,8 +1,10 @@
-"""The state folder, the settings of Prefect and MLflow that follow from it, and the servers that we start.
+"""The servers that a command starts: Prefect's API, and the pages of Prefect and MLflow.
 
-Without PREFECT_API_URL a command talks to the `./run server` of the same state folder if one is up, else to a private
-server that it starts while it imports and that dies with it, also after kill -9. (Prefect's own ephemeral server would be
-orphaned then, and gives up on a slow machine after 20 s.) This module imports neither: settings must be there first.
+Without PREFECT_API_URL a command uses the `./run server` of the same state folder if one is up.
+Otherwise it starts a private server, which loads while the command imports Prefect and which ends
+with the command, even after kill -9. (Prefect's own ephemeral server would be orphaned by that,
+and gives up after 20 s on a slow machine.) This module imports neither Prefect nor MLflow when it
+is loaded: their settings must be in the environment first.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from tasks.errors import NightlyError, UsageError
 from tasks.judge import processes
 
 START_SECONDS = 120.0
+LOCALHOST = "127.0.0.1"
+ADDRESS = "server.json"  # in the state folder, while `./run server` is up
 
 
 def free_port(wanted: int = 0) -> int:
@@ -35,29 +39,29 @@ def free_port(wanted: int = 0) -> int:
     for port in (wanted, 0):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
+            probe.bind((LOCALHOST, port))
             return int(probe.getsockname()[1])
-    raise NightlyError("no free port on 127.0.0.1")
+    raise NightlyError(f"no free port on {LOCALHOST}")
 
 
 def spawn(argv: list[str], **environment: str) -> subprocess.Popen[bytes]:
-    """A child that gets SIGTERM when this thread ends, however it ends. Call it from the main thread."""
-    if setpriv := shutil.which("setpriv"):  # not on macOS: there a kill -9 leaves the child
+    """A child that gets SIGTERM when this thread ends, even by kill -9. For the main thread."""
+    if setpriv := shutil.which("setpriv"):  # macOS has none: there a kill -9 leaves the child
         argv = [setpriv, "--pdeathsig", "TERM", *argv]
     child = subprocess.Popen(
         argv,
-        env={**_without_key(), **environment},
+        env={**_environment_without_key(), **environment},
         stdin=subprocess.DEVNULL,
         stdout=sys.stderr,
-        start_new_session=True,  # a Ctrl-C in the terminal is the night's, which still needs its server
+        start_new_session=True,  # Ctrl-C in the terminal is for the night, which needs its server
     )
     with contextlib.suppress(OSError):  # no /proc, or a full disk
         processes.record(state_home.locate(), child.pid)
     return child
 
 
-def _without_key() -> dict[str, str]:
-    """Pages and stores ask no language model."""
+def _environment_without_key() -> dict[str, str]:
+    """A server of pages or records never asks a language model."""
     return {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"}
 
 
@@ -72,65 +76,59 @@ def end(child: subprocess.Popen[bytes]) -> None:
 
 
 def start_prefect(port: int, *, ui: bool) -> subprocess.Popen[bytes]:
-    """Starts a Prefect server on 127.0.0.1; `await_prefect` waits for it."""
+    """Starts a Prefect server on 127.0.0.1; `wait_for_prefect` waits until it answers."""
+    options = {
+        "--host": LOCALHOST,
+        "--port": str(port),
+        "--log-level": "error",
+        "--lifespan": "on",
+        "--timeout-graceful-shutdown": "3",
+    }
+    environment = {
+        "PREFECT_SERVER_UI_ENABLED": "true" if ui else "false",
+        "PREFECT_API_URL": "",
+        "PREFECT_UI_API_URL": f"http://{LOCALHOST}:{port}/api",
+        "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
+        "PREFECT_LOGGING_LEVEL": "ERROR",
+    }
+    if ui:
+        environment["PREFECT_UI_URL"] = f"http://{LOCALHOST}:{port}"  # for links in notices
     return spawn(
         [
             *(sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"),
-            *(
-                "--host",
-                "127.0.0.1",
-                "--port",
-                str(port),
-                "--log-level",
-                "error",
-                "--lifespan",
-                "on",
-            ),
-            *("--timeout-graceful-shutdown", "3"),
+            *_flat(options),
         ],
-        PREFECT_SERVER_UI_ENABLED="true" if ui else "false",
-        PREFECT_API_URL="",
-        PREFECT_UI_API_URL=f"http://127.0.0.1:{port}/api",
-        **({"PREFECT_UI_URL": f"http://127.0.0.1:{port}"} if ui else {}),  # for links in notices
-        PREFECT_SERVER_LOGGING_LEVEL="ERROR",
-        PREFECT_LOGGING_LEVEL="ERROR",
+        **environment,
     )
 
 
 def start_mlflow(port: int, home: Path) -> subprocess.Popen[bytes]:
     """Starts MLflow's pages on 127.0.0.1 over the state folder's store."""
+    options = {
+        "--host": LOCALHOST,
+        "--port": str(port),
+        "--workers": "1",
+        "--backend-store-uri": state_home.mlflow_uri(home),
+        "--default-artifact-root": str(home / "mlartifacts"),
+    }
     return spawn(
-        [
-            *(
-                sys.executable,
-                "-m",
-                "mlflow",
-                "server",
-                "--host",
-                "127.0.0.1",
-                "--port",
-                str(port),
-                "--workers",
-                "1",
-            ),
-            *(
-                "--backend-store-uri",
-                state_home.mlflow_uri(home),
-                "--default-artifact-root",
-                str(home / "mlartifacts"),
-            ),
-        ],
+        [sys.executable, "-m", "mlflow", "server", *_flat(options)],
         MLFLOW_LOGGING_LEVEL="WARNING",
-        MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",  # seven processes for jobs that no night has
+        MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",  # seven processes for jobs we never run
     )
 
 
-def await_prefect(api_url: str, server: subprocess.Popen[bytes]) -> None:
+def _flat(options: dict[str, str]) -> list[str]:
+    return [part for option in options.items() for part in option]
+
+
+def wait_for_prefect(api_url: str, server: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + START_SECONDS
     while not state_home.is_healthy(api_url):
         if server.poll() is not None:
             raise NightlyError(
-                f"the Prefect server ended at its start (exit {server.returncode}); its message is above"
+                f"the Prefect server exited at start-up (exit code {server.returncode}); "
+                "its own message is above"
             )
         if time.monotonic() > deadline:
             raise NightlyError(
@@ -140,39 +138,50 @@ def await_prefect(api_url: str, server: subprocess.Popen[bytes]) -> None:
 
 
 def mlflow_pages(url: str, server: subprocess.Popen[bytes]) -> list[str]:
-    """Waits for MLflow; an address for each of our experiments that opens its runs (the plain one opens traces of LLMs)."""
-    deadline, search = (
-        time.monotonic() + START_SECONDS,
-        f"{url}/api/2.0/mlflow/experiments/search?max_results=100",
-    )
+    """Waits for MLflow; returns one address per experiment of ours, which opens its list of runs.
+
+    The plain address of an experiment opens the traces of its LLM calls instead.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    search = f"{url}/api/2.0/mlflow/experiments/search?max_results=100"
     while time.monotonic() < deadline and server.poll() is None:
         with contextlib.suppress(OSError), urllib.request.urlopen(search, timeout=5) as answer:
             found = json.load(answer).get("experiments", [])
             ids = [e["experiment_id"] for e in found if e["name"].startswith("nightly-research/")]
             return [f"{url}/#/experiments/{i}/runs?workflowType=machine_learning" for i in ids]
         time.sleep(0.2)
-    raise NightlyError(f"the MLflow server did not answer at {url}; its message is above")
+    raise NightlyError(f"the MLflow server did not answer at {url}; its own message is above")
 
 
-def tell_where(home: Path, **addresses: str) -> None:
-    """Leaves word in the state folder of where this process serves it."""
+def write_address(home: Path, **addresses: str) -> None:
+    """Records in the state folder which addresses this process serves."""
     process = str(processes.ProcessId.current())
-    (home / "server.json").write_text(json.dumps({**addresses, "process": process}))
+    (home / ADDRESS).write_text(json.dumps({**addresses, "process": process}))
 
 
 def running_server(home: Path) -> str | None:
-    """The API address of a live `./run server` of this state folder: not of another one's, that has its port by now."""
+    """The API address of the live `./run server` of this state folder, or None.
+
+    A dead server's port may belong to another one by now, so the process is checked too.
+    """
     try:
-        told = json.loads((home / "server.json").read_text())
-        ours = processes.ProcessId.parse(told["process"]).is_alive
-        return told["prefect"] if ours and state_home.is_healthy(told["prefect"]) else None
+        found = json.loads((home / ADDRESS).read_text())
+        alive = processes.ProcessId.parse(found["process"]).is_alive
+        return found["prefect"] if alive and state_home.is_healthy(found["prefect"]) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 @contextlib.contextmanager
 def prefect_api(home: Path) -> Iterator[None]:
-    """PREFECT_API_URL for the block: the user's, a running `./run server`'s, or a private server's that ends with it."""
+    """Sets PREFECT_API_URL for the block: to the user's server, `./run server`, or a private one.
+
+    A private server ends with the block.
+
+    Raises:
+        UsageError: the user's server does not answer.
+        NightlyError: the private server does not start, or an API went away during the block.
+    """
     signal.signal(signal.SIGTERM, interruption.terminate)
     known = os.environ.get("PREFECT_API_URL") or running_server(home)
     if known and not state_home.is_healthy(known):
@@ -180,27 +189,30 @@ def prefect_api(home: Path) -> Iterator[None]:
             f"PREFECT_API_URL = {known} does not answer: start that server, or unset the variable"
         )
     if known:
-        os.environ["PREFECT_API_URL"] = known
-        import prefect
-
-        api_outage.quiet()
-        try:
-            with api_outage.said_plainly(known):
-                yield
-        finally:
-            api_outage.hand_over()
+        with _connection(known):
+            yield
         return
     port = free_port()
     server = start_prefect(port, ui=False)
     try:
-        os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
-        import prefect  # noqa: F401  # both start at once: this takes about as long as the server
-
-        api_outage.quiet()
-        await_prefect(os.environ["PREFECT_API_URL"], server)
-        with api_outage.said_plainly(os.environ["PREFECT_API_URL"]):
+        with _connection(f"http://{LOCALHOST}:{port}/api", server):
             yield
     finally:
-        api_outage.hand_over()
-        del os.environ["PREFECT_API_URL"]
+        os.environ.pop("PREFECT_API_URL", None)
         end(server)
+
+
+@contextlib.contextmanager
+def _connection(api_url: str, starting: subprocess.Popen[bytes] | None = None) -> Iterator[None]:
+    """Prefect imported with this API; waits for a server that is still `starting`."""
+    os.environ["PREFECT_API_URL"] = api_url
+    import prefect  # noqa: F401  # takes about as long as the server takes to start
+
+    api_outage.filter_logs()
+    try:
+        if starting:
+            wait_for_prefect(api_url, starting)
+        with api_outage.reported(api_url):
+            yield
+    finally:
+        api_outage.flush()

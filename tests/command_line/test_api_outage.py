@@ -1,4 +1,4 @@
-"""What a command says and does when Prefect's API has gone away."""
+"""What a command prints and does when Prefect's API goes away."""
 
 import errno
 import logging
@@ -17,7 +17,7 @@ import sys, threading, time
 from flows.command_line import api_outage
 threading.Thread(target=time.sleep, args=(600,), name=sys.argv[1], daemon=False).start()
 print("report")
-api_outage.leave(3)
+api_outage.end_process(3)
 """
 
 
@@ -26,19 +26,19 @@ def record(message, error=None):
     return logging.LogRecord("prefect.flow_runs", logging.ERROR, "", 0, message, (), info)
 
 
-def test_a_call_that_was_not_answered_is_one_plain_message_with_the_remedy():
+def test_an_unanswered_call_becomes_one_plain_message_with_the_remedy():
     plain = r"API at http://127.0.0.1:1/api did not answer \(refused\).*resume TAG"
-    with pytest.raises(NightlyError, match=plain), api_outage.said_plainly(URL):
+    with pytest.raises(NightlyError, match=plain), api_outage.reported(URL):
         raise httpx.ConnectError("refused")
 
 
-def test_an_error_of_ours_passes_as_it_is():
-    with pytest.raises(NightlyError, match=r"^no room$"), api_outage.said_plainly(URL):
+def test_our_own_error_passes_unchanged():
+    with pytest.raises(NightlyError, match=r"^no room$"), api_outage.reported(URL):
         raise NightlyError("no room")
 
 
 @pytest.mark.parametrize(
-    "quiet",
+    "noise",
     [
         record("Unable to connect to 'ws://127.0.0.1:1/api/events/in'."),
         record("Service 'EventsWorker' failed to process item Event()"),
@@ -46,33 +46,38 @@ def test_an_error_of_ours_passes_as_it_is():
         record("Task run failed with exception", OSError(errno.ENOSPC, "No space left on device")),
     ],
 )
-def test_what_the_night_says_itself_is_left_out(quiet):
-    assert not api_outage._is_worth_telling(quiet)
+def test_what_the_night_logs_itself_is_dropped(noise):
+    assert not api_outage._is_relevant(noise)
 
 
 @pytest.mark.parametrize(
-    "telling",
+    "relevant",
     [
         record("trial 1: keep"),
         record("Task run failed", OSError(errno.EIO, "broken")),
         record("failed", ValueError("bug")),
     ],
 )
-def test_the_night_and_real_errors_are_heard(telling):
-    assert api_outage._is_worth_telling(telling)
+def test_the_night_and_real_errors_are_logged(relevant):
+    assert api_outage._is_relevant(relevant)
 
 
-def test_a_process_whose_queues_are_empty_ends_as_usual():
-    """In one of its own: the queues of this one may hold what other tests have logged, and it would be ended."""
-    script = "import atexit, sys; from flows.command_line import api_outage; atexit.register(print, 'usual'); sys.exit(api_outage.leave(3))"
+def test_a_process_with_empty_queues_exits_as_usual():
+    """In its own process: this one's queues may hold log lines of other tests."""
+    script = """
+import atexit, sys
+from flows.command_line import api_outage
+atexit.register(print, "usual")
+sys.exit(api_outage.end_process(3))
+"""
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stdout) == (3, "usual\n")
 
 
-@pytest.mark.parametrize("thread", api_outage.WORKERS)
-def test_a_process_does_not_wait_for_an_api_that_takes_nothing(thread):
+@pytest.mark.parametrize("thread", api_outage.THREADS)
+def test_a_process_does_not_wait_for_an_api_that_never_answers(thread):
     done = subprocess.run(
         [sys.executable, "-c", BUSY, thread], capture_output=True, text=True, timeout=60
     )

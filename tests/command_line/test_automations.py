@@ -1,4 +1,4 @@
-"""The automations on a real Prefect server: registered over and over, and at work on nights that really die."""
+"""The automations on a real Prefect server: registered repeatedly, and acting on dead nights."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ from tasks.errors import NightlyError
 
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "nightly-research: mark crashed"
-SILENCE = 12  # seconds without a heartbeat, in place of the file's 300; the nights here send one every two
+SILENCE = 12  # seconds without a heartbeat, not the file's 300; nights here send one every two
 NIGHT = """
 import sys
 import prefect.flow_engine as engine
@@ -29,7 +29,8 @@ from prefect import flow, runtime
 from tasks.views import notification
 
 engine.MINIMUM_HEARTBEAT_INTERVAL = 2
-engine.BaseFlowRunEngine.heartbeat_seconds = property(lambda self: 2)  # Prefect's setting allows no less than 30
+# Prefect's setting allows no less than 30.
+engine.BaseFlowRunEngine.heartbeat_seconds = property(lambda self: 2)
 
 @flow(name=sys.argv[1], flow_run_name=sys.argv[2])
 def night():
@@ -43,7 +44,7 @@ night()
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory) -> Iterator[str]:
-    """A Prefect server of our own, that looks for silent nights every second."""
+    """A Prefect server of our own that looks for silent nights every second."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     with pytest.MonkeyPatch.context() as patch:
@@ -56,7 +57,7 @@ def api(tmp_path_factory) -> Iterator[str]:
         port = server.free_port()
         url, child = f"http://127.0.0.1:{port}/api", server.start_prefect(port, ui=False)
         try:
-            server.await_prefect(url, child)
+            server.wait_for_prefect(url, child)
             patch.setenv("PREFECT_API_URL", url)
             with temporary_settings({PREFECT_API_URL: url}):
                 yield url
@@ -66,7 +67,7 @@ def api(tmp_path_factory) -> Iterator[str]:
 
 @pytest.fixture
 def client(api) -> Iterator[Any]:
-    """A client of that server, which has no automation and no block named `nightly` before and after."""
+    """A client of that server, which has no automation and no block `nightly` before and after."""
     from prefect import get_client
 
     with get_client(sync_client=True) as made:
@@ -80,7 +81,7 @@ def client(api) -> Iterator[Any]:
 
 @pytest.fixture
 def inbox() -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """The address of a receiver, and what was posted to it."""
+    """The address of a receiver, and the list of what was posted to it."""
     posts: list[dict[str, str]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -103,7 +104,7 @@ def inbox() -> Iterator[tuple[str, list[dict[str, str]]]]:
 
 
 def make_block(url: str) -> None:
-    """What a person does once, on the page or in a shell; a real block of Prefect's."""
+    """What a person does once, in the UI or in a shell; a real Prefect block."""
     from prefect.blocks.notifications import CustomWebhookNotificationBlock
 
     said = {"subject": "{{subject}}", "body": "{{body}}"}
@@ -128,7 +129,7 @@ def marking() -> Any:
     return next(each for each in automations.read(automations.FILE) if each.name == MARK)
 
 
-def test_a_night_may_miss_heartbeats():
+def test_one_missed_heartbeat_marks_no_night_crashed():
     assert marking().trigger.within > timedelta(
         seconds=180
     )  # Prefect's own period, where ours is not set
@@ -145,7 +146,7 @@ def test_every_flow_of_a_night_is_watched():
 
 
 @pytest.mark.slow
-def test_the_file_is_one_that_prefect_takes(client):
+def test_prefect_accepts_the_file(client):
     argv = [
         sys.executable,
         "-m",
@@ -176,7 +177,7 @@ def test_a_block_named_nightly_switches_the_notices_on(client):
 
 
 @pytest.mark.slow
-def test_the_notices_go_with_the_block(client):
+def test_removing_the_block_removes_the_notices(client):
     make_block("http://127.0.0.1:1/x")
     automations.register()
     [block] = [each for each in client.read_block_documents() if each.name == "nightly"]
@@ -186,7 +187,7 @@ def test_the_notices_go_with_the_block(client):
 
 
 @pytest.mark.slow
-def test_a_second_time_changes_nothing(client):
+def test_registering_twice_changes_nothing(client):
     make_block("http://127.0.0.1:1/x")
     automations.register()
     before = client._client.post(
@@ -198,7 +199,7 @@ def test_a_second_time_changes_nothing(client):
 
 
 @pytest.mark.slow
-def test_an_older_version_is_brought_up_to_date(client, tmp_path):
+def test_an_older_automation_is_updated(client, tmp_path):
     older = tmp_path / "older.yaml"
     older.write_text(automations.FILE.read_text().replace("within: 300", "within: 77"))
     automations.register(older)
@@ -213,7 +214,7 @@ def test_an_older_version_is_brought_up_to_date(client, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_is_switched_off_stays_off(client, tmp_path):
+def test_an_automation_switched_off_stays_off(client, tmp_path):
     automations.register()
     client.pause_automation(client.read_automations()[0].id)
     newer = tmp_path / "newer.yaml"
@@ -224,7 +225,7 @@ def test_what_is_switched_off_stays_off(client, tmp_path):
 
 
 @pytest.mark.slow
-def test_one_of_two_with_the_same_name_goes(client):
+def test_a_duplicate_name_is_removed(client):
     client.create_automation(marking())
     client.create_automation(marking())
     automations.register()
@@ -232,7 +233,7 @@ def test_one_of_two_with_the_same_name_goes(client):
 
 
 @pytest.mark.slow
-def test_automations_of_others_are_left_alone(client):
+def test_other_automations_are_left_alone(client):
     theirs = client.create_automation(
         marking().model_copy(update={"name": "nightly-research: my own"})
     )
@@ -242,19 +243,19 @@ def test_automations_of_others_are_left_alone(client):
 
 
 @pytest.mark.slow
-def test_a_refusal_says_what_and_why(client, tmp_path):
+def test_a_refusal_names_the_automation_and_the_http_status(client, tmp_path):
     bad = tmp_path / "bad.yaml"
     bad.write_text(automations.FILE.read_text().replace("{{ event.payload.text }}", "{% for %}"))
     make_block("http://127.0.0.1:1/x")
     with pytest.raises(
         NightlyError,
-        match=r"refused the automation 'nightly-research: tell of a failed night' \(HTTP 422\)",
+        match=r"refused the automation 'nightly-research: notify of a failed night' \(HTTP 422\)",
     ):
         automations.register(bad)
 
 
 class Night:
-    """A flow in a process of its own, which beats until it is told to end, or killed."""
+    """A flow in its own process, with heartbeats until `end` or `kill`."""
 
     def __init__(self, flow: str, name: str) -> None:
         argv = [sys.executable, "-c", NIGHT, flow, name]
@@ -264,7 +265,7 @@ class Night:
 
     @cached_property
     def id(self) -> str:
-        """Of its flow run; the first question waits for the flow to begin, so that several begin at once."""
+        """Of its flow run. The first read waits for the flow's start: several may start at once."""
         assert self.process.stdout
         return self.process.stdout.readline().strip()
 
@@ -299,8 +300,8 @@ def nights() -> Iterator[Callable[[str, str], Night]]:
 
 
 @pytest.mark.slow
-def test_a_dead_night_is_marked_crashed_and_told_of(client, nights, inbox, tmp_path):
-    """One story, because each of its parts must hold while the others happen."""
+def test_a_dead_night_is_marked_crashed_and_reported(client, nights, inbox, tmp_path):
+    """One test, because each part must hold while the others happen."""
     from prefect.states import Crashed
 
     url, posts = inbox
@@ -336,7 +337,7 @@ def test_a_dead_night_is_marked_crashed_and_told_of(client, nights, inbox, tmp_p
     assert bodies["night nov21 is over"] == "text of finished"
     assert bodies["dead crashed"].strip() == client.read_flow_run(dead.id).state.message
 
-    # A night that was taken for dead, because the server was away for long, is Completed all the same when it ends.
+    # A night wrongly marked, because the server was down for long, is Completed when it ends.
     client.set_flow_run_state(alive.id, Crashed())
     alive.end()
     assert alive.state(client) == "COMPLETED"

@@ -1,4 +1,4 @@
-"""Bad input at the command line: one clear line, a non-zero exit, no traceback, nothing half-written."""
+"""Bad input: one clear line, a non-zero exit code, no traceback, nothing half-written."""
 
 import dataclasses
 import importlib.metadata
@@ -17,18 +17,18 @@ from tests.checkouts import Checkout
 from tests.trials import COMMIT, baseline_event, keep, night_event
 
 SMALL = "tests/profiles/small.toml"
-pytestmark = pytest.mark.slow  # a process for each command, and a Prefect server for them all
+pytestmark = pytest.mark.slow  # a process for each command, one Prefect server for all
 
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory):
-    """A standing Prefect server, so that each command here need not start one."""
+    """One Prefect server, so that no command here needs to start its own."""
     port = server.free_port()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
         child = server.start_prefect(port, ui=False)
     url = f"http://127.0.0.1:{port}/api"
-    server.await_prefect(url, child)
+    server.wait_for_prefect(url, child)
     yield url
     server.end(child)
 
@@ -40,7 +40,7 @@ def checkout(tmp_path_factory, api):
 
 @pytest.fixture
 def corpus(checkout, tmp_path):
-    """A copy of the embedded corpus, and a profile over it that a test may change."""
+    """A copy of the embedded corpus, and a profile for it, both for a test to change."""
     shutil.copytree(checkout.folder / "configs" / "corpus", tmp_path / "corpus")
     text = (
         (checkout.folder / SMALL)
@@ -91,7 +91,7 @@ def test_usage_errors_exit_2(checkout, arguments):
     assert "error" in refused(checkout, *arguments)
 
 
-def test_prefect_gets_all_that_follows_its_name(checkout):
+def test_prefect_gets_all_arguments_after_its_name(checkout):
     version = checkout.run("prefect", "--version")
     assert (version.returncode, version.stdout.strip()) == (
         0,
@@ -100,8 +100,8 @@ def test_prefect_gets_all_that_follows_its_name(checkout):
     assert "work-pool" in checkout.run("prefect", "--help").stdout
 
 
-def test_every_argument_of_every_command_is_explained():
-    parser: Any = cli._parser()
+def test_every_argument_of_every_command_has_help():
+    parser: Any = cli.parser()
     (commands,) = parser._subparsers._group_actions
     for name, command in commands.choices.items():
         assert [action.dest for action in command._actions if not action.help] == [], name
@@ -114,7 +114,7 @@ def test_every_argument_of_every_command_is_explained():
 @pytest.mark.parametrize(
     "command", [["prepare"], ["night"], ["doctor"], ["trial", "trainer/train.py"]]
 )
-def test_an_unknown_profile_lists_those_there_are(checkout, command):
+def test_an_unknown_profile_lists_the_known_ones(checkout, command):
     assert "laptop" in refused(checkout, *command, "--profile", "laptob")
 
 
@@ -123,7 +123,7 @@ def test_an_unknown_key_in_a_profile_is_named(checkout, corpus):
     assert "nights" in refused(checkout, "prepare", "--profile", str(corpus / "mine.toml"))
 
 
-def test_a_night_that_is_not_there_names_those_that_are(checkout):
+def test_an_unknown_night_lists_the_known_ones(checkout):
     for command, *rest in (
         ["status"],
         ["stop"],
@@ -136,13 +136,13 @@ def test_a_night_that_is_not_there_names_those_that_are(checkout):
 
 
 @pytest.mark.parametrize("tags", [["nov1"], ["nov1", "nov1"]])
-def test_one_night_is_compared_with_none(checkout, tags):
-    assert "at least two nights, not only nov1" in refused(checkout, "compare", *tags)
+def test_a_comparison_needs_two_nights(checkout, tags):
+    assert "two nights or more, not only nov1" in refused(checkout, "compare", *tags)
 
 
 @pytest.fixture
 def nights(checkout, tmp_path):
-    """Runs a command where there are two nights, with words that not every terminal has."""
+    """Runs a command beside two nights whose text not every terminal can show."""
     for tag, hardware in (("nov1", "a CPU"), ("nov2", "a GPU")):
         with Ledger.create(tmp_path / "nights" / tag / "ledger.jsonl") as book:
             book.append("night", **night_event(tag=tag, trials=1))
@@ -168,7 +168,7 @@ def test_nights_are_compared_as_a_table_and_as_an_object(nights):
     assert "Not comparable: different hardware: nov1: a CPU; nov2: a GPU" in told["not_comparable"]
 
 
-def test_a_trial_is_told_as_text_and_as_an_object_on_any_terminal(nights):
+def test_a_trial_is_shown_as_text_and_as_an_object_on_any_terminal(nights):
     assert (
         json.loads(nights("show", "nov1", "1", "--json").stdout)["summary"] == "\u03bb and \ud800"
     )
@@ -185,18 +185,18 @@ def test_a_trial_is_told_as_text_and_as_an_object_on_any_terminal(nights):
     ("number", "said"),
     [("2", "there are: 0 (the baseline) to 1"), ("-1", "no trial -1"), ("x", "invalid int")],
 )
-def test_a_trial_that_is_not_there(nights, number, said):
+def test_an_unknown_trial(nights, number, said):
     done = nights("show", "nov1", number)
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_candidate_that_is_not_there(checkout):
+def test_a_missing_candidate(checkout):
     assert "No such file" in refused(checkout, "trial", "nothing.py")
 
 
-def test_no_server_for_a_worker(checkout):
+def test_a_worker_needs_a_server(checkout):
     assert "./run server" in refused(checkout, "worker", "local", PREFECT_API_URL="")
 
 
@@ -210,11 +210,11 @@ def test_a_state_folder_that_cannot_be_made(checkout):
 
 
 @pytest.mark.parametrize("tag", ["a b", "-x"])
-def test_a_tag_that_is_no_branch_name(checkout, tag):
+def test_a_tag_that_cannot_be_a_branch_name(checkout, tag):
     assert "cannot name a branch" in refused(checkout, "night", "--profile", SMALL, f"--tag={tag}")
 
 
-def test_a_folder_that_is_no_checkout(tmp_path, api):
+def test_a_folder_without_git(tmp_path, api):
     bare = Checkout(tmp_path, api)
     shutil.rmtree(tmp_path / ".git")
     done = bare.run("night", "--profile", SMALL)
@@ -261,7 +261,7 @@ def test_training_on_the_validation_shard_is_refused(checkout, corpus):
     assert "share content" in message
 
 
-def test_a_baseline_that_crashes_begins_no_night(tmp_path, api):
+def test_a_crashed_baseline_starts_no_night(tmp_path, api):
     checkout = Checkout(tmp_path, api)
     train = tmp_path / "trainer" / "train.py"
     train.write_text(
@@ -280,7 +280,7 @@ def test_a_baseline_that_crashes_begins_no_night(tmp_path, api):
     assert json.loads(done.stdout)["tag"] == tag
 
 
-def test_a_detached_dirty_checkout_works_and_says_so(tmp_path, api):
+def test_a_detached_dirty_checkout_works_and_is_logged(tmp_path, api):
     checkout = Checkout(tmp_path, api)
     checkout.git("checkout", "-q", "--detach")
     train = tmp_path / "trainer" / "train.py"
@@ -294,7 +294,7 @@ def test_a_detached_dirty_checkout_works_and_says_so(tmp_path, api):
     assert "# mine" in checkout.git("show", "autoresearch/d:trainer/train.py")
 
 
-def test_a_full_disk_says_so_and_leaves_nothing_half_written(checkout, tmp_path):
+def test_a_full_disk_is_reported_and_leaves_nothing_half_written(checkout, tmp_path):
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=3m", "full", str(tmp_path)], capture_output=True
     )

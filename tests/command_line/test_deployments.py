@@ -1,4 +1,4 @@
-"""prefect.yaml and the work pools' templates, as files and as a real Prefect server takes them."""
+"""prefect.yaml and the work pool templates, as files and on a real Prefect server."""
 
 import inspect
 import json
@@ -26,22 +26,24 @@ state_home.configure(home)
 with server.prefect_api(home):
     def ask(what, method="POST", **body):
         url = f"{os.environ['PREFECT_API_URL']}/{what}"
-        request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"}, method=method)
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers, method=method)
         return json.loads(urllib.request.urlopen(request).read() or "null")
     code, first = services.deploy(None, home), ask("deployments/filter")
     for deployment in first:
         for schedule in deployment["schedules"]:  # as `prefect deployment schedule resume` does
             ask(f"deployments/{deployment['id']}/schedules/{schedule['id']}", "PATCH", active=True)
     code = code or services.deploy(None, home)
-    print("\\nANSWER" + json.dumps([code, first, ask("deployments/filter"), ask("work_pools/filter")]))
+    found = [code, first, ask("deployments/filter"), ask("work_pools/filter")]
+    print("\\nANSWER" + json.dumps(found))
 """
 
 
-def test_the_deployments_that_the_readme_names():
+def test_the_deployments_that_the_docs_name():
     assert set(DEPLOYMENTS) == {"nightly-research", "local"}
 
 
-def test_nothing_in_it_is_true_of_one_machine_only():
+def test_no_path_of_one_machine():
     assert not re.search(r"""(^|[\s"'])(/|~|[A-Za-z]:\\)""", (ROOT / "prefect.yaml").read_text())
 
 
@@ -81,7 +83,7 @@ def test_template_configures_only_what_it_declares(path):
 
 @pytest.fixture(scope="module")
 def deployed(tmp_path_factory) -> dict[str, Any]:
-    """What a server has after `./run deploy`, and after another one before which every schedule was switched on."""
+    """What a server has after `./run deploy`, and after a second one with all schedules on."""
     kept = {
         key: value
         for key, value in os.environ.items()
@@ -130,7 +132,7 @@ def test_the_nightly_schedule_is_there_and_inactive(deployed):
 
 
 @pytest.mark.slow
-def test_a_schedule_that_was_switched_on_stays_on_when_it_is_deployed_again(deployed):
+def test_a_schedule_that_is_on_stays_on_at_the_next_deploy(deployed):
     schedules = deployed["deployments"]["nightly-research"]["schedules"]
     assert [(each["schedule"]["cron"], each["active"]) for each in schedules] == [
         ("0 22 * * *", True)

@@ -21,7 +21,7 @@ KEY = "sk-do-not-show"
 
 @contextlib.contextmanager
 def http_server(status=200, body="", headers=(), post=501):
-    """An address that answers every GET alike, and every POST, and the list of (path, authorization) that it was asked."""
+    """An address that answers all GETs alike and all POSTs, and the requests that it got."""
     asked = []
 
     class Answer(http.server.BaseHTTPRequestHandler):
@@ -109,17 +109,17 @@ def test_a_detached_checkout_is_no_failure(repository):
     assert (check.ok, check.detail.startswith("detached at")) == (True, True)
 
 
-def test_a_folder_that_is_no_checkout_fails_once(tmp_path):
+def test_a_folder_without_git_fails_once(tmp_path):
     (check,) = doctor.check_git(tmp_path)
     assert (check.ok, "git clone" in check.remedy) == (False, True)
 
 
-def test_a_store_that_is_not_there_yet_is_ok(tmp_path):
+def test_a_store_that_does_not_exist_yet_is_ok(tmp_path):
     assert doctor.check_mlflow(f"sqlite:///{tmp_path}/mlflow.db").ok is True
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_store_names_its_schema(tmp_path):
+def test_the_schema_of_a_store_is_shown(tmp_path):
     with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection, connection:
         connection.execute("create table alembic_version (version_num text)")
         connection.execute("insert into alembic_version values ('abc123')")
@@ -191,7 +191,7 @@ def test_an_endpoint_without_a_key_gets_none():
         (200, "{}", False),
     ],
 )
-def test_what_an_endpoint_may_answer_instead(status, body, ok):
+def test_other_answers_of_an_endpoint(status, body, ok):
     with http_server(status, body) as (url, _):
         check = doctor.check_llm(url, KEY)
     assert check.ok is ok
@@ -208,7 +208,7 @@ def test_what_an_endpoint_may_answer_instead(status, body, ok):
         ("other\\u001b[2J", False, "not one of them: small, large, other [2J"),
     ],
 )
-def test_the_profiles_model_is_looked_for_on_the_list(listed, ok, said):
+def test_the_model_of_the_profile_must_be_on_the_list(listed, ok, said):
     with http_server(
         body=f'{{"data": [{{"id": "small"}}, {{"id": "large"}}, {{"id": "{listed}"}}]}}'
     ) as (url, _):
@@ -216,7 +216,7 @@ def test_the_profiles_model_is_looked_for_on_the_list(listed, ok, said):
     assert (check.ok, check.detail.endswith(said)) == (ok, True), check.detail
 
 
-def test_an_endpoint_without_models_has_not_this_one():
+def test_an_endpoint_without_models_fails_for_a_named_model():
     with http_server(body='{"data": []}') as (url, _):
         assert doctor.check_llm(url, KEY, "m").detail.endswith(
             "0 models, and m is not one of them: there are none"
@@ -233,7 +233,7 @@ def test_an_endpoint_without_models_has_not_this_one():
         ("/v1", 401, None, "answers 404"),
     ],
 )
-def test_without_a_list_of_models_chat_completions_are_looked_for(path, answered, ok, said):
+def test_without_a_list_of_models_chat_completions_are_tried(path, answered, ok, said):
     with http_server(404, post=answered) as (url, asked):
         check = doctor.check_llm(f"{url}{path}", KEY)
     assert asked == [(f"{path}/{name}", f"Bearer {KEY}") for name in ("models", "chat/completions")]
@@ -241,14 +241,14 @@ def test_without_a_list_of_models_chat_completions_are_looked_for(path, answered
 
 
 def checked(monkeypatch, url=None, key=None, **tables):
-    """What is said of a profile's proposer in this environment."""
+    """The checks of a profile's proposer in this environment."""
     for name, value in (("OPENAI_BASE_URL", url), ("OPENAI_API_KEY", key)):
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
     profile = configs.load("laptop").model_dump()
     changed = {name: {**profile[name], **table} for name, table in tables.items()}
     return [
         (check.name, check.ok, check.detail)
-        for check in doctor.check_researcher(configs.Profile(**{**profile, **changed}))
+        for check in doctor.check_proposer(configs.Profile(**{**profile, **changed}))
     ]
 
 
@@ -258,7 +258,7 @@ def test_a_night_of_tpe_needs_no_model_and_no_agent(monkeypatch):
 
 
 @pytest.mark.parametrize("proposer", ["llm", "mixed"])
-def test_the_model_that_the_profile_names_is_asked_for(monkeypatch, proposer):
+def test_the_endpoint_must_have_the_model_of_the_profile(monkeypatch, proposer):
     with http_server(body='{"data": [{"id": "small"}]}') as (url, _):
         told = [
             checked(monkeypatch, url, night={"proposer": proposer}, llm={"model": model})
@@ -267,7 +267,7 @@ def test_the_model_that_the_profile_names_is_asked_for(monkeypatch, proposer):
     assert [ok for ((_, ok, _),) in told] == [True, False]
 
 
-def test_a_proposer_that_asks_a_model_needs_one_and_its_key(monkeypatch):
+def test_a_model_proposer_needs_a_model_and_a_key(monkeypatch):
     (first, second) = checked(monkeypatch, night={"proposer": "llm"})
     assert (first[:2], "no model to ask" in first[2], second[1]) == (
         ("proposer llm", False),
@@ -281,12 +281,12 @@ def test_a_proposer_that_asks_a_model_needs_one_and_its_key(monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "name", "ok", "said"),
     [
-        (("sh", "-c", "true"), "command", True, "sh is there"),
+        (("sh", "-c", "true"), "command", True, "sh is installed"),
         (("no-such-agent",), "proposer command", False, "there is no program 'no-such-agent' here"),
         ((), "proposer command", False, "needs [command] argv"),
     ],
 )
-def test_the_program_of_an_agent_is_looked_for(monkeypatch, argv, name, ok, said):
+def test_the_program_of_an_agent_must_be_installed(monkeypatch, argv, name, ok, said):
     (found, _) = checked(monkeypatch, night={"proposer": "command"}, command={"argv": argv})
     assert (found[:2], said in found[2]) == ((name, ok), True)
 
@@ -304,7 +304,7 @@ def test_a_redirect_does_not_get_the_key():
     "url",
     ["file:///etc/passwd", "localhost:8000", "http://[", "http://127.0.0.1:99999", "http://a:b"],
 )
-def test_an_address_that_is_none_fails_without_a_traceback(url):
+def test_an_invalid_address_fails_without_a_traceback(url):
     assert doctor.check_llm(url, KEY).ok is False
 
 
@@ -314,7 +314,7 @@ def test_a_key_that_cannot_be_sent_is_not_shown(nobody):
     assert KEY not in check.detail + check.remedy
 
 
-def test_a_device_that_is_not_there_fails_with_the_remedy():
+def test_a_missing_device_fails_with_the_remedy():
     import torch
 
     device = "mps" if torch.cuda.is_available() else "cuda"
@@ -337,7 +337,7 @@ def no_engine(tmp_path, monkeypatch):
 
 
 def marks(home, wanted):
-    """{name: ok} of the lines on isolation, and what the last one says of docker."""
+    """{name: ok} of the lines on isolation, and the detail of the last, which is on docker."""
     found = list(doctor.check_isolation(home, "cpu", wanted))
     return {check.name: check.ok for check in found}, found[-1].detail
 
@@ -348,7 +348,7 @@ def test_docker_is_not_needed_where_bubblewrap_holds(tmp_path):
     assert found.pop("docker") is None
     assert set(found.values()) == {True}
     assert not any(name.startswith("docker, ") for name in found)
-    assert said == "engine 0.0.fake answers; not needed: bubblewrap holds"
+    assert said == "engine 0.0.fake answers; not needed: bubblewrap's box holds"
 
 
 @pytest.mark.usefixtures("engine")
@@ -393,7 +393,7 @@ def run_doctor(environment):
     return subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
-def test_the_command_says_all_is_well_and_leaves_nothing(environment, tmp_path):
+def test_the_command_passes_and_leaves_nothing(environment, tmp_path):
     done = run_doctor(environment)
     assert done.returncode == 0, done.stdout + done.stderr
     for name in (

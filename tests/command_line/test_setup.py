@@ -1,6 +1,8 @@
-"""The set-up script in a checkout of its own. What would take a minute is a stub that writes down how it was called:
-`python -m venv` makes a folder with a copy of the stub, and that one's `pip install` puts a stub uv beside it.
-The shell script, the lock, the stamp and pip's own reading of its settings are real.
+"""The set-up script in its own checkout.
+
+What would take a minute is a stub that records how it was called: `python -m venv` makes a folder
+with a copy of the stub, whose `pip install` puts a stub of uv beside it. The shell script, the
+lock, the stamp and pip's own reading of its settings are real.
 """
 
 import os
@@ -118,9 +120,7 @@ def test_help_lists_what_the_command_line_has(checkout):
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 @pytest.mark.parametrize("command", ["test", "bench", "check", "lock"])
-def test_a_command_of_the_script_is_explained_by_its_lines_of_the_usage_and_sets_nothing_up(
-    checkout, command, flag
-):
+def test_help_on_a_command_of_the_script_is_its_part_of_the_usage(checkout, command, flag):
     done = checkout.run(command, flag)
     assert (done.returncode, done.stderr, checkout.log()) == (0, "", "")
     first, *more = done.stdout.splitlines()
@@ -169,7 +169,7 @@ def test_second_call_installs_nothing_and_starts_one_python(checkout):
     assert checkout.log().removeprefix(before) == "python -P -m flows.command_line.cli status a\n"
 
 
-def test_set_up_says_nothing_on_stdout(checkout):
+def test_set_up_prints_nothing_on_stdout(checkout):
     done = checkout.run("status", "a")
     assert done.stdout.count("\n") == 1
     assert "set up in" in done.stderr
@@ -183,7 +183,7 @@ def test_new_constraints_are_installed_into_the_same_environment(checkout):
     assert (checkout.count("python -m venv"), checkout.count("uv pip install")) == (1, 2)
 
 
-def test_interrupted_set_up_is_begun_anew(checkout):
+def test_an_interrupted_set_up_starts_over(checkout):
     (checkout.stub / "broken").touch()
     first = checkout.run("status", "a")
     (checkout.stub / "broken").unlink()
@@ -194,7 +194,7 @@ def test_interrupted_set_up_is_begun_anew(checkout):
     assert checkout.count("python -m venv") == 2
 
 
-def test_environment_without_its_python_is_made_anew(checkout):
+def test_an_environment_without_its_python_is_replaced(checkout):
     checkout.run("status", "a")
     (checkout.folder / ".venv" / "bin" / "python").unlink()
     (checkout.folder / ".venv" / "bin" / "python").symlink_to("/nowhere/python3.11")
@@ -248,9 +248,17 @@ def test_lock_never_sees_find_links(checkout):
     assert re.search(r"^uv pip compile .*--upgrade from nowhere$", checkout.log(), re.MULTILINE)
 
 
-def test_dotenv_sets_what_is_unset_and_runs_nothing(checkout):
-    text = "# comment\nexport PLAIN=a b\r\nQUOTED='c d'\nTAKEN=file\nCODE=$(touch pwned)\nnot a line\nLAST=\"e\""
-    (checkout.folder / ".env").write_text(text)
+def test_dotenv_sets_unset_variables_and_runs_nothing(checkout):
+    lines = (
+        "# comment",
+        "export PLAIN=a b\r",
+        "QUOTED='c d'",
+        "TAKEN=file",
+        "CODE=$(touch pwned)",
+        "not a line",
+        'LAST="e"',
+    )
+    (checkout.folder / ".env").write_text("\n".join(lines))
     assert checkout.run("status", "a", TAKEN="environment").returncode == 0
     found = dict(
         line.split("=", 1)
@@ -273,7 +281,7 @@ def test_closed_stdin_is_replaced(checkout):
     assert (checkout.stub / "stdin").read_text() == "/dev/null\n"
 
 
-def test_check_goes_through_and_fails_if_one_failed(checkout):
+def test_check_runs_every_tool_and_fails_if_one_failed(checkout):
     assert checkout.run("check").returncode == 1  # the stub's `ruff check` fails
     assert checkout.count("python -m mypy") == 1
 
@@ -283,18 +291,19 @@ def test_quick_leaves_the_slow_tests_out(checkout):
     assert f"python -m pytest {PARALLEL} -m not slow -k a\n" in checkout.log()
 
 
-def test_the_small_language_model_is_installed_once_for_the_tests_that_ask_it(checkout):
+def test_the_small_language_model_is_installed_once(checkout):
     checkout.run("status", "a")
     checkout.run("test", "--quick")
     assert checkout.count("uv pip install") == 1
     assert [checkout.run("test", "-k", "a").returncode for _ in range(2)] == [0, 0]
     assert re.findall("^uv pip install .* from", checkout.log(), re.MULTILINE)[1:] == [
-        f"uv pip install --python {checkout.folder}/.venv/bin/python --quiet --no-deps --no-build --group llm-test from"
+        f"uv pip install --python {checkout.folder}/.venv/bin/python "
+        "--quiet --no-deps --no-build --group llm-test from"
     ]
     assert checkout.count(f"python -m pytest {PARALLEL} -k a$") == 2
 
 
-def test_the_tests_run_without_a_small_language_model_and_the_next_time_it_is_tried_again(checkout):
+def test_without_the_small_language_model_tests_run_and_the_next_time_retries(checkout):
     checkout.run("status", "a")
     (checkout.stub / "broken").touch()
     done = checkout.run("test")

@@ -10,6 +10,7 @@ import pytest
 import configs
 from tasks.errors import UsageError
 from tasks.trial import device_lock
+from tests.trials import make_header
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLDER = """
