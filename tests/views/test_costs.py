@@ -7,7 +7,7 @@ import pytest
 from tasks import text
 from tasks.usage import Usage
 from tasks.views import costs
-from tests.trials import crash, keep, make_call, make_state, make_trial
+from tests.trials import crash, keep, make_call, make_header, make_state, make_trial
 
 SPENT = Usage(calls=3, prompt_tokens=1000, completion_tokens=200, dollars=0.5)
 UNPRICED = Usage(calls=1, prompt_tokens=10, completion_tokens=2, dollars=None)
@@ -53,12 +53,8 @@ def test_an_answer_without_a_price_leaves_the_cost_unknown():
     ("proposer", "model"), [("llm", "m1"), ("mixed", "m1"), ("tpe", None), ("command", None)]
 )
 def test_only_a_night_that_asks_a_model_has_one(proposer, model):
-    assert costs.model({"proposer": proposer, "settings": {"llm": {"model": "m1"}}}) == model
-
-
-def test_an_old_ledger_knows_no_model():
-    assert costs.model({"proposer": "llm"}) is None
-    assert costs.settings({"proposer": "llm"}) == {}
+    header = make_header(proposer=proposer, settings={"llm": {"model": "m1"}})
+    assert header.model == model
 
 
 def test_stand_ins_are_told_by_reason_the_most_frequent_first():

@@ -1,6 +1,5 @@
 """What a person reads in the morning, made from states of every kind and looked at as files."""
 
-import dataclasses
 import os
 import re
 from pathlib import Path
@@ -8,21 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks.records import NightState
+from tasks.records import NightState, Program
 from tasks.usage import Usage
 from tasks.views import chart, report
-from tests.trials import crash, keep, make_state, make_trial
+from tests.trials import crash, keep, make_baseline, make_state, make_trial
 
 ASKING = {
     "proposer": "llm",
     "settings": {"llm": {"model": "m|1"}},
-    "program": {"name": "program.md", "sha256": "5a" * 32},
+    "program": Program("program.md", "5a" * 32, ""),
 }
 SPENT = Usage(calls=2, prompt_tokens=12_000, completion_tokens=800, dollars=0.75)
 STATES = {
-    "nothing yet": make_state(
-        baseline=None, start_commit=None, champion=None, champion_scores=(), finished=None
-    ),
+    "nothing yet": make_state(baseline=None, champion=None, champion_scores=(), finished=None),
     "baseline only": make_state(finished=None, in_flight=1),
     "all crashed": make_state(crash(1), crash(2)),
     "one kept": make_state(keep()),
@@ -41,7 +38,7 @@ STATES = {
         make_trial(5, stands_in="the night has used 9 of 8 tokens"),
         header=ASKING,
     ),
-    "no sd": make_state(keep(), baseline={"val_bpb": 1.65, "scores": [1.65]}),
+    "no sd": make_state(keep(), baseline=make_baseline(scores=(1.65,), seeds=(1,), sd=0.0)),
     "many": make_state(
         *(keep(k, 1.65 - 0.001 * k) if k % 3 == 0 else make_trial(k) for k in range(1, 120))
     ),
@@ -94,7 +91,7 @@ def test_results_have_five_cells_a_row(state):
 
 
 def test_the_headline_is_the_gain_over_the_baseline():
-    text = report.markdown(make_state(keep(), make_trial(2), crash(3)))
+    text = report.markdown(make_state(keep(), make_trial(2), crash(3), used_seconds=29_100.0))
     assert (
         "**1.600000 bits per byte, 0.050000 (3.03%, 5.0 sd of one run) better than the baseline's 1.650000.**"
         in text
@@ -298,8 +295,7 @@ def test_an_unusual_start_up_is_named():
 
 
 def test_a_night_without_a_sandbox_says_so_loudly():
-    state = make_state(keep())
-    text = report.markdown(dataclasses.replace(state, header={**state.header, "isolation": "none"}))
+    text = report.markdown(make_state(keep(), header={"isolation": "none"}))
     assert "Isolation: NONE" in text
 
 
@@ -312,9 +308,8 @@ def test_the_next_steps_name_the_branch_and_the_first_commit():
 
 
 def test_provenance_says_what_it_started_from():
-    state = make_state(keep())
-    detached = dataclasses.replace(state, header={**state.header, "branch": None, "dirty": True})
-    assert "- started from: main at fffffff\n" in report.markdown(state)
+    detached = make_state(keep(), header={"branch": None, "dirty": True})
+    assert "- started from: main at fffffff\n" in report.markdown(make_state(keep()))
     assert (
         "- started from: a detached HEAD at fffffff with uncommitted changes\n"
         in report.markdown(detached)

@@ -18,16 +18,10 @@ from tasks.usage import Usage
 from tasks.views import status
 from tests.faults.standing import wait_for
 from tests.faults.stub_checkout import PROFILE, StubCheckout
-from tests.trials import make_call, make_trial, write_calls
+from tests.trials import baseline_event, make_call, make_trial, night_event, write_calls
 
-HEADER = {"tag": "nov21", "trials": 4, "hours": 2.0, "profile": "laptop"}
-BASELINE = {
-    "val_bpb": 1.65,
-    "scores": [1.64, 1.65, 1.66],
-    "sd": 0.01,
-    "start_commit": "c0",
-    "wall_seconds": 30.0,
-}
+HEADER = night_event(trials=4, hours=2.0)
+BASELINE = baseline_event(start_commit="c0", wall_seconds=30.0)
 KEEP = make_trial(1, verdict="keep", val_bpb=1.5, scores=(1.5,), wall_seconds=20.0)
 MEASURED = [("night", HEADER), ("baseline", BASELINE)]
 ONE_KEPT = [*MEASURED, ("started", {"trial": 1}), ("decided", {"trial": dataclasses.asdict(KEEP)})]
@@ -163,7 +157,8 @@ def test_a_night_that_asks_no_model_spends_nothing_and_says_nothing_of_it(night)
     assert "tokens" not in status.text(told)
 
 
-CAPPED = {**HEADER, "settings": {"llm": {"tokens": 500_000, "dollars": 5.0}}}
+CAPS = {"tokens": 500_000, "dollars": 5.0, "prompt_price": 1.0, "completion_price": 2.0}
+CAPPED = night_event(trials=4, hours=2.0, proposer="llm", settings={"llm": CAPS})
 
 
 def asking(usage, *rest):

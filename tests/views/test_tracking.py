@@ -1,6 +1,5 @@
 """What MLflow holds of a night, in real SQLite stores: names, figures, curves, files, and nothing twice."""
 
-import dataclasses
 import shutil
 import socket
 from pathlib import Path
@@ -8,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from tasks.errors import NightlyError
-from tasks.records import NightState, RunResult, Trial
+from tasks.records import NightState, Program, RunResult, Trial
 from tasks.usage import Usage
 from tasks.views import tracking
 from tasks.views.mlflow_client import speaking_to
-from tests.trials import make_call
+from tests import trials as trials_module
+from tests.trials import keep, make_baseline, make_call
 
 
 def log_night(uri: str, artifacts: Path, state: NightState) -> str:
@@ -80,48 +80,20 @@ def make_run(**changes) -> RunResult:
 
 
 def make_trial(**changes) -> Trial:
-    fields = {
-        "number": 3,
-        "proposer": "tpe",
-        "summary": "DEPTH 3 -> 2",
-        "status": "ok",
-        "verdict": "keep",
-        "reason": "better by 3 standard errors",
-        "z": 3.0,
-        "val_bpb": 1.6,
-        "scores": (1.6,),
-        "seeds": (1,),
-        "knobs": {"DEPTH": 2, "ADAM_BETAS": (0.8, 0.95), "WINDOW_PATTERN": "L"},
-        "ast_sha256": None,
-        "parent": "c0",
-        "commit": "c3",
-    }
-    return Trial(**{**fields, **changes})
+    knobs = {"DEPTH": 2, "ADAM_BETAS": (0.8, 0.95), "WINDOW_PATTERN": "L"}
+    return keep(**{"number": 3, "knobs": knobs, "commit": "c3", **changes})
 
 
 def make_state(*trials: Trial, **changes) -> NightState:
-    header = {
-        "tag": "nov21",
-        "time": "2026-11-21T00:00:00+00:00",
-        "profile": "laptop",
-        "proposer": "tpe",
-        "seed": 1,
-    }
+    """An unfinished night whose baseline has two runs."""
     kept = [trial for trial in trials if trial.verdict == "keep"]
     fields = {
-        "header": {**header, "dataset": "d5", "isolation": "bwrap"},
-        "baseline": {"val_bpb": 1.65, "scores": [1.64, 1.66], "sd": 0.01, "hardware": "a CPU"},
-        "start_commit": "c0",
-        "trials": trials,
-        "pending": None,
-        "in_flight": None,
+        "baseline": make_baseline(scores=(1.64, 1.66), seeds=(1, 2), start_commit="c0"),
         "champion": kept[-1].commit if kept else "c0",
         "champion_scores": (1.64, 1.66),
-        "groups": (),
         "finished": None,
-        "updated": "",
     }
-    return NightState(**{**fields, **changes})
+    return trials_module.make_state(*trials, **{**fields, **changes})
 
 
 def log_trial(
@@ -151,19 +123,13 @@ def test_a_night_is_a_run_with_its_provenance(store):
 
 
 def test_nights_are_found_by_their_model_and_program(store):
-    program = {"name": "program.md", "sha256": "5a" * 32}
-    asking = {"proposer": "llm", "settings": {"llm": {"model": "m/1"}}, "program": program}
-    for tag, more in (
-        ("a", asking),
-        ("b", {**asking, "program": {**program, "sha256": "6b" * 32}}),
-        ("c", {"program": None}),
-    ):
-        state = make_state()
-        log_night(
-            store.uri,
-            store.artifacts,
-            dataclasses.replace(state, header={**state.header, **more, "tag": tag}),
-        )
+    def log(tag: str, **header) -> None:
+        log_night(store.uri, store.artifacts, make_state(header={"tag": tag, **header}))
+
+    asking = {"proposer": "llm", "settings": {"llm": {"model": "m/1"}}}
+    log("a", **asking, program=Program("program.md", "5a" * 32, ""))
+    log("b", **asking, program=Program("program.md", "6b" * 32, ""))
+    log("c")
     experiments = [found.experiment_id for found in store.client.search_experiments()]
 
     def found(query: str) -> list[str]:
@@ -175,18 +141,13 @@ def test_nights_are_found_by_their_model_and_program(store):
 
 
 def test_a_profile_of_ones_own_is_an_experiment_by_its_name(store):
-    state = make_state()
-    log_night(
-        store.uri,
-        store.artifacts,
-        dataclasses.replace(state, header={**state.header, "profile": "/a/mine.v2.toml"}),
-    )
+    state = make_state(header={"profile": "/a/mine.v2.toml"})
+    log_night(store.uri, store.artifacts, state)
     assert store.client.get_experiment_by_name("nightly-research/mine.v2")
 
 
 def test_a_night_of_the_same_tag_elsewhere_is_another_run(store):
-    first, other = make_state(), make_state()
-    other = dataclasses.replace(other, header={**other.header, "time": "2026-11-22T00:00:00+00:00"})
+    first, other = make_state(), make_state(header={"began": "2026-11-22T00:00:00+00:00"})
     assert log_night(store.uri, store.artifacts, first) != log_night(
         store.uri, store.artifacts, other
     )
@@ -222,7 +183,7 @@ def test_a_trial_is_a_child_with_knobs_figures_and_tags(store):
     assert run.data.params == {"DEPTH": "2", "ADAM_BETAS": "(0.8, 0.95)", "WINDOW_PATTERN": "L"}
     assert run.data.metrics == {
         "val_bpb": 1.6,
-        "z": 3.0,
+        "z": 4.0,
         "seconds": 5.0,
         "cpu_seconds": 4.0,
         "tokens": 1000,

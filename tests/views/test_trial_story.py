@@ -11,10 +11,20 @@ import pytest
 from tasks.errors import UsageError
 from tasks.history import champion, night_folder, trial_folder
 from tasks.history.ledger import Ledger
-from tasks.records import Proposal, RunResult, Trial
+from tasks.records import RunResult, Trial
 from tasks.usage import Usage
 from tasks.views import trial_story, trial_text
-from tests.trials import BASELINE, COMMIT, crash, keep, make_call, make_trial, write_calls
+from tests.trials import (
+    COMMIT,
+    baseline_event,
+    crash,
+    keep,
+    make_call,
+    make_proposal,
+    make_trial,
+    night_event,
+    write_calls,
+)
 
 BASE = "DEPTH = 3\n\n\ndef main():\n    pass\n"
 BETTER = BASE.replace("3", "2")
@@ -69,8 +79,8 @@ class Night:
             self.root, "nov21", champion.open_checkout(self.root).head, BASE, "the baseline"
         )
         with Ledger.create(self.folder / night_folder.LEDGER) as book:
-            book.append("night", tag="nov21", trials=9, hours=None)
-        self.append("baseline", **BASELINE, start_commit=self.start, seconds=21.5, dataset="d5")
+            book.append("night", **night_event(trials=9))
+        self.append("baseline", **baseline_event(start_commit=self.start))
 
     def git(self, *arguments) -> str:
         return subprocess.run(
@@ -85,13 +95,13 @@ class Night:
         return self.folder / "trials" / str(number)
 
     def begin(self, number, source=BETTER, **idea) -> None:
-        proposed = Proposal(source=source, **{"summary": "DEPTH 3 -> 2", **IDEA, **idea})
+        proposed = make_proposal(source, **{"summary": "DEPTH 3 -> 2", **IDEA, **idea})
         trial_folder.write_proposal(self.place(number), BASE, proposed, self.start)
         self.append(
             "started",
             trial=number,
-            proposer=proposed.proposer,
-            summary=proposed.summary,
+            proposer=proposed.idea.proposer,
+            summary=proposed.idea.summary,
             parent=self.start,
         )
 
@@ -190,11 +200,11 @@ def test_a_flat_curve_is_a_flat_line(night):
     assert "\u2581\u2581  5.000 5.000" in night.say(1)
 
 
-def mend(night, *runs):
-    """Its proposer has mended trial 1, and it is what it was."""
+def fix(night, *runs):
+    """The proposer has sent the same candidate again as a fix of trial 1."""
     waiting = trial_folder.read_proposal(night.place(1))
     assert waiting is not None
-    trial_folder.write_mended(night.place(1), BASE, waiting.proposal, waiting.parent, runs)
+    trial_folder.write_fixed(night.place(1), BASE, waiting.proposal, waiting.parent, runs)
 
 
 def test_a_crash_shows_the_end_of_its_log_and_the_tries_before_it(night):
@@ -206,8 +216,8 @@ def test_a_crash_shows_the_end_of_its_log_and_the_tries_before_it(night):
         curve=(),
         log="x\n" * 50 + "first boom",
     )
-    mend(night, *(broken,))
-    mend(night, *(dataclasses.replace(broken, log="second boom"),))
+    fix(night, broken)
+    fix(night, dataclasses.replace(broken, log="second boom"))
     night.decide(
         crash(1, fixes=2), dataclasses.replace(broken, log="third boom\nRuntimeError: boom")
     )
@@ -225,7 +235,7 @@ def test_a_crash_shows_the_end_of_its_log_and_the_tries_before_it(night):
 def test_attempts_are_told_in_the_order_of_their_numbers(night):
     night.begin(1)
     for _ in range(11):
-        mend(night, *(make_run(),))
+        fix(night, make_run())
     (night.place(1) / "attempts" / ".part").mkdir()
     assert [attempt["n"] for attempt in night.tell(1)["attempts"]] == list(range(1, 12))
 
@@ -470,7 +480,7 @@ def test_the_baseline_has_its_seeds_and_no_patch(night):
 
 def test_a_baseline_that_is_not_measured_says_so(tmp_path):
     with Ledger.create(tmp_path / night_folder.LEDGER) as book:
-        book.append("night", tag="nov21")
+        book.append("night", **night_event())
     told = trial_story.describe(tmp_path, tmp_path, 0)
     assert (told["state"], told["val_bpb"], told["runs"]) == ("not measured", None, [])
     assert "not measured yet" in trial_text.text(told)
@@ -509,7 +519,7 @@ def test_no_word_of_a_candidate_or_a_model_does_anything_to_a_terminal(night):
     words = dict.fromkeys(names, EVIL)
     night.begin(1)
     run = make_run(status="train_crashed", reason=EVIL, val_bpb=None, log=EVIL)
-    mend(night, *(run,))
+    fix(night, run)
     night.decide(crash(1, usage=SPENT, **words), run, source=BASE + f"# {EVIL}\n")
     write_calls(
         night.folder / night_folder.CALLS,
