@@ -6,11 +6,19 @@ import unicodedata
 
 
 def one_line(text: str) -> str:
-    """A candidate's words as one line: no control characters, direction marks or halves of surrogate pairs."""
+    """A candidate's words as one line.
+
+    Without control characters, direction marks and halves of surrogate pairs.
+    """
     visible = "".join(
         " " if unicodedata.category(character)[0] == "C" else character for character in text
     )
     return " ".join(visible.split())
+
+
+def cut(text: str, longest: int) -> str:
+    """The text, with "..." for its end if it has more than `longest` characters."""
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 def counted(number: int, noun: str) -> str:
@@ -18,7 +26,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def money(dollars: float | None) -> str:
-    """Cents matter in a sum, and their parts where a model is cheap; None, a price that is not known, is said."""
+    """Cents for a sum, parts of a cent where a model is cheap; "unknown" for None."""
     if dollars is None:
         return "unknown"
     if 0 < dollars < 0.1:

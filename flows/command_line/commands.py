@@ -241,6 +241,8 @@ def _print_night(home: Path, tag: str, *, as_json: bool) -> int:
     folder = night_folder.find(home, tag)
     if as_json:
         print(json.dumps(status.scores(night_folder.read_state(folder))))
+    elif (path := folder / "report.md").is_file():
+        print(path.read_text(encoding="utf-8"))
     else:
-        print((folder / "report.md").read_text(encoding="utf-8"))
+        print(f"night {tag} has no report: `./run report {tag}` writes it", file=sys.stderr)
     return 0

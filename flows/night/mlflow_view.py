@@ -89,16 +89,16 @@ class MlflowView:
 
 
 def _result(job: PrefectFuture[T], patience: float) -> T:
-    """A job's result. Raises TimeoutError, and NightlyError for any failure of MLflow's.
+    """A job's result. Raises TimeoutError while it runs, NightlyError if it failed, however.
 
     MLflow raises more than its own exceptions: a changed private API, a run that somebody edited.
     """
-    try:
-        return job.result(timeout=patience)
-    except (TimeoutError, NightlyError):
-        raise
-    except Exception as error:
-        raise NightlyError(f"MLflow failed: {type(error).__name__}: {error}") from error
+    outcome = job.result(timeout=patience, raise_on_failure=False)
+    if isinstance(outcome, NightlyError):
+        raise outcome
+    if isinstance(outcome, BaseException):
+        raise NightlyError(f"MLflow failed: {type(outcome).__name__}: {outcome}") from outcome
+    return outcome
 
 
 def _retry(write: Callable[[], None], until: float) -> None:

@@ -25,12 +25,14 @@ from flows.night.mlflow_view import MlflowView
 from flows.night.night import Night
 from tasks.cache import unscanned
 from tasks.errors import NightlyError
+from tasks.files import FULL
 from tasks.history import heartbeat
 from tasks.records import NightState, Trial
 from tasks.views import chart, notification, report
 
 BACK_SECONDS = 15.0  # that a finished night waits for Prefect's API to come back
 PATIENCE = 5.0  # seconds that a trial waits for Prefect's API
+FILES = ("report", "chart")  # views in the night's folder: they wait for room on the disk
 ROWS = 20  # of the table on Prefect's page, besides the keeps: it is sent whole after each trial
 
 
@@ -64,9 +66,17 @@ def await_prefect(tag: str) -> None:
 
 
 def name_flow_run(tag: str) -> None:
-    """Names the flow run after the night; a tag from today's date is not known before it runs."""
-    with get_client(sync_client=True) as client:
-        client.update_flow_run(runtime.flow_run.id, name=tag)
+    """Names the flow run after the night; a tag from today's date is not known before it runs.
+
+    If Prefect does not take the name, its pages show one of its own: that is logged.
+    """
+    try:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(runtime.flow_run.id, name=tag)
+    except Exception as error:
+        get_run_logger().warning(
+            f"the flow run could not be named {tag}: {type(error).__name__}: {error}"
+        )
 
 
 class Views:
@@ -86,31 +96,34 @@ class Views:
     def show_end(self, state: NightState) -> None:
         """The report with its chart and table, and whatever MLflow has missed.
 
-        Raises OSError if the report cannot be written to the disk.
+        Raises OSError if the disk is too full for the report: the night waits for room.
         """
-        self._try("report", lambda: write_report(unscanned(self._night), unscanned(state)))
-        self._try("Prefect", lambda: _send_report(self._night))
+        if self._try("report", lambda: write_report(unscanned(self._night), unscanned(state))):
+            self._try("Prefect", lambda: _send_report(self._night))
+        self._try("chart", lambda: draw_chart(unscanned(self._night), unscanned(state)))
         self._try("MLflow", lambda: self._mlflow.finish(state))
 
     def rebuild(self, state: NightState) -> None:
         """Everything, once more. Raises NightlyError if a view cannot be written."""
         write_report(unscanned(self._night), unscanned(state))
+        draw_chart(unscanned(self._night), unscanned(state))
         self._mlflow.finish(state)
         _send_table(state)
         _send_report(self._night)
 
-    def _try(self, view: str, show: Callable[[], None]) -> None:
-        """Logs an outage once, not after each trial, and its end."""
+    def _try(self, view: str, show: Callable[[], None]) -> bool:
+        """Whether a view could be shown. Logs an outage once, not after each trial, and its end."""
         try:
             show()
         except Exception as error:
-            if view == "report" and isinstance(error, OSError):  # a full disk pauses the night
+            if view in FILES and isinstance(error, OSError) and error.errno in FULL:
                 raise
             self._fail(view, _message(view, error))
-        else:
-            if self._failures.pop(view, None):
-                get_run_logger().info(f"{view} works again")
-                self._pulse.note(next(iter(self._failures.values()), None))
+            return False
+        if self._failures.pop(view, None):
+            get_run_logger().info(f"{view} works again")
+            self._pulse.note(next(iter(self._failures.values()), None))
+        return True
 
     def _fail(self, view: str, message: str) -> None:
         self._pulse.note(message)
@@ -127,8 +140,13 @@ def _message(view: str, error: Exception) -> str:
 
 @task(name="write-report", cache_policy=NO_CACHE)
 def write_report(night: Night, state: NightState) -> None:
-    """report.md, results.tsv and progress.png in the night's folder."""
+    """report.md and results.tsv in the night's folder."""
     report.write(state, night.folder)
+
+
+@task(name="draw-chart", cache_policy=NO_CACHE)
+def draw_chart(night: Night, state: NightState) -> None:
+    """progress.png in the night's folder."""
     chart.draw(state, night.folder / "progress.png")
 
 
@@ -174,7 +192,14 @@ def _send(kind: str, key: str, description: str, data: str) -> None:
 
 def notify(kind: notification.Kind, state: NightState) -> None:
     """Sends one notice, made from the ledger's state. A failure is logged."""
-    facts = {
+    try:
+        notification.send(kind, state.header.tag, _notice(kind, state), _facts(state))
+    except Exception as error:
+        get_run_logger().warning(_message("notice", error))
+
+
+def _facts(state: NightState) -> dict[str, object]:
+    return {
         "champion_bpb": state.champion_bpb,
         "baseline_bpb": state.baseline.val_bpb if state.baseline else None,
         "champion_commit": state.champion,
@@ -182,16 +207,14 @@ def notify(kind: notification.Kind, state: NightState) -> None:
         "kept": sum(trial.verdict == "keep" for trial in state.trials),
         "reason": state.finished or state.stopped,
     }
+
+
+def _notice(kind: notification.Kind, state: NightState) -> str:
     tag = state.header.tag
-    texts = {
-        "failed": f"Night {tag} failed: {state.stopped}. `./run resume {tag}` resumes it.",
-        "finished": f"Night {tag} is over: {state.finished}.\n{report.headline(state)}",
-        "new-champion": f"Night {tag} has a new champion.\n{report.headline(state)}",
-    }
-    try:
-        notification.send(kind, tag, texts[kind].replace("**", ""), facts)
-    except NightlyError as error:
-        get_run_logger().warning(str(error))
+    if kind == "failed":
+        return f"Night {tag} failed: {state.stopped}. `./run resume {tag}` resumes it."
+    what = f"is over: {state.finished}" if kind == "finished" else "has a new champion"
+    return f"Night {tag} {what}.\n{report.headline(state)}".replace("**", "")
 
 
 def report_stop(folder: Path, state: NightState) -> None:

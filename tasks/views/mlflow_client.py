@@ -1,4 +1,8 @@
-"""How this project speaks to MLflow: settings that must be there before the import, one kind of error, text that it takes."""
+"""MLflow's client and store: settings made before the import, one kind of error, text it accepts.
+
+A new SQLite store is made under another name and then renamed: a process that is killed meanwhile
+leaves no half-made store.
+"""
 
 from __future__ import annotations
 
@@ -13,54 +17,63 @@ from typing import TYPE_CHECKING
 
 from tasks.errors import NightlyError
 from tasks.files import locked, sync_folder
+from tasks.text import cut
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-LONGEST_VALUE = 5000  # ours; MLflow takes 6000
+LONGEST_VALUE = 5000  # characters of a parameter or tag; MLflow accepts 6000
+LONGEST_ERROR = 300  # characters
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}
 SETTINGS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default blocks four minutes a call when the server is down
+    **QUIET,
+    # With MLflow's default, a call to a server that is down blocks for four minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # what is printed there is the command's result
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    # stdout is for the command's result.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
+SQLITE = "sqlite:///"
+MAKE_SECONDS = 300  # for the tables of a new store
+MAKE = (
+    f"import signal, sys; signal.alarm({MAKE_SECONDS}); import mlflow; "
+    "mlflow.MlflowClient(sys.argv[1]).search_experiments()"
+)
 
 
 @contextlib.contextmanager
 def speaking_to(uri: str) -> Iterator[MlflowClient]:
-    """A client; whatever MLflow raises becomes a NightlyError."""
+    """A client of MLflow at `uri`.
+
+    Raises NightlyError for any exception in the block: MLflow raises SQLAlchemy's and requests'
+    errors as well as its own, and anything at all where it or a run was changed.
+    """
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
-    import mlflow  # takes two seconds: not for a command that only reads the ledger
-    import sqlalchemy.exc
-
     try:
+        import mlflow  # takes two seconds: not for a command that only reads the ledger
+
         yield mlflow.MlflowClient(uri)
-    except (mlflow.MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
-        first = str(error).strip().partition("\n")[0][:300]
+    except NightlyError:
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
         raise NightlyError(
-            f"MLflow at {uri} did not take it: {first}. Ledger and git have it"
+            f"MLflow at {uri} failed: {cut(what, LONGEST_ERROR)}. Ledger and git have the data"
         ) from error
 
 
 def plain(value: object) -> str:
-    """Text that every store takes: a candidate's string may hold control characters or half a surrogate pair."""
-    kept = "".join(
-        c for c in str(value) if c == "\n" or unicodedata.category(c) not in ("Cc", "Cs")
-    )
-    return kept if len(kept) <= LONGEST_VALUE else f"{kept[: LONGEST_VALUE - 3]}..."
-
-
-SQLITE = "sqlite:///"
-SECONDS = 300
-MAKE = f"import signal, sys; signal.alarm({SECONDS}); import mlflow; mlflow.MlflowClient(sys.argv[1]).search_experiments()"
+    """Text that every store accepts: cut, without control characters and halves of surrogates."""
+    kept = (c for c in str(value) if c == "\n" or unicodedata.category(c) not in ("Cc", "Cs"))
+    return cut("".join(kept), LONGEST_VALUE)
 
 
 def make_if_missing(uri: str) -> None:
-    """Makes the store of a `sqlite:///` address if there is no such file; whoever comes second waits.
+    """Makes the store of a `sqlite:///` address if its file does not exist.
 
-    Raises NightlyError, with MLflow's own words or the system's, where it cannot be made.
+    If another process is making it, waits for that. Raises NightlyError, with the reason, if it
+    cannot be made.
     """
     path = Path(uri.removeprefix(SQLITE))
     if not uri.startswith(SQLITE) or path.exists():
@@ -71,27 +84,28 @@ def make_if_missing(uri: str) -> None:
             if not path.exists():
                 _make(path, lock.fileno())
     except (subprocess.SubprocessError, OSError) as error:
-        said = str(getattr(error, "stderr", None) or error).strip().rpartition("\n")[2]
-        raise NightlyError(f"MLflow's store {path} could not be made: {said[:300]}") from error
+        output = str(getattr(error, "stderr", None) or error)
+        last_line = output.strip().rpartition("\n")[2][:LONGEST_ERROR]
+        raise NightlyError(f"MLflow's store {path} could not be made: {last_line}") from error
 
 
 def _make(path: Path, lock: int) -> None:
-    """MLflow's process holds the lock too: it may outlive this one, and until its end or alarm nobody touches its file."""
+    """Makes the store in a process of its own, which inherits the lock.
+
+    If this process dies first, that one holds the lock until it ends, at the latest at its alarm:
+    nobody removes the file it is writing.
+    """
     part = path.with_name(f".{path.name}.part")
-    for left in path.parent.glob(
-        f"{part.name}*"
-    ):  # with SQLite's journal, of a process that was killed
+    for left in path.parent.glob(f"{part.name}*"):  # and SQLite's journal, of a killed process
         left.unlink()
-    kept = {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"}
-    environment = {**kept, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}
-    argv = [sys.executable, "-c", MAKE, f"{SQLITE}{part}"]
+    environment = {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"}
     subprocess.run(
-        argv,
-        env=environment,
+        [sys.executable, "-c", MAKE, f"{SQLITE}{part}"],
+        env={**environment, **QUIET},
         check=True,
         capture_output=True,
         text=True,
-        timeout=SECONDS,
+        timeout=MAKE_SECONDS,
         pass_fds=[lock],
     )
     part.replace(path)

@@ -97,7 +97,7 @@ def finished_trials(uri: str, artifacts: Path, state: NightState) -> frozenset[i
             )
             found, token = [*found, *page], page.token or None
     ids = (run.data.tags.get("trial_id", "").removeprefix(f"{state.header.tag}:") for run in found)
-    return frozenset(int(number) for number in ids if number.isdigit())
+    return frozenset(int(number) for number in ids if number.isdecimal())
 
 
 def finish_night(

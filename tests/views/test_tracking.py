@@ -432,11 +432,11 @@ def test_nothing_is_printed_on_stdout(store, capfd):
 def test_a_server_that_is_down_is_a_message(tmp_path):
     with socket.socket() as taken:  # bound, not listening: connections are refused
         taken.bind(("127.0.0.1", 0))
-        with pytest.raises(NightlyError, match="did not take it"):
+        with pytest.raises(NightlyError, match="Ledger and git have the data"):
             log_night(f"http://127.0.0.1:{taken.getsockname()[1]}", tmp_path, make_state())
 
 
 def test_a_damaged_store_is_a_message(tmp_path):
     (tmp_path / "mlflow.db").write_text("this is no database, whatever its name says")
-    with pytest.raises(NightlyError, match="did not take it"):
+    with pytest.raises(NightlyError, match="Ledger and git have the data"):
         log_night(f"sqlite:///{tmp_path}/mlflow.db", tmp_path, make_state())

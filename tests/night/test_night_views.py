@@ -1,0 +1,236 @@
+"""Whatever a view raises costs that view: a warning and an error in the heartbeat, not the night.
+
+A real MLflow store and a real Prefect server; the night is made up.
+"""
+
+import errno
+import logging
+import os
+import shutil
+
+import pytest
+from prefect import flow
+
+import configs
+from flows.command_line import commands
+from flows.night import mlflow_view, night_views
+from flows.night.night import Night
+from flows.night.night_views import Views
+from tasks.history import heartbeat, night_folder
+from tasks.history.ledger import Ledger
+from tasks.history.llm_calls import CallLog
+from tasks.records import Baseline, Bench, Candidate, Caps, Dataset
+from tasks.views import chart, notification, report, tracking
+from tests.trials import keep, make_state, make_trial, night_event
+
+FIRST = make_state(make_trial(1), finished=None)
+SECOND = make_state(make_trial(1), keep(2, summary="DEPTH 2 -> 1"), finished=None)
+FAILED = make_state(make_trial(1), finished=None, stopped="RuntimeError: boom", failed=True)
+
+pytestmark = [
+    pytest.mark.slow,  # a Prefect server and flow runs
+    pytest.mark.usefixtures("prefect_server"),
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),  # mlflow on sqlalchemy 2.1
+]
+
+
+@pytest.fixture
+def night(tmp_path, empty_store, monkeypatch) -> Night:
+    """A night that has nothing but a folder and an MLflow store; nobody waits for a view."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(mlflow_view, "BACK_SECONDS", 0.0)
+    monkeypatch.setattr(mlflow_view, "PATIENCE", mlflow_view.LAST_PATIENCE)
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    folder = tmp_path / "nights" / "nov21"
+    folder.mkdir(parents=True)
+    dataset = Dataset("d5", "public", "train", "validation", 1)
+    bench = Bench(configs.load("laptop"), dataset, tmp_path, "bwrap", Caps(None, 1, 1, 1, 1))
+    return Night(
+        tag="nov21",
+        folder=folder,
+        root=tmp_path,
+        bench=bench,
+        base=Candidate.parse("DEPTH = 3\n"),
+        baseline=Baseline((), "a CPU"),
+        seed=1,
+        calls=CallLog(folder / night_folder.CALLS),
+    )
+
+
+@flow
+def show(night: Night, *states, end: bool = False) -> str | None:
+    """A session of the night that shows these states; returns the error in its heartbeat."""
+    with heartbeat.beating(night.folder / night_folder.PULSE, lambda: 0.0) as pulse:
+        views = Views(night, pulse)
+        for state in states:
+            views.show(state)
+        if end:
+            views.show_end(states[-1])
+    beat = heartbeat.last(night.folder / night_folder.PULSE)
+    assert beat is not None
+    return beat.error
+
+
+def warnings(caplog) -> list[str]:
+    """What the night has logged; Prefect logs the failure of a task itself, as an error."""
+    found = [record for record in caplog.records if record.levelno == logging.WARNING]
+    return [record.getMessage() for record in found if record.name.startswith("prefect.flow_runs")]
+
+
+def client(night: Night):
+    import mlflow
+
+    return mlflow.MlflowClient(f"sqlite:///{night.bench.home}/mlflow.db")
+
+
+def run_names(night: Night) -> set[str]:
+    found = client(night)
+    experiments = [experiment.experiment_id for experiment in found.search_experiments()]
+    return {run.info.run_name for run in found.search_runs(experiments)}
+
+
+def add_child(night: Night, tags: dict[str, str]) -> None:
+    """A finished run below the night's, as a person makes one in a notebook."""
+    uri, artifacts = f"sqlite:///{night.bench.home}/mlflow.db", night.bench.home / "mlartifacts"
+    tracking.log_baseline(uri, artifacts, FIRST, [])
+    parent = tracking._night(client(night), uri, artifacts, FIRST).info
+    child = client(night).create_run(
+        parent.experiment_id, tags={"mlflow.parentRunId": parent.run_id, **tags}, run_name="mine"
+    )
+    client(night).set_terminated(child.info.run_id)
+
+
+RESUMED = pytest.mark.parametrize("resumed", [False, True], ids=["running", "resumed"])
+
+
+@RESUMED
+def test_runs_of_somebody_else_below_the_nights_are_passed_over(night, caplog, resumed):
+    if resumed:
+        assert show(night, FIRST) is None
+    add_child(night, {})
+    add_child(night, {"trial_id": "nov21:\u00b2"})  # a digit, but no number
+    assert show(night, FIRST, SECOND) is None
+    assert warnings(caplog) == []
+    assert run_names(night) == {"nov21", "mine", "1 DEPTH 3 -> 2", "2 DEPTH 2 -> 1"}
+
+
+@RESUMED
+def test_a_private_function_of_mlflow_that_a_monkeypatch_makes_raise_costs_that_view_only(
+    night, caplog, monkeypatch, resumed
+):
+    if resumed:
+        assert show(night, FIRST) is None
+
+    def changed(*_, **__):
+        raise AttributeError("'NoneType' object has no attribute 'page'")
+
+    private = "mlflow.tracking._tracking_service.client.TrackingServiceClient.search_runs"
+    with monkeypatch.context() as patch:
+        patch.setattr(private, changed)
+        error = show(night, FIRST, SECOND, end=True)
+    assert error is not None
+    assert "AttributeError: 'NoneType' object has no attribute 'page'" in error
+    assert warnings(caplog) == [error]
+    assert (night.folder / "report.md").is_file()
+
+    caplog.clear()
+    assert show(night, SECOND, end=True) is None  # the next session writes what was missed
+    assert warnings(caplog) == []
+    assert {"1 DEPTH 3 -> 2", "2 DEPTH 2 -> 1"} <= run_names(night)
+
+
+def test_a_timeout_inside_the_job_is_a_failure_and_no_job_that_still_runs(
+    night, caplog, monkeypatch
+):
+    errors = [TimeoutError("stale file handle")]
+
+    def late(*_, **__):
+        if errors:
+            raise errors.pop()
+        return frozenset()
+
+    monkeypatch.setattr(tracking, "finished_trials", late)
+    assert show(night, FIRST, SECOND) is None
+    assert warnings(caplog) == ["MLflow failed: TimeoutError: stale file handle"]
+    assert {"1 DEPTH 3 -> 2", "2 DEPTH 2 -> 1"} <= run_names(night)
+
+
+@RESUMED
+@pytest.mark.parametrize(
+    ("module", "name", "error", "there"),
+    [
+        (report, "markdown", OSError(errno.EIO, "broken disk"), "progress.png"),
+        (chart, "_draw", ValueError("no such backend"), "report.md"),
+    ],
+    ids=["report", "chart"],
+)
+def test_a_report_or_chart_that_a_monkeypatch_makes_raise_is_missing_and_the_rest_is_there(
+    night, caplog, monkeypatch, resumed, module, name, error, there
+):
+    if resumed:
+        assert show(night, FIRST) is None
+
+    def broken(*_):
+        raise error
+
+    monkeypatch.setattr(module, name, broken)
+    noted = show(night, FIRST, SECOND, end=True)
+    assert noted is not None
+    assert str(error) in noted
+    assert warnings(caplog) == [noted]
+    assert (night.folder / there).is_file()
+    assert {"1 DEPTH 3 -> 2", "2 DEPTH 2 -> 1"} <= run_names(night)
+
+
+def test_a_full_disk_is_left_to_the_night_which_waits_for_room(night, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(report, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        show(night, FIRST, end=True)
+
+
+def test_prefect_that_does_not_take_the_nights_name_costs_the_name(caplog, monkeypatch):
+    def changed(*_, **__):
+        raise TypeError("update_flow_run() got an unexpected keyword argument 'name'")
+
+    monkeypatch.setattr("prefect.client.orchestration.SyncPrefectClient.update_flow_run", changed)
+    flow(night_views.name_flow_run)("nov21")
+    (warning,) = warnings(caplog)
+    assert "could not be named nov21: TypeError: " in warning
+
+
+def test_a_failed_nights_report_and_notice_that_raise_leave_its_own_error(
+    tmp_path, caplog, monkeypatch
+):
+    def broken(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(report, "write", broken)
+    monkeypatch.setattr(notification, "_emit", broken)
+    flow(night_views.report_stop)(tmp_path, FAILED)
+    assert warnings(caplog) == [
+        "the report view failed: RuntimeError: can't start new thread",
+        "the notice view failed: RuntimeError: can't start new thread",
+    ]
+
+
+def test_a_notice_whose_text_cannot_be_made_is_a_warning(caplog, monkeypatch):
+    def broken(*_):
+        raise KeyError("sd")
+
+    monkeypatch.setattr(report, "headline", broken)
+    flow(night_views.notify)("new-champion", SECOND)
+    assert warnings(caplog) == ["the notice view failed: KeyError: 'sd'"]
+
+
+def test_a_night_without_a_report_names_the_command_that_writes_it(tmp_path, capsys):
+    folder = tmp_path / "nights" / "nov21"
+    with Ledger.create(folder / night_folder.LEDGER) as book:
+        book.append("night", **night_event())
+    assert commands._print_night(tmp_path, "nov21", as_json=False) == 0
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "night nov21 has no report" in printed.err
+    assert "`./run report nov21` writes it" in printed.err
