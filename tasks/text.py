@@ -25,6 +25,16 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def score(bits_per_byte: float | None) -> str:
+    """With all the digits that tell two scores apart; a dash for None."""
+    return "-" if bits_per_byte is None else f"{bits_per_byte:.6f}"
+
+
+def short(commit: str | None) -> str:
+    """The first characters of a commit; a dash for None."""
+    return (commit or "-")[:7]
+
+
 def money(dollars: float | None) -> str:
     """Cents for a sum, parts of a cent where a model is cheap; "unknown" for None."""
     if dollars is None:

@@ -134,7 +134,7 @@ def status(arguments: argparse.Namespace, home: Path) -> int:
     from tasks.views import status
 
     night = status.describe(night_folder.find(home, arguments.tag))
-    print(json.dumps(night) if arguments.json else status.text(night))
+    print(json.dumps(dataclasses.asdict(night)) if arguments.json else status.text(night))
     return 0
 
 
@@ -144,12 +144,12 @@ def stop(arguments: argparse.Namespace, home: Path) -> int:
     from tasks.views import status
 
     folder = night_folder.find(home, arguments.tag)
-    state = status.describe(folder)["state"]
+    state = status.describe(folder).state
     if state != "running":
         more = " --trials N" if state == "finished" else ""
         raise UsageError(
             f"night {arguments.tag} is not running: it is {state}; "
-            f"`./run resume {arguments.tag}{more}` continues it"
+            f"`./run resume {arguments.tag}{more}` resumes it"
         )
     interruption.request(folder, "./run stop")
     print(f"night {arguments.tag} ends after its current trial")
@@ -190,8 +190,8 @@ def show(arguments: argparse.Namespace, home: Path) -> int:
     from tasks.views import trial_story, trial_text
 
     folder = night_folder.find(home, arguments.tag)
-    trial = trial_story.describe(folder, state_home.ROOT, arguments.number)
-    print(json.dumps(trial) if arguments.json else trial_text.text(trial))
+    story = trial_story.describe(folder, state_home.ROOT, arguments.number)
+    print(json.dumps(dataclasses.asdict(story)) if arguments.json else trial_text.text(story))
     return 0
 
 
@@ -240,7 +240,8 @@ def _print_night(home: Path, tag: str, *, as_json: bool) -> int:
 
     folder = night_folder.find(home, tag)
     if as_json:
-        print(json.dumps(status.scores(night_folder.read_state(folder))))
+        results = status.results(night_folder.read_state(folder))
+        print(json.dumps(dataclasses.asdict(results)))
     elif (path := folder / "report.md").is_file():
         print(path.read_text(encoding="utf-8"))
     else:

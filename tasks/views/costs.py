@@ -1,4 +1,4 @@
-"""What a night cost and what came of it: sums over the ledger's trials, for whoever shows them."""
+"""What a night cost and what it bought: sums over the ledger's trials."""
 
 from __future__ import annotations
 
@@ -8,25 +8,24 @@ from collections import Counter
 from collections.abc import Iterable
 
 from tasks.records import NightHeader, NightState, Trial
-from tasks.usage import Call, Usage, usage_of
-from tasks.usage import total as total
+from tasks.usage import Call, Usage, total, usage_of
 
-RESEARCHERS = ("llm", "command")  # who writes a patch for money; mixed is not the name of one
+RESEARCHERS = ("llm", "command")  # proposers that cost money; no trial is by "mixed"
 
 
 def of_night(state: NightState) -> Usage:
-    """Of every trial that is decided, also while git has not got it."""
+    """Of all decided trials, also of one that is not in git yet."""
     decided = (*state.trials, *([state.pending] if state.pending else []))
     return known(state.header, total(trial.usage for trial in decided))
 
 
 def known(header: NightHeader, usage: Usage) -> Usage:
-    """An agent has an account of its own: of its night no sum is known, also where it was asked and tpe proposed."""
+    """Without dollars where an agent was asked, even once: it uses an account of its own."""
     return dataclasses.replace(usage, dollars=None) if header.asks_an_agent else usage
 
 
 def of_calls(calls: Iterable[Call]) -> Usage:
-    """A request that got no answer has no tokens and costs nothing."""
+    """A request without an answer has no tokens and costs nothing."""
     return total(map(usage_of, calls))
 
 
@@ -35,30 +34,31 @@ def tokens(usage: Usage) -> int:
 
 
 def is_own(trial: Trial) -> bool:
-    """Whether a model or an agent has made it, and no stand-in and no tpe of a mixed night."""
+    """Whether a model or an agent proposed it: no stand-in, and not tpe in a mixed night."""
     return trial.idea.proposer in RESEARCHERS
 
 
 def stand_ins(trials: Iterable[Trial]) -> list[tuple[str, tuple[Trial, ...]]]:
-    """Why others stood in, as the first such trial says it, with all of these trials; the most frequent reason first.
+    """The reasons for stand-ins with their trials, the most frequent reason first.
 
-    Reasons are the same that are alike up to a colon or semicolon, numbers apart: what follows are an endpoint's words.
+    Two reasons count as one if they are equal up to the first colon or semicolon, numbers aside:
+    what follows is an endpoint's own text. The first trial's wording is returned.
     """
     reasons: dict[str, tuple[str, list[Trial]]] = {}
     for trial in trials:
         if (why := trial.idea.stands_in) is not None:
-            why = re.sub(r" for \d+ s more\b", "", why)  # of a pause, each time fewer
+            why = re.sub(r" for \d+ s more\b", "", why)  # a pause counts down
             alike = re.sub(r"[\d.]+", "0", re.split("[:;]", why)[0])
             reasons.setdefault(alike, (why, []))[1].append(trial)
-    found = [(why, tuple(stood)) for why, stood in reasons.values()]
+    found = [(why, tuple(those)) for why, those in reasons.values()]
     return sorted(found, key=lambda reason: -len(reason[1]))
 
 
-def kind(trial: Trial) -> str:
-    """What kind of change it is: what its proposer said, and without a word tpe turns knobs."""
-    return trial.idea.kind or ("knobs" if trial.idea.proposer == "tpe" else "not said")
-
-
 def keeps_by_kind(trials: Iterable[Trial]) -> dict[str, int]:
-    """How many of each kind were kept, the most first."""
-    return dict(Counter(kind(trial) for trial in trials if trial.verdict == "keep").most_common())
+    """How many of each kind were kept, the most frequent first."""
+    return dict(Counter(_kind(trial) for trial in trials if trial.verdict == "keep").most_common())
+
+
+def _kind(trial: Trial) -> str:
+    """The kind of change that its proposer named; tpe names none and turns knobs."""
+    return trial.idea.kind or ("knobs" if trial.idea.proposer == "tpe" else "not said")

@@ -1,31 +1,26 @@
 """The morning report of a night: Markdown for a person at 8 a.m., and upstream's results.tsv.
 
-Made from the ledger's state alone, so it can be made again at any time; no number here is from anywhere else. What is not
-known is a dash. Candidates' words (summaries, crash messages) are shown as text: they make no link, image or table cell.
+Made from the ledger's state alone, so it can be made again at any time. What is unknown is a dash.
+Candidates' words (summaries, crash messages) are shown as text: they make no link, image or table
+cell.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tasks import text
 from tasks.files import FileRef
-from tasks.records import NightHeader, NightState
-from tasks.text import counted, one_line
+from tasks.records import NightHeader, NightState, Trial
+from tasks.text import counted, cut, money, one_line, score, short
 from tasks.views import costs
 
 LONGEST_REASON = 200  # characters
-MOST_NUMBERS = 8  # of trials that a reason has
-COLUMNS = (
-    "commit",
-    "val_bpb",
-    "memory_gb",
-    "status",
-    "description",
-)  # karpathy/autoresearch, program.md
+MOST_NUMBERS = 8  # of trials that are listed for one reason
+# karpathy/autoresearch, program.md
+COLUMNS = ("commit", "val_bpb", "memory_gb", "status", "description")
 
 
 def write(state: NightState, folder: Path) -> None:
@@ -35,283 +30,293 @@ def write(state: NightState, folder: Path) -> None:
 
 
 def results_tsv(state: NightState) -> str:
-    """Upstream's five columns. A score that there is not is an empty cell, never 0; the baseline is the first row."""
+    """Upstream's five columns, the baseline first. An unknown value is an empty cell, never 0."""
     rows = [COLUMNS]
-    if state.baseline:
-        peak = state.baseline.peak_memory_bytes
+    if baseline := state.baseline:
+        facts = (f"{baseline.val_bpb:.6f}", _gib(baseline.peak_memory_bytes), "keep", "baseline")
+        rows.append((short(baseline.start_commit), *facts))
+    for trial in state.trials:
         rows.append(
             (
-                _commit(state.start_commit),
-                f"{state.baseline.val_bpb:.6f}",
-                _gib(peak),
-                "keep",
-                "baseline",
+                short(trial.commit),
+                "" if trial.val_bpb is None else f"{trial.val_bpb:.6f}",
+                _gib(trial.peak_memory_bytes),
+                trial.verdict if trial.status == "ok" else "crash",
+                one_line(trial.idea.summary),
             )
         )
-    for trial in state.trials:
-        status = trial.verdict if trial.status == "ok" else "crash"
-        score = "" if trial.val_bpb is None else f"{trial.val_bpb:.6f}"
-        memory = _gib(trial.peak_memory_bytes)
-        rows.append((_commit(trial.commit), score, memory, status, one_line(trial.idea.summary)))
     return "".join("\t".join(row) + "\n" for row in rows)
-
-
-def markdown(state: NightState) -> str:
-    """The report: what was won, how far to trust it, every trial, what to do next, where it came from."""
-    header, tag = state.header, state.header.tag
-    parts = [
-        f"# Night {tag}",
-        headline(state),
-        "![Progress](progress.png)",
-        "## How far to trust it",
-        _trust(state),
-    ]
-    parts += ["## Trials", _table(state)]
-    if state.trials and header.is_researched:
-        parts += ["## What it cost", _costs(state)]
-    parts += ["## What next", _next_steps(state), "## Where it came from"]
-    facts = {
-        "profile": header.profile,
-        "proposer": header.proposer,
-        **_researcher(header),
-        "seed": header.seed,
-        "dataset": state.baseline.dataset if state.baseline else None,
-        "hardware": state.baseline.hardware if state.baseline else None,
-        "isolation": header.isolation,
-        "started from": f"{header.branch or 'a detached HEAD'} at {_commit(header.head) or '-'}"
-        + (" with uncommitted changes" if header.dirty else ""),
-        "first commit": _commit(state.start_commit) or None,
-        "began": header.began[:19] + " UTC",
-        "last event": state.updated[:19] + " UTC",
-    }
-    parts.append("\n".join(f"- {name}: {_text(_number(value))}" for name, value in facts.items()))
-    return "\n\n".join(parts) + "\n"
-
-
-def headline(state: NightState) -> str:
-    """What was won, and how the night went, in one paragraph of Markdown."""
-    kept = sum(trial.verdict == "keep" for trial in state.trials)
-    stopped = sum(trial.status != "ok" for trial in state.trials)
-    counts = f"{counted(len(state.trials), 'trial')}: {kept} kept, {len(state.trials) - kept - stopped} discarded, "
-    counts += f"{stopped} stopped. Wall time {_wall(state)}. "
-    counts += (
-        f"The night is over: {_text(state.finished)}." if state.finished else _unfinished(state)
-    )
-    if state.baseline is None or state.champion_bpb is None:
-        return f"**No baseline yet.** {counts}"
-    base, sd = state.baseline.val_bpb, state.baseline.sd
-    if not kept:
-        return f"**Nothing was kept: the baseline stands at {base:.6f} bits per byte.** {counts}"
-    gain = base - state.champion_bpb
-    better = "better than" if gain >= 0 else "worse than"
-    in_sd = f", {abs(gain) / sd:.1f} sd of one run" if sd else ""
-    return (
-        f"**{state.champion_bpb:.6f} bits per byte, {abs(gain):.6f} ({abs(gain) / base:.2%}{in_sd}) {better} "
-        f"the baseline's {base:.6f}.** {counts}"
-    )
-
-
-def _unfinished(state: NightState) -> str:
-    under_way = state.pending.number if state.pending else state.in_flight
-    doing = f" (trial {under_way} is under way)" if under_way else ""
-    if state.stopped:
-        doing = f": {'it failed: ' if state.failed else ''}{_text(state.stopped)}"
-    return f"The night is not over{doing}. If nothing runs, `./run resume {state.header.tag}` goes on with it."
-
-
-def _trust(state: NightState) -> str:
-    baseline, header = state.baseline, state.header
-    if baseline is None:
-        return "- The baseline is not measured yet: there is no score to trust or not."
-    lines = [
-        f"- Noise: one run scatters by sd {_number(baseline.sd)} bits per byte, from the baseline's "
-        f"{counted(len(baseline.scores), 'run')} (seeds {', '.join(map(str, baseline.seeds))}). "
-        f"z is a difference in standard errors of the means compared.",
-        f"- The champion's score is the mean of {counted(len(state.champion_scores), 'run')}: "
-        f"{', '.join(f'{score:.6f}' for score in state.champion_scores)}.",
-    ]
-    if any(trial.verdict == "keep" for trial in state.trials):
-        lines.append(
-            f"- Selection: the best of {counted(len(state.trials), 'trial')} was picked by the score shown, so part of it is "
-            f"luck and the true gain is likely smaller. Seeds that took no part in the choice would tell."
-        )
-    lines.append(_audit(state))
-    lines += [
-        f"- Unusual: trial {trial.number}: {_text(trial.unusual)}."
-        for trial in state.trials
-        if trial.unusual
-    ]
-    if header.isolation == "none":
-        lines.append(
-            "- Isolation: NONE. Candidates ran with your rights and could read the validation data."
-        )
-    else:
-        lines.append(f"- Isolation: {_text(_number(header.isolation))}.")
-    return "\n".join(lines)
-
-
-def _audit(state: NightState) -> str:
-    audited = [trial for trial in state.trials if trial.audit_gap is not None]
-    unaudited = [
-        str(trial.number)
-        for trial in state.trials
-        if trial.verdict == "keep" and trial.audit_gap is None
-    ]
-    if unaudited:
-        return f"- Audit: NOT DONE for what was kept (trial {', '.join(unaudited)}): these scores are claims."
-    if not audited:
-        return "- Audit: no score came near a keep, so none but the baseline's was audited: scores are a fresh box's claims."
-    caught = sum(trial.status == "audit_failed" for trial in audited)
-    gaps = [trial.audit_gap or 0.0 for trial in audited if trial.status != "audit_failed"]
-    honest = (
-        f"; the claims of the rest were at most {max(gaps):.6f} nats a token too low, which is charged"
-        if gaps
-        else ""
-    )
-    return (
-        f"- Audit: every score that entered a keep was earned again from secret prefixes, in {len(audited)} of "
-        f"{counted(len(state.trials), 'trial')}. {caught} failed it{honest}."
-    )
-
-
-def _table(state: NightState) -> str:
-    if not state.trials:
-        return "None yet."
-    base = state.baseline.val_bpb if state.baseline else None
-    several = len({trial.idea.proposer for trial in state.trials}) > 1
-    by, rule = (" by |", "---|") if several else ("", "")
-    rows = [
-        f"| # | what |{by} verdict | val_bpb | vs baseline | z | runs | why |",
-        f"|--:|---|{rule}---|--:|--:|--:|--:|---|",
-    ]
-    for trial in state.trials:
-        verdict = f"stopped: {trial.status}" if trial.status != "ok" else trial.verdict
-        verdict = "**keep**" if verdict == "keep" else verdict
-        delta = None if trial.val_bpb is None or base is None else f"{trial.val_bpb - base:+.6f}"
-        score = None if trial.val_bpb is None else f"{trial.val_bpb:.6f}"
-        z = None if trial.z is None else f"{trial.z:.2f}"
-        what = [_text(trial.idea.summary), *([_text(trial.idea.proposer)] if several else [])]
-        cells = [
-            trial.number,
-            *what,
-            verdict,
-            score,
-            delta,
-            z,
-            len(trial.scores),
-            _text(trial.reason),
-        ]
-        rows.append(f"| {' | '.join(_number(cell) for cell in cells)} |")
-    return "\n".join(
-        [*rows, "", "Lower is better; a negative difference to the baseline is a gain."]
-    )
-
-
-def _costs(state: NightState) -> str:
-    """What the researcher cost, what was got for it, and where and why another stood in."""
-    usage, trials, agent = costs.of_night(state), state.trials, state.header.asks_an_agent
-    tokens = f"{usage.prompt_tokens:,} of prompts and {usage.completion_tokens:,} of answers"
-    dollars = "unknown: no prices in the profile"
-    if usage.dollars is not None:
-        keeps = sum(trial.verdict == "keep" and costs.is_own(trial) for trial in trials)
-        each = (
-            f", {text.money(usage.dollars / keeps)} for each keep of the model's own"
-            if keeps
-            else ""
-        )
-        dollars = text.money(usage.dollars) + each
-    spent = [
-        f"- Requests to a language model, for these trials: {usage.calls}. Tokens: {costs.tokens(usage):,}, {tokens}.",
-        f"- Dollars: {dollars}.",
-    ]
-    outcomes = dict(
-        Counter(str(trial.idea.outcome) for trial in trials if trial.idea.outcome).most_common()
-    )
-    lines = [
-        *(
-            ["- Dollars and tokens: unknown: the command has an account of its own."]
-            if agent
-            else spent
-        ),
-        f"- Proposals by outcome{'' if agent else ' of their last request'}: {_counts(outcomes)}.",
-        f"- Keeps by kind: {_counts(costs.keeps_by_kind(trials))}.",
-        *_stand_ins(state),
-    ]
-    return "\n".join(lines)
-
-
-def _stand_ins(state: NightState) -> Iterator[str]:
-    """How many of the researcher's trials were another's, and why; nothing where all are its own."""
-    found = costs.stand_ins(state.trials)
-    if not found:
-        return
-    count, (_, (first, *_)) = sum(len(stood) for _, stood in found), found[0]
-    turns = count + sum(map(costs.is_own, state.trials))
-    researcher = "command" if state.header.asks_an_agent else "model"
-    yield f"- {first.idea.proposer} stood in for the {researcher} in {count} of its {counted(turns, 'trial')} ({count / turns:.0%}):"
-    for why, stood in found:
-        numbers = ", ".join(str(trial.number) for trial in stood[:MOST_NUMBERS]) + (
-            ", ..." if stood[MOST_NUMBERS:] else ""
-        )
-        yield f"  - {counted(len(stood), 'trial')} ({numbers}): {_text(one_line(why)[:LONGEST_REASON])}"
-
-
-def _researcher(header: NightHeader) -> dict[str, str]:
-    """The model and the instructions, of a night that had them."""
-    model, program = header.model, header.program
-    facts = {"model": model} if model else {}
-    return {
-        **facts,
-        **({"program": f"{program.name}, sha256 {program.sha256[:12]}"} if program else {}),
-    }
-
-
-def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{_text(name)} {count}" for name, count in counts.items()) or "none"
-
-
-def _next_steps(state: NightState) -> str:
-    tag, start = state.header.tag, _commit(state.start_commit) or "-"
-    steps = [
-        "- Compare the runs, their knobs and loss curves: `./run server`, then the MLflow page.",
-        f"- Beside another night: `./run compare {tag} TAG`",
-    ]
-    if any(trial.verdict == "keep" for trial in state.trials):
-        steps = [
-            f"- Read what won: `git diff {start} autoresearch/{tag} -- trainer/train.py`",
-            f"- Take it over: `git merge autoresearch/{tag}`; look around first: `git switch --detach autoresearch/{tag}`",
-            *steps,
-        ]
-    if state.trials:
-        number = state.trials[-1].number
-        steps.append(
-            f"- A trial's story, with its idea, patch and training: `./run show {tag} {number}`"
-        )
-        steps.append(
-            f"- Any candidate, kept or not, is a commit: `git show refs/trials/{tag}/{number}`"
-        )
-    return "\n".join(steps)
-
-
-def _wall(state: NightState) -> str:
-    seconds = state.used_seconds
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{seconds / 60:.1f} min"
-
-
-def _number(value: object) -> str:
-    """A float with 4 significant digits, anything else as it is, None as a dash."""
-    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _commit(sha: str | None) -> str:
-    return (sha or "")[:7]
 
 
 def _gib(size: int | None) -> str:
     return "" if size is None else f"{size / 2**30:.1f}"
 
 
+def markdown(state: NightState) -> str:
+    """The report: what was won, how far to trust it, every trial, what to do next, provenance."""
+    parts = [
+        f"# Night {state.header.tag}",
+        headline(state),
+        "![Progress](progress.png)",
+        "## How far to trust it",
+        "\n".join(_trust(state)),
+        "## Trials",
+        _table(state),
+    ]
+    if state.trials and state.header.is_researched:
+        parts += ["## What it cost", "\n".join(_costs(state))]
+    parts += ["## Next steps", "\n".join(_next_steps(state))]
+    parts += ["## Provenance", "\n".join(_provenance(state))]
+    return "\n\n".join(parts) + "\n"
+
+
+def headline(state: NightState) -> str:
+    """What was won, and how the night went, in one paragraph of Markdown."""
+    return f"**{_won(state)}** {_progress(state)} {_end(state)}"
+
+
+def _won(state: NightState) -> str:
+    baseline, best = state.baseline, state.champion_bpb
+    if baseline is None or best is None:
+        return "There is no baseline yet."
+    base = baseline.val_bpb
+    if not _kept(state):
+        nothing = "Nothing was kept" if state.finished else "Nothing is kept so far"
+        return f"{nothing}: the baseline has {base:.6f} bits per byte."
+    gain = base - best
+    in_sd = f", {abs(gain) / baseline.sd:.1f} sd of one run" if baseline.sd else ""
+    return (
+        f"{best:.6f} bits per byte, {abs(gain):.6f} ({abs(gain) / base:.2%}{in_sd}) "
+        f"{'better' if gain >= 0 else 'worse'} than the baseline's {base:.6f}."
+    )
+
+
+def _progress(state: NightState) -> str:
+    if not state.trials:
+        trials = "No trial is finished"
+    else:
+        stopped = sum(trial.status != "ok" for trial in state.trials)
+        kept = len(_kept(state))
+        trials = (
+            f"{counted(len(state.trials), 'trial')}: {kept} kept, "
+            f"{len(state.trials) - kept - stopped} discarded, {stopped} stopped"
+        )
+    hours, minutes = divmod(round(state.used_seconds / 60), 60)
+    wall = f"{hours} h {minutes:02d} min" if hours else f"{state.used_seconds / 60:.1f} min"
+    return f"{trials}. Wall time {wall}."
+
+
+def _end(state: NightState) -> str:
+    if state.finished:
+        return f"The night is over: {_text(state.finished)}."
+    resume = f"`./run resume {state.header.tag}` resumes it."
+    if state.stopped:
+        failed = "it failed: " if state.failed else ""
+        return f"The night is not over: {failed}{_text(state.stopped)}. {resume}"
+    number = state.pending.number if state.pending else state.in_flight
+    doing = f": trial {number} has started" if number else ""
+    return f"The night is not over{doing}. If its process is gone, {resume}"
+
+
+def _trust(state: NightState) -> Iterator[str]:
+    baseline, isolation = state.baseline, state.header.isolation
+    if baseline is None:
+        yield "- The baseline is not measured yet, so there are no scores."
+        return
+    yield (
+        f"- Noise: one run has a standard deviation (sd) of {baseline.sd:.4g} bits per byte, from "
+        f"the baseline's {counted(len(baseline.scores), 'run')} (seeds "
+        f"{_listed(baseline.seeds)}). z is the difference of two means in standard errors."
+    )
+    yield (
+        f"- The champion's score is the mean of {counted(len(state.champion_scores), 'run')}: "
+        f"{_listed(map(score, state.champion_scores))}."
+    )
+    if _kept(state):
+        yield (
+            f"- Selection: the best of {counted(len(state.trials), 'trial')} was picked by this "
+            "score, so part of the gain is luck, and the true gain is likely smaller. Runs with "
+            "new seeds would show how much."
+        )
+    yield f"- Audit: {_audit(state)}"
+    for trial in state.trials:
+        if trial.unusual:
+            yield f"- Unusual: trial {trial.number}: {_text(trial.unusual)}."
+    if isolation == "none":
+        yield (
+            "- Isolation: NONE. Candidates ran with your permissions and could read the "
+            "validation data."
+        )
+    else:
+        yield f"- Isolation: {_text(isolation)}."
+
+
+def _audit(state: NightState) -> str:
+    audited = [trial for trial in state.trials if trial.audit_gap is not None]
+    if unaudited := [trial.number for trial in _kept(state) if trial.audit_gap is None]:
+        return (
+            f"NOT DONE for kept {_trials(unaudited)}. Nothing has checked what the candidate's own "
+            "code claimed."
+        )
+    if not audited:
+        return (
+            "no trial came near a keep, so only the baseline was audited. The trials' scores are "
+            "what their code claimed in a fresh box."
+        )
+    gaps = [trial.audit_gap or 0.0 for trial in audited if trial.status != "audit_failed"]
+    failed = len(audited) - len(gaps)
+    others = (
+        f"; the other claims were at most {max(gaps):.6f} nats a token too low, which is charged"
+        if gaps
+        else ""
+    )
+    return (
+        "every score that led to a keep was measured again from secret prefixes, in "
+        f"{len(audited)} of {counted(len(state.trials), 'trial')}. {failed} failed{others}."
+    )
+
+
+def _table(state: NightState) -> str:
+    if not state.trials:
+        return "None yet."
+    several = len({trial.idea.proposer for trial in state.trials}) > 1
+    by, rule = (" by |", "---|") if several else ("", "")
+    rows = [
+        f"| # | what |{by} verdict | val_bpb | vs baseline | z | runs | why |",
+        f"|--:|---|{rule}---|--:|--:|--:|--:|---|",
+        *(f"| {' | '.join(_cells(state, trial, several))} |" for trial in state.trials),
+        "",
+        "Lower is better: a negative difference from the baseline is a gain.",
+    ]
+    return "\n".join(rows)
+
+
+def _cells(state: NightState, trial: Trial, several: bool) -> Iterator[str]:
+    """A trial's row; `several` adds who proposed it."""
+    yield str(trial.number)
+    yield _text(trial.idea.summary)
+    if several:
+        yield _text(trial.idea.proposer)
+    if trial.status == "ok":
+        yield "**keep**" if trial.verdict == "keep" else trial.verdict
+    else:
+        yield f"stopped: {trial.status}"
+    yield score(trial.val_bpb)
+    base = state.baseline.val_bpb if state.baseline else None
+    yield "-" if trial.val_bpb is None or base is None else f"{trial.val_bpb - base:+.6f}"
+    yield "-" if trial.z is None else f"{trial.z:.2f}"
+    yield str(len(trial.scores))
+    yield _text(trial.reason)
+
+
+def _costs(state: NightState) -> Iterator[str]:
+    """What the researcher cost, what it achieved, and where and why another stood in."""
+    usage, agent = costs.of_night(state), state.header.asks_an_agent
+    if agent:
+        yield "- Cost and tokens: unknown, because the command uses an account of its own."
+    else:
+        yield (
+            f"- Language model: {counted(usage.calls, 'request')} for these trials, "
+            f"{costs.tokens(usage):,} tokens ({usage.prompt_tokens:,} in prompts, "
+            f"{usage.completion_tokens:,} in answers)."
+        )
+        yield f"- Cost: {_price(state, usage.dollars)}."
+    outcomes = Counter(str(trial.idea.outcome) for trial in state.trials if trial.idea.outcome)
+    last = "" if agent else " of their last request"
+    yield f"- Proposals by outcome{last}: {_counts(dict(outcomes.most_common()))}."
+    yield f"- Keeps by kind: {_counts(costs.keeps_by_kind(state.trials))}."
+    yield from _stand_ins(state)
+
+
+def _price(state: NightState, dollars: float | None) -> str:
+    if dollars is None:
+        return "unknown, because the profile has no prices"
+    own = sum(costs.is_own(trial) for trial in _kept(state))
+    return money(dollars) + (f", {money(dollars / own)} for each keep by the model" if own else "")
+
+
+def _stand_ins(state: NightState) -> Iterator[str]:
+    """How many of the researcher's trials were another's, and why; nothing if there were none."""
+    found = costs.stand_ins(state.trials)
+    if not found:
+        return
+    _, (first, *_) = found[0]
+    count = sum(len(trials) for _, trials in found)
+    turns = count + sum(map(costs.is_own, state.trials))
+    researcher = "command" if state.header.asks_an_agent else "model"
+    yield (
+        f"- {first.idea.proposer} stood in for the {researcher} in {count} of its "
+        f"{counted(turns, 'trial')} ({count / turns:.0%}):"
+    )
+    for why, trials in found:
+        numbers = _listed(trial.number for trial in trials[:MOST_NUMBERS])
+        more = ", ..." if len(trials) > MOST_NUMBERS else ""
+        reason = _text(cut(one_line(why), LONGEST_REASON))
+        yield f"  - {counted(len(trials), 'trial')} ({numbers}{more}): {reason}"
+
+
+def _next_steps(state: NightState) -> Iterator[str]:
+    tag = state.header.tag
+    if _kept(state):
+        start = short(state.start_commit)
+        yield f"- Read what won: `git diff {start} autoresearch/{tag} -- trainer/train.py`"
+        yield (
+            f"- Try it: `git switch --detach autoresearch/{tag}`. "
+            f"Adopt it: `git merge autoresearch/{tag}`"
+        )
+    yield "- Compare runs, knobs and loss curves in MLflow: `./run server`"
+    yield f"- Compare with another night: `./run compare {tag} TAG`"
+    if state.trials:
+        number = state.trials[-1].number
+        yield f"- See a trial's idea, patch and training: `./run show {tag} {number}`"
+        yield f"- Every candidate, kept or not, is a commit: `git show refs/trials/{tag}/{number}`"
+
+
+def _provenance(state: NightState) -> Iterator[str]:
+    header, baseline = state.header, state.baseline
+    branch = header.branch or "a detached HEAD"
+    dirty = " with uncommitted changes" if header.dirty else ""
+    facts: dict[str, object] = {
+        "profile": header.profile,
+        "proposer": header.proposer,
+        **_researcher(header),
+        "seed": header.seed,
+        "dataset": baseline.dataset if baseline else "-",
+        "hardware": baseline.hardware if baseline else "-",
+        "isolation": header.isolation,
+        "started from": f"{branch} at {short(header.head)}{dirty}",
+        "first commit": short(state.start_commit),
+        "began": header.began[:19] + " UTC",
+        "last event": state.updated[:19] + " UTC",
+    }
+    for name, value in facts.items():
+        yield f"- {name}: {_text(str(value))}"
+
+
+def _researcher(header: NightHeader) -> dict[str, str]:
+    """The model and the instructions of a night that had them."""
+    facts = {"model": header.model} if header.model else {}
+    if header.program:
+        facts["program"] = f"{header.program.name}, sha256 {header.program.sha256[:12]}"
+    return facts
+
+
+def _kept(state: NightState) -> list[Trial]:
+    return [trial for trial in state.trials if trial.verdict == "keep"]
+
+
+def _trials(numbers: Sequence[int]) -> str:
+    return f"trial{'' if len(numbers) == 1 else 's'} {_listed(numbers)}"
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return _listed(f"{_text(name)} {count}" for name, count in counts.items()) or "none"
+
+
 def _text(text: str) -> str:
-    """One line that Markdown shows as it is: in a table cell, no link, image, HTML or code comes of it."""
+    """One line that Markdown shows as it is: no link, image, HTML or code, also in a table cell."""
     return re.sub(r"([\\|\[*`]|<(?=[A-Za-z/!?]))", r"\\\1", one_line(text))

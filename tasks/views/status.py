@@ -1,124 +1,134 @@
-"""The truth about a night at this moment, from its ledger and its heartbeat: for `./run status`, and for programs."""
+"""What a night is doing now, from its ledger and heartbeat: for `./run status` and programs."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
-from typing import Any
 
 from tasks.errors import NightlyError
 from tasks.history import heartbeat, llm_calls, night_budget, night_folder
 from tasks.history.heartbeat import Heartbeat
-from tasks.records import NightState
-from tasks.text import money
-from tasks.usage import Usage
+from tasks.records import NightState, Trial
+from tasks.statuses import Decision, Status
+from tasks.text import counted, money, score, short
+from tasks.usage import Usage, total
 from tasks.views import costs
 
-TRIAL_FIELDS = ("status", "verdict", "reason", "val_bpb", "commit")
+# The fields of these records are the keys of `--json`.
 
 
-def scores(state: NightState) -> dict[str, Any]:
-    """What came out so far; baseline and champion in bits per byte."""
-    return {
-        "tag": state.header.tag,
-        "baseline": state.baseline.val_bpb if state.baseline else None,
-        "champion": state.champion_bpb,
-        "trials": [
-            {"k": done.number, **{name: getattr(done, name) for name in TRIAL_FIELDS}}
-            for done in state.trials
-        ],
-    }
+@dataclasses.dataclass(frozen=True)
+class TrialResult:
+    k: int
+    status: Status
+    verdict: Decision
+    reason: str
+    val_bpb: float | None
+    commit: str | None
 
 
-def describe(folder: Path) -> dict[str, Any]:
-    """A night as one object: what came out, whether it is alive, what it is doing, what is left of its budgets.
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """What a night has achieved so far; scores in bits per byte."""
 
-    `state` is one of running, finished, stopped (somebody's wish), failed (ours, with `last_error`) and interrupted (its
-    process is gone without a word). Seconds are estimates from the trials so far, of a night that is not running what
-    `./run resume` would take; what cannot be told is None.
-    """
+    tag: str
+    baseline: float | None
+    champion: float | None
+    trials: tuple[TrialResult, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Quota:
+    used: float | None  # None: unknown
+    of: float | None  # None: without limit
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    trials: Quota
+    hours: Quota
+    tokens: Quota
+    dollars: Quota
+
+
+@dataclasses.dataclass(frozen=True)
+class Process:
+    """The process that wrote the last heartbeat."""
+
+    host: str
+    pid: int
+    heartbeat_age: float  # seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class NightStatus(Results):
+    """A night at this moment; what is unknown is None."""
+
+    # running; finished; stopped, because somebody asked for it; failed, with `last_error`; or
+    # interrupted: its process is gone and has recorded no end
+    state: str
+    phase: str | None
+    phase_seconds: float | None
+    trial: int | None  # started, and not in git yet
+    in_flight: int | None  # started, and not decided yet
+    # Estimated from the trials so far; of a night that is not running, what a resume would take.
+    seconds_left: float | None
+    champion_commit: str | None
+    kept: int
+    budget: Budget
+    last_error: str | None
+    stopped: str | None
+    finished: str | None
+    process: Process | None
+    updated: str  # UTC time of the ledger's last event
+
+
+def results(state: NightState) -> Results:
+    return Results(
+        tag=state.header.tag,
+        baseline=state.baseline.val_bpb if state.baseline else None,
+        champion=state.champion_bpb,
+        trials=tuple(map(_result, state.trials)),
+    )
+
+
+def _result(trial: Trial) -> TrialResult:
+    fields = {name: getattr(trial, name) for name in ("status", "verdict", "reason", "val_bpb")}
+    return TrialResult(k=trial.number, commit=trial.commit, **fields)
+
+
+def describe(folder: Path) -> NightStatus:
+    """The night in this folder. Raises NightlyError if its ledger is damaged."""
     beat = heartbeat.last(folder / night_folder.PULSE)
-    alive = beat is not None and beat.is_alive
-    state = night_folder.read_state(
-        folder
-    )  # after that: a night that has ended meanwhile has put its end on record
-    used = max(state.used_seconds, beat.used_seconds if beat else 0.0)
+    is_alive = beat is not None and beat.is_alive
+    # Read after the heartbeat: a night that ends in between has its end on record.
+    state = night_folder.read_state(folder)
     since = time.time() - beat.time if beat else 0.0
-    if alive:
-        used += max(since, 0.0)
-    left, caps, spent = (
-        night_budget.seconds_left(state, used),
-        state.header.settings.llm,
-        _spent(folder, state),
+    elapsed = max(since, 0.0) if is_alive else 0.0
+    used = max(state.used_seconds, beat.used_seconds if beat else 0.0) + elapsed
+    left = night_budget.seconds_left(state, used)
+    return NightStatus(
+        **vars(results(state)),
+        state=_word(state, is_alive),
+        phase=beat.phase if beat and is_alive else None,
+        phase_seconds=round(beat.phase_seconds + elapsed, 1) if beat and is_alive else None,
+        trial=(state.pending.number if state.pending else state.in_flight) or None,
+        in_flight=state.in_flight,
+        seconds_left=None if left is None else round(left, 1),
+        champion_commit=state.champion,
+        kept=sum(trial.verdict == "keep" for trial in state.trials),
+        budget=_budget(state, used, _spent(folder, state)),
+        last_error=_last_error(state, beat, is_alive),
+        stopped=state.stopped,
+        finished=state.finished,
+        process=Process(beat.host, beat.process.pid, round(since, 1)) if beat else None,
+        updated=state.updated,
     )
-    return {
-        **scores(state),
-        "state": _word(state, alive),
-        "phase": beat.phase if beat and alive else None,
-        "phase_seconds": round(beat.phase_seconds + max(since, 0.0), 1) if beat and alive else None,
-        "trial": (state.pending.number if state.pending else state.in_flight) or None,
-        "in_flight": state.in_flight,
-        "seconds_left": None if left is None else round(left, 1),
-        "champion_commit": state.champion,
-        "kept": sum(trial.verdict == "keep" for trial in state.trials),
-        "budget": {
-            "trials": {"used": len(state.trials), "of": state.header.trials},
-            "hours": {"used": round(used / 3600, 4), "of": state.header.hours},
-            "tokens": {"used": spent and costs.tokens(spent), "of": caps.tokens},
-            "dollars": {"used": spent and spent.dollars, "of": caps.dollars},
-        },
-        "last_error": _last_error(state, beat, alive),
-        "stopped": state.stopped,
-        "finished": state.finished,
-        "process": {"host": beat.host, "pid": beat.process.pid, "heartbeat_age": round(since, 1)}
-        if beat
-        else None,
-        "updated": state.updated,
-    }
 
 
-def text(night: dict[str, Any]) -> str:
-    """The same for a person, in a few lines."""
-    trials, hours, tokens, dollars = (
-        night["budget"][name] for name in ("trials", "hours", "tokens", "dollars")
-    )
-    planned = (
-        f"{trials['used']} of {trials['of'] or 'any number of'} trials done, {night['kept']} kept"
-    )
-    spent = (
-        f"{hours['used']:.2f} of {hours['of']:g} hours"
-        if hours["of"]
-        else f"{hours['used']:.2f} hours"
-    )
-    lines = [f"night {night['tag']}: {night['state']}: {planned}; {spent} used"]
-    if tokens["used"]:
-        used = f"{tokens['used']:,}" + (f" of {tokens['of']:,}" if tokens["of"] else "")
-        cost = money(dollars["used"]) + (f" of {money(dollars['of'])}" if dollars["of"] else "")
-        lines.append(f"language model: {used} tokens used; cost: {cost}")
-    if night["phase"]:
-        left = (
-            ""
-            if night["seconds_left"] is None
-            else f"; about {night['seconds_left'] / 60:.0f} minutes to the night's end"
-        )
-        lines.append(
-            f"now: {night['phase']}, for {night['phase_seconds']:.0f} s{left} (pid {night['process']['pid']})"
-        )
-    if night["finished"] or night["stopped"]:
-        lines.append(f"end: {night['finished'] or night['stopped']}")
-    if night["last_error"]:
-        lines.append(f"last error: {night['last_error']}")
-    if night["state"] in ("stopped", "failed", "interrupted"):
-        lines.append(f"`./run resume {night['tag']}` goes on with it")
-    if night["baseline"] is not None:
-        lines.append(
-            f"baseline {night['baseline']}, champion {night['champion']} ({night['champion_commit']})"
-        )
-    return "\n".join(lines)
-
-
-def _word(state: NightState, alive: bool) -> str:
-    if alive:
+def _word(state: NightState, is_alive: bool) -> str:
+    if is_alive:
         return "running"
     if state.finished:
         return "finished"
@@ -127,32 +137,95 @@ def _word(state: NightState, alive: bool) -> str:
     return "interrupted"
 
 
-def _spent(folder: Path, state: NightState) -> Usage | None:
-    """On requests to language models: for the trials on record, and since then for those under way or thought ahead.
+def _budget(state: NightState, used_seconds: float, spent: Usage | None) -> Budget:
+    header, caps = state.header, state.header.settings.llm
+    return Budget(
+        trials=Quota(len(state.trials), header.trials),
+        hours=Quota(round(used_seconds / 3600, 4), header.hours),
+        tokens=Quota(costs.tokens(spent) if spent else None, caps.tokens),
+        dollars=Quota(spent.dollars if spent else None, caps.dollars),
+    )
 
-    None when the file of the requests is damaged: a person who wants to stop the night is not kept from it.
+
+def _spent(folder: Path, state: NightState) -> Usage | None:
+    """For requests to language models, also those of trials under way or proposed ahead.
+
+    None if the file of the requests is damaged: that must keep nobody from stopping the night.
     """
     on_record = {trial.number for trial in (*state.trials, state.pending) if trial}
     try:
-        others = [
-            call
-            for call in llm_calls.read(folder / night_folder.CALLS)
-            if call.trial not in on_record
-        ]
+        calls = llm_calls.read(folder / night_folder.CALLS)
     except NightlyError:
         return None
-    return costs.total([costs.of_night(state), costs.of_calls(others)])
+    others = [call for call in calls if call.trial not in on_record]
+    return total([costs.of_night(state), costs.of_calls(others)])
 
 
-def _last_error(state: NightState, beat: Heartbeat | None, alive: bool) -> str | None:
-    if alive and beat:
+def _last_error(state: NightState, beat: Heartbeat | None, is_alive: bool) -> str | None:
+    if is_alive and beat:
         return beat.error
     if state.failed:
         return state.stopped
     if (state.finished or state.stopped) and (beat is None or beat.phase == heartbeat.OVER):
         return beat.error if beat else None
-    doing = (
-        f", in the middle of: {beat.phase}" if beat and beat.phase != heartbeat.OVER else ""
-    )  # a finished night's report, too
     who = f"its process {beat.process.pid} on {beat.host}" if beat else "its process"
-    return f"{who} ended without a word{doing}"
+    # Also in a finished night, if the process died while it wrote the report.
+    doing = f" during: {beat.phase}" if beat and beat.phase != heartbeat.OVER else ""
+    return f"{who} died{doing}"
+
+
+def text(night: NightStatus) -> str:
+    """The same for a person, in a few lines."""
+    end = night.finished or night.stopped
+    lines = (
+        f"night {night.tag}: {night.state}: {_used(night)}",
+        _model(night.budget),
+        _now(night),
+        f"end: {end}" if end else None,
+        f"last error: {night.last_error}" if night.last_error else None,
+        _resume(night),
+        _scores(night),
+    )
+    return "\n".join(line for line in lines if line)
+
+
+def _used(night: NightStatus) -> str:
+    trials, hours = night.budget.trials, night.budget.hours
+    planned = f" of {trials.of}" if trials.of else ""
+    limit = f" of {hours.of:g}" if hours.of else ""
+    return (
+        f"{trials.used}{planned} trials done, {night.kept} kept; {hours.used:.2f}{limit} hours used"
+    )
+
+
+def _model(budget: Budget) -> str | None:
+    tokens, dollars = budget.tokens, budget.dollars
+    if not tokens.used:
+        return None
+    of_tokens = f" of {tokens.of:,}" if tokens.of else ""
+    of_dollars = f" of {money(dollars.of)}" if dollars.of else ""
+    return (
+        f"language model: {tokens.used:,}{of_tokens} tokens used; "
+        f"cost: {money(dollars.used)}{of_dollars}"
+    )
+
+
+def _now(night: NightStatus) -> str | None:
+    if not (night.phase and night.process):
+        return None
+    left = ""
+    if night.seconds_left is not None:
+        left = f"; about {counted(round(night.seconds_left / 60), 'minute')} left"
+    return f"now: {night.phase}, for {night.phase_seconds:.0f} s{left} (pid {night.process.pid})"
+
+
+def _resume(night: NightStatus) -> str | None:
+    is_over = night.state in ("stopped", "failed", "interrupted")
+    return f"`./run resume {night.tag}` resumes it" if is_over else None
+
+
+def _scores(night: NightStatus) -> str | None:
+    if night.baseline is None:
+        return None
+    commit = short(night.champion_commit)
+    return f"baseline {score(night.baseline)}, champion {score(night.champion)} ({commit})"

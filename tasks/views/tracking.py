@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from tasks.records import NightState, RunResult, Trial
-from tasks.usage import Call, Usage
+from tasks.usage import Call, Usage, total
 from tasks.views import costs
 from tasks.views.mlflow_client import plain, speaking_to
 from tasks.views.mlflow_words import night_words, trial_words
@@ -176,7 +176,7 @@ def _progress(night: Run, state: NightState) -> list[Metric]:
     for trial in state.trials:
         if trial.verdict == "keep" and trial.val_bpb is not None:
             champion, kept = trial.val_bpb, kept + 1
-        spent = costs.total([spent, trial.usage])
+        spent = total([spent, trial.usage])
         named = {"champion_bpb": champion, "kept": kept, "trials": trial.number, **_spending(spent)}
         points += [
             _metric(name, value, start + trial.number, trial.number)

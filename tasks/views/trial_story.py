@@ -1,231 +1,332 @@
-"""One trial's story, as one object from the ledger and the trial's files: for `./run show`, and for programs.
+"""One trial's story, from the ledger and the trial's files: for `./run show`, and for programs.
 
-The ledger has the verdict; files have the curves, the patch and what crashed before it. A file that is gone is named and
-ends nothing. Nearly every word in it is a candidate's or a model's, as it was written: `narration` makes it fit to be shown.
+The ledger has the verdict; files have the curves, the patch and earlier attempts that crashed. A
+file that is gone is named in `missing`. Nearly all text in a story was written by a candidate or a
+model: `trial_text` makes it safe for a terminal.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tasks.errors import NightlyError, UsageError
 from tasks.history import git_plumbing, ledger, llm_calls, night_folder, trial_folder
 from tasks.history.night_state import fold
-from tasks.records import TRAIN, NightState, RunResult, Trial
-from tasks.usage import Call
+from tasks.records import TRAIN, Idea, NightState, RunResult, Trial
+from tasks.statuses import Decision, Outcome, Status
+from tasks.usage import Call, Usage
 from tasks.views import costs
 
 POINTS = 10  # of a training curve
 LOG_TAIL = 3000  # characters
-IDEA = ("summary", "proposer", "kind", "hypothesis", "expected", "stands_in", "note", "outcome")
+SUMMARY = "the unpatched train.py, with the profile's knobs"  # of the baseline
+
+# The fields of these records are the keys of `--json`; what is unknown is None.
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedScore:
+    seed: int
+    val_bpb: float
+
+
+@dataclasses.dataclass(frozen=True)
+class BaselineStory:
+    """The baseline, of which the ledger has the scores; its runs' curves are in MLflow."""
+
+    tag: str
+    k: int  # 0
+    baseline: float | None  # bits per byte
+    champion: float | None  # bits per byte
+    val_bpb: float | None
+    sd: float | None  # of one run
+    seconds: float | None  # mean training seconds
+    peak_memory_bytes: int | None
+    hardware: str | None
+    dataset: str | None
+    state: str  # decided or not measured
+    summary: str
+    commit: str | None
+    runs: tuple[SeedScore, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One seed's run. Where its file is gone, the ledger's seed and score."""
+
+    seed: int
+    status: Status | None = None
+    reason: str | None = None
+    val_bpb: float | None = None
+    seconds: float | None = None
+    startup_seconds: float | None = None
+    tokens: int | None = None
+    peak_memory_bytes: int | None = None
+    tokens_per_second: float | None = None
+    # Step, tokens and training loss in nats, at POINTS equal parts of the training.
+    curve: tuple[tuple[int, int, float], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """A version that crashed and was fixed by its proposer."""
+
+    n: int
+    diff: str | None
+    log: str | None  # its end
+    folder: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A request to a language model, without its text: llm_calls.jsonl has that."""
+
+    id: str
+    purpose: str
+    model: str
+    outcome: Outcome
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    dollars: float | None
+    seconds: float
+    error: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class TrialStory:
+    """A trial, with the fields of its Idea and, once it is decided, of its Trial."""
+
+    tag: str
+    k: int
+    baseline: float | None  # bits per byte
+    champion: float | None  # bits per byte
+    status: Status | None
+    verdict: Decision | None
+    reason: str | None
+    z: float | None
+    val_bpb: float | None
+    unusual: str | None
+    isolation: str | None
+    audit_gap: float | None
+    wall_seconds: float | None
+    fixes: int | None
+    summary: str | None
+    proposer: str | None
+    kind: str | None
+    hypothesis: str | None
+    expected: str | None
+    stands_in: str | None
+    note: str | None
+    outcome: Outcome | None
+    state: str  # decided, pending (decided and not in git yet) or in flight
+    parent: str | None
+    commit: str | None
+    runs: tuple[Run, ...]
+    diff: str | None
+    log: str | None  # its end, of a trial that was stopped
+    attempts: tuple[Attempt, ...]
+    calls: tuple[Request, ...]
+    usage: Usage
+    missing: tuple[str, ...]
+    folder: str
+
+
+# Fields of a Trial and of a RunResult that are taken over as they are.
 JUDGED = (
-    "status",
-    "verdict",
-    "reason",
-    "z",
-    "val_bpb",
-    "unusual",
-    "isolation",
-    "audit_gap",
-    "wall_seconds",
-    "fixes",
+    *("status", "verdict", "reason", "z", "val_bpb", "unusual", "isolation"),
+    *("audit_gap", "wall_seconds", "fixes"),
 )
 MEASURED = (
-    "seed",
-    "status",
-    "reason",
-    "val_bpb",
-    "seconds",
-    "startup_seconds",
-    "tokens",
+    *("seed", "status", "reason", "val_bpb", "seconds", "startup_seconds", "tokens"),
     "peak_memory_bytes",
 )
-ASKED = (
-    "id",
-    "purpose",
-    "model",
-    "outcome",
-    "prompt_tokens",
-    "completion_tokens",
-    "dollars",
-    "seconds",
-    "error",
-)
 
 
-def describe(folder: Path, root: Path, number: int) -> dict[str, Any]:
-    """Trial `number` of the night in `folder`, whose commits are in the checkout `root`; 0 is the baseline.
+def describe(folder: Path, root: Path, number: int) -> BaselineStory | TrialStory:
+    """Trial `number` of the night in `folder`, whose checkout is `root`; 0 is the baseline.
 
-    `state` is decided, pending (git has not got it yet), in flight or not measured. What is not known is None, and what was
-    lost is named in `missing`. Raises UsageError for a trial that the night does not have.
+    Raises UsageError if the night has no such trial.
     """
     events = ledger.read(folder / night_folder.LEDGER)
     state = fold(events)
-    base = state.baseline.val_bpb if state.baseline else None
-    story = {
-        "tag": state.header.tag,
-        "k": number,
-        "baseline": base,
-        "champion": state.champion_bpb,
-    }
     if number == 0:
-        return {**story, **_baseline(state)}
-    place = folder / "trials" / str(number)
-    missing: list[str] = []
-    parent: str | None
-    trial = next(
-        (done for done in (*state.trials, state.pending) if done and done.number == number), None
+        return _baseline(state)
+    files = _Files(folder, root, number)
+    trials = {trial.number: trial for trial in (*state.trials, state.pending) if trial}
+    if trial := trials.get(number):
+        return _decided(state, files, trial)
+    if number == state.in_flight:
+        started = next(event for event in reversed(events) if event["event"] == "started")
+        return _in_flight(state, files, started)
+    last = max([*trials, state.in_flight or 0], default=0)
+    others = f" to {last}" if last else ""
+    raise UsageError(
+        f"night {state.header.tag} has no trial {number}; there are: 0 (the baseline){others}"
     )
-    if trial:
-        word = "decided" if trial.commit else "pending"
-        parent = trial.parent
-        told = {
-            **{name: getattr(trial.idea, name) for name in IDEA},
-            **{name: getattr(trial, name) for name in JUDGED},
-        }
-    elif number == state.in_flight:
-        word, (parent, told) = "in flight", _in_flight(events, place, missing)
-    else:
-        last = max(
-            len(state.trials), state.pending.number if state.pending else 0, state.in_flight or 0
-        )
-        raise UsageError(
-            f"night {story['tag']} has no trial {number}; there are: 0 (the baseline){f' to {last}' if last else ''}"
-        )
-    calls = _calls(folder, number, trial.usage.calls if trial else 0, missing)
-    stopped = trial is not None and trial.status not in ("ok", "rejected_patch")
-    return {
-        **story,
-        **dict.fromkeys(JUDGED),
-        **told,
-        "state": word,
-        "parent": parent,
-        "commit": trial.commit if trial else None,
-        "runs": _runs(place, trial, missing) if trial else [],
-        "diff": _diff(place, root, trial, missing),
-        "log": _tail(place / "run.log") if stopped else None,
-        "attempts": _attempts(place / "attempts"),
-        "calls": [{name: getattr(call, name) for name in ASKED} for call in calls],
-        "usage": dataclasses.asdict(
-            costs.known(state.header, trial.usage if trial else costs.of_calls(calls))
-        ),
-        "missing": missing,
-        "folder": str(place),
-    }
 
 
-def _baseline(state: NightState) -> dict[str, Any]:
-    """What the ledger holds of it; its runs' curves are in MLflow."""
+def _baseline(state: NightState) -> BaselineStory:
     baseline = state.baseline
-    fields = ("val_bpb", "sd", "seconds", "peak_memory_bytes", "hardware", "dataset")
+    names = ("val_bpb", "sd", "seconds", "peak_memory_bytes", "hardware", "dataset")
+    fields: dict[str, Any] = {name: getattr(baseline, name, None) for name in names}
     runs = zip(baseline.seeds, baseline.scores, strict=True) if baseline else ()
-    return {
-        **{name: getattr(baseline, name, None) for name in fields},
-        "state": "decided" if baseline else "not measured",
-        "summary": "the unpatched train.py, with the profile's knobs",
-        "commit": state.start_commit,
-        "runs": [{"seed": seed, "val_bpb": score} for seed, score in runs],
-    }
+    return BaselineStory(
+        **_night(state),
+        k=0,
+        **fields,
+        state="decided" if baseline else "not measured",
+        summary=SUMMARY,
+        commit=state.start_commit,
+        runs=tuple(SeedScore(seed, score) for seed, score in runs),
+    )
 
 
-def _in_flight(
-    events: Sequence[dict[str, Any]], place: Path, missing: list[str]
-) -> tuple[str | None, dict[str, Any]]:
-    """The parent and the idea of the trial that was begun last; of a lost proposal, what the ledger has."""
-    started = next(event for event in reversed(events) if event["event"] == "started")
-    waiting = None
-    try:
-        waiting = trial_folder.read_proposal(place)
-    except NightlyError as error:
-        missing.append(str(error))
-    idea = {
-        name: getattr(waiting.proposal.idea, name) if waiting else started.get(name)
-        for name in IDEA
-    }
-    return started.get("parent"), idea
+def _decided(state: NightState, files: _Files, trial: Trial) -> TrialStory:
+    stopped = trial.status not in ("ok", "rejected_patch")
+    calls = files.calls(trial.usage.calls)
+    runs = files.runs(trial)
+    diff = files.diff(trial)
+    return TrialStory(
+        **_night(state),
+        k=trial.number,
+        **{name: getattr(trial, name) for name in JUDGED},
+        **vars(trial.idea),
+        state="decided" if trial.commit else "pending",
+        parent=trial.parent,
+        commit=trial.commit,
+        runs=runs,
+        diff=diff,
+        log=_tail(files.place / "run.log") if stopped else None,
+        attempts=files.attempts(),
+        calls=tuple(map(_request, calls)),
+        usage=costs.known(state.header, trial.usage),
+        missing=tuple(files.missing),
+        folder=str(files.place),
+    )
 
 
-def _calls(folder: Path, number: int, expected: int, missing: list[str]) -> list[Call]:
-    """The requests for this trial, of which the ledger has `expected`."""
-    path, calls = folder / night_folder.CALLS, []
-    try:
-        calls = [call for call in llm_calls.read(path) if call.trial == number]
-    except NightlyError as error:
-        missing.append(str(error))
-    if len(calls) < expected:
-        missing.append(
-            f"{expected - len(calls)} of the {expected} requests are not in {night_folder.CALLS}"
+def _in_flight(state: NightState, files: _Files, started: dict[str, Any]) -> TrialStory:
+    """The trial of the ledger's event `started`."""
+    idea = files.idea() or Idea(started["summary"], started["proposer"])
+    calls = files.calls(0)
+    diff = files.diff(None)
+    unknown: dict[str, Any] = dict.fromkeys(JUDGED)
+    return TrialStory(
+        **_night(state),
+        k=started["trial"],
+        **unknown,
+        **vars(idea),
+        state="in flight",
+        parent=started["parent"],
+        commit=None,
+        runs=(),
+        diff=diff,
+        log=None,
+        attempts=files.attempts(),
+        calls=tuple(map(_request, calls)),
+        usage=costs.known(state.header, costs.of_calls(calls)),
+        missing=tuple(files.missing),
+        folder=str(files.place),
+    )
+
+
+def _night(state: NightState) -> dict[str, Any]:
+    base = state.baseline.val_bpb if state.baseline else None
+    return {"tag": state.header.tag, "baseline": base, "champion": state.champion_bpb}
+
+
+class _Files:
+    """What one trial has left in the night's folder; `missing` names what was lost."""
+
+    def __init__(self, folder: Path, root: Path, number: int) -> None:
+        self.place = folder / "trials" / str(number)
+        self.missing: list[str] = []
+        self._folder = folder
+        self._root = root
+        self._number = number
+
+    def idea(self) -> Idea | None:
+        """Of the proposal that is waiting for a verdict; None if that was lost."""
+        try:
+            waiting = trial_folder.read_proposal(self.place)
+        except NightlyError as error:
+            self.missing.append(str(error))
+            return None
+        return waiting.proposal.idea if waiting else None
+
+    def calls(self, expected: int) -> list[Call]:
+        """The requests for this trial, of which the ledger counts `expected`."""
+        calls: list[Call] = []
+        try:
+            calls += llm_calls.read(self._folder / night_folder.CALLS, {self._number})
+        except NightlyError as error:
+            self.missing.append(str(error))
+        if lost := max(expected - len(calls), 0):
+            self.missing.append(
+                f"{lost} of the {expected} requests are not in {night_folder.CALLS}"
+            )
+        return calls
+
+    def runs(self, trial: Trial) -> tuple[Run, ...]:
+        """Each seed's run; where result.json was lost, the ledger's scores."""
+        try:
+            if runs := trial_folder.read_runs(self.place):
+                return tuple(map(_run, runs))
+            lost = "result.json is gone"
+        except NightlyError as error:
+            lost = str(error)
+        if trial.seeds:
+            self.missing.append(f"{lost}; it had the runs' curves and figures")
+        scored = itertools.zip_longest(trial.seeds, trial.scores)
+        return tuple(Run(seed, val_bpb=score) for seed, score in scored)
+
+    def diff(self, trial: Trial | None) -> str | None:
+        """The patch, from the trial's file or from git."""
+        if (patch := _read(self.place / "patch.diff")) is not None:
+            return patch
+        if not (trial and trial.commit):
+            self.missing.append("patch.diff is gone")
+            return None
+        options = ("-p", "--text", "--no-ext-diff", "--no-textconv", "--no-color")
+        commits = (trial.parent, trial.commit)
+        try:
+            found = git_plumbing.run_bytes(self._root, "diff-tree", *options, *commits, "--", TRAIN)
+        except NightlyError as error:
+            self.missing.append(f"patch.diff is gone, and git does not have it either: {error}")
+            return None
+        return found.decode("utf-8", "replace")
+
+    def attempts(self) -> tuple[Attempt, ...]:
+        """The versions that crashed before the one that was judged, in their order."""
+        found = [path for path in (self.place / "attempts").glob("*") if path.name.isdecimal()]
+        return tuple(
+            Attempt(
+                n=int(path.name),
+                diff=_read(path / "patch.diff"),
+                log=_tail(path / "run.log"),
+                folder=str(path),
+            )
+            for path in sorted(found, key=lambda path: int(path.name))
         )
-    return calls
 
 
-def _runs(place: Path, trial: Trial, missing: list[str]) -> list[dict[str, Any]]:
-    """Each seed's run, with its curve at POINTS equal parts of the training; of a lost file, the ledger's scores."""
-    try:
-        if runs := trial_folder.read_runs(place):
-            return [_run(run) for run in runs]
-        lost = "result.json is gone"
-    except NightlyError as error:
-        lost = str(error)
-    if trial.seeds:
-        missing.append(f"{lost}; the runs' curves and figures were in it")
-    return [
-        {
-            **dict.fromkeys((*MEASURED, "tokens_per_second")),
-            "seed": seed,
-            "val_bpb": score,
-            "curve": [],
-        }
-        for seed, score in itertools.zip_longest(trial.seeds, trial.scores)
-    ]
-
-
-def _run(run: RunResult) -> dict[str, Any]:
+def _run(run: RunResult) -> Run:
     last = len(run.curve) - 1
     points = range(POINTS) if last >= POINTS else range(last + 1)
-    return {
+    return Run(
         **{name: getattr(run, name) for name in MEASURED},
-        "tokens_per_second": run.tokens / run.seconds if run.tokens and run.seconds else None,
-        "curve": [run.curve[round(i * last / max(len(points) - 1, 1))] for i in points],
-    }
-
-
-def _diff(place: Path, root: Path, trial: Trial | None, missing: list[str]) -> str | None:
-    """The patch: the trial's file, or what git has."""
-    if (patch := _read(place / "patch.diff")) is not None:
-        return patch
-    try:
-        if trial and trial.commit:
-            options = ("-p", "--text", "--no-ext-diff", "--no-textconv", "--no-color")
-            found = git_plumbing.run_bytes(
-                root, "diff-tree", *options, trial.parent, trial.commit, "--", TRAIN
-            )
-            return found.decode("utf-8", "replace")
-        missing.append("patch.diff is gone")
-    except NightlyError as error:
-        missing.append(f"patch.diff is gone, and git has it no more: {error}")
-    return None
-
-
-def _attempts(folder: Path) -> list[dict[str, Any]]:
-    """The tries that crashed before the one that was judged."""
-    found = sorted(
-        (path for path in folder.glob("*") if path.name.isdecimal()),
-        key=lambda path: int(path.name),
+        tokens_per_second=run.tokens / run.seconds if run.tokens and run.seconds else None,
+        curve=tuple(run.curve[round(i * last / max(len(points) - 1, 1))] for i in points),
     )
-    return [
-        {
-            "n": int(path.name),
-            "diff": _read(path / "patch.diff"),
-            "log": _tail(path / "run.log"),
-            "folder": str(path),
-        }
-        for path in found
-    ]
+
+
+def _request(call: Call) -> Request:
+    return Request(
+        **{field.name: getattr(call, field.name) for field in dataclasses.fields(Request)}
+    )
 
 
 def _tail(path: Path) -> str | None:

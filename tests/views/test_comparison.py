@@ -122,7 +122,7 @@ def test_a_keep_that_was_stood_in_for_is_not_what_the_money_bought():
     night = comparison.figures(paid)
     assert (night.keeps, night.own_keeps, night.stood_in, night.dollars_per_keep) == (2, 1, 1, 1.0)
     rows = table(paid, SEARCH)
-    assert (rows["stood in for"], rows["per own keep"]) == (["1", "0"], ["$1.00", "-"])
+    assert (rows["stand-ins"], rows["per own keep"]) == (["1", "0"], ["$1.00", "-"])
 
 
 def test_what_an_agent_used_is_unknown():
@@ -216,8 +216,8 @@ def test_a_flops_budget_has_no_slack():
 def test_nights_without_a_baseline_are_not_comparable():
     unknown = make_night(baseline=None)
     assert comparison.obstacles([comparison.figures(unknown)] * 2) == [
-        "Not comparable: unknown data or metric: llm1, llm1: not on record",
-        "Not comparable: unknown hardware: llm1, llm1: not on record",
+        "Not comparable: unknown data or metric: llm1, llm1: not recorded",
+        "Not comparable: unknown hardware: llm1, llm1: not recorded",
     ]
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from tasks import text
-from tasks.usage import Usage
+from tasks.usage import Usage, total
 from tasks.views import costs
 from tests.trials import crash, keep, make_call, make_header, make_state, make_trial
 
@@ -14,26 +14,26 @@ UNPRICED = Usage(calls=1, prompt_tokens=10, completion_tokens=2, dollars=None)
 
 
 def test_nothing_costs_nothing():
-    assert costs.total([]) == costs.of_calls([]) == Usage()
+    assert total([]) == costs.of_calls([]) == Usage()
 
 
 def test_a_total_is_the_sum():
-    assert costs.total([SPENT, SPENT]) == Usage(
+    assert total([SPENT, SPENT]) == Usage(
         calls=6, prompt_tokens=2000, completion_tokens=400, dollars=1.0
     )
 
 
 def test_a_total_with_an_unknown_price_is_unknown():
-    assert costs.total([SPENT, UNPRICED, SPENT]) == Usage(
+    assert total([SPENT, UNPRICED, SPENT]) == Usage(
         calls=7, prompt_tokens=2010, completion_tokens=402, dollars=None
     )
 
 
 def test_a_night_has_spent_what_its_decided_trials_cost():
     state = make_state(make_trial(1, usage=SPENT), crash(2, usage=SPENT), make_trial(3))
-    assert costs.of_night(state) == costs.total([SPENT, SPENT])
+    assert costs.of_night(state) == total([SPENT, SPENT])
     pending = dataclasses.replace(state, pending=make_trial(4, usage=SPENT))
-    assert costs.of_night(pending) == costs.total([SPENT] * 3)
+    assert costs.of_night(pending) == total([SPENT] * 3)
 
 
 def test_a_request_without_an_answer_costs_nothing():

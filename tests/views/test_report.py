@@ -106,7 +106,7 @@ def test_a_keep_that_is_simpler_but_worse_is_not_called_better():
 
 
 def test_a_night_without_a_keep_says_so():
-    assert "Nothing was kept: the baseline stands at 1.650000" in report.markdown(
+    assert "Nothing was kept: the baseline has 1.650000" in report.markdown(
         make_state(make_trial())
     )
     assert "git merge" not in report.markdown(make_state(make_trial()))
@@ -114,7 +114,7 @@ def test_a_night_without_a_keep_says_so():
 
 def test_a_night_that_is_not_over_says_how_to_go_on():
     text = report.markdown(make_state(make_trial(), finished=None, in_flight=2))
-    assert "not over (trial 2 is under way)" in text
+    assert "not over: trial 2 has started" in text
     assert "./run resume nov21" in text
 
 
@@ -153,7 +153,7 @@ def test_what_is_unknown_is_a_dash_and_never_none_or_zero():
 def test_trust_tells_of_noise_runs_selection_audit_and_isolation():
     text = report.markdown(make_state(keep(score=1.6)))
     for said in (
-        "sd 0.01",
+        "(sd) of 0.01",
         "3 runs (seeds 1, 2, 3)",
         "mean of 1 run: 1.600000",
         "Selection:",
@@ -165,17 +165,17 @@ def test_trust_tells_of_noise_runs_selection_audit_and_isolation():
 @pytest.mark.parametrize(
     ("trials", "said"),
     [
-        ((make_trial(),), "no score came near a keep"),
+        ((make_trial(),), "no trial came near a keep"),
         (
             (keep(audit_gap=0.0), make_trial(2)),
-            "in 1 of 2 trials. 0 failed it; the claims of the rest were at most 0.000000",
+            "in 1 of 2 trials. 0 failed; the other claims were at most 0.000000",
         ),
         (
             (keep(audit_gap=2e-5), crash(2, status="audit_failed", audit_gap=3.0)),
-            "1 failed it; the claims of the rest were at most 0.000020",
+            "1 failed; the other claims were at most 0.000020",
         ),
-        ((crash(status="audit_failed", audit_gap=3.0),), "1 failed it."),
-        ((keep(), keep(2, audit_gap=0.0)), "NOT DONE for what was kept (trial 1)"),
+        ((crash(status="audit_failed", audit_gap=3.0),), "1 failed."),
+        ((keep(), keep(2, audit_gap=0.0)), "NOT DONE for kept trial 1."),
     ],
 )
 def test_trust_tells_what_was_audited(trials, said):
@@ -186,8 +186,9 @@ def test_a_night_that_asked_a_model_says_what_it_cost():
     text = report.markdown(STATES["of a model"])
     for said in (
         "## What it cost",
-        "- Requests to a language model, for these trials: 5. Tokens: 25,600, 24,000 of prompts and 1,600 of answers.",
-        "- Dollars: $1.50, $1.50 for each keep of the model's own.",
+        "- Language model: 5 requests for these trials, 25,600 tokens (24,000 in prompts, 1,600 in "
+        "answers).",
+        "- Cost: $1.50, $1.50 for each keep by the model.",
         "- Proposals by outcome of their last request: ok 2, timeout 1.",
         "- Keeps by kind: optimizer 1, knobs 1.",
         "- tpe stood in for the model in 3 of its 5 trials (60%):\n"
@@ -201,7 +202,7 @@ def test_a_night_without_prices_says_that_its_cost_is_unknown():
     text = report.markdown(
         make_state(keep(1, proposer="llm", usage=Usage(1, 10, 10, None)), header=ASKING)
     )
-    assert "- Dollars: unknown: no prices in the profile.\n" in text
+    assert "- Cost: unknown, because the profile has no prices.\n" in text
     assert "$" not in text
 
 
@@ -217,7 +218,7 @@ def test_a_model_without_a_keep_of_its_own_has_no_price_of_one():
             make_trial(1, proposer="llm", outcome="ok", usage=SPENT), stand_in, header=ASKING
         )
     )
-    assert "- Dollars: $0.75.\n" in text
+    assert "- Cost: $0.75.\n" in text
 
 
 def test_the_trials_that_are_tpes_in_a_mixed_night_are_nobodys_stand_ins():
@@ -232,7 +233,7 @@ def test_the_trials_that_are_tpes_in_a_mixed_night_are_nobodys_stand_ins():
         "- tpe stood in for the model in 1 of its 2 trials (50%):\n  - 1 trial (4): timeout: x\n"
         in text
     )
-    assert "$0.75 for each keep of the model's own" in text
+    assert "$0.75 for each keep by the model" in text
 
 
 def test_an_endpoints_words_are_text_and_not_endless():
@@ -260,14 +261,14 @@ def test_what_an_agent_cost_is_unknown_and_what_it_did_is_said():
     text = report.markdown(make_state(*trials, header={"proposer": "command"}))
     for said in (
         "## What it cost",
-        "- Dollars and tokens: unknown: the command has an account of its own.",
+        "- Cost and tokens: unknown, because the command uses an account of its own.",
         "- Proposals by outcome: ok 1, unfit 1, timeout 1.",
         "- Keeps by kind: schedule 1.",
         "- tpe stood in for the command in 1 of its 3 trials (33%):\n  - 1 trial (3): the command was not done after 600 s\n",
     ):
         assert said in text
     assert "$" not in text
-    assert "equests to a language model" not in text
+    assert "Language model" not in text
 
 
 def test_the_table_says_who_proposed_where_there_were_several():

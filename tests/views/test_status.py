@@ -1,4 +1,4 @@
-"""What `./run status` says of a night is true: while it runs, after its end, and however it ended."""
+"""`./run status` tells the truth about a night: while it runs and however it has ended."""
 
 import contextlib
 import dataclasses
@@ -56,9 +56,22 @@ def night(tmp_path):
     return make
 
 
+<<<<<<< HEAD
 DEAD = {
     "process": dataclasses.replace(ProcessId.current(), started=1)
 }  # another process had this pid
+=======
+def describe(folder) -> dict:
+    """The night as `--json` prints it."""
+    return json.loads(json.dumps(dataclasses.asdict(status.describe(folder))))
+
+
+def text(folder) -> str:
+    return status.text(status.describe(folder))
+
+
+DEAD = {"born": 1}  # another process had this pid
+>>>>>>> 09a6ff9 (Views: frozen records for status and a trial's story, one function a concern, plain English; the keys of --json stay)
 
 
 @pytest.mark.parametrize(
@@ -95,22 +108,22 @@ DEAD = {
     ],
 )
 def test_the_state_is_what_ledger_and_heartbeat_say_together(night, events, changes, word):
-    assert status.describe(night(events, **changes))["state"] == word
+    assert describe(night(events, **changes))["state"] == word
 
 
 def test_a_night_whose_process_only_winds_up_is_not_running(night):
-    told = status.describe(night(FINISHED, phase="over"))
+    told = describe(night(FINISHED, phase="over"))
     assert (told["state"], told["phase"], told["phase_seconds"]) == ("finished", None, None)
 
 
 def test_the_phase_is_the_live_processs_own(night):
-    told = status.describe(night(APPLIED))
+    told = describe(night(APPLIED))
     assert told["phase"] == "trial 2, seed 1: training"
     assert told["phase_seconds"] >= 7.0
 
 
 def test_a_dead_process_has_no_phase(night):
-    assert status.describe(night(APPLIED, **DEAD))["phase"] is None
+    assert describe(night(APPLIED, **DEAD))["phase"] is None
 
 
 @pytest.mark.parametrize(
@@ -118,7 +131,7 @@ def test_a_dead_process_has_no_phase(night):
     [(MEASURED, None), (ONE_KEPT[:3], 1), (ONE_KEPT, 1), (APPLIED, None), (FINISHED, None)],
 )
 def test_the_trial_is_the_one_between_its_start_and_git(night, events, trial):
-    assert status.describe(night(events))["trial"] == trial
+    assert describe(night(events))["trial"] == trial
 
 
 @pytest.mark.parametrize(
@@ -126,7 +139,7 @@ def test_the_trial_is_the_one_between_its_start_and_git(night, events, trial):
     [(MEASURED, 1.65, "c0", 0), (ONE_KEPT, 1.65, "c0", 0), (APPLIED, 1.5, "c1", 1)],
 )
 def test_the_champion_is_what_git_has(night, events, bpb, commit, kept):
-    told = status.describe(night(events))
+    told = describe(night(events))
     assert (told["champion"], told["champion_commit"], told["kept"]) == (
         pytest.approx(bpb),
         commit,
@@ -135,7 +148,7 @@ def test_the_champion_is_what_git_has(night, events, bpb, commit, kept):
 
 
 def test_before_the_baseline_there_is_no_champion(night):
-    told = status.describe(night(MEASURED[:1]))
+    told = describe(night(MEASURED[:1]))
     assert (told["baseline"], told["champion"], told["champion_commit"], told["trials"]) == (
         None,
         None,
@@ -145,16 +158,17 @@ def test_before_the_baseline_there_is_no_champion(night):
 
 
 def test_the_budget_used_is_the_later_of_ledger_and_heartbeat(night):
-    told = status.describe(night(APPLIED, **DEAD))
+    told = describe(night(APPLIED, **DEAD))
     assert told["budget"]["trials"] == {"used": 1, "of": 4}
     assert told["budget"]["hours"] == {"used": 0.1, "of": 2.0}
 
 
 def test_a_night_that_asks_no_model_spends_nothing_and_says_nothing_of_it(night):
-    told = status.describe(night(APPLIED))
+    folder = night(APPLIED)
+    told = describe(folder)
     assert told["budget"]["tokens"] == {"used": 0, "of": None}
     assert told["budget"]["dollars"] == {"used": 0.0, "of": None}
-    assert "tokens" not in status.text(told)
+    assert "tokens" not in text(folder)
 
 
 CAPS = {"tokens": 500_000, "dollars": 5.0, "prompt_price": 1.0, "completion_price": 2.0}
@@ -182,37 +196,36 @@ def test_what_was_spent_is_of_the_decided_trials_and_of_those_on_the_way(night, 
         make_call(3, 1, dollars=0.1),
     ]  # 3 is thought ahead
     write_calls(folder / night_folder.CALLS, *calls)
-    told = status.describe(folder)
+    told = describe(folder)
     assert told["budget"]["tokens"] == {"used": 21_000 + 2 * 10_500, "of": 500_000}
     assert told["budget"]["dollars"] == {"used": pytest.approx(0.05 + 0.025 + 0.1), "of": 5.0}
-    assert "language model: 42,000 of 500,000 tokens used; cost: $0.17 of $5.00" in status.text(
-        told
-    )
+    assert "language model: 42,000 of 500,000 tokens used; cost: $0.17 of $5.00" in text(folder)
 
 
 def test_a_cost_without_prices_is_unknown_and_a_lost_log_of_requests_takes_nothing_back(night):
-    told = status.describe(night(asking(Usage(2, 20_000, 1000, None))))
+    folder = night(asking(Usage(2, 20_000, 1000, None)))
+    told = describe(folder)
     assert told["budget"]["tokens"] == {"used": 21_000, "of": 500_000}
     assert told["budget"]["dollars"]["used"] is None
-    assert "cost: unknown of $5.00" in status.text(told)
+    assert "cost: unknown of $5.00" in text(folder)
 
 
 def test_a_live_night_has_used_the_time_since_its_heartbeat_too(night):
-    told = status.describe(night(APPLIED, time=time.time() - 3600.0))
+    told = describe(night(APPLIED, time=time.time() - 3600.0))
     assert told["budget"]["hours"]["used"] == pytest.approx(1.1, abs=0.01)
 
 
 def test_the_seconds_left_are_those_of_the_trials_left(night):
-    assert status.describe(night(APPLIED))["seconds_left"] == 3 * 20.0
+    assert describe(night(APPLIED))["seconds_left"] == 3 * 20.0
 
 
 def test_the_seconds_left_are_no_more_than_the_hours_left(night):
-    told = status.describe(night(APPLIED, used_seconds=2 * 3600.0 - 10.0, **DEAD))
+    told = describe(night(APPLIED, used_seconds=2 * 3600.0 - 10.0, **DEAD))
     assert told["seconds_left"] == 10.0
 
 
 def test_a_finished_night_has_no_seconds_left(night):
-    assert status.describe(night(FINISHED))["seconds_left"] == 0
+    assert describe(night(FINISHED))["seconds_left"] == 0
 
 
 @pytest.mark.parametrize(
@@ -235,45 +248,71 @@ def test_a_finished_night_has_no_seconds_left(night):
     ],
 )
 def test_the_last_error_is_said(night, events, changes, error):
-    assert status.describe(night(events, **changes))["last_error"] == error
+    assert describe(night(events, **changes))["last_error"] == error
 
 
 @pytest.mark.parametrize("events", [MEASURED, APPLIED, FINISHED])
-def test_a_process_that_is_gone_without_a_word_is_said_with_what_it_was_at(night, events):
-    said = status.describe(night(events, **DEAD))["last_error"]
-    assert (
-        said
-        == f"its process {os.getpid()} on {platform.node()} ended without a word, in the middle of: trial 2, seed 1: training"
-    )
+def test_a_process_that_died_is_named_with_what_it_was_doing(night, events):
+    who = f"its process {os.getpid()} on {platform.node()}"
+    error = describe(night(events, **DEAD))["last_error"]
+    assert error == f"{who} died during: trial 2, seed 1: training"
 
 
 def test_a_night_without_a_heartbeat_is_not_alive(night):
     folder = night(APPLIED)
     (folder / night_folder.PULSE).unlink()
-    told = status.describe(folder)
+    told = describe(folder)
     assert (told["state"], told["process"], told["phase"]) == ("interrupted", None, None)
 
 
 @pytest.mark.parametrize(("changes", "told"), [(DEAD, True), ({}, False)])
 def test_a_person_is_told_how_to_go_on_where_that_is_due(night, changes, told):
-    text = status.text(status.describe(night(APPLIED, **changes)))
-    assert ("`./run resume nov21` goes on with it" in text) is told
+    said = text(night(APPLIED, **changes))
+    assert ("`./run resume nov21` resumes it" in said) is told
 
 
-def test_all_of_it_is_json(night):
-    assert json.loads(json.dumps(status.describe(night(APPLIED))))["tag"] == "nov21"
+def test_the_keys_of_json_are_what_programs_rely_on(night):
+    told = describe(night(APPLIED))
+    assert list(told) == [
+        *("tag", "baseline", "champion", "trials", "state", "phase", "phase_seconds", "trial"),
+        *("in_flight", "seconds_left", "champion_commit", "kept", "budget", "last_error"),
+        *("stopped", "finished", "process", "updated"),
+    ]
+    assert list(told["trials"][0]) == ["k", "status", "verdict", "reason", "val_bpb", "commit"]
+    assert {name: list(quota) for name, quota in told["budget"].items()} == dict.fromkeys(
+        ("trials", "hours", "tokens", "dollars"), ["used", "of"]
+    )
+    assert list(told["process"]) == ["host", "pid", "heartbeat_age"]
+
+
+def test_a_person_reads_it_in_a_few_lines(night):
+    said = text(night(APPLIED, **DEAD)).splitlines()
+    assert said == [
+        "night nov21: interrupted: 1 of 4 trials done, 1 kept; 0.10 of 2 hours used",
+        f"last error: its process {os.getpid()} on {platform.node()} died during: "
+        "trial 2, seed 1: training",
+        "`./run resume nov21` resumes it",
+        "baseline 1.650000, champion 1.500000 (c1)",
+    ]
+
+
+def test_a_running_night_says_what_it_is_doing(night):
+    said = text(night(APPLIED)).splitlines()
+    assert said[1] == (
+        f"now: trial 2, seed 1: training, for 7 s; about 1 minute left (pid {os.getpid()})"
+    )
 
 
 def test_damaged_requests_leave_the_cost_unknown_and_the_rest_as_it_is(night):
     folder = night(APPLIED)
     (folder / night_folder.CALLS).write_text("{}\n")
-    told = status.describe(folder)
+    told = describe(folder)
     assert (told["state"], told["budget"]["tokens"]["used"], told["budget"]["dollars"]["used"]) == (
         "running",
         None,
         None,
     )
-    assert "model" not in status.text(told)
+    assert "model" not in text(folder)
 
 
 # One real night through its ups and downs
@@ -315,7 +354,7 @@ def follow(night, folder, until):
     while night.poll() is None and not (seen and until(seen[-1][1])):
         before = lines(folder)
         if before:
-            seen.append((before, status.describe(folder), lines(folder)))
+            seen.append((before, describe(folder), lines(folder)))
         time.sleep(0.02)
     return seen
 
