@@ -36,9 +36,9 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SQLite store of MLflow, to be copied: a new one costs seconds."""
-    from tasks.views.mlflow_client import speaking_to
+    from tasks.views.mlflow_client import connect
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    with speaking_to(f"sqlite:///{path}") as client:
+    with connect(f"sqlite:///{path}") as client:
         client.search_experiments()
     return path

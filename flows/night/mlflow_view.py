@@ -43,10 +43,10 @@ class MlflowView:
         self._done: Done | None = None
         self._job: PrefectFuture[Done] | None = None
 
-    def follow(self, state: NightState, patience: float = PATIENCE) -> None:
+    def follow(self, state: NightState, patience: float) -> None:
         """Writes what MLflow lacks, and waits `patience` seconds for it.
 
-        Raises NightlyError if MLflow did not take it, whatever went wrong.
+        Raises NightlyError if that failed, for whatever reason.
         """
         with contextlib.suppress(NightlyError):  # of a job for an earlier state
             self._collect(0.0)
@@ -84,12 +84,12 @@ class MlflowView:
             _result(ending, LAST_PATIENCE)
         except TimeoutError:
             raise NightlyError(
-                f"MLflow did not take the night's end within {LAST_PATIENCE:.0f} s"
+                f"MLflow did not record the night's end within {LAST_PATIENCE:.0f} s"
             ) from None
 
 
 def _result(job: PrefectFuture[T], patience: float) -> T:
-    """A job's result. Raises TimeoutError while it runs, NightlyError if it failed, however.
+    """A job's result. Raises TimeoutError while it runs, NightlyError if it failed.
 
     MLflow raises more than its own exceptions: a changed private API, a run that somebody edited.
     """
@@ -102,7 +102,7 @@ def _result(job: PrefectFuture[T], patience: float) -> T:
 
 
 def _retry(write: Callable[[], None], until: float) -> None:
-    """Repeats `write` until MLflow takes it or time.monotonic() reaches `until`."""
+    """Repeats `write` until MLflow accepts it or time.monotonic() reaches `until`."""
     while True:
         try:
             return write()
@@ -120,12 +120,11 @@ def catch_up(night: Night, state: NightState, done: Done | None) -> Done:
 
 def log_missing(night: Night, state: NightState, done: Done | None) -> Done:
     """`catch_up` without Prefect."""
-    home = night.bench.home
-    uri, artifacts = state_home.mlflow_uri(home), home / "mlartifacts"
+    store = _store(night)
     if done is None:
-        mlflow_client.make_if_missing(uri)
-        tracking.log_baseline(uri, artifacts, state, night.baseline.runs)
-        done = tracking.finished_trials(uri, artifacts, state)
+        mlflow_client.make_if_missing(store.uri)
+        tracking.log_baseline(store, state, night.baseline.runs)
+        done = tracking.finished_trials(store, state)
     missing = [trial for trial in state.trials if trial.number not in done]
     asked = any(trial.usage.calls for trial in missing)
     calls = _calls(night, {trial.number for trial in missing}) if asked else ()
@@ -133,18 +132,20 @@ def log_missing(night: Night, state: NightState, done: Done | None) -> Done:
         folder = night.trial_folder(trial.number)
         runs = trial_folder.read_runs(folder)
         its_calls = [call for call in calls if call.trial == trial.number]
-        tracking.log_trial(uri, artifacts, state, trial, runs, folder, its_calls)
+        tracking.log_trial(store, state, trial, runs, folder, its_calls)
     return done | {trial.number for trial in state.trials}
 
 
 @task(name="finish-night-in-mlflow", cache_policy=NO_CACHE)
 def finish_night(night: Night, state: NightState) -> None:
     """Logs the report, the chart, the table and the calls of no trial, and ends the night's run."""
-    home = night.bench.home
     unused = _calls(night, {0, len(state.trials) + 1})  # pings, and a proposal that was not run
-    tracking.finish_night(
-        state_home.mlflow_uri(home), home / "mlartifacts", state, night.folder, unused
-    )
+    tracking.finish_night(_store(night), state, night.folder, unused)
+
+
+def _store(night: Night) -> mlflow_client.Store:
+    home = night.bench.home
+    return mlflow_client.Store(state_home.mlflow_uri(home), home / "mlartifacts")
 
 
 def _calls(night: Night, trials: set[int]) -> tuple[Call, ...]:

@@ -21,7 +21,7 @@ from prefect.exceptions import Abort
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, temporary_settings
 
 from flows import state_home
-from flows.night.mlflow_view import MlflowView
+from flows.night import mlflow_view
 from flows.night.night import Night
 from tasks.cache import unscanned
 from tasks.errors import NightlyError
@@ -85,12 +85,12 @@ class Views:
     def __init__(self, night: Night, pulse: heartbeat.Pulse) -> None:
         self._night = night
         self._pulse = pulse
-        self._mlflow = MlflowView(night)
+        self._mlflow = mlflow_view.MlflowView(night)
         self._failures: dict[str, str] = {}  # by view
 
     def show(self, state: NightState) -> None:
         """The baseline and every applied trial so far, in MLflow and in the night's table."""
-        self._try("MLflow", lambda: self._mlflow.follow(state))
+        self._try("MLflow", lambda: self._mlflow.follow(state, mlflow_view.PATIENCE))
         self._try("Prefect", lambda: _send_table(state))
 
     def show_end(self, state: NightState) -> None:

@@ -7,6 +7,7 @@ leaves no half-made store.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import subprocess
 import sys
@@ -41,8 +42,16 @@ MAKE = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """Where MLflow keeps a night's runs."""
+
+    uri: str
+    artifacts: Path  # folder for the files of a SQLite store's runs; a server has its own place
+
+
 @contextlib.contextmanager
-def speaking_to(uri: str) -> Iterator[MlflowClient]:
+def connect(uri: str) -> Iterator[MlflowClient]:
     """A client of MLflow at `uri`.
 
     Raises NightlyError for any exception in the block: MLflow raises SQLAlchemy's and requests'

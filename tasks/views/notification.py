@@ -1,8 +1,9 @@
-"""What a night tells people: one POST to the address in NIGHTLY_WEBHOOK, one Prefect event that automations can act on.
+"""A night's notices: a POST to the address in NIGHTLY_WEBHOOK, and a Prefect event for automations.
 
-Both are for people who are not looking, so neither may hold the night up: the event is only queued, and the POST has five
-seconds, whatever its receiver does. The address is a secret (Slack's has its token in the path): no message shows more of
-it than the host. A receiver's answer is not read, and its redirects are not followed: they could lead anywhere.
+Neither may delay the night: the event is only queued, and the POST has five seconds, whatever its
+receiver does. The address is a secret (Slack's has its token in the path), so messages show no more
+of it than the host. The receiver's answer is not read, and its redirects are not followed: they
+could lead anywhere.
 """
 
 from __future__ import annotations
@@ -19,60 +20,60 @@ from typing import Any, Literal
 import requests
 
 from tasks.errors import NightlyError, UsageError
-from tasks.text import one_line
+from tasks.text import cut, one_line
 
 Kind = Literal["failed", "finished", "new-champion"]
 
 SETTING = "NIGHTLY_WEBHOOK"
-PATIENCE = 5.0  # seconds for the whole POST: names, connections and a receiver that drips are not bounded by requests
-TIMEOUT = (
-    2.0,
-    4.0,
-)  # seconds to connect, and to the answer: as a rule these end it first, and say more
+# Seconds for the whole POST: requests has no limit for look-ups of names, several connections and a
+# receiver that answers byte by byte.
+PATIENCE = 5.0
+# Seconds to connect, and to the answer: normally one of these ends it first, and says more.
+TIMEOUT = (2.0, 4.0)
 LONGEST = 1900  # characters: Discord refuses a message of more than 2000
 HEADERS = {"Content-Type": "application/json", "User-Agent": "nightly-research"}
 
 
 def check() -> None:
-    """Raises UsageError if NIGHTLY_WEBHOOK is set and is no address to send to; said when a night opens, not when it ends."""
+    """Raises UsageError if NIGHTLY_WEBHOOK is set and is not an address to send to.
+
+    Called when a night opens, so that nobody learns of it at the night's end.
+    """
     _address()
 
 
 def send(kind: Kind, tag: str, text: str, facts: Mapping[str, object]) -> None:
-    """Tells of a night: emits the event `nightly-research.night.<kind>`, then posts to NIGHTLY_WEBHOOK if it is set.
+    """Emits the event `nightly-research.night.<kind>`, then posts to NIGHTLY_WEBHOOK if it is set.
 
     Args:
         kind: what happened.
         tag: the night.
-        text: for people; a line or a few. What a candidate or a proposer wrote may be in it: it can mention nobody.
-        facts: for programs, JSON values by name. Scores are in bits per byte, None where there is none.
+        text: for people, a line or a few. It may quote a candidate or a proposer, who can mention
+            nobody with it.
+        facts: for programs, JSON values by name. Scores are in bits per byte, None where there is
+            none.
 
     Raises:
-        NightlyError: the webhook did not take it, within five seconds; the text names its host only. The night goes on.
-        UsageError: NIGHTLY_WEBHOOK is no http or https address.
+        NightlyError: the webhook did not accept it within five seconds; the text names its host.
+        UsageError: NIGHTLY_WEBHOOK is not an http or https address.
     """
     plain = {name: _plain(value) for name, value in facts.items()}
-    shown = "\n".join(map(one_line, text.splitlines()))
-    shown = shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 3]}..."
+    shown = cut("\n".join(map(one_line, text.splitlines())), LONGEST)
     _emit(kind, tag, {"night": tag, "text": shown, "facts": plain})
     if address := _address():
         _post(address, _body(kind, tag, shown, plain))
 
 
 def _body(kind: Kind, tag: str, shown: str, facts: dict[str, Any]) -> bytes:
-    """One JSON object that Slack and Mattermost (`text`), Discord (`content`) and a program (the rest) each understand.
+    """JSON that Slack and Mattermost (`text`), Discord (`content`) and programs understand.
 
-    `text` is escaped as Slack asks for (api.slack.com/reference/surfaces/formatting), which Markdown reads the same, so that
-    a candidate's "<!channel>" stays text; a zero-width space keeps Mattermost's "@all" one, `allowed_mentions` Discord's.
+    `text` is escaped as Slack asks for (api.slack.com/reference/surfaces/formatting), which
+    Markdown reads the same, so that a candidate's "<!channel>" stays text. A zero-width space does
+    that to Mattermost's "@all", and `allowed_mentions` to Discord's.
     """
-    quiet = (
-        shown.replace("&", "&amp;")
-        .replace("<", "&lt;")
-        .replace(">", "&gt;")
-        .replace("@", "@\u200b")
-    )
+    escaped = shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     body = {
-        "text": quiet,
+        "text": escaped.replace("@", "@\u200b"),
         "content": shown,
         "allowed_mentions": {"parse": []},
         "kind": kind,
@@ -83,7 +84,7 @@ def _body(kind: Kind, tag: str, shown: str, facts: dict[str, Any]) -> bytes:
 
 
 def _plain(value: object) -> Any:
-    """As JSON has it: no NaN, and of anything else than a number, a text or a truth value, its text."""
+    """A JSON value: no NaN, and text for anything but a number or a truth value."""
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
@@ -92,18 +93,17 @@ def _plain(value: object) -> Any:
 
 
 def _emit(kind: Kind, tag: str, payload: dict[str, Any]) -> None:
-    """Queues the event. Prefect adds the flow run that this is called in, and drops the event if its server is away."""
-    from prefect.events import (
-        emit_event,  # here, because it takes seconds that `check` need not wait for
-    )
+    """Queues the event. Prefect adds the current flow run, and drops it if its server is down."""
+    from prefect.events import emit_event  # slow: `check` need not wait for it
     from prefect.settings import PREFECT_API_URL
 
-    if PREFECT_API_URL.value():  # without one, Prefect would start a server of its own for this
-        resource = {
-            "prefect.resource.id": f"nightly-research.night.{tag}",
-            "prefect.resource.name": tag,
-        }
-        emit_event(f"nightly-research.night.{kind}", resource, payload=payload)
+    if not PREFECT_API_URL.value():  # Prefect would start a server of its own for this
+        return
+    resource = {
+        "prefect.resource.id": f"nightly-research.night.{tag}",
+        "prefect.resource.name": tag,
+    }
+    emit_event(f"nightly-research.night.{kind}", resource, payload=payload)
 
 
 def _address() -> str | None:
@@ -117,32 +117,37 @@ def _address() -> str | None:
         good = False
     if not good or not address.isascii() or any(character.isspace() for character in address):
         raise UsageError(
-            f"{SETTING} is no address that a night could send to (it may hold a secret and is not shown): "
-            "set it to a whole http:// or https:// address, or unset it"
+            f"{SETTING} is not an address that a night can send to (it may be a secret and is not "
+            "shown): set it to a whole http:// or https:// address, or unset it"
         )
     return address
 
 
 def _post(address: str, body: bytes) -> None:
-    host, problems = (
-        urllib.parse.urlsplit(address).hostname,
-        [f"gave no answer within {PATIENCE:g} s"],
-    )
+    host = urllib.parse.urlsplit(address).hostname
+    problem: str | None = f"gave no answer within {PATIENCE:g} s"
 
     def attempt() -> None:
-        problems[:] = _attempt(address, body)
+        nonlocal problem
+        problem = _attempt(address, body)
 
     thread = threading.Thread(target=attempt, name="nightly-webhook", daemon=True)
     thread.start()
     thread.join(PATIENCE)
-    if found := list(problems):
-        remedy = f"correct {SETTING}, or see to the receiver; the night goes on"
-        raise NightlyError(f"the webhook at {host} {found[0]}: {remedy}")
+    if found := problem:
+        raise NightlyError(
+            f"the webhook at {host} {found}: correct {SETTING} or repair the receiver; the night "
+            "continues"
+        )
 
 
-def _attempt(address: str, body: bytes) -> list[str]:
-    """One request, and what went wrong with it. Its own words are dropped: those of requests and urllib3 hold the address."""
-    quiet, own = logging.getLogger("urllib3.connectionpool"), threading.get_ident()
+def _attempt(address: str, body: bytes) -> str | None:
+    """One request, and what went wrong with it.
+
+    The error's own text is dropped: that of requests and urllib3 contains the address.
+    """
+    quiet = logging.getLogger("urllib3.connectionpool")
+    own = threading.get_ident()
 
     def of_another_thread(record: logging.LogRecord) -> bool:
         return record.thread != own
@@ -152,10 +157,10 @@ def _attempt(address: str, body: bytes) -> list[str]:
         with requests.post(
             address, data=body, headers=HEADERS, timeout=TIMEOUT, allow_redirects=False, stream=True
         ) as answer:
-            return [] if 200 <= answer.status_code < 300 else [f"answered {answer.status_code}"]
+            return None if 200 <= answer.status_code < 300 else f"answered {answer.status_code}"
     except requests.Timeout:
-        return ["gave no answer in time"]
-    except (requests.RequestException, ValueError) as error:
-        return [f"could not be reached ({type(error).__name__})"]
+        return "gave no answer in time"
+    except Exception as error:  # anything else: Python would print it with the address
+        return f"could not be reached ({type(error).__name__})"
     finally:
         quiet.removeFilter(of_another_thread)

@@ -21,6 +21,7 @@ from tasks.history.ledger import Ledger
 from tasks.history.llm_calls import CallLog
 from tasks.records import Baseline, Bench, Candidate, Caps, Dataset
 from tasks.views import chart, notification, report, tracking
+from tasks.views.mlflow_client import Store
 from tests.trials import keep, make_state, make_trial, night_event
 
 FIRST = make_state(make_trial(1), finished=None)
@@ -91,9 +92,9 @@ def run_names(night: Night) -> set[str]:
 
 def add_child(night: Night, tags: dict[str, str]) -> None:
     """A finished run below the night's, as a person makes one in a notebook."""
-    uri, artifacts = f"sqlite:///{night.bench.home}/mlflow.db", night.bench.home / "mlartifacts"
-    tracking.log_baseline(uri, artifacts, FIRST, [])
-    parent = tracking._night(client(night), uri, artifacts, FIRST).info
+    store = Store(f"sqlite:///{night.bench.home}/mlflow.db", night.bench.home / "mlartifacts")
+    tracking.log_baseline(store, FIRST, [])
+    parent = tracking._night(client(night), store, FIRST).info
     child = client(night).create_run(
         parent.experiment_id, tags={"mlflow.parentRunId": parent.run_id, **tags}, run_name="mine"
     )

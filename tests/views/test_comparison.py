@@ -106,7 +106,7 @@ def test_a_keep_that_is_simpler_but_worse_has_no_price():
     assert (night.dollars_per_keep, night.dollars_per_gain) == (1.0, None)
 
 
-def test_an_unknown_price_is_said_and_is_not_zero():
+def test_an_unknown_price_is_unknown_and_not_zero():
     night = make_night(keep(1, 1.6, proposer="llm", usage=Usage(1, 10, 10, None)))
     assert (comparison.figures(night).dollars, comparison.figures(night).dollars_per_keep) == (
         None,
@@ -116,7 +116,7 @@ def test_an_unknown_price_is_said_and_is_not_zero():
     assert rows["cost"] == rows["per own keep"] == rows["per 0.001 gained"] == ["unknown"] * 2
 
 
-def test_a_keep_that_was_stood_in_for_is_not_what_the_money_bought():
+def test_a_stand_ins_keep_does_not_count_for_the_price_of_a_keep():
     stood_in = keep(2, 1.59, stands_in="timeout")
     paid = make_night(keep(1, 1.6, proposer="llm", usage=Usage(1, 10, 10, 1.0)), stood_in)
     night = comparison.figures(paid)
@@ -134,7 +134,7 @@ def test_what_an_agent_used_is_unknown():
     assert [rows[name][0] for name in unknown] == ["unknown"] * 5
 
 
-def test_a_night_before_its_baseline_is_compared_by_dashes():
+def test_a_night_before_its_baseline_has_dashes():
     rows = table(
         RESEARCH, make_night(baseline=None, champion=None, champion_scores=(), finished=None)
     )
@@ -167,7 +167,7 @@ def test_a_profile_is_shown_by_its_name_and_a_long_model_is_cut():
     assert rows["model"] == ["x" * 29 + "..."]
 
 
-def test_nights_of_one_place_are_compared_without_a_word():
+def test_nights_with_the_same_data_budget_and_hardware_are_comparable():
     nights = [comparison.figures(RESEARCH), comparison.figures(SEARCH)]
     assert comparison.obstacles(nights) == []
     assert "comparable" not in comparison.text(nights)
@@ -194,7 +194,7 @@ def test_nights_of_one_place_are_compared_without_a_word():
         ),
     ],
 )
-def test_nights_that_must_not_be_compared_say_why_and_are_shown(changes, said):
+def test_nights_that_are_not_comparable_are_shown_with_the_reason(changes, said):
     other = make_night(keep(1, 1.6), **{**changes, "header": {"tag": "tpe1"}})
     nights = [comparison.figures(RESEARCH), comparison.figures(other)]
     (line,) = comparison.obstacles(nights)
@@ -221,7 +221,7 @@ def test_nights_without_a_baseline_are_not_comparable():
     ]
 
 
-def test_nights_alike_are_named_together():
+def test_nights_with_the_same_value_are_grouped():
     others = [
         make_night(baseline=make_baseline(dataset=DATASET, hardware="a GPU"), header={"tag": tag})
         for tag in "ab"
@@ -232,7 +232,7 @@ def test_nights_alike_are_named_together():
     assert line.endswith("hardware: a, b: a GPU; llm1: a CPU")
 
 
-def test_words_of_a_ledger_do_nothing_to_a_terminal():
+def test_control_characters_of_a_ledger_do_not_reach_the_terminal():
     evil = make_night(
         keep(1, 1.6, kind="\x1b[31mred\n"),
         header={"profile": "p\x1b[2J.toml"},

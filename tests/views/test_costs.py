@@ -57,7 +57,7 @@ def test_only_a_night_that_asks_a_model_has_one(proposer, model):
     assert header.model == model
 
 
-def test_stand_ins_are_told_by_reason_the_most_frequent_first():
+def test_stand_ins_are_grouped_by_reason_the_most_frequent_first():
     reasons = (
         "rate_limited: HTTP 429: a",
         "the model is left alone for 30 s more after rate_limited: HTTP 429: b",
@@ -83,7 +83,7 @@ def test_stand_ins_are_told_by_reason_the_most_frequent_first():
 @pytest.mark.parametrize(
     "trials", [(), (make_trial(1, usage=Usage(dollars=None)),), (make_trial(1, stands_in="x"),)]
 )
-def test_what_the_night_of_an_agent_cost_is_never_known(trials):
+def test_the_cost_of_an_agents_night_is_unknown(trials):
     assert costs.of_night(make_state(*trials, header={"proposer": "command"})) == Usage(
         dollars=None
     )
@@ -116,5 +116,5 @@ def test_keeps_are_counted_by_kind_and_a_knob_is_one():
         (1e6, "$1,000,000.00"),
     ],
 )
-def test_money_is_said_as_it_matters(dollars, said):
+def test_money_has_the_digits_that_matter(dollars, said):
     assert text.money(dollars) == said

@@ -28,7 +28,7 @@ def experiments(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("part", [".mlflow.db.part", ".mlflow.db.part-journal"])
-def test_a_maker_that_is_killed_leaves_nothing_that_the_next_trips_over(tmp_path, part):
+def test_a_killed_maker_leaves_nothing_that_stops_the_next_one(tmp_path, part):
     path = tmp_path / "mlflow.db"
     argv = [sys.executable, "-c", MAKER, f"sqlite:///{path}"]
     with subprocess.Popen(argv, cwd=ROOT, start_new_session=True) as maker:
@@ -51,7 +51,7 @@ journal.unlink()
 journal.with_name("ended").touch()"""
 
 
-def test_mlflows_own_process_may_outlive_its_maker_and_nobody_takes_its_file_away(
+def test_nobody_removes_the_file_of_an_mlflow_process_that_outlives_its_maker(
     tmp_path, monkeypatch
 ):
     path = tmp_path / "mlflow.db"
@@ -69,7 +69,7 @@ def test_mlflows_own_process_may_outlive_its_maker_and_nobody_takes_its_file_awa
     assert {left.name for left in tmp_path.iterdir()} == {"mlflow.db", ".mlflow.db.lock", "ended"}
 
 
-def test_two_that_make_it_at_once_make_one(tmp_path):
+def test_two_makers_at_once_make_one_store(tmp_path):
     path = tmp_path / "mlflow.db"
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(mlflow_client.make_if_missing, [f"sqlite:///{path}"] * 2))
@@ -78,7 +78,7 @@ def test_two_that_make_it_at_once_make_one(tmp_path):
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
-def test_a_servers_address_is_no_file(tmp_path, monkeypatch):
+def test_a_servers_address_makes_no_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     mlflow_client.make_if_missing("http://127.0.0.1:9")
     assert list(tmp_path.iterdir()) == []
@@ -90,7 +90,7 @@ def test_a_store_that_cannot_be_made_says_why(tmp_path, monkeypatch):
         mlflow_client.make_if_missing(f"sqlite:///{tmp_path}/mlflow.db")
 
 
-def test_so_does_one_that_has_no_place(tmp_path):
+def test_a_store_whose_folder_cannot_be_made_says_why(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(NightlyError, match=r"mlflow\.db could not be made: .*File exists"):
         mlflow_client.make_if_missing(f"sqlite:///{tmp_path}/file/mlflow.db")

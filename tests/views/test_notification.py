@@ -120,7 +120,7 @@ def test_a_long_text_fits_into_discord(webhook):
     assert len(webhook.posts[0]["content"]) == notification.LONGEST
 
 
-def test_facts_that_json_does_not_have(webhook):
+def test_facts_without_a_json_form_are_text_or_null(webhook):
     notification.send(
         "failed", "nov21", "over", {"z": float("nan"), "path": Path("a"), "why": "a\udc80\nb"}
     )
@@ -133,7 +133,7 @@ def test_nothing_is_posted_without_the_setting(receiver, monkeypatch):
     assert receiver.posts == []
 
 
-def test_an_error_of_the_receiver_is_one(webhook):
+def test_a_receivers_error_is_reported(webhook):
     webhook.status = 500
     assert "127.0.0.1 answered 500" in str(failure())
 
@@ -154,12 +154,12 @@ def test_a_redirect_is_not_followed(webhook):
         elsewhere.close()
 
 
-def test_nobody_listens(monkeypatch):
+def test_a_port_without_a_receiver_is_reported(monkeypatch):
     refused(monkeypatch)
     assert "could not be reached (ConnectionError)" in str(failure())
 
 
-def test_a_receiver_that_never_answers_is_left(webhook, monkeypatch):
+def test_a_receiver_that_never_answers_is_abandoned(webhook, monkeypatch):
     monkeypatch.setattr(notification, "PATIENCE", 0.3)  # else requests' own limit comes first
     webhook.hold = True  # for as long as the test runs: a send that waits for it never returns
     assert "no answer within 0.3 s" in str(failure())
@@ -171,12 +171,12 @@ def test_the_request_itself_gives_up(webhook, monkeypatch):
     assert "gave no answer in time" in str(failure())
 
 
-def test_the_limits_keep_the_promise():
+def test_the_limit_is_five_seconds():
     assert notification.PATIENCE <= 5
 
 
-@pytest.mark.parametrize("fault", ["refused", "500", "307", "held", "bad"])
-def test_the_address_is_in_no_error_and_no_log(webhook, monkeypatch, caplog, fault):
+@pytest.mark.parametrize("fault", ["refused", "500", "307", "held", "bad", "unexpected"])
+def test_the_address_is_in_no_error_and_no_log(webhook, monkeypatch, caplog, capfd, fault):
     caplog.set_level(logging.DEBUG)
     caplog.set_level(logging.DEBUG, "urllib3")
     monkeypatch.setattr(notification, "TIMEOUT", (0.3, 0.3))
@@ -184,6 +184,12 @@ def test_the_address_is_in_no_error_and_no_log(webhook, monkeypatch, caplog, fau
         refused(monkeypatch)
     elif fault == "bad":
         monkeypatch.setenv("NIGHTLY_WEBHOOK", f"http://[x7secret]:9999999/{SECRET}")
+    elif fault == "unexpected":
+
+        def fail(address, **_):
+            raise RuntimeError(address)
+
+        monkeypatch.setattr(notification.requests, "post", fail)
     elif fault == "held":
         webhook.hold = True
     else:
@@ -192,7 +198,7 @@ def test_the_address_is_in_no_error_and_no_log(webhook, monkeypatch, caplog, fau
     while error:
         assert "x7secret" not in f"{error!r} {error}"
         error = error.__cause__ or error.__context__
-    assert "x7secret" not in caplog.text
+    assert "x7secret" not in caplog.text + capfd.readouterr().err
 
 
 def test_the_address_is_in_no_log_of_a_success(webhook, caplog):
@@ -229,7 +235,7 @@ def test_a_good_address(monkeypatch, address):
         "http://h/\u00e4",
     ],
 )
-def test_a_bad_address_is_the_users(monkeypatch, address):
+def test_a_bad_address_is_a_usage_error(monkeypatch, address):
     monkeypatch.setenv("NIGHTLY_WEBHOOK", address)
     with pytest.raises(
         UsageError,

@@ -112,7 +112,7 @@ def test_a_night_without_a_keep_says_so():
     assert "git merge" not in report.markdown(make_state(make_trial()))
 
 
-def test_a_night_that_is_not_over_says_how_to_go_on():
+def test_a_night_that_is_not_over_says_how_to_resume_it():
     text = report.markdown(make_state(make_trial(), finished=None, in_flight=2))
     assert "not over: trial 2 has started" in text
     assert "./run resume nov21" in text
@@ -150,7 +150,7 @@ def test_what_is_unknown_is_a_dash_and_never_none_or_zero():
     assert "The baseline is not measured yet" in text
 
 
-def test_trust_tells_of_noise_runs_selection_audit_and_isolation():
+def test_trust_covers_noise_runs_selection_audit_and_isolation():
     text = report.markdown(make_state(keep(score=1.6)))
     for said in (
         "(sd) of 0.01",
@@ -178,7 +178,7 @@ def test_trust_tells_of_noise_runs_selection_audit_and_isolation():
         ((keep(), keep(2, audit_gap=0.0)), "NOT DONE for kept trial 1."),
     ],
 )
-def test_trust_tells_what_was_audited(trials, said):
+def test_trust_says_what_was_audited(trials, said):
     assert said in report.markdown(make_state(*trials))
 
 
@@ -221,7 +221,7 @@ def test_a_model_without_a_keep_of_its_own_has_no_price_of_one():
     assert "- Cost: $0.75.\n" in text
 
 
-def test_the_trials_that_are_tpes_in_a_mixed_night_are_nobodys_stand_ins():
+def test_tpes_own_trials_in_a_mixed_night_are_no_stand_ins():
     trials = [
         make_trial(1),
         make_trial(2),
@@ -236,7 +236,7 @@ def test_the_trials_that_are_tpes_in_a_mixed_night_are_nobodys_stand_ins():
     assert "$0.75 for each keep by the model" in text
 
 
-def test_an_endpoints_words_are_text_and_not_endless():
+def test_an_endpoints_text_is_escaped_and_cut():
     trials = [
         make_trial(k, stands_in=f"bad_request: <b> `x` | {'y' * 999}\n# z") for k in range(1, 12)
     ]
@@ -251,7 +251,7 @@ def test_an_endpoints_words_are_text_and_not_endless():
     assert len(line) < 300
 
 
-def test_what_an_agent_cost_is_unknown_and_what_it_did_is_said():
+def test_an_agents_cost_is_unknown_and_its_proposals_are_counted():
     usage = Usage(dollars=None)
     trials = [
         keep(1, proposer="command", outcome="ok", kind="schedule", usage=usage),
@@ -271,7 +271,7 @@ def test_what_an_agent_cost_is_unknown_and_what_it_did_is_said():
     assert "Language model" not in text
 
 
-def test_the_table_says_who_proposed_where_there_were_several():
+def test_the_table_names_the_proposer_if_there_were_several():
     state = make_state(keep(1, proposer="llm"), make_trial(2))
     assert row(state, 1)[:4] == ["1", "DEPTH 3 -> 2", "llm", "**keep**"]
     assert row(state, 2)[:4] == ["2", "DEPTH 3 -> 2", "tpe", "discard"]

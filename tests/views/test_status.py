@@ -107,11 +107,11 @@ DEAD = {"born": 1}  # another process had this pid
         (FINISHED, DEAD, "finished"),
     ],
 )
-def test_the_state_is_what_ledger_and_heartbeat_say_together(night, events, changes, word):
+def test_the_state_follows_from_ledger_and_heartbeat(night, events, changes, word):
     assert describe(night(events, **changes))["state"] == word
 
 
-def test_a_night_whose_process_only_winds_up_is_not_running(night):
+def test_a_night_that_is_over_is_not_running_while_its_process_exits(night):
     told = describe(night(FINISHED, phase="over"))
     assert (told["state"], told["phase"], told["phase_seconds"]) == ("finished", None, None)
 
@@ -187,7 +187,7 @@ def asking(usage, *rest):
 
 
 @pytest.mark.parametrize("rest", [[], [APPLIED[-1]]])
-def test_what_was_spent_is_of_the_decided_trials_and_of_those_on_the_way(night, rest):
+def test_spending_includes_trials_that_are_not_decided_yet(night, rest):
     folder = night(asking(Usage(2, 20_000, 1000, 0.05), *rest))
     calls = [
         make_call(1, 1),
@@ -202,7 +202,7 @@ def test_what_was_spent_is_of_the_decided_trials_and_of_those_on_the_way(night, 
     assert "language model: 42,000 of 500,000 tokens used; cost: $0.17 of $5.00" in text(folder)
 
 
-def test_a_cost_without_prices_is_unknown_and_a_lost_log_of_requests_takes_nothing_back(night):
+def test_a_cost_without_prices_is_unknown_and_a_lost_log_loses_no_tokens(night):
     folder = night(asking(Usage(2, 20_000, 1000, None)))
     told = describe(folder)
     assert told["budget"]["tokens"] == {"used": 21_000, "of": 500_000}
@@ -247,7 +247,7 @@ def test_a_finished_night_has_no_seconds_left(night):
         (FINISHED, {"phase": "over", "error": "MLflow is down"}, "MLflow is down"),
     ],
 )
-def test_the_last_error_is_said(night, events, changes, error):
+def test_the_last_error_is_the_one_that_matters(night, events, changes, error):
     assert describe(night(events, **changes))["last_error"] == error
 
 
@@ -266,7 +266,7 @@ def test_a_night_without_a_heartbeat_is_not_alive(night):
 
 
 @pytest.mark.parametrize(("changes", "told"), [(DEAD, True), ({}, False)])
-def test_a_person_is_told_how_to_go_on_where_that_is_due(night, changes, told):
+def test_the_text_names_resume_if_the_night_can_be_resumed(night, changes, told):
     said = text(night(APPLIED, **changes))
     assert ("`./run resume nov21` resumes it" in said) is told
 

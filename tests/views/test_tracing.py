@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tasks.errors import NightlyError
 from tasks.usage import Call
 from tasks.views import tracing
-from tasks.views.mlflow_client import speaking_to
+from tasks.views.mlflow_client import connect
 from tests.checkouts import ROOT, Checkout
 from tests.faults.outages import MlflowServer, proxy
 from tests.faults.standing import wait_for
@@ -69,7 +69,7 @@ class Store:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        with speaking_to(uri) as client:
+        with connect(uri) as client:
             found = client.get_experiment_by_name("night")
             self.experiment = found.experiment_id if found else client.create_experiment("night")
         self.run = self.new_run()
@@ -193,7 +193,7 @@ def test_an_answer_without_a_patch_that_can_be_run_is_an_error_and_there_to_read
     assert said(span.outputs["choices"][0]["message"]) == "the answer"
 
 
-def test_a_cost_that_is_not_known_is_not_made_up(store):
+def test_an_unknown_cost_is_not_invented(store):
     store.log(make_call(model="gpt-4o", dollars=None))  # whose price at its vendor's MLflow knows
     info, (span,) = store.trace().info, store.trace().data.spans
     assert (info.cost, span.llm_cost, span.model_name) == (None, None, "gpt-4o")
@@ -210,7 +210,7 @@ def test_calls_that_are_logged_twice_are_there_once_and_left_alone(store):
     assert len(store.everything()) == 12
 
 
-def test_what_was_not_there_yet_is_added(store):
+def test_missing_traces_are_added(store):
     calls = attempts(4)
     store.log(*calls[:1])
     store.log(*calls)
@@ -231,7 +231,7 @@ def test_a_trace_without_its_span_is_completed(store):
     TracingClient(store.uri).start_trace(
         tracing._info(calls[1], store.run, store.experiment, NIGHT)
     )
-    with pytest.raises(NightlyError), speaking_to(store.uri) as client:
+    with pytest.raises(NightlyError), connect(store.uri) as client:
         client.get_trace(tracing._trace_id(NIGHT, calls[1]))
     store.log(*calls)
     assert [len(trace.data.spans) for trace in store.traces()] == [1, 1, 1]
@@ -239,7 +239,7 @@ def test_a_trace_without_its_span_is_completed(store):
     assert len(store.everything()) == 3
 
 
-def test_a_writer_that_is_killed_is_followed_by_one_that_completes(store, tmp_path):
+def test_the_traces_of_a_killed_writer_are_completed(store, tmp_path):
     code = (
         "import sys; from tasks.views import tracing; from tests.views.test_tracing import NIGHT, attempts\n"
         "tracing.log_calls(sys.argv[1], sys.argv[2], sys.argv[3], NIGHT, attempts(60))"
@@ -257,7 +257,7 @@ def test_a_writer_that_is_killed_is_followed_by_one_that_completes(store, tmp_pa
     assert {len(trace.data.spans) for trace in store.traces()} == {1}
 
 
-def test_a_run_that_was_made_anew_gets_the_traces(store):
+def test_a_run_that_replaces_a_deleted_one_gets_the_traces(store):
     """Somebody deleted the first one on MLflow's page."""
     store.log(*attempts(2))
     store.client.delete_run(store.run)
@@ -285,7 +285,7 @@ def test_nothing_of_the_process_is_changed_and_nothing_is_left_running(store, mo
     assert capfd.readouterr().out == ""
 
 
-def test_no_call_is_no_request(tmp_path):
+def test_no_calls_make_no_requests(tmp_path):
     tracing.log_calls(f"sqlite:///{tmp_path}/none.db", "r", "1", NIGHT, ())
     assert os.listdir(tmp_path) == []
 
@@ -305,7 +305,7 @@ def test_no_call_is_no_request(tmp_path):
     ],
     ids=["empty", "newline", "backtick", "fences", "object", "quoted", "null", "strange", "long"],
 )
-def test_any_text_is_taken_as_it_is(store, text):
+def test_any_text_is_stored_as_it_is(store, text):
     text = text.replace("\0", "").replace("\ud800\udfff", "")
     store.log(make_call(messages=({"role": "system", "content": text},), answer=text))
     (span,) = store.trace().data.spans
@@ -313,7 +313,7 @@ def test_any_text_is_taken_as_it_is(store, text):
     assert said(span.outputs["choices"][0]["message"]) == text
 
 
-def test_what_no_store_takes_is_replaced(store):
+def test_characters_that_no_store_accepts_are_replaced(store):
     store.log(strange())
     check_strange(store)
 
@@ -332,7 +332,7 @@ def check_strange(store: Store) -> None:
 
 
 @given(st.text(alphabet="`~\n\r \tx#", max_size=30))
-def test_no_text_gets_out_of_its_fence(text):
+def test_no_text_escapes_its_fence(text):
     """By CommonMark, 4.5: a fence is ended by a line of as many backticks or more."""
     fence, *lines = tracing._message("user", text)["content"].splitlines()
     assert lines.pop() == fence
@@ -342,7 +342,7 @@ def test_no_text_gets_out_of_its_fence(text):
 def test_a_server_that_is_down_is_a_message():
     with socket.socket() as taken:  # bound, not listening: connections are refused
         taken.bind(("127.0.0.1", 0))
-        with pytest.raises(NightlyError, match="did not take it"):
+        with pytest.raises(NightlyError, match="Ledger and git have the data"):
             tracing.log_calls(
                 f"http://127.0.0.1:{taken.getsockname()[1]}", "r", "1", NIGHT, attempts(300)
             )
@@ -350,12 +350,12 @@ def test_a_server_that_is_down_is_a_message():
 
 def test_a_damaged_store_is_a_message(tmp_path):
     (tmp_path / "mlflow.db").write_text("this is no database, whatever its name says")
-    with pytest.raises(NightlyError, match="did not take it"):
+    with pytest.raises(NightlyError, match="Ledger and git have the data"):
         tracing.log_calls(f"sqlite:///{tmp_path}/mlflow.db", "r", "1", NIGHT, attempts(1))
 
 
 def test_a_store_that_lost_the_run_is_a_message(store):
-    with pytest.raises(NightlyError, match="did not take it"):
+    with pytest.raises(NightlyError, match="Ledger and git have the data"):
         tracing.log_calls(store.uri, "0" * 32, store.experiment, NIGHT, attempts(1))
 
 
@@ -382,7 +382,7 @@ def test_a_server_has_what_a_file_has(store, server):
     assert len(remote.traces()) == len(calls)
 
 
-def test_a_server_is_sent_what_it_takes(server):
+def test_a_server_is_sent_only_characters_that_it_accepts(server):
     remote = Store(server.url)
     remote.log(dataclasses.replace(strange(), id="9.1"))
     check_strange(remote)
@@ -397,7 +397,7 @@ def test_a_server_that_did_not_tell_its_version_is_asked_again(server):
         between.turn("fail")
         assert rest._get_server_version(rest.get_host_creds()) is None  # which MLflow keeps in mind
         between.turn("forward")
-        with pytest.raises(NightlyError, match="did not take a trace"):
+        with pytest.raises(NightlyError, match="did not accept a trace"):
             remote.log(make_call(10, 1))
         remote.log(make_call(10, 1))
         assert [len(trace.data.spans) for trace in remote.traces()] == [1]

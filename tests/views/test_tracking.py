@@ -10,17 +10,9 @@ from tasks.errors import NightlyError
 from tasks.records import NightState, Program, RunResult, Trial
 from tasks.usage import Usage
 from tasks.views import tracking
-from tasks.views.mlflow_client import speaking_to
-from tests import trials as trials_module
+from tasks.views.mlflow_client import Store, connect
+from tests import synthetic_night, trials
 from tests.trials import keep, make_baseline, make_call
-
-
-def log_night(uri: str, artifacts: Path, state: NightState) -> str:
-    """Logs a night with nothing below it; returns the id of its run."""
-    with speaking_to(uri) as client:
-        run = tracking._night(client, uri, artifacts, state)
-        tracking._bring_up_to_date(client, run, state, tracking._progress(run, state))
-        return str(run.info.run_id)
 
 
 pytestmark = [
@@ -31,14 +23,12 @@ pytestmark = [
 
 @pytest.fixture
 def store(empty_store, tmp_path):
-    return Store(shutil.copy(empty_store, tmp_path / "mlflow.db"), tmp_path / "mlartifacts")
+    path = shutil.copy(empty_store, tmp_path / "mlflow.db")
+    return ReadableStore(f"sqlite:///{path}", tmp_path / "mlartifacts")
 
 
-class Store:
-    """A store, written through tasks.tracking and read through MLflow's own client."""
-
-    def __init__(self, path: Path, artifacts: Path) -> None:
-        self.uri, self.artifacts = f"sqlite:///{path}", artifacts
+class ReadableStore(Store):
+    """A store, written through tasks.views.tracking and read through MLflow's own client."""
 
     @property
     def client(self):
@@ -59,24 +49,14 @@ class Store:
 
 def make_run(**changes) -> RunResult:
     fields = {
-        "status": "ok",
-        "reason": "trained and scored",
-        "val_bpb": 1.6,
-        "claimed_bpb": 1.6,
-        "audit_gap": None,
         "seconds": 5.0,
         "cpu_seconds": 4.0,
         "tokens": 1000,
-        "startup_seconds": 2.0,
-        "isolation": "bwrap",
-        "metric_version": 1,
-        "profile": "laptop",
-        "seed": 1,
         "peak_memory_bytes": 2**29,
         "metrics": {"mfu": 0.5},
         "curve": ((0, 100, 5.0), (1, 200, 4.0), (2, 300, 3.0)),
     }
-    return RunResult(**{**fields, **changes})
+    return synthetic_night.make_run(**{**fields, **changes})
 
 
 def make_trial(**changes) -> Trial:
@@ -84,28 +64,34 @@ def make_trial(**changes) -> Trial:
     return keep(**{"number": 3, "knobs": knobs, "commit": "c3", **changes})
 
 
-def make_state(*trials: Trial, **changes) -> NightState:
+def make_state(*done: Trial, **changes) -> NightState:
     """An unfinished night whose baseline has two runs."""
-    kept = [trial for trial in trials if trial.verdict == "keep"]
+    kept = [trial for trial in done if trial.verdict == "keep"]
     fields = {
         "baseline": make_baseline(scores=(1.64, 1.66), seeds=(1, 2), start_commit="c0"),
         "champion": kept[-1].commit if kept else "c0",
         "champion_scores": (1.64, 1.66),
         "finished": None,
     }
-    return trials_module.make_state(*trials, **{**fields, **changes})
+    return trials.make_state(*done, **{**fields, **changes})
+
+
+def log_night(store: Store, state: NightState) -> str:
+    """Logs a night with nothing below it; returns the id of its run."""
+    with connect(store.uri) as client:
+        run = tracking._night(client, store, state)
+        tracking._update_night(client, run, state, tracking._progress(run, state))
+        return str(run.info.run_id)
 
 
 def log_trial(
     store: Store, trial: Trial, *runs: RunResult, folder: Path = Path("/nonexistent"), calls=()
 ) -> str:
-    return tracking.log_trial(
-        store.uri, store.artifacts, make_state(trial), trial, runs, folder, calls
-    )
+    return tracking.log_trial(store, make_state(trial), trial, runs, folder, calls)
 
 
 def test_a_night_is_a_run_with_its_provenance(store):
-    log_night(store.uri, store.artifacts, make_state())
+    log_night(store, make_state())
     run = store.runs()["nov21"]
     assert run.info.status == "RUNNING"
     assert run.data.params == {
@@ -124,7 +110,7 @@ def test_a_night_is_a_run_with_its_provenance(store):
 
 def test_nights_are_found_by_their_model_and_program(store):
     def log(tag: str, **header) -> None:
-        log_night(store.uri, store.artifacts, make_state(header={"tag": tag, **header}))
+        log_night(store, make_state(header={"tag": tag, **header}))
 
     asking = {"proposer": "llm", "settings": {"llm": {"model": "m/1"}}}
     log("a", **asking, program=Program("program.md", "5a" * 32, ""))
@@ -140,31 +126,28 @@ def test_nights_are_found_by_their_model_and_program(store):
     assert not {"model", "program", "program_sha256"} & store.runs()["c"].data.tags.keys()
 
 
-def test_a_profile_of_ones_own_is_an_experiment_by_its_name(store):
+def test_a_users_profile_is_an_experiment_of_its_name(store):
     state = make_state(header={"profile": "/a/mine.v2.toml"})
-    log_night(store.uri, store.artifacts, state)
+    log_night(store, state)
     assert store.client.get_experiment_by_name("nightly-research/mine.v2")
 
 
 def test_a_night_of_the_same_tag_elsewhere_is_another_run(store):
     first, other = make_state(), make_state(header={"began": "2026-11-22T00:00:00+00:00"})
-    assert log_night(store.uri, store.artifacts, first) != log_night(
-        store.uri, store.artifacts, other
-    )
+    assert log_night(store, first) != log_night(store, other)
 
 
 def test_an_experiment_deleted_by_the_user_comes_back(store):
-    run_id = log_night(store.uri, store.artifacts, make_state())
+    run_id = log_night(store, make_state())
     store.client.delete_experiment(store.client.get_run(run_id).info.experiment_id)
-    log_night(store.uri, store.artifacts, make_state())
+    log_night(store, make_state())
     assert "nov21" in store.runs()
 
 
 def test_every_seed_of_the_baseline_is_a_child(store):
     for _ in range(2):
         tracking.log_baseline(
-            store.uri,
-            store.artifacts,
+            store,
             make_state(),
             [make_run(seed=1), make_run(seed=2, val_bpb=1.7)],
         )
@@ -235,13 +218,13 @@ def test_a_trial_without_a_model_says_nothing_of_one(store):
     }
 
 
-def test_a_price_that_is_not_known_is_no_figure(store):
+def test_an_unknown_price_is_not_logged(store):
     log_trial(store, make_trial(usage=Usage(1, 100, 10, None)), make_run())
     for run in store.runs().values():
         assert (run.data.metrics["prompt_tokens"], "dollars" in run.data.metrics) == (100, False)
 
 
-def test_the_words_of_a_model_are_no_markdown(store):
+def test_a_models_words_are_not_rendered_as_markdown(store):
     evil = "`![](http://x/y.png)\n\n# " * 900
     log_trial(
         store,
@@ -304,7 +287,7 @@ def test_a_failed_trial_is_failed_and_has_no_score(store):
     assert not {"val_bpb", "z", "cpu_seconds", "tokens", "peak_memory_gib"} & set(run.data.metrics)
 
 
-def test_a_rejected_patch_was_never_run_and_is_there_all_the_same(store):
+def test_a_rejected_patch_has_a_run_without_figures(store):
     log_trial(
         store,
         make_trial(status="rejected_patch", verdict="discard", val_bpb=None, z=None, knobs={}),
@@ -364,8 +347,8 @@ def test_the_nights_run_has_the_champions_score_by_trial(store):
         make_trial(number=2, verdict="discard", val_bpb=1.7),
         make_trial(number=3, val_bpb=1.5),
     )
-    log_night(store.uri, store.artifacts, make_state(*trials[:1]))
-    log_night(store.uri, store.artifacts, make_state(*trials))
+    log_night(store, make_state(*trials[:1]))
+    log_night(store, make_state(*trials))
     run = store.runs()["nov21"]
     assert store.history(run, "champion_bpb") == [(0, 1.65), (1, 1.6), (2, 1.6), (3, 1.5)]
     assert (run.data.metrics["kept"], run.data.metrics["trials"], run.data.tags["champion"]) == (
@@ -377,12 +360,9 @@ def test_the_nights_run_has_the_champions_score_by_trial(store):
 
 def test_each_trial_adds_its_point_to_the_nights_curve(store):
     first, second = make_trial(number=1), make_trial(number=2, val_bpb=1.5, summary="other")
+    tracking.log_trial(store, make_state(first), first, [make_run()], Path("/nonexistent"))
     tracking.log_trial(
-        store.uri, store.artifacts, make_state(first), first, [make_run()], Path("/nonexistent")
-    )
-    tracking.log_trial(
-        store.uri,
-        store.artifacts,
+        store,
         make_state(first, second),
         second,
         [make_run()],
@@ -396,8 +376,7 @@ def test_the_nights_run_has_what_was_spent_so_far(store):
     trials = [make_trial(number=i, usage=usage) for i, usage in enumerate(asked, start=1)]
     for trial in trials:
         tracking.log_trial(
-            store.uri,
-            store.artifacts,
+            store,
             make_state(*trials),
             trial,
             [make_run()],
@@ -410,12 +389,10 @@ def test_the_nights_run_has_what_was_spent_so_far(store):
     ] == [3, 300, 30]
 
 
-def test_the_end_of_a_night_brings_its_report(store, tmp_path):
+def test_a_finished_night_has_its_report(store, tmp_path):
     for name in tracking.NIGHT_FILES:
         (tmp_path / name).write_text(name)
-    tracking.finish_night(
-        store.uri, store.artifacts, make_state(finished="all 2 trials are done"), tmp_path
-    )
+    tracking.finish_night(store, make_state(finished="all 2 trials are done"), tmp_path)
     run = store.runs()["nov21"]
     assert run.info.status == "FINISHED"
     assert "all 2 trials are done" in run.data.tags["mlflow.note.content"]
@@ -433,10 +410,10 @@ def test_a_server_that_is_down_is_a_message(tmp_path):
     with socket.socket() as taken:  # bound, not listening: connections are refused
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(NightlyError, match="Ledger and git have the data"):
-            log_night(f"http://127.0.0.1:{taken.getsockname()[1]}", tmp_path, make_state())
+            log_night(Store(f"http://127.0.0.1:{taken.getsockname()[1]}", tmp_path), make_state())
 
 
 def test_a_damaged_store_is_a_message(tmp_path):
     (tmp_path / "mlflow.db").write_text("this is no database, whatever its name says")
     with pytest.raises(NightlyError, match="Ledger and git have the data"):
-        log_night(f"sqlite:///{tmp_path}/mlflow.db", tmp_path, make_state())
+        log_night(Store(f"sqlite:///{tmp_path}/mlflow.db", tmp_path), make_state())

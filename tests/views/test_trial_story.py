@@ -14,6 +14,7 @@ from tasks.history.ledger import Ledger
 from tasks.records import RunResult, Trial
 from tasks.usage import Usage
 from tasks.views import trial_story, trial_text
+from tests import synthetic_night
 from tests.trials import (
     COMMIT,
     baseline_event,
@@ -43,25 +44,15 @@ CURVE = tuple((step, 100 * step, 6.0 - 0.005 * step) for step in range(1000))
 
 def make_run(seed=1, **changes) -> RunResult:
     fields = {
-        "status": "ok",
-        "reason": "trained and scored",
-        "val_bpb": 1.6,
-        "claimed_bpb": 1.6,
         "audit_gap": 0.0,
         "seconds": 20.0,
-        "cpu_seconds": 19.0,
         "tokens": 100_000,
         "startup_seconds": 2.5,
-        "isolation": "bwrap",
-        "metric_version": 1,
-        "profile": "laptop",
-        "seed": seed,
-        "peak_memory_bytes": 3 * 2**29,
         "curve": CURVE,
         "log": "step 1\nstep 2\n",
         "judge_log": "VALIDATION TEXT",
     }
-    return RunResult(**{**fields, **changes})
+    return synthetic_night.make_run(**{**fields, "seed": seed, **changes})
 
 
 class Night:
@@ -137,7 +128,7 @@ KEPT = keep(
 )
 
 
-def test_a_kept_trial_is_told_with_its_idea_verdict_runs_and_patch(night):
+def test_a_kept_trial_has_its_idea_verdict_runs_and_patch(night):
     commit = night.apply(KEPT, make_run(4, val_bpb=1.59), make_run(5, val_bpb=1.61))
     told = night.tell(1)
     assert (told["tag"], told["k"], told["state"], told["commit"], told["parent"]) == (
@@ -190,7 +181,7 @@ def test_the_curve_has_ten_points_from_the_first_to_the_last(night):
 
 
 @pytest.mark.parametrize("points", [0, 1, 2, 9, 10, 11])
-def test_a_short_curve_is_told_whole(night, points):
+def test_a_short_curve_is_complete(night, points):
     night.apply(KEPT, make_run(curve=CURVE[:points]))
     (run,) = night.tell(1)["runs"]
     assert len(run["curve"]) == min(points, 10)
@@ -209,7 +200,7 @@ def fix(night, *runs):
     trial_folder.write_fixed(night.place(1), BASE, waiting.proposal, waiting.parent, runs)
 
 
-def test_a_crash_shows_the_end_of_its_log_and_the_tries_before_it(night):
+def test_a_crash_shows_the_end_of_its_log_and_the_attempts_before_it(night):
     night.begin(1)
     broken = make_run(
         status="train_crashed",
@@ -234,7 +225,7 @@ def test_a_crash_shows_the_end_of_its_log_and_the_tries_before_it(night):
     assert text.count("  | x\n") == trial_text.LOG_LINES - 1
 
 
-def test_attempts_are_told_in_the_order_of_their_numbers(night):
+def test_attempts_are_in_the_order_of_their_numbers(night):
     night.begin(1)
     for _ in range(11):
         fix(night, make_run())
@@ -242,7 +233,7 @@ def test_attempts_are_told_in_the_order_of_their_numbers(night):
     assert [attempt["n"] for attempt in night.tell(1)["attempts"]] == list(range(1, 12))
 
 
-def test_no_scoring_boxs_log_is_told(night):
+def test_no_scoring_boxs_log_is_shown(night):
     night.apply(crash(1, status="eval_crashed"), make_run(status="eval_crashed", val_bpb=None))
     assert "VALIDATION" not in json.dumps(night.tell(1)) + night.say(1)
 
@@ -264,7 +255,7 @@ def test_a_patch_that_was_not_run_has_its_reason_and_no_runs(night):
     assert "(none could be applied)" in text
 
 
-def test_a_rejected_researcher_is_told_with_the_requests_that_it_answered(night):
+def test_a_rejected_trial_names_the_answered_requests(night):
     trial = make_trial(
         1,
         proposer="llm",
@@ -297,7 +288,7 @@ def test_a_patch_that_changes_nothing_and_was_run_says_so(night):
     assert "patch:\n(it changes nothing)\n" in night.say(1)
 
 
-def test_what_was_wrong_with_an_answer_is_cut_in_the_text_only(night):
+def test_a_requests_error_is_cut_in_the_text_only(night):
     night.apply(KEPT, make_run())
     write_calls(
         night.folder / night_folder.CALLS,
@@ -308,7 +299,7 @@ def test_what_was_wrong_with_an_answer_is_cut_in_the_text_only(night):
     assert [len(call["error"]) for call in night.tell(1)["calls"]] == [160, 161]
 
 
-def test_the_requests_are_told_with_what_became_of_them(night):
+def test_requests_have_their_outcomes(night):
     night.apply(KEPT, make_run())
     failed = make_call(
         1, 1, outcome="not_found", error="block 1 is\nnot in the file", completion_tokens=20
@@ -347,13 +338,13 @@ def test_the_requests_are_told_with_what_became_of_them(night):
     ]
 
 
-def test_lost_requests_are_missed_and_their_cost_is_not(night):
+def test_lost_requests_are_missing_but_not_their_cost(night):
     night.apply(KEPT, make_run())
     assert night.tell(1)["missing"] == ["2 of the 2 requests are not in llm_calls.jsonl"]
     assert "requests to a language model: 2, 20,000 + 1,000 tokens, cost $0.0500\n" in night.say(1)
 
 
-def test_a_pending_trial_says_that_git_has_not_got_it(night):
+def test_a_pending_trial_says_that_it_is_not_in_git(night):
     night.decide(make_trial(1), make_run())
     told = night.tell(1)
     assert (told["state"], told["verdict"], told["commit"]) == ("pending", "discard", None)
@@ -387,7 +378,7 @@ def test_a_trial_in_flight_has_its_idea_patch_and_cost_and_no_verdict(night):
     assert "verdict  " not in text
 
 
-def test_a_trial_in_flight_whose_folder_is_gone_is_what_the_ledger_says(night):
+def test_a_trial_in_flight_whose_folder_is_gone_has_what_the_ledger_says(night):
     night.begin(1)
     shutil.rmtree(night.place(1))
     told = night.tell(1)
@@ -402,7 +393,7 @@ def test_a_trial_in_flight_whose_folder_is_gone_is_what_the_ledger_says(night):
 
 
 @pytest.mark.parametrize("lost", ["train.py", "proposal.json"])
-def test_a_trial_in_flight_whose_proposal_is_damaged_is_what_the_ledger_says(night, lost):
+def test_a_trial_in_flight_whose_proposal_is_damaged_has_what_the_ledger_says(night, lost):
     night.begin(1)
     (night.place(1) / lost).unlink() if lost == "train.py" else (night.place(1) / lost).write_text(
         "{"
@@ -412,14 +403,14 @@ def test_a_trial_in_flight_whose_proposal_is_damaged_is_what_the_ledger_says(nig
     assert lost in told["missing"][0]
 
 
-def test_damaged_requests_are_missed(night):
+def test_damaged_requests_are_missing(night):
     night.apply(dataclasses.replace(KEPT, usage=Usage()), make_run())
     (night.folder / night_folder.CALLS).write_text("{}\n")
     (missing,) = night.tell(1)["missing"]
     assert "llm_calls.jsonl, line 1 is damaged" in missing
 
 
-def test_a_trial_whose_folder_is_gone_is_told_from_ledger_and_git(night):
+def test_a_trial_whose_folder_is_gone_is_rebuilt_from_ledger_and_git(night):
     night.apply(dataclasses.replace(KEPT, usage=Usage()), make_run())
     patch = night.tell(1)["diff"]
     shutil.rmtree(night.place(1))
@@ -435,7 +426,7 @@ def test_a_trial_whose_folder_is_gone_is_told_from_ledger_and_git(night):
     assert "seed 4: 1.590000 bits per byte\n" in night.say(1)
 
 
-def test_a_patch_that_nobody_has_any_more_is_missed(night):
+def test_a_patch_that_git_lost_too_is_missing(night):
     night.decide(make_trial(1), make_run())
     night.append("applied", trial=1, commit=COMMIT)
     (night.place(1) / "patch.diff").unlink()
@@ -461,7 +452,7 @@ def test_the_users_settings_do_not_change_a_patch_from_git(night):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"runs": [{}]}', '{"runs": 5}', "\udcff"])
-def test_a_damaged_result_is_missed(night, content):
+def test_a_damaged_result_is_missing(night, content):
     night.apply(make_trial(1), make_run())
     (night.place(1) / "result.json").write_text(content, errors="surrogateescape")
     told = night.tell(1)
@@ -491,7 +482,7 @@ def test_a_baseline_that_is_not_measured_says_so(tmp_path):
 
 
 @pytest.mark.parametrize("number", [-1, 3, 10**9])
-def test_a_trial_that_is_not_there_names_those_that_are(night, number):
+def test_an_unknown_trial_number_names_the_known_ones(night, number):
     night.apply(make_trial(1), make_run())
     night.begin(2)
     with pytest.raises(
@@ -508,7 +499,7 @@ def test_a_night_without_trials_has_its_baseline_only(night):
 EVIL = "a\x1b[2J\x1b]0;owned\x07\u202eb\x00\x9bc\r\n\ud800\u2028d\x7f"
 
 
-def test_no_word_of_a_candidate_or_a_model_does_anything_to_a_terminal(night):
+def test_control_characters_of_candidates_and_models_do_not_reach_the_terminal(night):
     names = (
         "summary",
         "hypothesis",

@@ -1,0 +1,81 @@
+"""The tags of MLflow's runs, a night's and a trial's, with the notes that head their pages."""
+
+from __future__ import annotations
+
+from tasks.records import TRAIN, NightState, Trial
+from tasks.text import counted, cut, one_line
+from tasks.text import score as six_digits
+
+LONGEST_QUOTE = 800  # characters; a note of these stays below MLflow's limit, so that none is cut
+
+
+def night_tags(state: NightState) -> dict[str, str | None]:
+    """Those that change with each trial; None is not known yet."""
+    header, baseline, program = state.header, state.baseline, state.header.program
+    kept = sum(trial.verdict == "keep" for trial in state.trials)
+    end = state.finished or state.stopped or "Not finished."
+    return {
+        "profile": header.profile,
+        "proposer": header.proposer,
+        "isolation": header.isolation,
+        "model": header.model,
+        "program": program.name if program else None,
+        "program_sha256": program.sha256[:12] if program else None,
+        "champion": state.champion,
+        "hardware": baseline.hardware if baseline else None,
+        "dataset": baseline.dataset if baseline else None,
+        "mlflow.source.name": "nightly-research",
+        "mlflow.source.git.commit": state.champion,
+        "mlflow.note.content": f"{counted(len(state.trials), 'trial')}, {kept} kept. {end}",
+    }
+
+
+def trial_tags(state: NightState, trial: Trial) -> dict[str, str]:
+    commit = trial.commit or "-"
+    known = {
+        "kind": trial.idea.kind,
+        "outcome": trial.idea.outcome,
+        "fixes": str(trial.fixes) if trial.fixes else None,
+    }
+    return {
+        "trial_id": f"{state.header.tag}:{trial.number}",
+        "commit": commit,
+        "verdict": trial.verdict,
+        "reason": trial.reason,
+        "status": trial.status,
+        "isolation": trial.isolation,
+        "proposer": trial.idea.proposer,
+        "unusual": trial.unusual or "-",
+        "seeds": " ".join(map(str, trial.seeds)),
+        **{name: value for name, value in known.items() if value},
+        "mlflow.source.name": TRAIN,
+        "mlflow.source.git.commit": commit,
+        "mlflow.note.content": _note(state, trial),
+    }
+
+
+def _note(state: NightState, trial: Trial) -> str:
+    """Markdown: what was tried and why, the verdict, and where the patch is."""
+    idea = trial.idea
+    score = "no score" if trial.val_bpb is None else f"{six_digits(trial.val_bpb)} bits per byte"
+    words = {
+        "Why it should help": idea.hypothesis,
+        "Expected": idea.expected,
+        "Why a stand-in proposed it": idea.stands_in,
+        "Note": idea.note,
+    }
+    refs = f"refs/trials/{state.header.tag}/{trial.number}"
+    paragraphs = [
+        f"{_quote(idea.summary)}, proposed by {idea.proposer}: **{trial.verdict}** "
+        f"({trial.status}, {score}).",
+        _quote(trial.reason),
+        *(f"{name}: {_quote(text)}" for name, text in words.items() if text),
+        f"The patch: `git show {trial.commit or '-'}`, also {refs}.",
+    ]
+    return "\n\n".join(paragraphs)
+
+
+def _quote(text: str) -> str:
+    """A proposer's or a candidate's words as code, so that none of them is Markdown."""
+    words = one_line(text).replace("`", "'")
+    return f"`{cut(words, LONGEST_QUOTE)}`"
