@@ -1,4 +1,4 @@
-"""Text for people: candidates' words made harmless, and how numbers are written."""
+"""Text for people: untrusted words made harmless, long ones cut, and how numbers are written."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import unicodedata
 
 
 def one_line(text: str) -> str:
-    """A candidate's words as one line: no control characters, direction marks or halves of surrogate pairs."""
+    """Untrusted text as one line: no control characters, direction marks or lone surrogates."""
     visible = "".join(
         " " if unicodedata.category(character)[0] == "C" else character for character in text
     )
     return " ".join(visible.split())
+
+
+def shortened(text: str, most: int) -> str:
+    """The text; if it is longer than `most` characters, its beginning and "..."."""
+    return text if len(text) <= most else f"{text[: most - 3].rstrip()}..."
 
 
 def counted(number: int, noun: str) -> str:
@@ -18,7 +23,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def money(dollars: float | None) -> str:
-    """Cents matter in a sum, and their parts where a model is cheap; None, a price that is not known, is said."""
+    """Whole cents, or fractions of a cent for small sums; "unknown" for None."""
     if dollars is None:
         return "unknown"
     if 0 < dollars < 0.1:

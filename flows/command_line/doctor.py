@@ -227,7 +227,7 @@ def check_researcher(profile: configs.Profile) -> Iterator[Check]:
     """The endpoint, and what the profile's proposer needs: told for nothing, as no model is asked and no agent is started."""
     model = None
     try:
-        if profile.night.proposer in configs.ASK_A_MODEL:
+        if configs.traits(profile.night.proposer).asks_a_model:
             from tasks.proposers.chat import Endpoint
 
             model = Endpoint.from_environment(profile.llm).model

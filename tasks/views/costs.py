@@ -7,11 +7,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
+from configs import traits
 from tasks.records import NightHeader, NightState, Trial
 from tasks.usage import Call, Usage, usage_of
 from tasks.usage import total as total
-
-RESEARCHERS = ("llm", "command")  # who writes a patch for money; mixed is not the name of one
 
 
 def of_night(state: NightState) -> Usage:
@@ -36,7 +35,7 @@ def tokens(usage: Usage) -> int:
 
 def is_own(trial: Trial) -> bool:
     """Whether a model or an agent has made it, and no stand-in and no tpe of a mixed night."""
-    return trial.idea.proposer in RESEARCHERS
+    return traits(trial.idea.proposer).writes_code
 
 
 def stand_ins(trials: Iterable[Trial]) -> list[tuple[str, tuple[Trial, ...]]]:
@@ -56,7 +55,7 @@ def stand_ins(trials: Iterable[Trial]) -> list[tuple[str, tuple[Trial, ...]]]:
 
 def kind(trial: Trial) -> str:
     """What kind of change it is: what its proposer said, and without a word tpe turns knobs."""
-    return trial.idea.kind or ("knobs" if trial.idea.proposer == "tpe" else "not said")
+    return trial.idea.kind or ("knobs" if traits(trial.idea.proposer).turns_knobs else "not said")
 
 
 def keeps_by_kind(trials: Iterable[Trial]) -> dict[str, int]:
