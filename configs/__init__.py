@@ -1,97 +1,121 @@
-"""Profiles: one TOML file each, checked when it is read. A setting is explained here and nowhere else.
+"""Profiles: one TOML file each, checked when it is read.
 
-`load("laptop")` reads configs/laptop.toml; `load("mine.toml")` reads any file. `extends = "h100"` at the top of a file takes
-every setting that it does not have from that profile. The ALL_CAPS constants of train.py are in the `[train]` table;
-`configs.knobs` writes them into the file.
+Each setting is explained here and nowhere else. `load("laptop")` reads configs/laptop.toml and
+`load("mine.toml")` reads any file. With `extends = "h100"` at its top, a file takes every setting
+that it does not have itself from that profile. The ALL_CAPS constants of train.py are in the
+`[train]` table; `configs.knobs` writes them into the file.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import StrictBool, StrictFloat, StrictInt
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 FOLDER = Path(__file__).resolve().parent
-Proposer = Literal["tpe", "llm", "mixed", "command", "replay"]
-PROPOSERS: tuple[Proposer, ...] = get_args(Proposer)
-ASK_A_MODEL = ("llm", "mixed")
-READ_CODE = (*ASK_A_MODEL, "command")
+
+
+@dataclasses.dataclass(frozen=True)
+class ProposerTraits:
+    """What the rest of the program needs to know of a proposer."""
+
+    asks_a_model: bool = False  # sends requests to the endpoint of [llm], which the night pays for
+    writes_code: bool = False  # reads the program and patches code, not only knobs
+    has_own_account: bool = False  # what it costs is unknown
+    turns_knobs: bool = False  # its changes are of the kind "knobs"
+
+
+# A new proposer needs a module in tasks/proposers, a row here and one in flows/night/researcher.
+PROPOSERS: Mapping[str, ProposerTraits] = {
+    "tpe": ProposerTraits(turns_knobs=True),
+    "llm": ProposerTraits(asks_a_model=True, writes_code=True),
+    "mixed": ProposerTraits(asks_a_model=True, writes_code=True),
+    "command": ProposerTraits(writes_code=True, has_own_account=True),
+    "replay": ProposerTraits(),
+}
+
+
+def traits(proposer: str) -> ProposerTraits:
+    """A proposer's traits; those of an unknown one are all False."""
+    return PROPOSERS.get(proposer, ProposerTraits())
+
+
+def _known(proposer: str) -> str:
+    if proposer not in PROPOSERS:
+        *others, last = map(repr, PROPOSERS)
+        raise PydanticCustomError("proposer", f"should be {', '.join(others)} or {last}")
+    return proposer
+
+
+Proposer = Annotated[str, pydantic.AfterValidator(_known)]
 Count = Annotated[StrictInt, pydantic.Field(ge=0)]
 Positive = Annotated[StrictInt, pydantic.Field(gt=0)]
 PositiveFloat = Annotated[StrictFloat, pydantic.Field(gt=0)]
 NonNegativeFloat = Annotated[StrictFloat, pydantic.Field(ge=0)]
 VocabSize = Annotated[StrictInt, pydantic.Field(ge=256, le=65536)]
-ShardName = Annotated[
-    str, pydantic.Field(pattern=r"^[^#]+(#\d*:\d*)?$")
-]  # a file, or row groups of it: "all.parquet#20:"
-Pin = Annotated[
-    str, pydantic.Field(pattern=r"^[\w-][\w.-]*/[\w-][\w.-]*@[0-9a-f]{40}$")
-]  # owner/name@commit
+# A file, or some of its row groups: "all.parquet#20:".
+ShardName = Annotated[str, pydantic.Field(pattern=r"^[^#]+(#\d*:\d*)?$")]
+# owner/name@commit
+Pin = Annotated[str, pydantic.Field(pattern=r"^[\w-][\w.-]*/[\w-][\w.-]*@[0-9a-f]{40}$")]
 Knob = StrictBool | StrictInt | StrictFloat | str | list[StrictFloat]
 KNOB = "should be true or false, a finite number, a string or a list of finite numbers"
-WORDS = {
+EXPECTED = {  # by the type of pydantic's error, where its own message speaks of Python
     "tuple_type": "should be a list",
     "model_type": "should be a table",
     "dict_type": "should be a table",
 }
-LONGEST_VALUE = 80  # characters of a value that an error shows
+LONGEST_VALUE = 80  # characters of a value in an error
 
 
 class Table(pydantic.BaseModel):
-    """A TOML table: immutable, its floats finite, and a key it does not know is an error."""
+    """A TOML table: immutable, with finite floats; an unknown key is an error."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Data(Table):
-    source: str  # folder of the shards: a path (relative to configs/), https://, s3:// or hf://datasets/OWNER/NAME@COMMIT
-    train: tuple[ShardName, ...] = pydantic.Field(
-        min_length=1
-    )  # parquet files with a column `text`
-    validation: ShardName  # never reaches a box
-    holdout: ShardName | None = (
-        None  # no night reads it: kept out of the training, to confirm a result with one day
-    )
-    checksums: str | None = (
-        None  # a SHA256SUMS file in the source; else hf:// checks its own, and a first download is trusted
-    )
+    # The folder of the shards: a path (relative to configs/), https://, s3:// or
+    # hf://datasets/OWNER/NAME@COMMIT.
+    source: str
+    train: tuple[ShardName, ...] = pydantic.Field(min_length=1)  # parquet with a column `text`
+    validation: ShardName  # never enters a box
+    # Not used by any night: kept out of the training, to confirm a result one day.
+    holdout: ShardName | None = None
+    # A SHA256SUMS file in the source. Without one, hf:// has its own and others trust the first
+    # download.
+    checksums: str | None = None
     license: str  # shown at every preparation
-    validation_documents: (
-        Positive  # the first N documents of the validation file are the scored list
-    )
+    validation_documents: Positive  # the first N documents of the validation file are scored
     vocab_sizes: tuple[VocabSize, ...] = pydantic.Field(min_length=1)
-    sequence_length: Positive  # training rows are packed for it in advance; for a candidate's own MAX_SEQ_LEN before its run
-    tokenizer_characters: Positive = (
-        1_000_000_000  # the tokenizer is trained on at most this much text
-    )
+    # Training rows of this length are packed in advance; those for a candidate's own MAX_SEQ_LEN,
+    # before its run.
+    sequence_length: Positive
+    tokenizer_characters: Positive = 1_000_000_000  # at most this much text trains the tokenizer
 
 
 class Budget(Table):
-    kind: Literal[
-        "flops", "seconds"
-    ]  # CPU: flops, so that a busy machine does not move the score; GPU: seconds
+    # flops on a CPU, so that a busy machine does not change the score; seconds on a GPU.
+    kind: Literal["flops", "seconds"]
     amount: PositiveFloat  # FLOPs of one training, or seconds from go to the checkpoint's last byte
-    slack_seconds: NonNegativeFloat = (
-        5.0  # grace after a `seconds` budget, the same for every candidate
-    )
+    slack_seconds: NonNegativeFloat = 5.0  # grace after `seconds`, the same for every candidate
 
 
 class Limits(Table):
-    isolation: Literal["auto", "bwrap", "docker"] = (
-        "auto"  # auto: bwrap where it holds, else docker; never without
-    )
-    # Process start to ready, of the baseline and of `./run trial`. A candidate has twice the baseline's, and at least 60 s.
+    isolation: Literal["auto", "bwrap", "docker"] = "auto"  # auto: bwrap if it works, else docker
+    # From process start to ready, for the baseline and `./run trial`. A candidate gets twice what
+    # the baseline took, and at least 60 s.
     startup_seconds: PositiveFloat = 180.0
-    train_seconds: PositiveFloat = (
-        900.0  # of a `flops` budget, go to checkpoint; the baseline then sets 3 times its own
-    )
+    # From go to checkpoint, with a `flops` budget; for candidates, 3 times what the baseline took.
+    train_seconds: PositiveFloat = 900.0
     eval_seconds: PositiveFloat = 120.0  # first row to last claim; an audit: up to 16 times as much
     memory_gib: PositiveFloat = 8.0  # resident memory of the whole box
     tmp_mib: Positive = 512  # size of each tmpfs in the box: /tmp, /scratch, /dev/shm
@@ -100,81 +124,74 @@ class Limits(Table):
 
 
 class Audit(Table):
-    positions: Positive = 4096  # secret prefixes of one audit: a cheat on a share f of the positions passes (1-f)^positions
-    share: Annotated[StrictFloat, pydantic.Field(ge=0, le=1)] = (
-        0.05  # of the runs that decide nothing, audited all the same
-    )
+    # Secret prefixes of one audit: cheating on a share f of the positions passes with probability
+    # (1-f)^positions.
+    positions: Positive = 4096
+    # Of the runs that decide nothing: this share is audited all the same.
+    share: Annotated[StrictFloat, pydantic.Field(ge=0, le=1)] = 0.05
 
 
 class Night(Table):
     trials: Positive | None = None  # None: no limit
-    hours: PositiveFloat | None = (
-        None  # of work; None: no limit. With neither a night goes on until ./run stop
-    )
+    # Of work; None: no limit. With neither limit a night runs until ./run stop.
+    hours: PositiveFloat | None = None
     proposer: Proposer = "tpe"
-    patches: str | None = (
-        None  # replay: the folder of patches (relative to configs/), or the tag of a night
-    )
-    program: str = (
-        "program.md"  # llm, mixed, command: what the researcher is told (relative to configs/)
-    )
+    # replay: the folder of patches (relative to configs/), or the tag of a night.
+    patches: str | None = None
+    # llm, mixed, command: the researcher's instructions (relative to configs/).
+    program: str = "program.md"
 
 
 class Llm(Table):
-    """A model behind an OpenAI-compatible endpoint; OPENAI_BASE_URL and OPENAI_API_KEY come from the environment."""
+    """A model behind an OpenAI-compatible endpoint.
+
+    OPENAI_BASE_URL and OPENAI_API_KEY come from the environment.
+    """
 
     model: str | None = None  # as the endpoint names it
-    share: Annotated[StrictFloat, pydantic.Field(gt=0, le=1)] = (
-        0.3  # mixed: of the trials; the others are tpe's
-    )
-    seconds: PositiveFloat = (
-        600.0  # after this no further request is made for a proposal, and tpe makes it
-    )
+    # mixed: this share of the trials; the others are tpe's.
+    share: Annotated[StrictFloat, pydantic.Field(gt=0, le=1)] = 0.3
+    # For one proposal. After this no further request is made for it, and tpe proposes.
+    seconds: PositiveFloat = 600.0
     answer_seconds: PositiveFloat = 300.0  # for one answer to its last byte, retries included
-    retries: Count = 2  # of a request that is refused in a way that may pass
-    max_tokens: Positive = 16_384  # of one answer, reasoning included; with a prompt of 10 to 18 thousand it must fit the model
-    temperature: NonNegativeFloat | None = (
-        None  # None: the endpoint's own, as some models take no other
-    )
-    repairs: Count = 3  # times that an answer which cannot be used goes back
-    fixes: Count = 2  # times that a candidate which crashed goes back, within its own trial
-    ahead: StrictBool = True  # proposes while the trial before trains; false where the model would take that trial's GPU from it
-    pause_seconds: PositiveFloat = (
-        30.0  # after a request that failed, doubled with each to 600; tpe proposes meanwhile
-    )
+    retries: Count = 2  # of a request that failed for a reason that may pass
+    # Of one answer, reasoning included. The model's context must hold this and a prompt of 10 to 18
+    # thousand tokens.
+    max_tokens: Positive = 16_384
+    temperature: NonNegativeFloat | None = None  # None: the endpoint's; some models allow no other
+    repairs: Count = 3  # how often an unusable answer goes back
+    fixes: Count = 2  # how often a crashed candidate goes back, within its own trial
+    # Propose while the previous trial trains; false if the model runs on that trial's GPU.
+    ahead: StrictBool = True
+    # After a failed request, doubled with each further one up to 600; tpe proposes during it.
+    pause_seconds: PositiveFloat = 30.0
     digest_tokens: Positive = 6000  # of the night's record in the prompt, however long the night
     bold_after: Positive = 5  # discards in a row, after which another kind of change is asked for
-    prompt_price: NonNegativeFloat | None = (
-        None  # dollars a million tokens; None: unknown, and so is the cost
-    )
-    cached_price: NonNegativeFloat | None = (
-        None  # of prompt tokens from the endpoint's cache; None: as prompt_price
-    )
+    prompt_price: NonNegativeFloat | None = None  # dollars a million tokens; None: cost is unknown
+    cached_price: NonNegativeFloat | None = None  # of cached prompt tokens; None: prompt_price
     completion_price: NonNegativeFloat | None = None
-    dollars: PositiveFloat | None = (
-        None  # a night's cap: once it is reached no request is made, and tpe proposes
-    )
+    # A night's cap. Once it is reached, no further request is made and tpe proposes.
+    dollars: PositiveFloat | None = None
     tokens: Positive | None = None  # the same, in tokens of prompts and answers
 
     @pydantic.model_validator(mode="after")
     def _a_cap_in_dollars_needs_prices(self) -> Llm:
         if self.dollars is not None and None in (self.prompt_price, self.completion_price):
             raise ValueError(
-                f"dollars = {self.dollars:g} is a cap that needs prompt_price and completion_price: set both"
+                f"dollars = {self.dollars:g} is a cap that needs prompt_price and "
+                "completion_price: set both"
             )
         return self
 
 
 class Command(Table):
-    """An external coding agent, run with your rights in a scratch clone. The prompt is its standard input."""
+    """An external coding agent, run with your rights in a scratch clone, the prompt on stdin."""
 
-    argv: tuple[
-        str, ...
-    ] = ()  # such as ["codex", "exec", "-"]; what it leaves in trainer/train.py is the proposal
-    seconds: PositiveFloat = 600.0  # then it is ended, and tpe makes the proposal
-    environment: tuple[
-        str, ...
-    ] = ()  # names of variables that it needs, such as its key; it has PATH, HOME and LANG anyway
+    # Such as ["codex", "exec", "-"]. What it leaves in trainer/train.py is the proposal.
+    argv: tuple[str, ...] = ()
+    seconds: PositiveFloat = 600.0  # then it is ended, and tpe proposes
+    # Names of variables that it needs, such as its key; PATH, HOME and LANG it has anyway.
+    environment: tuple[str, ...] = ()
 
 
 class Profile(Table):
@@ -189,9 +206,8 @@ class Profile(Table):
     night: Night = Night()
     llm: Llm = Llm()
     command: Command = Command()
-    attention_kernels: tuple[
-        Pin, ...
-    ] = ()  # of the Hugging Face hub; naming one is trusting its publisher's native code
+    # On the Hugging Face hub. Naming one means trusting its publisher's native code.
+    attention_kernels: tuple[Pin, ...] = ()
     train: dict[str, Knob] = {}  # knobs written into train.py by the night's first commit
 
 
@@ -207,13 +223,14 @@ def names() -> list[str]:
 def load(name: str) -> Profile:
     """Reads a profile by name, or by path if it ends in .toml.
 
-    Raises ProfileError for an unknown name, a file that cannot be read or is no TOML, an `extends` that leads nowhere, and
-    a key or a value that the model does not allow.
+    Raises ProfileError for an unknown name, a file that cannot be read or is not TOML, an `extends`
+    that names no profile or leads back to itself, and a key or a value that is not allowed.
     """
     path = Path(os.path.expanduser(name)) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     if not path.is_file() or path.stem == "search_space":
         raise ProfileError(
-            f"unknown profile {name!r}: choose one of {', '.join(names())}, or give the path of a .toml file"
+            f"unknown profile {name!r}: choose one of {', '.join(names())}, "
+            "or give the path of a .toml file"
         )
     try:
         return Profile(**{**_table(path), "name": path.stem})
@@ -226,10 +243,15 @@ def load(name: str) -> Profile:
 
 
 def _table(path: Path, extending: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The file's settings over those of the profile that it extends; `extending` are the names on the way to this file."""
+    """The file's settings over those of the profile that it extends.
+
+    `extending` has the names on the way to this file.
+    """
     table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     if "name" in table:
-        raise ProfileError(f"profile {path}: name: a profile is called by its file; remove the key")
+        raise ProfileError(
+            f"profile {path}: name: a profile is named after its file; remove the key"
+        )
     if (base := table.pop("extends", None)) is None:
         return table
     if base not in names():
@@ -237,49 +259,54 @@ def _table(path: Path, extending: tuple[str, ...] = ()) -> dict[str, Any]:
             f"profile {path}: extends = {base!r}: choose one of {', '.join(names())}"
         )
     if base in extending:
-        around = " -> ".join([*extending, base])
+        circle = " -> ".join([*extending, base])
         raise ProfileError(
-            f"profile {path}: extends = {base!r} goes round in a circle: {around}. Take it out of one of them"
+            f"profile {path}: extends = {base!r} leads back to itself: {circle}. "
+            "Remove it from one of them"
         )
     return _over(_table(FOLDER / f"{base}.toml", (*extending, base)), table)
 
 
 def _over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    merged = {
-        name: _over(base[name], value)
-        if isinstance(value, dict) and isinstance(base.get(name), dict)
-        else value
-        for name, value in changes.items()
-    }
-    return {**base, **merged}
+    merged = dict(base)
+    for name, value in changes.items():
+        both = isinstance(value, dict) and isinstance(base.get(name), dict)
+        merged[name] = _over(base[name], value) if both else value
+    return merged
 
 
 def _problems(errors: list[ErrorDetails]) -> list[str]:
-    """What is wrong: once for a knob, whatever types it might have had, and not of a list what is said of its items."""
+    """What is wrong: one problem a knob, however many types it could have had.
+
+    A list is not reported in addition to its items.
+    """
     found: dict[tuple[int | str, ...], ErrorDetails] = {}
     for error in errors:
         found.setdefault(error["loc"][:2] if error["loc"][0] == "train" else error["loc"], error)
     return [
-        _told(key, found[key])
+        _problem(key, found[key])
         for key in found
         if not any(key == other[: len(key)] != other for other in found)
     ]
 
 
-def _told(key: tuple[int | str, ...], error: ErrorDetails) -> str:
+def _problem(key: tuple[int | str, ...], error: ErrorDetails) -> str:
     """The key, its value and what is allowed."""
     name, kind = ".".join(map(str, key)), error["type"]
     if kind == "missing":
         return f"{name} is missing and has no default"
     if kind == "extra_forbidden":
-        model: Any = Profile.model_fields[str(key[0])].annotation if len(key) > 1 else Profile
+        in_table = len(key) > 1
+        model: Any = Profile.model_fields[str(key[0])].annotation if in_table else Profile
         allowed = ", ".join("extends" if field == "name" else field for field in model.model_fields)
         return (
-            f"{name} is no setting; {f'[{key[0]}]' if len(key) > 1 else 'a profile'} has {allowed}"
+            f"{name} is not a setting; {f'[{key[0]}]' if in_table else 'a profile'} has {allowed}"
         )
     if kind == "value_error":
         return f"{name}: {error['msg'].removeprefix('Value error, ')}"
     value = json.dumps(error["input"], ensure_ascii=False, default=str)
     value = value if len(value) <= LONGEST_VALUE else f"{value[: LONGEST_VALUE - 3]}..."
-    pydantics = re.sub(r"^(Input|String|Tuple) | after validation", "", error["msg"])
-    return f"{name} = {value}: {KNOB if key[0] == 'train' and len(key) > 1 else WORDS.get(kind, pydantics)}"
+    if key[0] == "train" and len(key) > 1:
+        return f"{name} = {value}: {KNOB}"
+    own = re.sub(r"^(Input|String|Tuple) | after validation", "", error["msg"])
+    return f"{name} = {value}: {EXPECTED.get(kind, own)}"

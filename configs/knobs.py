@@ -1,7 +1,8 @@
 """The ALL_CAPS constants of a train.py, read and written without running it.
 
-A knob is a name of capitals bound to a literal at module level: a number, a string, a bool or a flat tuple of numbers.
-Tables and computed values are no knobs. Source is text of any origin, so reading never raises and never computes much.
+A knob is a name in capitals bound to a literal at module level: a number, a string, a bool or a
+flat tuple of numbers. Tables and computed values are not knobs. The source may be any text, so
+reading never raises and never computes much.
 """
 
 from __future__ import annotations
@@ -20,11 +21,10 @@ from typing import Any
 Value = bool | int | float | str | tuple[int | float, ...]
 Number = int | float
 
-LINE = re.compile(
-    r"[^\r\n]*(?:\r\n|\r|\n)?"
-)  # as Python's own parser sees them: str.splitlines knows further ends
+# Lines as Python's parser sees them: str.splitlines knows more line ends.
+LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)?")
 CAPITALS = re.compile(r"[A-Z][A-Z0-9_]*")
-LARGEST = 2**63  # of an int: what goes beyond is no knob, so that 9**9**9 does not stop the night
+LARGEST = 2**63  # a larger int is not a knob, so that 9**9**9 does not stop the night
 ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -41,25 +41,23 @@ class KnobError(ValueError):
 
 
 def parse(source: str) -> ast.Module:
-    """The syntax tree. Raises SyntaxError for whatever does not parse, also where Python says it in another way."""
+    """The syntax tree.
+
+    Raises SyntaxError for all that does not parse, also where Python raises another error.
+    """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # a backslash too many in a candidate's string is its own affair
+            warnings.simplefilter("ignore")  # of an invalid escape in a candidate's string
             return ast.parse(source)
     except SyntaxError:
         raise
-    except (
-        ValueError,
-        RecursionError,
-        MemoryError,
-    ) as error:  # NUL or surrogate; too deep; too deep for the C stack
+    except (ValueError, RecursionError, MemoryError) as error:
+        # NUL or surrogate; too deep; too deep for the C stack
         raise SyntaxError(str(error) or "nested too deeply") from error
 
 
 def read(source: str) -> dict[str, Value]:
-    """The knobs of a train.py in order, with the values that its last line leaves them; {} when it does not parse."""
+    """The knobs of a train.py in order, with their final values; {} if it does not parse."""
     try:
         return read_tree(parse(source))
     except SyntaxError:
@@ -67,15 +65,16 @@ def read(source: str) -> dict[str, Value]:
 
 
 def unused(source: str) -> set[str]:
-    """Knobs that nothing in the file reads: setting one changes nothing. Raises SyntaxError."""
+    """Knobs that nothing in the file reads: setting them changes nothing. Raises SyntaxError."""
     return _unused(parse(source))
 
 
 def write(source: str, values: Mapping[str, Any]) -> str:
-    """`source` with these knobs set and every other character as it was; an equal number or string is not touched either.
+    """`source` with these knobs set and nothing else changed.
 
-    An int for a float knob becomes a float and a list for a tuple a tuple. Raises KnobError for a file that does not
-    parse, and for a knob that is unknown, unused, assigned more than once or of another type.
+    A literal whose value is equal stays as it is. An int for a float knob becomes a float, and a
+    list for a tuple a tuple. Raises KnobError for a file that does not parse, and for a knob that
+    is unknown, unused, assigned more than once or of another type.
     """
     fitted, problems = _fitted(source, values)
     if problems:
@@ -84,31 +83,29 @@ def write(source: str, values: Mapping[str, Any]) -> str:
     literals = [
         literal for name, value in fitted.items() for literal in _changed(*found[name], value)
     ]
+    literals.sort(key=lambda literal: (literal[0].lineno, literal[0].col_offset), reverse=True)
     lines = LINE.findall(source)
     starts = list(itertools.accumulate(map(len, lines), initial=0))
-    for node, new in sorted(
-        literals, key=lambda literal: (literal[0].lineno, literal[0].col_offset), reverse=True
-    ):
-        begin, end = (  # columns are in bytes
-            starts[line - 1] + len(lines[line - 1].encode()[:column].decode())
-            for line, column in (
-                (node.lineno, node.col_offset),
-                (node.end_lineno or 0, node.end_col_offset or 0),
-            )
-        )
+
+    def place(line: int, column: int) -> int:  # columns are in bytes
+        return starts[line - 1] + len(lines[line - 1].encode()[:column].decode())
+
+    for node, new in literals:
+        begin = place(node.lineno, node.col_offset)
+        end = place(node.end_lineno or 0, node.end_col_offset or 0)
         source = f"{source[:begin]}{new!r}{source[end:]}"
     return source
 
 
 def writable(source: str, values: Mapping[str, Any]) -> set[str]:
-    """The knobs of `values` that `write` would take. Raises KnobError for a file that does not parse."""
+    """The knobs of `values` that `write` takes. Raises KnobError for a file that does not parse."""
     return set(_fitted(source, values)[0])
 
 
 def digest(tree: ast.Module) -> str | None:
-    """sha256 of what the code says, without comments, layout and docstrings, which `tree` loses.
+    """sha256 of the code without comments, layout and docstrings; None if it is nested too deeply.
 
-    None if it is nested too deeply.
+    Removes the docstrings from `tree`.
     """
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(tree):
@@ -121,7 +118,7 @@ def digest(tree: ast.Module) -> str | None:
 
 
 def statements(tree: ast.Module) -> int:
-    """How much code there is: docstrings do not count."""
+    """The size of the code; docstrings do not count."""
     nodes = (node for node in ast.walk(tree) if isinstance(node, ast.stmt))
     return sum(
         not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in nodes
@@ -129,12 +126,12 @@ def statements(tree: ast.Module) -> int:
 
 
 def read_tree(tree: ast.Module) -> dict[str, Value]:
-    """The knobs in order, with the values that the file's last line leaves them."""
+    """The knobs in order, with the values that they have at the end of the file."""
     return {name: value for name, (_, value) in _found(tree).items()}
 
 
 def _found(tree: ast.Module) -> dict[str, tuple[ast.expr, Value]]:
-    """The knobs: where the value is written, and what it is."""
+    """The knobs: the node of the value, and the value."""
     found: dict[str, tuple[ast.expr, Value]] = {}
     for statement in tree.body:
         for name in _bound_names(statement):
@@ -148,14 +145,14 @@ def _found(tree: ast.Module) -> dict[str, tuple[ast.expr, Value]]:
 
 
 def _changed(node: ast.expr, old: Value, new: Value) -> list[tuple[ast.expr, Value]]:
-    """What is to be written in the place of which literals; a tuple keeps its brackets, comments and equal items."""
+    """Which literals get which values; a tuple keeps its brackets, comments and equal items."""
     if isinstance(node, ast.Tuple) and isinstance(old, tuple) and isinstance(new, tuple):
         return [(item, b) for item, a, b in zip(node.elts, old, new, strict=True) if a != b]
     return [(node, new)] if old != new else []
 
 
 def _fitted(source: str, values: Mapping[str, Any]) -> tuple[dict[str, Value], dict[str, str]]:
-    """The values as train.py's own types, and for each knob that cannot be written why."""
+    """The values in train.py's own types, and the problem of each knob that cannot be written."""
     try:
         tree = parse(source)
     except SyntaxError as error:
@@ -190,7 +187,7 @@ def _unused(tree: ast.Module) -> set[str]:
 
 
 def _bound_names(statement: ast.stmt) -> list[str]:
-    """Names that a module-level statement binds, also in its branches and loops; functions keep theirs."""
+    """Names that a module-level statement binds, also in branches and loops, not in functions."""
     names: list[str] = []
     waiting: list[ast.AST] = [statement]
     while waiting:
@@ -211,7 +208,7 @@ def _assignments(tree: ast.Module) -> dict[str, list[int]]:
 
 
 def _literal(node: ast.expr) -> Value | None:
-    """The value of a knob's right-hand side, or None when it is no knob's."""
+    """The value of a knob's right-hand side; None if it is not a knob."""
     if isinstance(node, ast.Constant) and isinstance(node.value, bool | str):
         return node.value
     try:
@@ -249,17 +246,15 @@ def _number(node: ast.expr) -> Number | None:
 
 
 def _fit(old: Value, new: Any) -> Value | None:
-    """`new` as the type of `old`, None when it cannot be."""
+    """`new` as the type of `old`; None if it cannot be."""
     if isinstance(new, int) and abs(new) > LARGEST:
         return None
     if isinstance(old, tuple):
-        items = (
-            [_fit(a, b) for a, b in zip(old, new, strict=False)]
-            if isinstance(new, tuple | list)
-            else []
-        )
+        if not isinstance(new, tuple | list) or len(new) != len(old):
+            return None
+        items = [_fit(a, b) for a, b in zip(old, new, strict=True)]
         numbers = tuple(item for item in items if isinstance(item, int | float))
-        return numbers if len(numbers) == len(old) == len(new) else None
+        return numbers if len(numbers) == len(old) else None
     if isinstance(old, float) and isinstance(new, int | float) and not isinstance(new, bool):
         return float(new) if math.isfinite(new) else None
     return new if type(old) is type(new) and not isinstance(old, float) else None
@@ -267,7 +262,8 @@ def _fit(old: Value, new: Any) -> Value | None:
 
 def _kind(value: Value) -> str:
     kinds = {int: "an int", float: "a float", bool: "a bool", str: "a string"}
-    return f"{f'{len(value)} numbers' if isinstance(value, tuple) else kinds[type(value)]}, such as {value!r}"
+    kind = f"{len(value)} numbers" if isinstance(value, tuple) else kinds[type(value)]
+    return f"{kind}, such as {value!r}"
 
 
 def _suggest(name: str, known: Mapping[str, Value]) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from configs import ASK_A_MODEL, READ_CODE, Profile, knobs
+from configs import Profile, knobs, traits
 from tasks.files import FileRef
 from tasks.statuses import Decision, Outcome, Status
 from tasks.usage import Usage
@@ -273,16 +273,16 @@ class NightHeader:
     @property
     def model(self) -> str | None:
         """The language model that the night asks; None if it asks none."""
-        return self.settings.llm.model if self.proposer in ASK_A_MODEL else None
+        return self.settings.llm.model if traits(self.proposer).asks_a_model else None
 
     @property
     def asks_an_agent(self) -> bool:
-        return self.proposer == "command"
+        return traits(self.proposer).has_own_account
 
     @property
     def is_researched(self) -> bool:
         """Whether its proposer writes patches of code."""
-        return self.proposer in READ_CODE
+        return traits(self.proposer).writes_code
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The closed lists: how a run ends, what a verdict decides, how a request to a language model ends."""
+"""The closed lists: how a run ends, what a verdict decides, how a model's answer turned out."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ Status = Literal[
 Decision = Literal["keep", "discard", "confirm"]
 Outcome = Literal[
     "ok",  # a patch that can be run
-    "no_edit",  # the answer's patch: there is none
-    "malformed",  # a block without its end, or two answers in one
+    "no_edit",  # the answer: it has no patch
+    "malformed",  # a block without an end, or two answers in one
     "not_found",  # a SEARCH that is not in the file
-    "ambiguous",  # a SEARCH that is there more than once
-    "no_change",  # the same code, comments and layout apart
+    "ambiguous",  # a SEARCH that is in the file more than once
+    "no_change",  # the same code, apart from comments and layout
     "already_tried",
-    "unfit",  # refused by the checks that every proposal passes: it does not parse, breaks the contract
-    "refusal",  # the answer: the model declines
+    "unfit",  # refused by the checks of every proposal: it does not parse, breaks the contract
+    "refusal",  # the model declines
     "truncated",  # it reached max_tokens
     "content_filter",
     "empty",
@@ -50,5 +50,5 @@ Outcome = Literal[
     "server_error",
     "unreachable",
     "timeout",
-    "cancelled",  # by us: the night ends, or no longer needs it
+    "cancelled",  # by us: the night ends
 ]

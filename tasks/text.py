@@ -1,4 +1,4 @@
-"""Text for people: candidates' words made harmless, and how numbers are written."""
+"""Text for people: untrusted words made harmless, long ones cut, and how numbers are written."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ import unicodedata
 
 
 def one_line(text: str) -> str:
-    """A candidate's words as one line.
-
-    Without control characters, direction marks and halves of surrogate pairs.
-    """
+    """Untrusted text as one line: no control characters, direction marks or lone surrogates."""
     visible = "".join(
         " " if unicodedata.category(character)[0] == "C" else character for character in text
     )
     return " ".join(visible.split())
 
 
-def cut(text: str, longest: int) -> str:
-    """The text, with "..." for its end if it has more than `longest` characters."""
-    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+def shortened(text: str, most: int) -> str:
+    """The text; if it is longer than `most` characters, its beginning and "..."."""
+    return text if len(text) <= most else f"{text[: most - 3].rstrip()}..."
 
 
 def counted(number: int, noun: str) -> str:
@@ -36,7 +33,7 @@ def short(commit: str | None) -> str:
 
 
 def money(dollars: float | None) -> str:
-    """Cents for a sum, parts of a cent where a model is cheap; "unknown" for None."""
+    """Whole cents, or fractions of a cent for small sums; "unknown" for None."""
     if dollars is None:
         return "unknown"
     if 0 < dollars < 0.1:

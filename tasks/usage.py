@@ -1,4 +1,4 @@
-"""Requests to language models and what they cost."""
+"""Requests to language models, and what they cost."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ Purpose = Literal["propose", "repair", "fix", "ping"]
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One request with its retries, and what became of its answer. Holds no key."""
+    """One request with its retries, and the outcome of its answer. Holds no key."""
 
-    id: str  # unique in the night: "7.2" is the second one made for trial 7
-    trial: int  # that it was made for; 0 for a ping
+    id: str  # unique in the night: "7.2" is the second one for trial 7
+    trial: int  # 0 for a ping
     purpose: Purpose
-    time: str  # UTC, when it began
+    time: str  # UTC, of its beginning
     seconds: float
     endpoint: str  # base URL
     model: str
     messages: tuple[dict[str, str], ...]  # role and content, as sent
     answer: str | None
     outcome: Outcome
-    error: str | None  # what was wrong, one line; None for ok
-    prompt_tokens: int | None  # None when there was no answer
-    cached_tokens: int | None  # of the prompt_tokens; None when the endpoint does not say
+    error: str | None  # one line; None for ok
+    prompt_tokens: int | None  # None without an answer
+    cached_tokens: int | None  # of the prompt_tokens; None if the endpoint does not report it
     completion_tokens: int | None
-    estimated: bool  # the endpoint gave no usage, so tokens were estimated from characters
+    estimated: bool  # from characters, as the endpoint reported no usage
     dollars: float | None  # None while a price is unknown
     request_id: str | None = None
-    retry_after: float | None = None  # seconds for which the endpoint wants to be left alone
+    retry_after: float | None = None  # seconds that the endpoint asks us to wait
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +55,11 @@ class Usage:
     calls: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    dollars: float | None = 0.0  # None when a part of it is unknown
+    dollars: float | None = 0.0  # None if a part of it is unknown
 
 
 def total(parts: Iterable[Usage]) -> Usage:
-    """Their sum; its dollars are None when a part's are."""
+    """The sum; its dollars are None if those of any part are."""
     usages = tuple(parts)
     prices = [usage.dollars for usage in usages]
     return Usage(
@@ -71,7 +71,7 @@ def total(parts: Iterable[Usage]) -> Usage:
 
 
 def usage_of(call: Call) -> Usage:
-    """What one request adds: without an answer it has no tokens and costs nothing."""
+    """One request. Without an answer it has no tokens and costs nothing."""
     unanswered = (
         call.prompt_tokens is None and call.completion_tokens is None and call.dollars is None
     )
@@ -86,7 +86,7 @@ def usage_of(call: Call) -> Usage:
 def dollars(
     prices: Llm, prompt: int | None, cached: int | None, completion: int | None
 ) -> float | None:
-    """What an answer with these numbers of tokens costs; None while a price is unknown."""
+    """The price of an answer with so many tokens; None while a price is unknown."""
     if prices.prompt_price is None or prices.completion_price is None:
         return None
     cached_price = prices.prompt_price if prices.cached_price is None else prices.cached_price

@@ -216,7 +216,7 @@ def check_proposer(profile: configs.Profile) -> Iterator[Check]:
     """The endpoint, and what the profile's proposer needs. No model is asked, no agent started."""
     model = None
     try:
-        if profile.night.proposer in configs.ASK_A_MODEL:
+        if configs.traits(profile.night.proposer).asks_a_model:
             from tasks.proposers.chat import Endpoint
 
             model = Endpoint.from_environment(profile.llm).model

@@ -57,9 +57,10 @@ def new_night(tag: str, request: Request) -> tuple[NightHeader, str]:
     if not (trials or hours):  # eight hours asked for are not the profile's four trials
         trials, hours = settings.night.trials, settings.night.hours
     proposer = request.proposer or settings.night.proposer
-    if request.model and proposer not in configs.ASK_A_MODEL:
+    if request.model and not configs.traits(proposer).asks_a_model:
+        takers = [name for name, traits in configs.PROPOSERS.items() if traits.asks_a_model]
         raise UsageError(
-            f"--model {request.model} is for the proposers llm and mixed; "
+            f"--model {request.model} is for the proposers {' and '.join(takers)}; "
             f"this night's is {proposer}"
         )
     header = NightHeader(

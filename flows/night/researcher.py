@@ -31,7 +31,7 @@ def check(header: NightHeader) -> None:
     name, settings = header.proposer, header.settings
     if name not in configs.PROPOSERS:
         raise UsageError(f"unknown proposer {name!r}: choose one of {', '.join(configs.PROPOSERS)}")
-    if name in configs.ASK_A_MODEL:
+    if configs.traits(name).asks_a_model:
         Endpoint.from_environment(settings.llm)
     elif name == "command":
         CommandProposer.check(settings.command)
@@ -84,7 +84,7 @@ def ping(held: Session, *, unattended: bool = False) -> None:
     other failures are logged, as the night can do without the model.
     """
     header = held.state.header
-    if header.proposer not in configs.ASK_A_MODEL:
+    if not configs.traits(header.proposer).asks_a_model:
         return
     held.pulse.enter("asking the model for a word")
     settings = header.settings.llm

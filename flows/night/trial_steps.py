@@ -11,6 +11,7 @@ import time
 
 from prefect import get_run_logger
 
+from configs import traits
 from flows.night import interruption
 from flows.night.night import Night
 from flows.night.proposals import Proposals
@@ -172,7 +173,7 @@ def trial_of(night: Night, number: int, parent: str, outcome: Outcome) -> Trial:
     is_scored = bool(runs) and len(scores) == len(runs)
     attempts = trial_folder.attempts(night.trial_folder(number))
     usage = night.calls.usage(number)
-    if proposed.idea.proposer == "command":  # an agent has an account of its own
+    if traits(proposed.idea.proposer).has_own_account:
         usage = dataclasses.replace(usage, dollars=None)
     return Trial(
         number=number,

@@ -1,7 +1,8 @@
-"""Requests to language models: each is one line of nights/<tag>/llm_calls.jsonl, and what a night has spent is their sum.
+"""Requests to language models: one line each in nights/<tag>/llm_calls.jsonl.
 
-A line is appended and fsynced when the answer is there, before anything is run. A request that was given up has no usage, and
-counts as nothing, though an endpoint may have charged for it.
+What a night has spent is the sum of its lines. A line is appended and fsynced when the answer has
+arrived, before anything is run. A request that was given up has no usage and counts as nothing,
+although an endpoint may have charged for it.
 """
 
 from __future__ import annotations
@@ -14,17 +15,14 @@ import threading
 from collections.abc import Container, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from tasks.errors import NightlyError
 from tasks.files import sync_folder
 from tasks.usage import Call, Usage, total, usage_of
 
-if TYPE_CHECKING:
-    pass
-
-NO_ANSWER = ("no_completion", "error_body")  # with status 200
-FAILURES = (
-    *NO_ANSWER,
+FAILURES = (  # of the endpoint; the first two came with status 200
+    "no_completion",
+    "error_body",
     "context_overflow",
     "bad_request",
     "unauthorized",
@@ -34,31 +32,30 @@ FAILURES = (
     "timeout",
 )
 LONGEST_PAUSE = 600.0  # seconds
-LONGEST_RETRY_AFTER = 12 * 3600.0  # seconds, a night: an endpoint that wants more may be wrong
+LONGEST_RETRY_AFTER = 12 * 3600.0  # seconds, a night: an endpoint that asks for more may be wrong
 MOST_DRY = 3  # trials in a row without a patch
-CLOCK_STEP = (
-    60.0  # seconds: a call that ends further in the future was made before the clock was set back
-)
+# Seconds. A call that ended further in the future was made before the clock was set back.
+CLOCK_STEP = 60.0
 
 
 class CallLog:
-    """A night's llm_calls.jsonl, held by one process, to which any of its threads may append.
+    """A night's llm_calls.jsonl, held by one process; any of its threads may append.
 
-    In memory are only the sums and what pauses depend on, as the log itself grows to tens of megabytes. All of that comes
-    from the lines: a night that goes on in another process has spent as much, and leaves the model alone as long.
+    Only the sums and what pauses depend on are kept in memory, as the log itself grows to tens of
+    megabytes. All of it is derived from the lines, so a resumed night has spent as much and pauses
+    as long.
     """
 
     def __init__(self, path: Path) -> None:
-        """Reads what is there, and cuts off the torn line that a killed writer may have left."""
+        """Reads the file, and cuts off the torn line that a killed writer may have left."""
         self.path = path
         self._lock = threading.Lock()
         self._usages: dict[int, Usage] = {}  # by trial
         self._failures = 0  # of the endpoint, in a row
-        self._failure: Call | None = None  # the last of them, without what was said
-        self._patched: dict[
-            int, bool
-        ] = {}  # trials that got an answer, in their order: did one have a patch?
-        self._answered: datetime | None = None  # when the last answer came
+        self._failure: Call | None = None  # the last of them, without its texts
+        # Trials that got an answer, in their order: whether any answer had a patch.
+        self._patched: dict[int, bool] = {}
+        self._answered: datetime | None = None  # when the last answer arrived
         written = path.read_bytes() if path.exists() else b""
         if (whole := written.rfind(b"\n") + 1) < len(written):
             os.truncate(path, whole)
@@ -66,21 +63,20 @@ class CallLog:
             self._count(call)
 
     def append(self, call: Call) -> None:
-        """Adds a call and returns when it is on disk. Raises NightlyError when the disk does not take it: nothing is added."""
-        line = (
-            json.dumps(dataclasses.asdict(call)).encode() + b"\n"
-        )  # ASCII: also for text that is no valid Unicode
+        """Adds a call and returns once it is on disk.
+
+        Raises NightlyError if it cannot be written; then nothing is added.
+        """
+        # ASCII, so that text which is not valid Unicode can be written too.
+        line = json.dumps(dataclasses.asdict(call)).encode() + b"\n"
         with self._lock:
             try:
                 _append(self.path, line)
             except OSError as error:
-                from tasks.errors import (
-                    NightlyError,  # here, because that module has the records of this one
-                )
-
                 raise NightlyError(
                     f"request {call.id} could not be written to {self.path}: {error.strerror}. "
-                    f"Make room or mend the disk, then `./run resume {self.path.parent.name}`"
+                    "Make room or repair the disk, then "
+                    f"`./run resume {self.path.parent.name}`"
                 ) from error
             self._count(call)
 
@@ -95,11 +91,12 @@ class CallLog:
             return total(self._usages.values())
 
     def closed_for(self, now: datetime, pause: float = 30.0, trial: int | None = None) -> float:
-        """Seconds for which the model is to be left alone; 0 when it may be asked.
+        """Seconds before the model may be asked again; 0 if it may be asked now.
 
-        After a failure of the endpoint: `pause`, doubled with each in a row up to LONGEST_PAUSE, or for as long as the
-        endpoint wants. After MOST_DRY trials in a row that got answers and no patch: LONGEST_PAUSE, and again after each
-        further one. A `trial` that is not over yet does not count.
+        After a failure of the endpoint: `pause`, doubled with each further one in a row up to
+        LONGEST_PAUSE, or as long as the endpoint asks for. After MOST_DRY trials in a row with
+        answers but no patch: LONGEST_PAUSE, and again after each further one; `trial` is not over
+        yet and does not count.
         """
         with self._lock:
             pauses = []
@@ -109,25 +106,22 @@ class CallLog:
                 pauses.append((_ended(self._failure), max(doubled, wanted)))
             if self._answered and self._dry(trial) >= MOST_DRY:
                 pauses.append((self._answered, LONGEST_PAUSE))
-        spans = [((now - since).total_seconds(), seconds) for since, seconds in pauses]
-        return max(
-            (
-                seconds - max(passed, 0.0)
-                for passed, seconds in spans
-                if -CLOCK_STEP < passed < seconds
-            ),
-            default=0.0,
-        )
+        left = [0.0]
+        for since, seconds in pauses:
+            passed = (now - since).total_seconds()
+            if -CLOCK_STEP < passed < seconds:
+                left.append(seconds - max(passed, 0.0))
+        return max(left)
 
     def last_failure(self, trial: int | None = None) -> str:
-        """What `closed_for` waits after, in words."""
+        """What the pause of `closed_for` follows, in words."""
         with self._lock:
             if self._failure:
                 return f"{self._failure.outcome}: {self._failure.error}"
             return f"{self._dry(trial)} trials in a row without a patch that can be run"
 
     def _dry(self, but: int | None = None) -> int:
-        """How many trials in a row, the last ones, got answers and no patch."""
+        """How many trials in a row, up to the last one, got answers but no patch."""
         patched = [patched for trial, patched in self._patched.items() if patched or trial != but]
         return next((n for n, found in enumerate(reversed(patched)) if found), len(patched))
 
@@ -139,16 +133,15 @@ class CallLog:
         elif call.outcome != "cancelled":
             self._failures, self._failure = 0, None
             if call.purpose != "ping":
-                self._patched[call.trial] = (
-                    self._patched.get(call.trial, False) or call.outcome == "ok"
-                )
+                patched = self._patched.get(call.trial, False)
+                self._patched[call.trial] = patched or call.outcome == "ok"
                 self._answered = _ended(call)
 
 
 def read(path: Path, trials: Container[int] | None = None) -> tuple[Call, ...]:
-    """All whole calls, or those of some trials, also while a night is writing; none without a file.
+    """All complete calls, or those of some trials; none without a file.
 
-    Raises NightlyError for a damaged line.
+    A night may be writing meanwhile. Raises NightlyError for a damaged line.
     """
     return tuple(call for call in _calls(path) if trials is None or call.trial in trials)
 
@@ -165,17 +158,15 @@ def _calls(path: Path) -> Iterator[Call]:
                 call = Call(**{**fields, "messages": tuple(fields["messages"])})
                 _ended(call)
             except (ValueError, TypeError, KeyError, OverflowError) as error:
-                from tasks.errors import NightlyError
-
                 raise NightlyError(
-                    f"{path}, line {number} is damaged: {line[:80]!r}. Restore the file from a backup, or remove the line: "
-                    "the night then forgets what that request cost"
+                    f"{path}, line {number} is damaged: {line[:80]!r}. Restore the file from a "
+                    "backup, or remove the line: the cost of that request is then not counted"
                 ) from error
             yield call
 
 
 def _append(path: Path, line: bytes) -> None:
-    """All of the line on disk, or nothing of it and an OSError."""
+    """Writes all of the line to disk, or nothing of it and raises OSError."""
     with path.open("ab", buffering=0) as file:
         before = os.fstat(file.fileno()).st_size
         try:
@@ -185,7 +176,7 @@ def _append(path: Path, line: bytes) -> None:
             os.fsync(file.fileno())
             if not before:
                 sync_folder(path.parent)
-        except BaseException:  # of a Ctrl-C too: half a line would spoil the next one
+        except BaseException:  # a Ctrl-C too: half a line would spoil the next one
             with contextlib.suppress(OSError):
                 file.truncate(before)
             raise

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tasks.files import FileRef
 from tasks.records import NightState, Trial
-from tasks.text import counted, cut, one_line
+from tasks.text import counted, one_line, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,7 +110,7 @@ def _draw_trials(axes: Axes, state: NightState, low: float, top: float) -> None:
 
 def _draw_label(axes: Axes, point: Point) -> None:
     number, score, trial = point
-    line = cut(one_line(trial.idea.summary), LONGEST_LABEL)
+    line = shortened(one_line(trial.idea.summary), LONGEST_LABEL)
     text = line.replace("$", r"\$")  # a candidate's words are no mathtext
     note = axes.annotate(
         text, (number, score), (5, 6), textcoords="offset points", rotation=22, color=GREEN

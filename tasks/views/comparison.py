@@ -12,7 +12,7 @@ from pathlib import PurePath
 
 from configs import Budget
 from tasks.records import NightState
-from tasks.text import cut, money, one_line, score
+from tasks.text import money, one_line, score, shortened
 from tasks.views import costs
 
 WIDEST = 32  # characters of a cell
@@ -137,7 +137,8 @@ def text(nights: Sequence[NightFigures]) -> str:
     kinds = dict.fromkeys(kind for night in nights for kind in night.keeps_by_kind)
     columns = [_column(night, kinds) for night in nights]
     rows = [
-        [name, *(cut(one_line(column[name]), WIDEST) for column in columns)] for name in columns[0]
+        [name, *(shortened(one_line(column[name]), WIDEST) for column in columns)]
+        for name in columns[0]
     ]
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     lines = [

@@ -7,10 +7,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
+from configs import traits
 from tasks.records import NightHeader, NightState, Trial
 from tasks.usage import Call, Usage, total, usage_of
-
-RESEARCHERS = ("llm", "command")  # proposers that cost money; no trial is by "mixed"
 
 
 def of_night(state: NightState) -> Usage:
@@ -35,7 +34,7 @@ def tokens(usage: Usage) -> int:
 
 def is_own(trial: Trial) -> bool:
     """Whether a model or an agent proposed it: no stand-in, and not tpe in a mixed night."""
-    return trial.idea.proposer in RESEARCHERS
+    return traits(trial.idea.proposer).writes_code
 
 
 def stand_ins(trials: Iterable[Trial]) -> list[tuple[str, tuple[Trial, ...]]]:
@@ -61,4 +60,4 @@ def keeps_by_kind(trials: Iterable[Trial]) -> dict[str, int]:
 
 def _kind(trial: Trial) -> str:
     """The kind of change that its proposer named; tpe names none and turns knobs."""
-    return trial.idea.kind or ("knobs" if trial.idea.proposer == "tpe" else "not said")
+    return trial.idea.kind or ("knobs" if traits(trial.idea.proposer).turns_knobs else "not said")

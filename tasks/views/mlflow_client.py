@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from tasks.errors import NightlyError
 from tasks.files import locked, sync_folder
-from tasks.text import cut
+from tasks.text import shortened
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -68,14 +68,14 @@ def connect(uri: str) -> Iterator[MlflowClient]:
     except Exception as error:
         what = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
         raise NightlyError(
-            f"MLflow at {uri} failed: {cut(what, LONGEST_ERROR)}. Ledger and git have the data"
+            f"MLflow at {uri} failed: {shortened(what, LONGEST_ERROR)}. Ledger and git have the data"
         ) from error
 
 
 def plain(value: object) -> str:
     """Text that every store accepts: cut, without control characters and halves of surrogates."""
     kept = (c for c in str(value) if c == "\n" or unicodedata.category(c) not in ("Cc", "Cs"))
-    return cut("".join(kept), LONGEST_VALUE)
+    return shortened("".join(kept), LONGEST_VALUE)
 
 
 def make_if_missing(uri: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tasks.records import TRAIN, NightState, Trial
-from tasks.text import counted, cut, one_line
+from tasks.text import counted, one_line, shortened
 from tasks.text import score as six_digits
 
 LONGEST_QUOTE = 800  # characters; a note of these stays below MLflow's limit, so that none is cut
@@ -78,4 +78,4 @@ def _note(state: NightState, trial: Trial) -> str:
 def _quote(text: str) -> str:
     """A proposer's or a candidate's words as code, so that none of them is Markdown."""
     words = one_line(text).replace("`", "'")
-    return f"`{cut(words, LONGEST_QUOTE)}`"
+    return f"`{shortened(words, LONGEST_QUOTE)}`"

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import requests
 
 from tasks.errors import NightlyError, UsageError
-from tasks.text import cut, one_line
+from tasks.text import one_line, shortened
 
 Kind = Literal["failed", "finished", "new-champion"]
 
@@ -58,7 +58,7 @@ def send(kind: Kind, tag: str, text: str, facts: Mapping[str, object]) -> None:
         UsageError: NIGHTLY_WEBHOOK is not an http or https address.
     """
     plain = {name: _plain(value) for name, value in facts.items()}
-    shown = cut("\n".join(map(one_line, text.splitlines())), LONGEST)
+    shown = shortened("\n".join(map(one_line, text.splitlines())), LONGEST)
     _emit(kind, tag, {"night": tag, "text": shown, "facts": plain})
     if address := _address():
         _post(address, _body(kind, tag, shown, plain))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tasks.files import FileRef
 from tasks.records import NightHeader, NightState, Trial
-from tasks.text import counted, cut, money, one_line, score, short
+from tasks.text import counted, money, one_line, score, short, shortened
 from tasks.views import costs
 
 LONGEST_REASON = 200  # characters
@@ -251,7 +251,7 @@ def _stand_ins(state: NightState) -> Iterator[str]:
     for why, trials in found:
         numbers = _listed(trial.number for trial in trials[:MOST_NUMBERS])
         more = ", ..." if len(trials) > MOST_NUMBERS else ""
-        reason = _text(cut(one_line(why), LONGEST_REASON))
+        reason = _text(shortened(one_line(why), LONGEST_REASON))
         yield f"  - {counted(len(trials), 'trial')} ({numbers}{more}): {reason}"
 
 

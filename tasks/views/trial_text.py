@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tasks.history import night_folder
-from tasks.text import cut, money, one_line, score, short
+from tasks.text import money, one_line, score, short, shortened
 from tasks.views.trial_story import BaselineStory, Request, Run, SeedScore, TrialStory
 
 LEVELS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
@@ -163,7 +163,7 @@ def _requests(story: TrialStory) -> Iterator[str]:
     rows = [_row(call) for call in story.calls]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  " + "  ".join(map(str.ljust, row, widths)) for row in rows]
-    errors = [cut(one_line(call.error or ""), LONGEST_ERROR) for call in story.calls]
+    errors = [shortened(one_line(call.error or ""), LONGEST_ERROR) for call in story.calls]
     table = [f"{line}  {error}".rstrip() for line, error in zip(lines, errors, strict=True)]
     yield "\n".join([title, *table])
 

@@ -87,18 +87,18 @@ def test_an_unknown_profile_names_those_that_exist(name):
         (
             "threads = 1",
             "thread = 1",
-            "thread is no setting; a profile has extends, description, device, threads, data",
+            "thread is not a setting; a profile has extends, description, device, threads, data",
         ),
-        ("[budget]", "[budgets]", "budget is missing and has no default; budgets is no setting"),
+        ("[budget]", "[budgets]", "budget is missing and has no default; budgets is not a setting"),
         (
             "[night]",
             "[night]\ntrails = 3",
-            "night.trails is no setting; [night] has trials, hours, proposer, patches, program",
+            "night.trails is not a setting; [night] has trials, hours, proposer, patches, program",
         ),
         (
             "threads = 1",
             'name = "x"\nthreads = 1',
-            "name: a profile is called by its file; remove the key",
+            "name: a profile is named after its file; remove the key",
         ),
         ('device = "cpu"', 'device = "TPU"', "device = \"TPU\": should be 'cpu', 'cuda' or 'mps'"),
         ("threads = 1", "threads = 0", "threads = 0: should be greater than 0"),
@@ -121,6 +121,11 @@ def test_an_unknown_profile_names_those_that_exist(name):
             'kind = "flops"',
             'kind = "steps"',
             "budget.kind = \"steps\": should be 'flops' or 'seconds'",
+        ),
+        (
+            "[night]",
+            '[night]\nproposer = "oracle"',
+            "night.proposer = \"oracle\": should be 'tpe', 'llm', 'mixed', 'command' or 'replay'",
         ),
         ("memory_gib = 4", "memory_gib = -1", "limits.memory_gib = -1: should be greater than 0"),
         (
@@ -234,7 +239,7 @@ def test_profiles_that_extend_each_other_are_refused(tmp_path, monkeypatch):
         ("c", "c -> c"),
         (str(tmp_path / "c.toml"), "c -> c"),
     ):
-        with pytest.raises(configs.ProfileError, match=f"goes round in a circle: {around}"):
+        with pytest.raises(configs.ProfileError, match=f"leads back to itself: {around}"):
             configs.load(name)
 
 

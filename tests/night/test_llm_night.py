@@ -92,16 +92,17 @@ def test_every_call_ends_as_its_typed_outcome(calls):
 
 def test_every_trial_says_what_became_of_its_proposal(trials):
     assert sorted(trials) == list(range(1, 13))
-    by_model = [k for k, trial in trials.items() if trial["proposer"] == "llm"]
+    ideas = {k: trial["idea"] for k, trial in trials.items()}
+    by_model = [k for k, trial in trials.items() if trial["idea"]["proposer"] == "llm"]
     assert by_model == [1, 2, 3, 4, 5, 6, 7, 9, 11]
-    assert [trials[k]["proposer"] for k in (8, 10, 12) if trials[k]["stands_in"]] == ["tpe"] * 3
-    assert [trials[k]["outcome"] for k in (8, 10, 12)] == [
+    assert [ideas[k]["proposer"] for k in (8, 10, 12) if ideas[k]["stands_in"]] == ["tpe"] * 3
+    assert [ideas[k]["outcome"] for k in (8, 10, 12)] == [
         "timeout",
         "no_completion",
         "server_error",
     ]
     refused = {
-        k: trial["outcome"] for k, trial in trials.items() if trial["status"] == "rejected_patch"
+        k: ideas[k]["outcome"] for k, trial in trials.items() if trial["status"] == "rejected_patch"
     }
     assert refused == {4: "no_edit", 9: "refusal"}
     assert trials[9]["reason"] == "not run: refusal: the model declines: I cannot help with that."
@@ -109,7 +110,7 @@ def test_every_trial_says_what_became_of_its_proposal(trials):
     assert all(trials[k]["status"] == "ok" for k in trials if k not in refused)
     kept = [k for k, trial in trials.items() if trial["verdict"] == "keep"]
     assert {1, 2} <= set(kept)
-    assert (trials[2]["kind"], trials[1]["hypothesis"]) == (
+    assert (ideas[2]["kind"], ideas[1]["hypothesis"]) == (
         "combination",
         "count what a token follows fits the data.",
     )
@@ -117,7 +118,7 @@ def test_every_trial_says_what_became_of_its_proposal(trials):
 
 def test_a_waiting_proposal_is_carried_over_to_the_new_champion_and_says_so(trials):
     assert trials[1]["verdict"] == "keep"
-    assert re.search(r"made against champion \w{7} and carried over to \w{7}", trials[2]["note"])
+    assert re.search(r"made against champion \w{7} merged onto \w{7}", trials[2]["idea"]["note"])
     assert trials[2]["parent"] != trials[1]["parent"]
 
 

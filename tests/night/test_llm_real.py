@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from configs import Llm, knobs
+from configs import Llm
 from tasks.history.llm_calls import CallLog, read
 from tasks.proposers.chat import Endpoint
 from tasks.proposers.llm import NO_PATCH, LlmProposer
 from tasks.proposers.prompt import Briefing
 from tasks.proposers.tpe import TpeProposer
-from tasks.records import NightSoFar
+from tasks.records import Candidate, NightSoFar
 from tests.faults import small_llm
 from tests.faults.small_llm import CONTEXT, SmallLlm
 
@@ -136,15 +136,17 @@ def test_a_proposal_that_such_a_model_writes_is_refused_and_what_it_cost_is_on_r
         calls,
         TpeProposer(),
     )
-    night = NightSoFar("real", 1, 1, source, 2.3, 2.3, dict(knobs.read(source)), ())
+    night = NightSoFar(
+        "real", 1, 1, Candidate.parse(source), 2.3, 2.3, Candidate.parse(source).knobs, ()
+    )
 
     proposed = proposer.propose(night)
 
     assert proposed is not None
-    assert proposed.outcome in NO_PATCH
+    assert proposed.idea.outcome in NO_PATCH
     assert proposed.problem is not None
-    assert proposed.problem.startswith(f"{proposed.outcome}: ")
-    assert proposed.source == source
+    assert proposed.problem.startswith(f"{proposed.idea.outcome}: ")
+    assert proposed.candidate.source == source
     written = read(tmp_path / "llm_calls.jsonl")
     assert [call.purpose for call in written] == ["propose", "repair"]
     assert all(call.outcome in NO_PATCH and call.answer and not call.estimated for call in written)

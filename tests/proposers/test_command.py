@@ -19,7 +19,8 @@ from tasks.errors import UsageError
 from tasks.judge import processes
 from tasks.proposers import proposal
 from tasks.proposers.command import CommandProposer
-from tasks.records import NightSoFar, Proposal
+from tasks.records import Candidate, NightSoFar, Proposal
+from tests.trials import make_proposal
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAMPION = "A = 1\nB = 2\n"
@@ -39,11 +40,11 @@ class Fallback:
     name: str = "tpe"
 
     def propose(self, night: NightSoFar) -> Proposal:
-        return Proposal(FALLBACK, "DEPTH 3 -> 2", self.name)
+        return make_proposal(FALLBACK, "DEPTH 3 -> 2", self.name)
 
 
 def night(champion: str = CHAMPION, trial: int = 7) -> NightSoFar:
-    return NightSoFar("nov21", 1, trial, champion, 1.6, 1.6, {}, ())
+    return NightSoFar("nov21", 1, trial, Candidate.parse(champion), 1.6, 1.6, {}, ())
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def left_over(home: Path) -> list[str]:
 def test_what_the_agent_leaves_in_train_py_is_the_proposal(make, home):
     said = "echo 'SUMMARY: no'; echo 'SUMMARY: Wider A'; echo KIND: Architecture; echo 'HYPOTHESIS: it is narrow'\n"
     proposed = make(EDIT + said + "echo 'EXPECTED: -0.01'").propose(night())
-    assert proposed == Proposal(
+    assert proposed == make_proposal(
         source="A = 10\n",
         summary="Wider A",
         proposer="command",
@@ -120,7 +121,12 @@ def test_an_agent_that_says_nothing_has_a_summary_all_the_same(make):
     proposed = make(EDIT + "echo KIND: magic; echo SUMMARY:; echo SUMMARY: not this >&2").propose(
         night()
     )
-    assert (proposed.summary, proposed.kind, proposed.hypothesis, proposed.note) == (
+    assert (
+        proposed.idea.summary,
+        proposed.idea.kind,
+        proposed.idea.hypothesis,
+        proposed.idea.note,
+    ) == (
         "change by codex",
         None,
         None,
@@ -131,7 +137,7 @@ def test_an_agent_that_says_nothing_has_a_summary_all_the_same(make):
 @pytest.mark.parametrize("source", ["a\r\nb", "# \u00e9\u2028\x0c\ufeff\n", ""])
 def test_the_file_is_taken_byte_for_byte(make, user, source):
     (user / "new").write_bytes(source.encode())
-    assert make('cat "$HOME/new" > trainer/train.py').propose(night()).source == source
+    assert make('cat "$HOME/new" > trainer/train.py').propose(night()).candidate.source == source
 
 
 def test_the_agent_is_given_the_champion_and_the_prompt(make, user):
@@ -150,7 +156,7 @@ def test_the_agent_is_given_the_champion_and_the_prompt(make, user):
 def test_what_else_it_edits_is_ignored(make, home):
     before = (ROOT / "trainer" / "prepare.py").read_bytes()
     script = "echo x >> trainer/prepare.py; echo x > new; rm -r .git; mkdir -p shut/in; echo x > shut/in/f; chmod 0 shut\n"
-    assert make(script + EDIT).propose(night()).source == "A = 10\n"
+    assert make(script + EDIT).propose(night()).candidate.source == "A = 10\n"
     assert (ROOT / "trainer" / "prepare.py").read_bytes() == before
     assert left_over(home) == []
 
@@ -161,7 +167,7 @@ def test_a_link_in_the_clones_place_leads_nowhere(make, user, home):
     (precious / "train.py").write_text("precious")
     precious.chmod(0o500)
     proposed = make('cd ..; mv clone "$HOME/moved"; ln -s "$HOME/precious" clone').propose(night())
-    assert (proposed.source, proposed.problem) == (
+    assert (proposed.candidate.source, proposed.problem) == (
         CHAMPION,
         "unfit: trainer/train.py cannot be read: Not a directory",
     )
@@ -203,7 +209,7 @@ def test_of_the_environment_it_has_what_the_profile_names_and_little_else(make, 
     proposed = make(
         'env > "$HOME/env"; ls "$TMPDIR"', environment=("CODEX_API_KEY", "NOT_SET")
     ).propose(night())
-    assert proposed.outcome == "no_change"
+    assert proposed.idea.outcome == "no_change"
     found = dict(line.split("=", 1) for line in (user / "env").read_text().splitlines())
     assert set(found) - {"PWD", "SHLVL", "OLDPWD", "_"} == {
         *("PATH", "HOME", "LANG", "TERM", "TMPDIR", "CODEX_API_KEY"),
@@ -220,12 +226,12 @@ def test_a_key_that_it_prints_is_in_no_log_and_no_proposal(make, home, monkeypat
     printed = make('echo "SUMMARY: with $CODEX_API_KEY"; exit 1', environment=named).propose(
         night()
     )
-    assert printed.stands_in.endswith("its log ends: SUMMARY: with [CODEX_API_KEY]")
+    assert printed.idea.stands_in.endswith("its log ends: SUMMARY: with [CODEX_API_KEY]")
     assert KEY not in (home / "agents" / "nov21-7" / "agent.log").read_text()
     written = make("echo \"K = '$CODEX_API_KEY'\" > trainer/train.py", environment=named).propose(
         night()
     )
-    assert (written.source, written.problem) == (
+    assert (written.candidate.source, written.problem) == (
         CHAMPION,
         "unfit: trainer/train.py holds the value of CODEX_API_KEY",
     )
@@ -252,7 +258,7 @@ def test_a_key_that_it_prints_is_in_no_log_and_no_proposal(make, home, monkeypat
 )
 def test_a_file_that_cannot_be_taken_is_a_problem(make, home, script, why):
     proposed = make(f"{script}\necho did it").propose(night())
-    assert (proposed.source, proposed.outcome) == (CHAMPION, "unfit")
+    assert (proposed.candidate.source, proposed.idea.outcome) == (CHAMPION, "unfit")
     assert proposed.problem.startswith(f"unfit: trainer/train.py {why}")
     assert proposed.problem.endswith("; its log ends: did it")
     assert left_over(home) == []
@@ -261,7 +267,7 @@ def test_a_file_that_cannot_be_taken_is_a_problem(make, home, script, why):
 def test_a_binary_file_is_refused_by_the_check_of_every_proposal(make):
     proposed = make("head -c 1000 /dev/zero > trainer/train.py").propose(night())
     assert proposed.problem is None
-    assert "does not parse" in str(proposal.check(proposed.source, {}))
+    assert "does not parse" in str(proposal.check(proposed.candidate, {}))
 
 
 def test_no_git_runs_in_the_folder_after_the_agent(make, user):
@@ -275,7 +281,7 @@ git config core.fsmonitor 'touch "$HOME/ran"; false'
 git config filter.x.clean 'touch "$HOME/ran"'; echo '*.py filter=x' > .gitattributes
 rm -f "$HOME/ran"
 """
-    assert make(script + EDIT).propose(night()).source == "A = 10\n"
+    assert make(script + EDIT).propose(night()).candidate.source == "A = 10\n"
     assert not (user / "ran").exists()
 
 
@@ -292,21 +298,26 @@ def test_the_users_configuration_plays_no_part_in_the_clone(make, user, home):
     }
     for name, value in settings.items():
         subprocess.run(["git", "config", "--global", name, str(value)], check=True)
-    assert make(EDIT).propose(night("A = 1\r\n")).source == "A = 10\n"
+    assert make(EDIT).propose(night("A = 1\r\n")).candidate.source == "A = 10\n"
     assert not (user / "ran").exists()
 
 
 def test_where_an_agent_has_changed_nothing_the_fallback_proposes(make):
     proposed = make("echo please log in").propose(night())
-    assert (proposed.source, proposed.outcome, proposed.problem) == (FALLBACK, "no_change", None)
+    assert (proposed.candidate.source, proposed.idea.outcome, proposed.problem) == (
+        FALLBACK,
+        "no_change",
+        None,
+    )
     assert (
-        proposed.stands_in == "codex is done and has changed nothing; its log ends: please log in"
+        proposed.idea.stands_in
+        == "codex is done and has changed nothing; its log ends: please log in"
     )
 
 
 def test_a_change_is_taken_whatever_the_exit_status(make):
     proposed = make(EDIT + "exit 3").propose(night())
-    assert (proposed.source, proposed.problem, proposed.note) == (
+    assert (proposed.candidate.source, proposed.problem, proposed.idea.note) == (
         "A = 10\n",
         None,
         "codex ended with exit status 3",
@@ -318,19 +329,23 @@ def test_when_the_agent_fails_without_a_change_the_fallback_proposes(make):
     proposed = make("echo Please log in; printf '\\033[31mnow\\033[0m\\n' >&2; kill -9 $$").propose(
         night()
     )
-    assert (proposed.source, proposed.proposer, proposed.problem) == (FALLBACK, "tpe", None)
-    assert proposed.stands_in.startswith(
+    assert (proposed.candidate.source, proposed.idea.proposer, proposed.problem) == (
+        FALLBACK,
+        "tpe",
+        None,
+    )
+    assert proposed.idea.stands_in.startswith(
         "codex ended with exit status -9 and has changed nothing; its log ends: "
     )
-    assert "Please log in" in proposed.stands_in
-    assert "\033" not in proposed.stands_in
+    assert "Please log in" in proposed.idea.stands_in
+    assert "\033" not in proposed.idea.stands_in
 
 
 def test_an_agent_that_is_not_done_in_time_is_ended_with_all_that_it_has_started(make, user, home):
     script = EDIT + DAEMON + "setsid sh -c 'echo $$ > \"$HOME/other\"; sleep 600' &\nsleep 600"
     proposed = make(script, seconds=2.0).propose(night())
-    assert (proposed.source, proposed.outcome) == (FALLBACK, "timeout")
-    assert proposed.stands_in == "the command was not done after 2 s"
+    assert (proposed.candidate.source, proposed.idea.outcome) == (FALLBACK, "timeout")
+    assert proposed.idea.stands_in == "the command was not done after 2 s"
     assert not alive(user, "daemon")
     assert not alive(user, "other")
     assert left_over(home) == []
@@ -340,7 +355,10 @@ def test_what_an_agent_left_running_when_it_ended_is_ended(make, user, home):
     proposed = make(
         EDIT + DAEMON + "sleep 600 & echo $! > \"$HOME/other\"; trap 'kill 0' EXIT"
     ).propose(night())
-    assert (proposed.source, proposed.note) == ("A = 10\n", "codex ended with exit status -15")
+    assert (proposed.candidate.source, proposed.idea.note) == (
+        "A = 10\n",
+        "codex ended with exit status -15",
+    )
     assert not alive(user, "daemon")
     assert not alive(user, "other")
     assert left_over(home) == []
@@ -384,7 +402,10 @@ def test_it_is_not_started_before_it_is_on_record(make, user, monkeypatch):
 
     monkeypatch.setattr(processes, "record", full)
     proposed = make("touch $HOME/started\n" + EDIT).propose(night())
-    assert proposed.stands_in == "the command could not be run: [Errno 28] No space left on device"
+    assert (
+        proposed.idea.stands_in
+        == "the command could not be run: [Errno 28] No space left on device"
+    )
     assert not (user / "started").exists()
 
 
@@ -404,7 +425,7 @@ def test_a_cancelled_agent_is_ended_and_none_is_started_after_it(make, user, hom
     proposer.cancel()
     thread.join(PATIENCE)
     made.append(proposer.propose(night()))
-    assert [(p.outcome, p.source) for p in made] == [("cancelled", CHAMPION)] * 2
+    assert [(p.idea.outcome, p.candidate.source) for p in made] == [("cancelled", CHAMPION)] * 2
     assert [p.problem for p in made] == [
         "cancelled: the agent was ended",
         "cancelled: the agent was not started",
@@ -419,7 +440,7 @@ def test_of_a_flood_the_ends_are_kept(make, home):
         EDIT
         + "echo first; yes | head -c 30000000; yes n | head -c 30000000 >&2; echo 'SUMMARY: the last'"
     )
-    assert make(script).propose(night()).summary == "the last"
+    assert make(script).propose(night()).idea.summary == "the last"
     log = (home / "agents" / "nov21-7" / "agent.log").read_text()
     assert log.startswith("first\ny\n")
     assert "bytes left out" in log
@@ -428,8 +449,8 @@ def test_of_a_flood_the_ends_are_kept(make, home):
 
 def test_output_that_is_no_text_is_made_text(make, home):
     proposed = make("head -c 100000 /dev/urandom; head -c 1000 /dev/urandom >&2").propose(night())
-    assert proposed.outcome == "no_change"
-    assert "\n" not in proposed.stands_in
+    assert proposed.idea.outcome == "no_change"
+    assert "\n" not in proposed.idea.stands_in
     assert (home / "agents" / "nov21-7" / "agent.log").read_text()
 
 
@@ -454,8 +475,8 @@ def test_a_program_that_the_system_cannot_run_is_the_fallbacks_turn(home, user):
     (user / "agent").write_bytes(b"\x7fELF no program")
     (user / "agent").chmod(0o755)
     proposed = command(home, str(user / "agent")).propose(night())
-    assert proposed.source == FALLBACK
-    assert proposed.stands_in.startswith(
+    assert proposed.candidate.source == FALLBACK
+    assert proposed.idea.stands_in.startswith(
         "the command could not be run: [Errno 8] Exec format error"
     )
 
@@ -463,12 +484,12 @@ def test_a_program_that_the_system_cannot_run_is_the_fallbacks_turn(home, user):
 def test_a_program_that_is_gone_by_now_and_a_folder_that_cannot_be_made_are_too(make, home, user):
     proposer = make(EDIT)
     (home / "agents").touch()
-    assert "could not be run: [Errno" in proposer.propose(night()).stands_in
+    assert "could not be run: [Errno" in proposer.propose(night()).idea.stands_in
     (home / "agents").unlink()
     (user / "codex").unlink()
     assert (
         "could not be run: [command] argv: there is no program"
-        in proposer.propose(night()).stands_in
+        in proposer.propose(night()).idea.stands_in
     )
 
 
@@ -482,7 +503,7 @@ def test_a_command_that_is_not_there_is_a_usage_error(home, user, monkeypatch):
     (user / "agent").write_text(f"#!/bin/sh\n{EDIT}")
     (user / "agent").chmod(0o755)
     for name in ("./agent", "~/agent"):  # the clone, where it runs, has no such file
-        assert command(home, name).propose(night()).source == "A = 10\n"
+        assert command(home, name).propose(night()).candidate.source == "A = 10\n"
 
 
 def test_it_is_a_researcher(make):

@@ -20,8 +20,12 @@ def block(search: str, replace: str) -> str:
     return f"<<<<<<< SEARCH\n{search}=======\n{replace}>>>>>>> REPLACE\n"
 
 
+def applied(answer: str, source: str) -> str:
+    return apply(parse(answer), Candidate.parse(source)).source
+
+
 def edited(source: str, *pairs: tuple[str, str]) -> str:
-    return apply(parse("".join(block(*pair) for pair in pairs)), source)
+    return applied("".join(block(*pair) for pair in pairs), source)
 
 
 def refused(source: str, *pairs: tuple[str, str]) -> EditError:
@@ -139,8 +143,8 @@ def test_line_ends_stay_those_of_the_file():
     answer = block("A = 1\n", "A = 3\nC = 4\n")
     changed = SOURCE.replace("A = 1", "A = 3\nC = 4")
     for text in (answer, answer.replace("\n", "\r\n")):
-        assert apply(parse(text), SOURCE) == changed
-        assert apply(parse(text), windows) == changed.replace("\n", "\r\n")
+        assert applied(text, SOURCE) == changed
+        assert applied(text, windows) == changed.replace("\n", "\r\n")
     mixed = SOURCE.replace("B = 2\n", "B = 2\r\n")
     assert edited(mixed, ("B = 2\n", "B = 3\n")) == SOURCE.replace("B = 2", "B = 3")
     assert edited(mixed, ("A = 1\n", "A = 3\n")) == mixed.replace("A = 1", "A = 3")
@@ -148,9 +152,9 @@ def test_line_ends_stay_those_of_the_file():
 
 def test_a_whole_file_takes_the_place_of_the_old_one_with_its_line_ends():
     code = "def main():\n    pass\n\n\ndef load_model():\n    pass\n"
-    answer = parse(f"```python\n{code}```")
-    assert apply(answer, SOURCE) == code
-    assert apply(answer, SOURCE.replace("\n", "\r\n")) == code.replace("\n", "\r\n")
+    answer = f"```python\n{code}```"
+    assert applied(answer, SOURCE) == code
+    assert applied(answer, SOURCE.replace("\n", "\r\n")) == code.replace("\n", "\r\n")
 
 
 def test_what_only_looks_like_a_line_end_is_none():
@@ -424,9 +428,9 @@ def test_any_text_becomes_any_other_by_its_blocks(old, new, ends, answered, chan
     same = Candidate.parse(old).digest
     if same is not None and Candidate.parse(new).digest == same:
         with pytest.raises(EditError, match="leaves the code as it is"):
-            apply(answer, old)
+            apply(answer, Candidate.parse(old))
     else:
-        assert apply(answer, old) == new
+        assert apply(answer, Candidate.parse(old)).source == new
 
 
 @settings(deadline=None, derandomize=True, max_examples=100)
@@ -442,7 +446,7 @@ def test_any_answer_gives_a_file_or_an_edit_error(pairs, source):
     )
     problem = None
     try:
-        assert apply(answer, source) != source
+        assert apply(answer, Candidate.parse(source)).source != source
     except EditError as error:
         problem = error
     if problem:

@@ -18,6 +18,7 @@ from tasks.records import Candidate, NightSoFar, Proposal, RunResult
 from tasks.trial.experiment import without_figures
 from tests.faults.llm_server import FAKE_KEY, LlmServer, after, finish, html, ok, refusal, status
 from tests.faults.scripted_model import COMMENT, CONTINUATIONS, HALF, PROSE, UNMATCHED, answer
+from tests.trials import make_proposal
 
 STUB = (Path(__file__).parents[1] / "faults" / "stub_train.py").read_text()
 OVERFLOW = status(
@@ -37,7 +38,7 @@ class Fallback:
     name: str = "tpe"
 
     def propose(self, night: NightSoFar) -> Proposal:
-        return Proposal(STUB.replace("DEPTH = 3", "DEPTH = 1"), "DEPTH 3 -> 1", self.name)
+        return make_proposal(STUB.replace("DEPTH = 3", "DEPTH = 1"), "DEPTH 3 -> 1", self.name)
 
 
 def night(**changes) -> NightSoFar:
@@ -45,7 +46,7 @@ def night(**changes) -> NightSoFar:
         "nov21",
         1,
         7,
-        STUB,
+        Candidate.parse(STUB),
         2.3,
         2.3,
         dict(knobs.read(STUB)),
@@ -83,10 +84,13 @@ def outcomes(tmp_path):
 
 def test_a_good_answer_is_a_proposal_with_its_reasons(researcher, tmp_path):
     proposed = researcher(ok(CONTINUATIONS))[0].propose(night())
-    assert (proposed.proposer, proposed.problem, proposed.outcome) == ("llm", None, "ok")
-    assert "(counts > 0)" in proposed.source
-    assert (proposed.summary, proposed.kind) == ("count what a token follows", "architecture")
-    assert (proposed.hypothesis, proposed.expected) == (
+    assert (proposed.idea.proposer, proposed.problem, proposed.idea.outcome) == ("llm", None, "ok")
+    assert "(counts > 0)" in proposed.candidate.source
+    assert (proposed.idea.summary, proposed.idea.kind) == (
+        "count what a token follows",
+        "architecture",
+    )
+    assert (proposed.idea.hypothesis, proposed.idea.expected) == (
         "count what a token follows fits the data.",
         "lower val_bpb",
     )
@@ -95,7 +99,7 @@ def test_a_good_answer_is_a_proposal_with_its_reasons(researcher, tmp_path):
 
 def test_what_was_wrong_goes_back_with_the_answer_it_was_wrong_with(researcher):
     proposer, server = researcher(ok(UNMATCHED), ok(CONTINUATIONS))
-    assert proposer.propose(night()).outcome == "ok"
+    assert proposer.propose(night()).idea.outcome == "ok"
     first, second = server.requests
     assert second["messages"][: len(first["messages"])] == first["messages"]
     said, told = second["messages"][len(first["messages"]) :]
@@ -108,7 +112,7 @@ def test_after_the_repairs_the_proposal_says_why_it_is_none_and_leaves_the_champ
     researcher, tmp_path
 ):
     proposed = researcher(ok(HALF), ok(COMMENT), ok(PROSE), repairs=2)[0].propose(night())
-    assert (proposed.outcome, proposed.source) == ("no_edit", STUB)
+    assert (proposed.idea.outcome, proposed.candidate.source) == ("no_edit", STUB)
     assert proposed.problem.startswith("no_edit: The answer has no SEARCH/REPLACE block.")
     assert outcomes(tmp_path) == [
         ("7.1", "propose", "not_found"),
@@ -120,7 +124,7 @@ def test_after_the_repairs_the_proposal_says_why_it_is_none_and_leaves_the_champ
 def test_the_whole_file_is_asked_for_after_two_repairs_that_failed(researcher):
     proposer, server = researcher(ok(UNMATCHED), ok(UNMATCHED), ok(UNMATCHED), ok(WHOLE))
     proposed = proposer.propose(night())
-    assert (proposed.outcome, knobs.read(proposed.source)["DEPTH"]) == ("ok", 2)
+    assert (proposed.idea.outcome, knobs.read(proposed.candidate.source)["DEPTH"]) == ("ok", 2)
     asked_whole = [
         "the whole new train.py" in body["messages"][-1]["content"] for body in server.requests
     ]
@@ -133,24 +137,24 @@ def test_code_that_was_measured_already_is_not_proposed_again(researcher, tmp_pa
     again = answer("shorter rows", ("MAX_SEQ_LEN = 64", "MAX_SEQ_LEN = 32  # shorter"))
     broken = answer("no main", ("def main() -> None:", "def run() -> None:"))
     proposed = researcher(ok(again), ok(broken), ok(CONTINUATIONS))[0].propose(night(seen=seen))
-    assert proposed.outcome == "ok"
+    assert proposed.idea.outcome == "ok"
     assert [outcome for _, _, outcome in outcomes(tmp_path)] == ["already_tried", "unfit", "ok"]
     assert read(tmp_path / "llm_calls.jsonl")[0].error == "the same code as trial 3"
 
 
 def test_a_refusal_is_not_argued_with(researcher, tmp_path):
     proposed = researcher(refusal(), ok(CONTINUATIONS))[0].propose(night())
-    assert proposed.outcome == "refusal"
+    assert proposed.idea.outcome == "refusal"
     assert len(outcomes(tmp_path)) == 1
 
 
 def test_a_prompt_that_is_too_long_is_made_shorter_once(researcher, tmp_path):
     proposer = researcher(OVERFLOW, ok(CONTINUATIONS))[0]
-    assert proposer.propose(night()).outcome == "ok"
+    assert proposer.propose(night()).idea.outcome == "ok"
     assert outcomes(tmp_path) == [("7.1", "propose", "context_overflow"), ("7.2", "propose", "ok")]
     stubborn = researcher(OVERFLOW, OVERFLOW, ok(CONTINUATIONS))[0].propose(night(next_trial=8))
-    assert (stubborn.proposer, stubborn.outcome) == ("tpe", "context_overflow")
-    assert stubborn.stands_in.startswith("context_overflow: ")
+    assert (stubborn.idea.proposer, stubborn.idea.outcome) == ("tpe", "context_overflow")
+    assert stubborn.idea.stands_in.startswith("context_overflow: ")
 
 
 @pytest.mark.parametrize(
@@ -161,12 +165,12 @@ def test_while_the_endpoint_is_down_the_fallback_proposes_and_says_why(
 ):
     proposer = researcher(step, ok(CONTINUATIONS), pause_seconds=3600)[0]
     first, second = proposer.propose(night()), proposer.propose(night(next_trial=8))
-    assert [first.proposer, second.proposer] == ["tpe", "tpe"]
-    assert (first.outcome, second.outcome) == (outcome, None)
-    assert first.stands_in.startswith(f"{outcome}: ")
+    assert [first.idea.proposer, second.idea.proposer] == ["tpe", "tpe"]
+    assert (first.idea.outcome, second.idea.outcome) == (outcome, None)
+    assert first.idea.stands_in.startswith(f"{outcome}: ")
     assert (
-        "the model is left alone for 600 s more" in second.stands_in
-        or "599 s more" in second.stands_in
+        "the model is left alone for 600 s more" in second.idea.stands_in
+        or "599 s more" in second.idea.stands_in
     )
     assert len(outcomes(tmp_path)) == 1
     assert not proposer.thinks(night())
@@ -176,7 +180,7 @@ def test_the_model_is_asked_again_after_the_pause_also_by_another_process(resear
     researcher(status(500, "down"), pause_seconds=0.01)[0].propose(night())
     time.sleep(0.1)
     proposed = researcher(ok(CONTINUATIONS), pause_seconds=0.01)[0].propose(night(next_trial=8))
-    assert proposed.proposer == "llm"
+    assert proposed.idea.proposer == "llm"
 
 
 @pytest.mark.parametrize(
@@ -189,15 +193,18 @@ def test_the_model_is_asked_again_after_the_pause_also_by_another_process(resear
 def test_beyond_a_cap_the_fallback_proposes(researcher, tmp_path, cap, said):
     proposer = researcher(ok(CONTINUATIONS), ok(CONTINUATIONS), ok(CONTINUATIONS), **cap)[0]
     made = [proposer.propose(night(next_trial=number)) for number in (7, 8, 9)]
-    assert [proposed.proposer for proposed in made] == ["llm", "llm", "tpe"]
-    assert said in made[2].stands_in
+    assert [proposed.idea.proposer for proposed in made] == ["llm", "llm", "tpe"]
+    assert said in made[2].idea.stands_in
     assert len(outcomes(tmp_path)) == 2
 
 
 def test_a_cap_ends_repairs_too(researcher, tmp_path):
     proposed = researcher(ok(PROSE), ok(PROSE), ok(CONTINUATIONS), tokens=2000)[0].propose(night())
-    assert (proposed.proposer, proposed.outcome) == ("tpe", "no_edit")
-    assert "the night has used 2200 of 2000 tokens; the last answer: no_edit" in proposed.stands_in
+    assert (proposed.idea.proposer, proposed.idea.outcome) == ("tpe", "no_edit")
+    assert (
+        "the night has used 2200 of 2000 tokens; the last answer: no_edit"
+        in proposed.idea.stands_in
+    )
     assert len(outcomes(tmp_path)) == 2
 
 
@@ -206,7 +213,7 @@ def test_a_slow_model_gets_its_time_for_a_repair_and_no_further_one(researcher, 
     proposer = researcher(slow, slow, ok(CONTINUATIONS), seconds=1.0, answer_seconds=30)[0]
     proposed = proposer.propose(night())
     assert [outcome for _, _, outcome in outcomes(tmp_path)] == ["no_edit", "no_edit"]
-    assert proposed.stands_in == "no patch after 1 s; the last answer: no_edit"
+    assert proposed.idea.stands_in == "no patch after 1 s; the last answer: no_edit"
     assert proposer.thinks(night(next_trial=8))  # that was no failure of the endpoint's
 
 
@@ -214,12 +221,12 @@ def test_what_was_cut_off_goes_back_to_be_shorter(researcher, tmp_path):
     proposed = researcher(finish("length", CONTINUATIONS[:100]), ok(CONTINUATIONS))[0].propose(
         night()
     )
-    assert proposed.outcome == "ok"
+    assert proposed.idea.outcome == "ok"
     assert outcomes(tmp_path) == [("7.1", "propose", "truncated"), ("7.2", "repair", "ok")]
 
 
 def crash(source: str) -> tuple[Proposal, RunResult]:
-    proposed = Proposal(
+    proposed = make_proposal(
         source,
         "an idea",
         "llm",
@@ -228,33 +235,39 @@ def crash(source: str) -> tuple[Proposal, RunResult]:
         expected="less",
         outcome="ok",
     )
-    run = without_figures("train_crashed", "NameError: x", load("laptop"), 1, "bwrap")
+    run = without_figures("train_crashed", "NameError: x", load("laptop"), "bwrap", 1)
     return proposed, dataclasses.replace(run, log="Traceback\nNameError: x\n")
 
 
-def test_a_crash_is_mended_against_the_candidate_and_stays_the_same_idea(researcher, tmp_path):
+def test_a_crash_is_fixed_against_the_candidate_and_stays_the_same_idea(researcher, tmp_path):
     candidate = STUB.replace("DEPTH = 3", "DEPTH = x")
-    mends = answer(
+    fix = answer(
         "now it runs",
         ("DEPTH = x  # what a token costs: fewer of them are counted", "DEPTH = 2"),
         kind="systems",
     )
-    proposer, server = researcher(ok(mends))
-    mended = proposer.mend(night(), *crash(candidate))
-    assert mended is not None
-    assert knobs.read(mended.source)["DEPTH"] == 2
-    assert (mended.summary, mended.kind, mended.hypothesis) == ("an idea", "optimizer", "it helps")
-    assert mended.note == "mended after train_crashed"
+    proposer, server = researcher(ok(fix))
+    fixed = proposer.fix(night(), *crash(candidate))
+    assert fixed is not None
+    assert knobs.read(fixed.candidate.source)["DEPTH"] == 2
+    assert (fixed.idea.summary, fixed.idea.kind, fixed.idea.hypothesis) == (
+        "an idea",
+        "optimizer",
+        "it helps",
+    )
+    assert fixed.idea.note == "fixed after train_crashed"
     assert outcomes(tmp_path) == [("7.1", "fix", "ok")]
     assert "NameError: x" in json.dumps(server.requests[0])
 
 
-def test_a_crash_that_is_not_mended_stays_one(researcher):
-    assert researcher(ok(PROSE), repairs=0)[0].mend(night(), *crash(STUB)) is None
+def test_a_crash_that_is_not_fixed_stays_one(researcher):
+    assert researcher(ok(PROSE), repairs=0)[0].fix(night(), *crash(STUB)) is None
     others, run = crash(STUB)
     assert (
-        researcher(ok(CONTINUATIONS))[0].mend(
-            night(), dataclasses.replace(others, proposer="tpe"), run
+        researcher(ok(CONTINUATIONS))[0].fix(
+            night(),
+            dataclasses.replace(others, idea=dataclasses.replace(others.idea, proposer="tpe")),
+            run,
         )
         is None
     )
@@ -263,6 +276,6 @@ def test_a_crash_that_is_not_mended_stays_one(researcher):
 def test_a_cancelled_researcher_asks_nothing_more(researcher, tmp_path):
     proposer, server = researcher(ok(CONTINUATIONS))
     proposer.cancel()
-    assert proposer.propose(night()).outcome == "cancelled"
+    assert proposer.propose(night()).idea.outcome == "cancelled"
     assert server.requests == []
     assert datetime.fromisoformat(read(tmp_path / "llm_calls.jsonl")[0].time).tzinfo is UTC

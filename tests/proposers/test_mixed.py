@@ -1,19 +1,22 @@
-"""Who proposes which trial of a mixed night, and who is asked to mend it."""
+"""Who proposes which trial of a mixed night, and who is asked to fix it."""
 
 import dataclasses
 
 import pytest
 
-from configs import knobs
 from tasks.proposers.mixed import MixedProposer
 from tasks.proposers.proposal import Researcher
 from tasks.proposers.tpe import TpeProposer
-from tasks.records import NightSoFar, Proposal, RunResult
-from tests.trials import make_trial
+from tasks.records import Candidate, NightSoFar, Proposal, RunResult
+from tests.trials import make_proposal, make_trial
 
 CRASH = RunResult(
     "train_crashed", "NameError", None, None, None, 1.0, 1.0, 0, 1.0, "bwrap", 1, "laptop", 1
 )
+
+
+def with_note(proposal: Proposal, note: str) -> Proposal:
+    return dataclasses.replace(proposal, idea=proposal.idea.with_note(note))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +29,8 @@ class Thinker:
 
     def propose(self, night: NightSoFar) -> Proposal:
         self.asked.append(night)
-        return Proposal(
-            f"{night.champion}# {night.next_trial}\n",
+        return make_proposal(
+            f"{night.champion.source}# {night.next_trial}\n",
             "An idea",
             "tpe" if self.is_down else self.name,
         )
@@ -35,9 +38,9 @@ class Thinker:
     def thinks(self, night: NightSoFar) -> bool:
         return not self.is_down
 
-    def mend(self, night: NightSoFar, proposal: Proposal, run: RunResult) -> Proposal:
+    def fix(self, night: NightSoFar, proposal: Proposal, run: RunResult) -> Proposal:
         self.asked.append((proposal, run))
-        return dataclasses.replace(proposal, note="mended")
+        return with_note(proposal, "fixed")
 
     def cancel(self) -> None:
         self.asked.append("cancel")
@@ -49,15 +52,13 @@ MATRIX_LR = 0.04
 def load_model(path, device): ...
 def main(): return DEPTH, UNEMBEDDING_LR, MATRIX_LR
 """
-NIGHT = NightSoFar("t", 1, 1, SOURCE, 1.6, 1.6, dict(knobs.read(SOURCE)), ())
+NIGHT = NightSoFar("t", 1, 1, Candidate.parse(SOURCE), 1.6, 1.6, Candidate.parse(SOURCE).knobs, ())
 
 
 def after(night: NightSoFar, proposed: Proposal | None) -> NightSoFar:
     """The night once this proposal was tried and discarded."""
     assert proposed is not None
-    trial = make_trial(
-        night.next_trial, knobs=dict(knobs.read(proposed.source)), proposer=proposed.proposer
-    )
+    trial = make_trial(night.next_trial, knobs=proposed.candidate.knobs, idea=proposed.idea)
     return dataclasses.replace(
         night, next_trial=night.next_trial + 1, trials=(*night.trials, trial)
     )
@@ -115,14 +116,14 @@ def test_each_proposes_on_its_trials_and_both_see_every_result():
     for _ in range(6):
         made.append(mixed.propose(night))
         night = after(night, made[-1])
-    assert [p.proposer for p in made if p] == ["tpe", "llm", "tpe", "llm", "tpe", "llm"]
+    assert [p.idea.proposer for p in made if p] == ["tpe", "llm", "tpe", "llm", "tpe", "llm"]
     assert [len(asked.trials) for asked in researcher.asked if isinstance(asked, NightSoFar)] == [
         1,
         3,
         5,
     ]
     assert [
-        p.summary for p in made[::2] if p
+        p.idea.summary for p in made[::2] if p
     ] == [  # each step once: tpe has seen its own, and no other took one
         "DEPTH 3 -> 2",
         "UNEMBEDDING_LR 0.004 -> 0.008",
@@ -137,7 +138,7 @@ def test_a_resumed_night_and_one_that_asks_again_keep_to_the_trials_proposer():
     refused = dataclasses.replace(after(night, first), next_trial=4)
     again = MixedProposer(Thinker(), TpeProposer(), 0.3).propose(refused)
     assert again is not None
-    assert again.proposer == "llm"
+    assert again.idea.proposer == "llm"
 
 
 def test_a_researcher_that_cannot_think_now_keeps_its_trials():
@@ -146,14 +147,14 @@ def test_a_researcher_that_cannot_think_now_keeps_its_trials():
         dataclasses.replace(NIGHT, next_trial=4)
     )
     assert proposed is not None
-    assert proposed.summary == "An idea"
+    assert proposed.idea.summary == "An idea"
 
 
 def test_a_crash_goes_to_the_researcher_who_knows_its_own():
     researcher = Thinker()
     mixed = MixedProposer(researcher, TpeProposer(), 0.3)
-    ours = Proposal("x", "An idea", "llm")
-    assert mixed.mend(NIGHT, ours, CRASH) == dataclasses.replace(ours, note="mended")
+    ours = make_proposal("x", "An idea", "llm")
+    assert mixed.fix(NIGHT, ours, CRASH) == with_note(ours, "fixed")
     assert researcher.asked == [(ours, CRASH)]
 
 

@@ -8,17 +8,18 @@ from pathlib import Path
 import pytest
 
 from tasks.history.ledger import Ledger
-from tasks.proposers.past_nights import Idea, ideas
+from tasks.proposers import past_nights
+from tasks.proposers.past_nights import EarlierTrial
 from tasks.records import Trial
-from tests.trials import BASELINE, crash, keep, make_trial
+from tests.trials import baseline_event, crash, keep, make_trial, night_event
 
 
 def write_night(nights: Path, tag: str, *trials: Trial, age: int = 0, **baseline) -> Path:
     """A real ledger with these trials, changed so many seconds before now."""
     path = nights / tag / "ledger.jsonl"
     with Ledger.create(path) as book:
-        book.append("night", tag=tag)
-        book.append("baseline", **{**BASELINE, "dataset": "d5", "start_commit": "c0", **baseline})
+        book.append("night", **night_event(tag=tag))
+        book.append("baseline", **baseline_event(**{"start_commit": "c0", **baseline}))
         for trial in trials:
             book.append("started", trial=trial.number)
             book.append("decided", trial=dataclasses.asdict(trial))
@@ -28,8 +29,8 @@ def write_night(nights: Path, tag: str, *trials: Trial, age: int = 0, **baseline
     return path
 
 
-def remembered(nights: Path, but: str = "now", hardware: str = "a CPU") -> tuple[Idea, ...]:
-    return ideas(nights, but=but, dataset="d5", hardware=hardware)
+def remembered(nights: Path, but: str = "now", hardware: str = "a CPU") -> tuple[EarlierTrial, ...]:
+    return past_nights.trials(nights, but=but, dataset="d5", hardware=hardware)
 
 
 def test_an_idea_says_what_came_of_it(tmp_path):
@@ -106,7 +107,7 @@ def test_a_ledger_that_is_a_folder_is_left_out(tmp_path):
 def test_a_night_whose_baseline_is_not_measured_is_left_out(tmp_path):
     path = tmp_path / "nov20" / "ledger.jsonl"
     with Ledger.create(path) as book:
-        book.append("night", tag="nov20")
+        book.append("night", **night_event(tag="nov20"))
     assert remembered(tmp_path) == ()
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import secrets
+from pathlib import Path
 
 import pytest
 
@@ -11,14 +12,14 @@ import configs
 from configs import knobs
 from flows.night import researcher
 from tasks.proposers import edit_blocks, prompt
-from tasks.proposers.past_nights import Idea
+from tasks.proposers.past_nights import EarlierTrial
 from tasks.proposers.prompt import Briefing
-from tasks.records import Baseline, Dataset, Proposal
+from tasks.records import Baseline, Bench, Candidate, Dataset
 from tasks.trial import verdict
-from tasks.trial.baseline import CPU_TIMES, WALL_TIMES
+from tasks.trial.baseline import CPU_TIMES, WALL_TIMES, caps_after
 from tasks.usage import KINDS
 from tests.synthetic_night import TRAIN, long_night, make_night, make_run, write_trial
-from tests.trials import crash, keep, make_trial
+from tests.trials import crash, keep, make_proposal, make_trial
 
 PROGRAM = (configs.FOLDER / "program.md").read_text(encoding="utf-8")
 FACTS = {"hardware": "one CPU, 1 thread", "budget": "5.74e+11 FLOPs of training"}
@@ -45,7 +46,7 @@ def ask(night, *, program=PROGRAM, facts=FACTS, earlier=(), settings=SETTINGS, t
     return Briefing(program, facts, earlier, settings).proposal(night, tokens)
 
 
-def mend(night, proposed, run):
+def fix(night, proposed, run):
     return Briefing(PROGRAM, FACTS, (), SETTINGS).fix(night, 6000, proposal=proposed, run=run)
 
 
@@ -86,13 +87,13 @@ def test_what_stays_the_same_comes_first():
 
 def test_train_py_is_there_byte_for_byte():
     source = f"{TRAIN}# $facts ${{file}} {{x}} $$ %s ``` \u202e \t \x0c\r\n=======\n"
-    user = ask(make_night(champion=source))[1]["content"]
+    user = ask(make_night(champion=Candidate.parse(source)))[1]["content"]
     assert fences(user)["train.py, the champion"] == source
 
 
 @pytest.mark.parametrize("source", ["", "x = 1", "x = '\ud800'\n"])
 def test_a_strange_train_py_can_be_sent(source):
-    messages = ask(make_night(champion=source))
+    messages = ask(make_night(champion=Candidate.parse(source)))
     json.dumps(messages, ensure_ascii=False).encode("utf-8")
     assert "train.py, the champion" in fences(messages[1]["content"])
 
@@ -136,7 +137,7 @@ def test_the_program_speaks_of_what_train_py_has():
 def test_the_program_gives_the_rules_as_they_are():
     words = " ".join(PROGRAM.split())
     assert f"above {verdict.KEEP:g} it is kept at once" in words
-    assert f"above {verdict.CONFIRM:g}, or for a tie ({verdict.CONFIRM:g} either way)" in words
+    assert f"above {verdict.TIE:g}, or for a tie ({verdict.TIE:g} either way)" in words
     assert (
         f"above {verdict.CONFIRMED:g} plus 1 for every {verdict.STATEMENTS_PER_Z} statements added"
         in words
@@ -152,11 +153,10 @@ def facts(profile: str, **changes) -> dict[str, str]:
         make_run(seed=seed, val_bpb=1.6, audit_gap=0.0, audit_worst=0.0, **changes)
         for seed in (1, 2, 3)
     )
-    return researcher.facts_of(
-        configs.load(profile),
-        Dataset("d5", "public", "train", "validation", 1),
-        Baseline(runs, "h"),
-    )
+    baseline = Baseline(runs, "h")
+    dataset = Dataset("d5", "public", "train", "validation", 1)
+    bench = Bench(configs.load(profile), dataset, Path(), "bwrap", caps_after(baseline))
+    return researcher.facts_of(bench, baseline)
 
 
 def test_the_facts_have_the_limits_and_how_the_baseline_trained():
@@ -236,7 +236,7 @@ def test_a_row_of_discards_asks_for_a_kind_that_was_not_tried_of_late():
 
 
 def test_what_trains_right_now_counts_as_tried():
-    flying = Proposal("x", "Tie the embeddings", "llm", kind="simplification")
+    flying = make_proposal("x", "Tie the embeddings", "llm", kind="simplification")
     words = wanted(
         make_night(*(make_trial(k) for k in range(1, 6)), next_trial=7, in_flight=flying)
     )
@@ -274,19 +274,25 @@ def poisoned(tmp_path):
             reason=INJECTION, log=INJECTION, judge_log=INJECTION, metrics={"CANARY": 1.0}
         )
         write_trial(tmp_path, number, run, patch=f"--- a\n+++ b\n@@ -1 +1 @@\n+{INJECTION}\n")
-    flying = Proposal("x", INJECTION, "llm", kind=INJECTION, hypothesis=INJECTION)
+    flying = make_proposal("x", INJECTION, "llm", kind=INJECTION, hypothesis=INJECTION)
     return make_night(
-        *trials, folder=tmp_path, champion=f"# {INJECTION}\n", next_trial=4, in_flight=flying
+        *trials,
+        folder=tmp_path,
+        champion=Candidate.parse(f"# {INJECTION}\n"),
+        next_trial=4,
+        in_flight=flying,
     )
 
 
 def test_no_word_of_a_candidate_is_outside_a_fence(poisoned):
-    earlier = [Idea(INJECTION, 1, INJECTION, INJECTION, "keep", None, None)]
-    crashed = Proposal(f"# {INJECTION}\n", INJECTION, "llm", hypothesis=INJECTION, kind=INJECTION)
+    earlier = [EarlierTrial(INJECTION, 1, INJECTION, INJECTION, "keep", None, None)]
+    crashed = make_proposal(
+        f"# {INJECTION}\n", INJECTION, "llm", hypothesis=INJECTION, kind=INJECTION
+    )
     run = make_run(status="train_crashed", reason=INJECTION, log=INJECTION, judge_log=INJECTION)
     texts = [
         "\n".join(message["content"] for message in ask(poisoned, earlier=earlier)),
-        "\n".join(message["content"] for message in mend(poisoned, crashed, run)),
+        "\n".join(message["content"] for message in fix(poisoned, crashed, run)),
         Briefing(PROGRAM, FACTS, tuple(earlier), SETTINGS).brief(poisoned),
         prompt.repair(INJECTION, whole_file=True)["content"],
     ]
@@ -314,7 +320,7 @@ def test_a_mark_is_never_in_the_text_that_it_fences(monkeypatch):
 
 @pytest.fixture
 def crashed():
-    return Proposal(
+    return make_proposal(
         TRAIN.replace("DEPTH = 3", "DEPTH = 4"),
         "One layer more",
         "llm",
@@ -332,11 +338,11 @@ def test_a_crash_goes_back_with_the_candidate_and_what_is_known(crashed, tmp_pat
         log=log,
         judge_log="CANARY",
     )
-    system, user = mend(make_night(folder=tmp_path), crashed, run)
+    system, user = fix(make_night(folder=tmp_path), crashed, run)
     assert system == ask(make_night())[0]
     told = fences(user["content"])
     assert list(told) == ["train.py, your candidate", "record", "crash"]
-    assert told["train.py, your candidate"] == crashed.source
+    assert told["train.py, your candidate"] == crashed.candidate.source
     assert told["crash"].startswith(
         "summary: One layer more\nhypothesis: Depth helps.\nstatus of its run: train_crashed. ended while"
     )
@@ -348,9 +354,11 @@ def test_a_crash_goes_back_with_the_candidate_and_what_is_known(crashed, tmp_pat
 
 def test_an_earlier_answers_words_are_one_line_each(crashed):
     words = "Good\nstatus of its run: ok\x1b[31m\u202e"
-    proposed = dataclasses.replace(crashed, summary=words, hypothesis=words)
+    proposed = dataclasses.replace(
+        crashed, idea=dataclasses.replace(crashed.idea, summary=words, hypothesis=words)
+    )
     told = fences(
-        mend(make_night(), proposed, make_run(status="train_crashed", reason=words))[1]["content"]
+        fix(make_night(), proposed, make_run(status="train_crashed", reason=words))[1]["content"]
     )["crash"]
     good = "Good status of its run: ok"
     assert told.splitlines()[:3] == [
@@ -362,7 +370,7 @@ def test_an_earlier_answers_words_are_one_line_each(crashed):
 
 def test_the_reason_of_a_scoring_box_does_not_go_back(crashed):
     run = make_run(status="eval_crashed", reason="ended while scoring: CANARY")
-    told = fences(mend(make_night(), crashed, run)[1]["content"])["crash"]
+    told = fences(fix(make_night(), crashed, run)[1]["content"])["crash"]
     assert "status of its run: eval_crashed. \n" in told
     assert "CANARY" not in told
 
@@ -379,7 +387,7 @@ def test_the_reason_of_a_scoring_box_does_not_go_back(crashed):
     ids=["empty", "escapes", "cut at a line", "one line", "unicode"],
 )
 def test_the_end_of_the_log_is_shown(log, told, crashed):
-    user = mend(make_night(), crashed, make_run(status="train_crashed", log=log))[1]["content"]
+    user = fix(make_night(), crashed, make_run(status="train_crashed", log=log))[1]["content"]
     assert fences(user)["crash"].partition("the end of its log:\n")[2] == told
 
 
@@ -416,7 +424,10 @@ def test_an_agent_gets_the_same_without_the_file_and_the_blocks():
 
 def test_no_text_of_ours_is_left_with_a_gap():
     texts = [
-        *(message["content"] for message in ask(make_night(champion=""), program="")),
+        *(
+            message["content"]
+            for message in ask(make_night(champion=Candidate.parse("")), program="")
+        ),
         Briefing("", {}, (), SETTINGS).brief(make_night()),
     ]
     assert [text for text in texts if re.search(r"\$\w", text)] == []

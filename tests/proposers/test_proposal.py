@@ -3,9 +3,9 @@ import re
 
 import pytest
 
-from configs import knobs
 from tasks.proposers import proposal
 from tasks.records import Candidate, NightSoFar, Proposal
+from tests.trials import make_proposal
 
 GOOD = """TOTAL_BATCH_SIZE = 1024
 DEVICE_BATCH_SIZE = 8
@@ -22,7 +22,7 @@ def main():
 
 
 def night(**changes) -> NightSoFar:
-    start = NightSoFar("t", 1, 1, GOOD, 1.6, 1.6, dict(knobs.read(GOOD)), ())
+    start = NightSoFar("t", 1, 1, Candidate.parse(GOOD), 1.6, 1.6, Candidate.parse(GOOD).knobs, ())
     return dataclasses.replace(start, **changes)
 
 
@@ -43,7 +43,7 @@ class Listed:
         self.asked.append(night)
         number = len(night.trials)
         return (
-            Proposal(self.sources[number], f"number {number}", self.name)
+            make_proposal(self.sources[number], f"number {number}", self.name)
             if number < len(self.sources)
             else None
         )
@@ -54,7 +54,7 @@ def variant(number: int) -> str:
 
 
 def test_a_good_candidate_passes():
-    assert proposal.check(GOOD, {}) is None
+    assert proposal.check(Candidate.parse(GOOD), {}) is None
 
 
 @pytest.mark.parametrize(
@@ -84,25 +84,25 @@ def test_a_good_candidate_passes():
     ],
 )
 def test_a_bad_candidate_is_refused_with_one_line(source, reason):
-    problem = proposal.check(source, {})
+    problem = proposal.check(Candidate.parse(source), {})
     assert problem is not None
     assert re.search(reason, problem)
     assert "\n" not in problem
 
 
 def test_batch_sizes_that_are_computed_are_left_to_the_candidate():
-    assert proposal.check(GOOD.replace("= 1024", "= 3 * MAX_SEQ_LEN"), {}) is None
+    assert proposal.check(Candidate.parse(GOOD.replace("= 1024", "= 3 * MAX_SEQ_LEN")), {}) is None
 
 
 @pytest.mark.parametrize(("number", "name"), [(0, "the baseline"), (4, "trial 4")])
 def test_a_duplicate_is_refused_by_the_name_of_the_first(number, name):
-    problem = proposal.check("# a comment more\n" + GOOD, seen(GOOD, number))
+    problem = proposal.check(Candidate.parse("# a comment more\n" + GOOD), seen(GOOD, number))
     assert problem == f"the same code as {name}"
 
 
 def test_a_proposal_that_passes_is_returned_as_it_is():
     asked = Listed(GOOD)
-    assert proposal.ask(asked, night()) == Proposal(GOOD, "number 0", "listed")
+    assert proposal.ask(asked, night()) == make_proposal(GOOD, "number 0", "listed")
     assert len(asked.asked) == 1
 
 
@@ -112,7 +112,7 @@ def test_nothing_left_to_propose_is_none():
 
 def test_a_generator_is_asked_again_after_a_duplicate():
     proposed = proposal.ask(Listed(GOOD, GOOD + "# again", variant(1)), night(seen=seen(GOOD)))
-    assert proposed == Proposal(variant(1), "number 2", "listed")
+    assert proposed == make_proposal(variant(1), "number 2", "listed")
 
 
 def test_a_generator_sees_why_it_was_refused():
@@ -124,7 +124,7 @@ def test_a_generator_sees_why_it_was_refused():
         "the same code as trial 3",
         1,
     )
-    assert refused.ast_sha256 == Candidate.parse(GOOD).digest
+    assert refused.digest == Candidate.parse(GOOD).digest
 
 
 def test_a_generator_that_only_repeats_the_past_is_given_up():
@@ -153,7 +153,9 @@ def test_a_proposers_own_problem_stands():
         name = "broken"
 
         def propose(self, night: NightSoFar) -> Proposal:
-            return Proposal(night.champion, "x", self.name, problem="patch x does not apply")
+            return make_proposal(
+                night.champion.source, "x", self.name, problem="patch x does not apply"
+            )
 
     proposed = proposal.ask(Broken(), night())
     assert proposed is not None
@@ -165,7 +167,7 @@ def test_a_researcher_is_not_asked_for_minutes_again_after_a_patch_that_is_refus
         def thinks(self, night):
             return True
 
-        def mend(self, night, proposal, run):
+        def fix(self, night, proposal, run):
             return None
 
         def cancel(self):
@@ -173,12 +175,15 @@ def test_a_researcher_is_not_asked_for_minutes_again_after_a_patch_that_is_refus
 
         def propose(self, night):
             proposed = super().propose(night)
-            return proposed and dataclasses.replace(proposed, outcome="ok")
+            if proposed is None:
+                return None
+            idea = dataclasses.replace(proposed.idea, outcome="ok")
+            return dataclasses.replace(proposed, idea=idea)
 
     asked = Slow(GOOD, variant(1))
     proposed = proposal.ask(asked, night(seen=seen(GOOD)))
     assert proposed is not None
-    assert (proposed.problem, proposed.outcome) == (
+    assert (proposed.problem, proposed.idea.outcome) == (
         "the same code as the baseline",
         "already_tried",
     )

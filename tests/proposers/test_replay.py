@@ -11,7 +11,8 @@ from tasks.errors import UsageError
 from tasks.history import champion
 from tasks.proposers import proposal
 from tasks.proposers.replay import ReplayProposer, apply
-from tasks.records import Candidate, NightSoFar, Trial
+from tasks.records import Candidate, NightSoFar
+from tests.trials import make_trial
 
 ROOT = Path(__file__).parents[2]
 TRAIN = (ROOT / "trainer" / "train.py").read_text(encoding="utf-8")
@@ -51,7 +52,7 @@ new file mode 120000
 
 
 def night_at(trial: int, current: str) -> NightSoFar:
-    return NightSoFar("t", 1, trial, current, 1.6, 1.6, {}, ())
+    return NightSoFar("t", 1, trial, Candidate.parse(current), 1.6, 1.6, {}, ())
 
 
 @pytest.fixture
@@ -69,35 +70,42 @@ def propose(tmp_path):
 
 def test_a_diff_is_applied_to_the_champion(propose):
     proposed = propose(p01__diff=GOOD)
-    assert proposed.source == SOURCE.replace("B = 2", "B = 20")
-    assert (proposed.summary, proposed.proposer, proposed.problem) == ("p01", "replay", None)
+    assert proposed.candidate.source == SOURCE.replace("B = 2", "B = 20")
+    assert (proposed.idea.summary, proposed.idea.proposer, proposed.problem) == (
+        "p01",
+        "replay",
+        None,
+    )
 
 
 def test_a_diff_finds_its_lines_where_they_have_drifted_to(propose):
     proposed = propose(p01__patch=GOOD, current="# new\n" * 7 + SOURCE)
     assert proposed.problem is None
-    assert "B = 20" in proposed.source
+    assert "B = 20" in proposed.candidate.source
 
 
 def test_trial_k_takes_file_k_in_name_order_and_then_there_is_nothing_left(propose):
     files = {"b__py": "B", "a__py": "A", "c__txt": "no patch"}
-    assert [propose(trial, **files).source for trial in (1, 2)] == ["A", "B"]
+    assert [propose(trial, **files).candidate.source for trial in (1, 2)] == ["A", "B"]
     assert propose(3, **files) is None
 
 
 def test_a_py_file_is_the_whole_candidate(propose):
     proposed = propose(p__py="# Try nothing\nx = 1\n")
-    assert (proposed.source, proposed.summary) == ("# Try nothing\nx = 1\n", "Try nothing")
+    assert (proposed.candidate.source, proposed.idea.summary) == (
+        "# Try nothing\nx = 1\n",
+        "Try nothing",
+    )
 
 
 @pytest.mark.parametrize("line", ["# Twice B\n", "#Twice B\r\n", "## Twice B ##\n"])
 def test_a_first_line_of_comment_is_the_summary(propose, line):
-    assert propose(p__diff=line + GOOD).summary == "Twice B"
+    assert propose(p__diff=line + GOOD).idea.summary == "Twice B"
 
 
 @pytest.mark.parametrize("line", ["#!/usr/bin/python\n", "#\n", "\n", ""])
 def test_without_one_the_files_name_is(propose, line):
-    assert propose(p__diff=line + GOOD).summary == "p"
+    assert propose(p__diff=line + GOOD).idea.summary == "p"
 
 
 @pytest.mark.parametrize(
@@ -116,7 +124,7 @@ def test_without_one_the_files_name_is(propose, line):
 )
 def test_a_patch_that_cannot_be_used_is_a_problem_and_changes_nothing(propose, patch, problem):
     proposed = propose(p03__diff=patch)
-    assert proposed.source == SOURCE
+    assert proposed.candidate.source == SOURCE
     assert proposed.problem.startswith("patch p03.diff ")
     assert problem in proposed.problem
     assert "\n" not in proposed.problem
@@ -133,7 +141,9 @@ def test_a_patch_applies_in_a_temporary_folder_inside_a_repository(tmp_path, mon
 
 def test_a_patch_keeps_line_ends_and_letters(propose):
     current = SOURCE.replace("A = 1\n", "A = 1\r\n").replace("E = 5", "E = '\u00e9'")
-    assert propose(p__diff=GOOD, current=current).source == current.replace("B = 2", "B = 20")
+    assert propose(p__diff=GOOD, current=current).candidate.source == current.replace(
+        "B = 2", "B = 20"
+    )
 
 
 def test_a_missing_folder_is_a_usage_error(tmp_path):
@@ -154,10 +164,10 @@ def test_the_demonstration_night_applies_to_train_py_as_it_is():
     for number in range(1, 7):
         proposed = proposal.ask(proposer, dataclasses.replace(night_at(number, current), seen=seen))
         assert proposed is not None
-        assert proposed.source != current
+        assert proposed.candidate.source != current
         problems.append(proposed.problem)
-        current = proposed.source if number == 1 else current
-        seen[Candidate.parse(proposed.source).digest or ""] = number
+        current = proposed.candidate.source if number == 1 else current
+        seen[proposed.candidate.digest or ""] = number
     assert knobs.read(current)["DEPTH"] == 2
     assert problems[:5] == [None] * 5
     assert "does not parse" in str(problems[5])
@@ -187,9 +197,8 @@ def past_night(root: Path, start: str, *candidates: tuple[str, str], tag: str = 
     )
     for number, (verdict, source) in enumerate(candidates, start=1):
         scored = verdict != "rejected"
-        trial = Trial(
-            number=number,
-            proposer="tpe",
+        trial = make_trial(
+            number,
             summary=f"idea {number}",
             status="ok" if scored else "rejected_patch",
             verdict="keep" if verdict == "keep" else "discard",
@@ -199,7 +208,7 @@ def past_night(root: Path, start: str, *candidates: tuple[str, str], tag: str = 
             scores=(),
             seeds=(),
             knobs={},
-            ast_sha256=None,
+            digest=None,
             parent=parent,
             commit=None,
         )
@@ -218,18 +227,18 @@ def test_a_past_nights_patches_come_in_the_order_of_its_trials_and_are_what_each
     proposer = ReplayProposer.of(root / "nov21", root)
     current = SOURCE.replace("C = 3", "C = 30")
     proposed = [proposer.propose(night_at(k, current)) for k in range(1, 13)]
-    assert [p and p.source for p in proposed] == [
+    assert [p and p.candidate.source for p in proposed] == [
         current.replace("A = 1", "A = 10"),
         *(current.replace("E = 5", f"E = {n}") for n in range(6, 16)),
         None,
     ]
     assert proposed[10] is not None
-    assert (proposed[10].summary, proposed[10].proposer, proposed[10].problem) == (
+    assert (proposed[10].idea.summary, proposed[10].idea.proposer, proposed[10].problem) == (
         "idea 11",
         "replay",
         None,
     )
-    assert proposed[10].note == "replayed from night nov21, trial 11 (was discard, z 3.14)"
+    assert proposed[10].idea.note == "replayed from night nov21, trial 11 (was discard, z 3.14)"
 
 
 def test_a_patch_that_conflicts_with_the_champion_says_so_and_which_it_was(root):
@@ -239,7 +248,7 @@ def test_a_patch_that_conflicts_with_the_champion_says_so_and_which_it_was(root)
         night_at(1, code.replace("print(A)", "print(+A)"))
     )
     assert proposed is not None
-    assert proposed.source == code.replace("print(A)", "print(+A)")
+    assert proposed.candidate.source == code.replace("print(A)", "print(+A)")
     assert (
         proposed.problem
         == "trial 1 of night nov21 conflicts with the champion: both have changed the same lines"
@@ -253,8 +262,11 @@ def test_what_was_rejected_is_replayed_too_and_what_changed_nothing_cannot_be(ro
     first, second = (proposer.propose(night_at(k, current)) for k in (1, 2))
     assert first is not None
     assert second is not None
-    assert (first.problem, first.note) == (None, "replayed from night nov21, trial 1 (was discard)")
-    assert first.source == current.replace(
+    assert (first.problem, first.idea.note) == (
+        None,
+        "replayed from night nov21, trial 1 (was discard)",
+    )
+    assert first.candidate.source == current.replace(
         "E = 5", "E = ("
     )  # to be refused by the check of every proposal
     assert second.problem == "trial 2 of night nov21 changed nothing"
@@ -275,7 +287,7 @@ def test_a_laptop_nights_patches_fit_another_profile_whose_knobs_have_other_valu
         proposed = proposer.propose(night_at(number, ours))
         assert proposed is not None
         assert proposed.problem is None
-        assert proposed.source == knobs.write(ours, {name: value})
+        assert proposed.candidate.source == knobs.write(ours, {name: value})
 
 
 def test_a_knob_that_both_have_changed_is_a_conflict(root):
@@ -292,7 +304,7 @@ def test_a_folder_wins_over_a_night_of_its_name(root, tmp_path):
     (folder / "p.py").write_text("x = 1\n")
     proposed = ReplayProposer.of(folder, root).propose(night_at(1, SOURCE))
     assert proposed is not None
-    assert proposed.source == "x = 1\n"
+    assert proposed.candidate.source == "x = 1\n"
 
 
 @pytest.mark.parametrize("name", ["nov2", "nov21b", "**", "nov21/1", "..", "HEAD"])
@@ -315,4 +327,7 @@ def test_the_remedy_brings_another_machines_night(root, tmp_path):
     subprocess.run(["git", "fetch", "-q", "origin", refspec], cwd=other, check=True)
     proposed = ReplayProposer.of(other / "nov21", other).propose(night_at(1, SOURCE))
     assert proposed is not None
-    assert (proposed.summary, proposed.source) == ("idea 1", SOURCE.replace("A = 1", "A = 10"))
+    assert (proposed.idea.summary, proposed.candidate.source) == (
+        "idea 1",
+        SOURCE.replace("A = 1", "A = 10"),
+    )

@@ -12,7 +12,8 @@ from tasks.errors import UsageError
 from tasks.proposers import proposal
 from tasks.proposers.search_space import SPACE, SearchSpace, moved
 from tasks.proposers.tpe import TpeProposer
-from tasks.records import Candidate, NightSoFar, Proposal, Trial
+from tasks.records import Candidate, NightSoFar, Proposal
+from tests.trials import make_proposal, make_trial
 
 TRAIN = (Path(__file__).parents[2] / "trainer" / "train.py").read_text(encoding="utf-8")
 TABLES = tomllib.loads(SPACE.read_text(encoding="utf-8"))
@@ -48,7 +49,7 @@ SMALL = knobs_only()
 def start(source: str = SMALL, seed: int = 1) -> NightSoFar:
     # The ledger is JSON: there a tuple comes back as a list.
     base = {name: list(v) if isinstance(v, tuple) else v for name, v in read(source).items()}
-    return NightSoFar("t", seed, 1, source, 1.6, 1.6, base, ())
+    return NightSoFar("t", seed, 1, Candidate.parse(source), 1.6, 1.6, base, ())
 
 
 def after(
@@ -56,10 +57,9 @@ def after(
 ) -> NightSoFar:
     """The night once this proposal was taken to its end."""
     parent = next((t.commit for t in reversed(night.trials) if t.verdict == "keep"), "base")
-    trial = Trial(
-        number=night.next_trial,
-        proposer=proposed.proposer,
-        summary=proposed.summary,
+    trial = make_trial(
+        night.next_trial,
+        idea=proposed.idea,
         status="ok" if score else "out_of_memory",
         verdict="keep" if keep else "discard",
         reason="",
@@ -67,15 +67,15 @@ def after(
         val_bpb=score,
         scores=(score,) if score else (),
         seeds=(1,),
-        knobs=read(proposed.source),
-        ast_sha256=Candidate.parse(proposed.source).digest,
+        knobs=proposed.candidate.knobs,
+        digest=proposed.candidate.digest,
         parent=parent or "",
         commit=f"c{night.next_trial}",
     )
     return dataclasses.replace(
         night,
         next_trial=night.next_trial + 1,
-        champion=proposed.source if keep else night.champion,
+        champion=proposed.candidate if keep else night.champion,
         trials=(*night.trials, dataclasses.replace(trial, **changes)),
     )
 
@@ -97,43 +97,45 @@ def stepped() -> NightSoFar:
 
 def test_first_come_single_steps_in_the_order_of_the_file():
     _, made = play(start(), len(STEPS))
-    assert [p.summary.split(" ")[0].rstrip(",") for p in made] == [name for name, _ in STEPS]
-    assert made[0].summary == "DEPTH 3 -> 2"
-    assert made[1].summary == "UNEMBEDDING_LR 0.004 -> 0.008"
-    assert made[2].summary == "MATRIX_LR 0.04 -> 0.16"
-    assert made[3].summary == "TOTAL_BATCH_SIZE 1024 -> 512"
+    assert [p.idea.summary.split(" ")[0].rstrip(",") for p in made] == [name for name, _ in STEPS]
+    assert made[0].idea.summary == "DEPTH 3 -> 2"
+    assert made[1].idea.summary == "UNEMBEDDING_LR 0.004 -> 0.008"
+    assert made[2].idea.summary == "MATRIX_LR 0.04 -> 0.16"
+    assert made[3].idea.summary == "TOTAL_BATCH_SIZE 1024 -> 512"
 
 
 def test_a_step_changes_its_value_and_nothing_else():
-    written = TpeProposer().propose(start(TRAIN)).source
+    written = TpeProposer().propose(start(TRAIN)).candidate.source
     assert written == TRAIN.replace("\nDEPTH = 3 ", "\nDEPTH = 2 ")
     assert written != TRAIN
 
 
 def test_a_smaller_batch_takes_the_device_batch_with_it():
     _, made = play(start(), 4)
-    found = read(made[3].source)
+    found = read(made[3].candidate.source)
     assert (found["TOTAL_BATCH_SIZE"], found["DEVICE_BATCH_SIZE"]) == (512, 4)
-    assert proposal.check(made[3].source, {}) is None
+    assert proposal.check(made[3].candidate, {}) is None
 
 
 def test_after_a_keep_the_next_step_starts_from_the_new_champion():
     night = start()
     night = after(night, TpeProposer().propose(night), 1.58, keep=True)
     following = TpeProposer().propose(night)
-    assert following.summary == "UNEMBEDDING_LR 0.004 -> 0.008"
-    assert read(following.source)["DEPTH"] == 2
+    assert following.idea.summary == "UNEMBEDDING_LR 0.004 -> 0.008"
+    assert read(following.candidate.source)["DEPTH"] == 2
 
 
 def test_a_step_is_not_taken_twice_whoever_took_it():
     night = start()
-    theirs = Proposal(knobs.write(SMALL, {"DEPTH": 2}), "Fewer layers", "replay")
-    assert TpeProposer().propose(after(night, theirs, 1.6)).summary.startswith("UNEMBEDDING_LR")
+    theirs = make_proposal(knobs.write(SMALL, {"DEPTH": 2}), "Fewer layers", "replay")
+    assert (
+        TpeProposer().propose(after(night, theirs, 1.6)).idea.summary.startswith("UNEMBEDDING_LR")
+    )
 
 
 def test_a_step_that_the_range_clamps_to_nothing_is_skipped():
     night = start(knobs.write(SMALL, {"DEPTH": 1}))
-    assert TpeProposer().propose(night).summary.startswith("UNEMBEDDING_LR")
+    assert TpeProposer().propose(night).idea.summary.startswith("UNEMBEDDING_LR")
 
 
 @pytest.mark.parametrize(
@@ -141,9 +143,10 @@ def test_a_step_that_the_range_clamps_to_nothing_is_skipped():
     ["DEPTH = 'three' ", "DEPTH = 3; DEPTH = 3 ", "DEPTH = int('3') "],
 )
 def test_a_knob_that_a_champion_has_turned_into_something_else_is_left_alone(change):
-    night = dataclasses.replace(start(), champion=SMALL.replace("DEPTH = 3 ", change))
-    assert night.champion != SMALL
-    assert TpeProposer().propose(night).summary.startswith("UNEMBEDDING_LR")
+    champion = Candidate.parse(SMALL.replace("DEPTH = 3 ", change))
+    night = dataclasses.replace(start(), champion=champion)
+    assert night.champion.source != SMALL
+    assert TpeProposer().propose(night).idea.summary.startswith("UNEMBEDDING_LR")
 
 
 def test_the_same_state_gives_the_same_proposal(stepped):
@@ -157,16 +160,16 @@ def test_another_seed_trial_or_refusal_gives_another(stepped):
         dataclasses.replace(stepped, next_trial=99),
         after(stepped, TpeProposer().propose(stepped), None, status="rejected_patch"),
     ]
-    assert len({TpeProposer().propose(night).source for night in others}) == len(others)
+    assert len({TpeProposer().propose(night).candidate.source for night in others}) == len(others)
 
 
 def test_a_duplicate_is_answered_with_another_proposal(stepped):
     first = TpeProposer().propose(stepped)
-    known = dataclasses.replace(stepped, seen={Candidate.parse(first.source).digest or "": 3})
+    known = dataclasses.replace(stepped, seen={first.candidate.digest or "": 3})
     second = proposal.ask(TpeProposer(), known)
     assert second is not None
     assert second.problem is None
-    assert second.source != first.source
+    assert second.candidate.source != first.candidate.source
 
 
 @pytest.mark.parametrize("values", [*(configs.load(name).train for name in configs.names()), GPU])
@@ -175,8 +178,8 @@ def test_every_proposal_passes_the_checks_and_stays_in_range(values):
     night, made = play(start(source), len(STEPS) + 8)
     space = SearchSpace.load(SPACE).space
     for proposed in made:
-        found = read(proposed.source)
-        assert proposal.check(proposed.source, {Candidate.parse(source).digest or "": 0}) is None
+        found = read(proposed.candidate.source)
+        assert proposal.check(proposed.candidate, {Candidate.parse(source).digest or "": 0}) is None
         for name, knob in space.items():
             base = night.baseline_knobs[name]
             if knob.type == "categorical":
@@ -193,7 +196,7 @@ def test_every_proposal_passes_the_checks_and_stays_in_range(values):
 def rates_tried(night: NightSoFar, status: str, score) -> NightSoFar:
     """The night after trials of other matrix rates that ended with this status and score(rate)."""
     for rate in (0.012, 0.015, 0.02, 0.025, 0.03, 0.05, 0.06, 0.08, 0.1, 0.14):
-        theirs = Proposal(knobs.write(SMALL, {"MATRIX_LR": rate}), "Another rate", "replay")
+        theirs = make_proposal(knobs.write(SMALL, {"MATRIX_LR": rate}), "Another rate", "replay")
         night = after(night, theirs, score(rate), status=status)
     return night
 
@@ -202,7 +205,7 @@ def test_samples_go_where_the_scores_are_good(stepped):
     def mean_rate(sign: int) -> float:
         night = rates_tried(stepped, "ok", lambda rate: 1.5 + sign * rate)
         asked = [dataclasses.replace(night, next_trial=number) for number in range(100, 140)]
-        rates = [read(TpeProposer().propose(n).source)["MATRIX_LR"] for n in asked]
+        rates = [read(TpeProposer().propose(n).candidate.source)["MATRIX_LR"] for n in asked]
         return statistics.fmean(rate for rate in rates if rate != 0.04)
 
     assert mean_rate(-1) > 1.5 * mean_rate(+1)
@@ -211,7 +214,7 @@ def test_samples_go_where_the_scores_are_good(stepped):
 def samples_after(night: NightSoFar, status: str, score: float | None) -> list[str]:
     night = rates_tried(night, status, lambda rate: score)
     return [
-        TpeProposer().propose(dataclasses.replace(night, next_trial=k)).summary
+        TpeProposer().propose(dataclasses.replace(night, next_trial=k)).idea.summary
         for k in range(100, 110)
     ]
 
@@ -232,41 +235,46 @@ def test_trials_that_the_space_cannot_express_do_no_harm(stepped):
     strange = SMALL.replace("WARMUP_RATIO", "WARM").replace(
         "WINDOW_PATTERN = 'L'", "WINDOW_PATTERN = 'LLS'"
     )
-    night = after(stepped, Proposal(strange, "Another pattern", "llm"), 1.5)
-    night = after(night, Proposal(knobs.write(SMALL, {"MATRIX_LR": 1e30}), "Too fast", "llm"), None)
-    assert proposal.check(TpeProposer().propose(night).source, {}) is None
+    night = after(stepped, make_proposal(strange, "Another pattern", "llm"), 1.5)
+    night = after(
+        night, make_proposal(knobs.write(SMALL, {"MATRIX_LR": 1e30}), "Too fast", "llm"), None
+    )
+    assert proposal.check(TpeProposer().propose(night).candidate, {}) is None
 
 
 def test_a_sample_moves_three_knobs_and_the_summary_names_them(stepped):
     proposed = TpeProposer().propose(stepped)
-    before, found = read(stepped.champion), read(proposed.source)
+    before, found = read(stepped.champion.source), read(proposed.candidate.source)
     moved_knobs = [
         name for name in found if found[name] != before[name] and name != "DEVICE_BATCH_SIZE"
     ]
     assert [
-        part.split(" ")[0] for part in proposed.summary.split(", ") if " -> " in part
+        part.split(" ")[0] for part in proposed.idea.summary.split(", ") if " -> " in part
     ] == moved_knobs
     assert len(moved_knobs) == 3
 
 
 def kept(night: NightSoFar, source: str, score: float = 1.5) -> NightSoFar:
     """The night after a patch of the code by somebody else was kept."""
-    assert proposal.check(source, {}) is None
-    return after(night, Proposal(source, "A change of code", "llm"), score, keep=True)
+    assert proposal.check(Candidate.parse(source), {}) is None
+    return after(night, make_proposal(source, "A change of code", "llm"), score, keep=True)
 
 
 def test_a_new_knob_is_stepped_both_ways_after_the_steps_of_the_file(stepped):
     night, made = play(kept(stepped, knobs_only(Z_LOSS=1e-4)), 3)
-    assert [p.summary for p in made[:2]] == ["Z_LOSS 0.0001 -> 0.0002", "Z_LOSS 0.0001 -> 5e-05"]
-    assert ", " in made[2].summary
-    assert read(made[0].source) == {**read(night.champion), "Z_LOSS": 2e-4}
+    assert [p.idea.summary for p in made[:2]] == [
+        "Z_LOSS 0.0001 -> 0.0002",
+        "Z_LOSS 0.0001 -> 5e-05",
+    ]
+    assert ", " in made[2].idea.summary
+    assert read(made[0].candidate.source) == {**read(night.champion.source), "Z_LOSS": 2e-4}
 
 
 def test_a_kept_step_is_not_undone(stepped):
     night = kept(stepped, knobs_only(Z_LOSS=1e-4))
     night = after(night, TpeProposer().propose(night), 1.4, keep=True)
-    assert read(night.champion)["Z_LOSS"] == 2e-4
-    assert ", " in TpeProposer().propose(night).summary
+    assert read(night.champion.source)["Z_LOSS"] == 2e-4
+    assert ", " in TpeProposer().propose(night).idea.summary
 
 
 @pytest.fixture
@@ -280,7 +288,7 @@ def values_tried(proposer: TpeProposer, night: NightSoFar) -> set[Any]:
     tried = set()
     for _ in range(10):
         proposed = proposer.propose(night)
-        tried.add(read(proposed.source)["NEW"])
+        tried.add(read(proposed.candidate.source)["NEW"])
         night = after(night, proposed, 1.7)
     return tried
 
@@ -314,15 +322,16 @@ def test_a_new_knob_of_few_values_takes_each_of_them(only_new, value, others):
     "value", [0.0, -0.5, 1e-30, 1e30, 0, 1, -8, 2**60, 10**16, "relu", (1, 2), (0.5,)]
 )
 def test_a_new_knob_for_which_a_range_would_be_a_guess_is_left_alone(only_new, value):
-    assert only_new.propose(kept(start(), knobs_only(NEW=value))).summary == "no change"
+    assert only_new.propose(kept(start(), knobs_only(NEW=value))).idea.summary == "no change"
 
 
 @pytest.mark.parametrize("change", ["NEW = 0.1; NEW = 0.1 ", "NEW = float('0.1') "])
 def test_a_new_constant_that_cannot_be_written_is_left_alone(only_new, change):
     source = knobs_only(NEW=0.1)
-    assert only_new.propose(kept(start(), source)).summary != "no change"
+    assert only_new.propose(kept(start(), source)).idea.summary != "no change"
     assert (
-        only_new.propose(kept(start(), source.replace("NEW = 0.1 ", change))).summary == "no change"
+        only_new.propose(kept(start(), source.replace("NEW = 0.1 ", change))).idea.summary
+        == "no change"
     )
 
 
@@ -336,21 +345,21 @@ def test_the_range_is_around_the_value_that_the_knob_came_in_with(only_new):
 def test_a_renamed_knob_goes_on_under_its_new_name(stepped):
     champion = SMALL.replace("MATRIX_LR", "MUON_LR")
     _, made = play(kept(stepped, champion), 12)
-    assert made[0].summary == "MUON_LR 0.04 -> 0.08"
-    assert all("MATRIX_LR" not in p.source for p in made)
+    assert made[0].idea.summary == "MUON_LR 0.04 -> 0.08"
+    assert all("MATRIX_LR" not in p.candidate.source for p in made)
     assert {
-        proposal.check(p.source, {Candidate.parse(champion).digest or "": 0}) for p in made
+        proposal.check(p.candidate, {Candidate.parse(champion).digest or "": 0}) for p in made
     } == {None}
-    assert len({read(p.source)["MUON_LR"] for p in made[2:]}) > 2
+    assert len({read(p.candidate.source)["MUON_LR"] for p in made[2:]}) > 2
 
 
 def test_a_knob_that_takes_a_listed_name_takes_its_table():
     night = start(SMALL.replace("UNEMBEDDING_LR", "HEAD_LR"))
     assert "UNEMBEDDING_LR" in SMALL
     night = after(night, TpeProposer().propose(night), 1.7)
-    assert TpeProposer().propose(night).summary.startswith("MATRIX_LR")
+    assert TpeProposer().propose(night).idea.summary.startswith("MATRIX_LR")
     following = TpeProposer().propose(kept(night, SMALL))
-    assert following.summary == "UNEMBEDDING_LR 0.004 -> 0.008"
+    assert following.idea.summary == "UNEMBEDDING_LR 0.004 -> 0.008"
 
 
 def test_a_removed_knob_drops_out_and_the_others_are_turned(stepped):
@@ -359,8 +368,8 @@ def test_a_removed_knob_drops_out_and_the_others_are_turned(stepped):
     )
     night = kept(stepped, champion.replace("WARMDOWN_RATIO, ", ""))
     _, made = play(night, 8)
-    assert all(set(read(p.source)) == set(read(SMALL)) - {"WARMDOWN_RATIO"} for p in made)
-    assert len({p.source for p in made}) == 8
+    assert all(set(read(p.candidate.source)) == set(read(SMALL)) - {"WARMDOWN_RATIO"} for p in made)
+    assert len({p.candidate.source for p in made}) == 8
 
 
 def test_trials_from_before_a_knob_came_in_count_at_the_value_that_it_came_in_with(stepped):
@@ -374,7 +383,7 @@ def test_trials_from_before_a_knob_came_in_count_at_the_value_that_it_came_in_wi
     def samples(night: NightSoFar) -> list[str]:
         night, _ = play(kept(night, knobs_only(NEW=0.2)), 2)  # its two steps
         return [
-            TpeProposer().propose(dataclasses.replace(night, next_trial=k)).summary
+            TpeProposer().propose(dataclasses.replace(night, next_trial=k)).idea.summary
             for k in range(100, 106)
         ]
 
@@ -395,12 +404,12 @@ def test_trials_from_before_a_knob_came_in_count_at_the_value_that_it_came_in_wi
 )
 def test_a_patch_that_changes_the_type_of_a_knob_does_no_harm(stepped, values):
     strange = knobs_only(**values)
-    night = after(stepped, Proposal(strange, "Another type", "llm"), 1.5)
-    assert proposal.check(TpeProposer().propose(night).source, {}) is None
+    night = after(stepped, make_proposal(strange, "Another type", "llm"), 1.5)
+    assert proposal.check(TpeProposer().propose(night).candidate, {}) is None
     _, made = play(kept(night, strange), 2)
-    assert {proposal.check(p.source, {Candidate.parse(strange).digest or "": 0}) for p in made} == {
-        None
-    }
+    assert {
+        proposal.check(p.candidate, {Candidate.parse(strange).digest or "": 0}) for p in made
+    } == {None}
 
 
 def test_a_new_knob_with_a_table_is_stepped_within_it(stepped):
@@ -408,9 +417,14 @@ def test_a_new_knob_with_a_table_is_stepped_within_it(stepped):
         line for line in SMALL.splitlines(True) if not line.startswith("WARMUP_RATIO")
     )
     without = without.replace("WARMUP_RATIO, ", "")
-    night = dataclasses.replace(stepped, baseline_knobs=read(without), champion=without)
+    night = dataclasses.replace(
+        stepped, baseline_knobs=read(without), champion=Candidate.parse(without)
+    )
     _, made = play(kept(night, knobs_only(WARMUP_RATIO=0.05)), 2)
-    assert [p.summary for p in made] == ["WARMUP_RATIO 0.05 -> 0.1", "WARMUP_RATIO 0.05 -> 0.02"]
+    assert [p.idea.summary for p in made] == [
+        "WARMUP_RATIO 0.05 -> 0.1",
+        "WARMUP_RATIO 0.05 -> 0.02",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -429,8 +443,8 @@ def test_a_new_knob_that_does_not_fit_the_table_of_its_name_is_left_alone(name, 
     night = kept(start(without.replace(f"{name}, ", "")), knobs_only(**{name: value}))
     assert name not in night.baseline_knobs
     _, made = play(night, len(STEPS) + 3)
-    assert {read(p.source)[name] for p in made} == {value}
-    assert len({p.source for p in made}) > len(STEPS)
+    assert {read(p.candidate.source)[name] for p in made} == {value}
+    assert len({p.candidate.source for p in made}) > len(STEPS)
 
 
 def test_a_device_batch_that_a_patch_has_taken_over_is_not_written():
@@ -439,8 +453,8 @@ def test_a_device_batch_that_a_patch_has_taken_over_is_not_written():
     )
     assert champion != SMALL
     _, made = play(kept(start(), champion), 4)
-    assert made[3].summary == "TOTAL_BATCH_SIZE 1024 -> 512"
-    assert "DEVICE_BATCH_SIZE = 8; DEVICE_BATCH_SIZE = 4 " in made[3].source
+    assert made[3].idea.summary == "TOTAL_BATCH_SIZE 1024 -> 512"
+    assert "DEVICE_BATCH_SIZE = 8; DEVICE_BATCH_SIZE = 4 " in made[3].candidate.source
 
 
 @pytest.mark.parametrize(

@@ -56,11 +56,6 @@ def night(tmp_path):
     return make
 
 
-<<<<<<< HEAD
-DEAD = {
-    "process": dataclasses.replace(ProcessId.current(), started=1)
-}  # another process had this pid
-=======
 def describe(folder) -> dict:
     """The night as `--json` prints it."""
     return json.loads(json.dumps(dataclasses.asdict(status.describe(folder))))
@@ -70,8 +65,8 @@ def text(folder) -> str:
     return status.text(status.describe(folder))
 
 
-DEAD = {"born": 1}  # another process had this pid
->>>>>>> 09a6ff9 (Views: frozen records for status and a trial's story, one function a concern, plain English; the keys of --json stay)
+# Another process had this pid.
+DEAD = {"process": dataclasses.replace(ProcessId.current(), started=1)}
 
 
 @pytest.mark.parametrize(

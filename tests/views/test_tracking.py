@@ -14,7 +14,6 @@ from tasks.views.mlflow_client import Store, connect
 from tests import synthetic_night, trials
 from tests.trials import keep, make_baseline, make_call
 
-
 pytestmark = [
     pytest.mark.slow,  # a new store costs seconds: it is made once and copied
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),  # mlflow on sqlalchemy 2.1
