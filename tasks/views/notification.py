@@ -7,16 +7,16 @@ it than the host. A receiver's answer is not read, and its redirects are not fol
 
 from __future__ import annotations
 
+import http.client
 import json
-import logging
 import math
 import os
 import threading
+import urllib.error
 import urllib.parse
+import urllib.request
 from collections.abc import Mapping
 from typing import Any, Literal
-
-import requests
 
 from tasks.errors import NightlyError, UsageError
 from tasks.text import one_line
@@ -24,11 +24,9 @@ from tasks.text import one_line
 Kind = Literal["failed", "finished", "new-champion"]
 
 SETTING = "NIGHTLY_WEBHOOK"
-PATIENCE = 5.0  # seconds for the whole POST: names, connections and a receiver that drips are not bounded by requests
-TIMEOUT = (
-    2.0,
-    4.0,
-)  # seconds to connect, and to the answer: as a rule these end it first, and say more
+# Seconds for the whole POST: urllib limits neither the look-up of a name nor a slow drip of bytes.
+PATIENCE = 5.0
+TIMEOUT = 4.0  # seconds to connect, and for an answer; it usually ends first, and says more
 LONGEST = 1900  # characters: Discord refuses a message of more than 2000
 HEADERS = {"Content-Type": "application/json", "User-Agent": "nightly-research"}
 
@@ -140,22 +138,26 @@ def _post(address: str, body: bytes) -> None:
         raise NightlyError(f"the webhook at {host} {found[0]}: {remedy}")
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: object) -> None:
+        """A redirect is answered like any other failure."""
+
+
 def _attempt(address: str, body: bytes) -> list[str]:
-    """One request, and what went wrong with it. Its own words are dropped: those of requests and urllib3 hold the address."""
-    quiet, own = logging.getLogger("urllib3.connectionpool"), threading.get_ident()
+    """One request, and what went wrong with it.
 
-    def of_another_thread(record: logging.LogRecord) -> bool:
-        return record.thread != own
-
-    quiet.addFilter(of_another_thread)
+    urllib logs nothing, and the text of its errors is dropped, because it may hold the address.
+    """
+    request = urllib.request.Request(address, body, HEADERS)
     try:
-        with requests.post(
-            address, data=body, headers=HEADERS, timeout=TIMEOUT, allow_redirects=False, stream=True
-        ) as answer:
-            return [] if 200 <= answer.status_code < 300 else [f"answered {answer.status_code}"]
-    except requests.Timeout:
-        return ["gave no answer in time"]
-    except (requests.RequestException, ValueError) as error:
-        return [f"could not be reached ({type(error).__name__})"]
-    finally:
-        quiet.removeFilter(of_another_thread)
+        urllib.request.build_opener(_NoRedirect).open(request, timeout=TIMEOUT).close()
+        return []
+    except urllib.error.HTTPError as error:
+        error.close()
+        return [f"answered {error.code}"]
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", None)
+        cause = reason if isinstance(reason, BaseException) else error
+        if isinstance(cause, TimeoutError):
+            return ["gave no answer in time"]
+        return [f"could not be reached ({type(cause).__name__})"]
