@@ -1,7 +1,7 @@
-"""The cached tasks of a preparation: each makes files of one kind from files, and Prefect remembers which it made.
+"""The cached tasks of a preparation: each makes files of one kind from files.
 
-They are here, not beside the functions that they call, because each of them composes several modules. A result is
-named by `key`, its first argument: see tasks/cache.py.
+They are here, not beside the functions that they call, because each of them combines several
+modules. A result is named by `key`, the first argument: see tasks/cache.py.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from prefect.client.schemas.objects import TaskRun
 from tasks import cache
 from tasks.data import dataset, fetch, progress, tokenization
 from tasks.data.dataset import Shard
-from tasks.files import FileRef
+from tasks.files import FileRef, write_data
 from trainer import packing
 from trainer import prepare as fixed
 
 MOST_THREADS = 16
-RETRY_SECONDS = (5, 30)  # a source that is away for longer ends the preparation with its message
+RETRY_SECONDS = (5, 30)  # a source that is away for longer ends the preparation
 
 
 def sources() -> dict[str, str]:
-    """sha256 of the modules that decide what the prepared files hold: a part of every key but the fetch's."""
+    """sha256 of the modules that decide what the prepared files contain: a part of their keys."""
     paths = (Path(str(module.__file__)) for module in (fixed, packing, tokenization, dataset))
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
@@ -53,9 +53,7 @@ def fetch_shard(key: str, source: str, name: str, folder: Path, sha256: str | No
 @task(task_run_name="hash held-out documents", persist_result=True, cache_key_fn=cache.given_key)
 def hash_held_out(key: str, validation: Shard, holdout: Shard | None, folder: Path) -> FileRef:
     digests = dataset.held_out(validation, holdout)
-    return tokenization.write(
-        folder / f"{cache.short(key)}.bin", lambda file: file.write(digests.tobytes())
-    )
+    return write_data(folder / f"{cache.short(key)}.bin", digests.tobytes())
 
 
 @task(task_run_name="train tokenizer {size}", persist_result=True, cache_key_fn=cache.given_key)
@@ -63,26 +61,23 @@ def train_tokenizer(
     key: str, train: Sequence[Shard], held_out: FileRef, size: int, characters: int, folder: Path
 ) -> FileRef:
     texts = (text for shard in train for batch in _unseen(shard, held_out) for text in batch)
-    return tokenization.write_tokenizer(
-        tokenization.train_tokenizer(texts, size, characters), folder / f"{cache.short(key)}.json"
-    )
+    tokenizer = tokenization.train_tokenizer(texts, size, characters)
+    return tokenization.write_tokenizer(tokenizer, folder / f"{cache.short(key)}.json")
 
 
 @task(task_run_name="write public files", persist_result=True, cache_key_fn=cache.given_key)
 def write_public(
     key: str, meta: fixed.Meta, tokenizers: Sequence[FileRef], folder: Path
 ) -> tuple[FileRef, ...]:
-    return tokenization.write_public(
-        meta, [tokenization.read_tokenizer(Path(ref.path)) for ref in tokenizers], folder
-    )
+    return tokenization.write_public(meta, [_read(ref) for ref in tokenizers], folder)
 
 
 @task(task_run_name="encode shard {index}", persist_result=True, cache_key_fn=cache.given_key)
 def encode_shard(
     key: str, shard: Shard, index: int, held_out: FileRef, tokenizer: FileRef, folder: Path
 ) -> tuple[FileRef, FileRef]:
-    reader = tokenization.read_tokenizer(Path(tokenizer.path))
-    return tokenization.encode_shard(_unseen(shard, held_out), reader, folder, index, _threads())
+    batches = _unseen(shard, held_out)
+    return tokenization.encode_shard(batches, _read(tokenizer), folder, index, _threads())
 
 
 @task(task_run_name="pack rows {size}x{length}", persist_result=True, cache_key_fn=cache.given_key)
@@ -95,17 +90,18 @@ def encode_validation(
     key: str, validation: Shard, tokenizers: Sequence[FileRef], count: int, folder: Path
 ) -> tuple[FileRef, ...]:
     scored = dataset.scored(validation, count)
-    return tokenization.encode_validation(
-        scored, [tokenization.read_tokenizer(Path(ref.path)) for ref in tokenizers], folder
-    )
+    return tokenization.encode_validation(scored, [_read(ref) for ref in tokenizers], folder)
+
+
+def _read(tokenizer: FileRef) -> fixed.Tokenizer:
+    return tokenization.read_tokenizer(Path(tokenizer.path))
 
 
 def _threads() -> int:
-    """Encoders beside one another: what one reader keeps busy, and each holds a few batches."""
-    usable = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )  # macOS has none
-    return min(usable, MOST_THREADS)
+    """Encoders in parallel: more would wait for the one reader, and each holds a few batches."""
+    if hasattr(os, "sched_getaffinity"):  # macOS has none
+        return min(len(os.sched_getaffinity(0)), MOST_THREADS)
+    return min(os.cpu_count() or 1, MOST_THREADS)
 
 
 def _unseen(shard: Shard, held_out: FileRef) -> Iterator[list[str]]:

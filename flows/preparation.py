@@ -1,22 +1,24 @@
-"""From a profile's [data] to a dataset on disk, each step cached by Prefect and verified before it is used again.
+"""From a profile's [data] to a dataset on disk, in steps that Prefect caches and that are verified.
 
-Keys hold the content of a step's inputs, the folder of its output and the source of the code that makes it, so an edit
-of that code makes the step anew. What is done shard by shard is cached shard by shard: a preparation that is killed
-goes on where it was. A prepared dataset lies in data/<fingerprint>; tokenizers and shards lie beside it.
+The key of a step has the content of its inputs, the folder of its output and the source of the code
+that makes it, so that an edit of that code makes the files again. Work on shards is cached for each
+shard, and a preparation that was killed continues from there. A prepared dataset is in
+data/<fingerprint>; tokenizers and shards are beside it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from prefect import flow, get_run_logger
+from prefect import Task, flow, get_run_logger
 
 import configs
 from flows import data_steps, state_home
@@ -24,11 +26,24 @@ from tasks import cache
 from tasks.data import attention_kernels, dataset, fetch
 from tasks.data.dataset import Shard
 from tasks.errors import DataError
-from tasks.files import FileRef, make_readable
+from tasks.files import FileRef, make_readable, write_data
 from tasks.records import Dataset
 from trainer import prepare as fixed
 
-Found = tuple[Any, bool]  # a step's result, and whether all of it came from the cache
+Found = tuple[Any, bool]  # the result of a step, and whether all of it came from the cache
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """What a profile's [data] names, on disk."""
+
+    train: list[Shard]
+    validation: Shard
+    holdout: Shard | None
+
+    @property
+    def held_out(self) -> list[Shard]:
+        return [shard for shard in (self.validation, self.holdout) if shard]
 
 
 @flow(name="prepare", flow_run_name="prepare {profile.name}")
@@ -38,53 +53,58 @@ def prepare(profile: configs.Profile) -> Dataset:
 
 
 def prepare_dataset(profile: configs.Profile, home: Path) -> Dataset:
-    """Fetches, tokenizes and packs a profile's data under home/data, or finds it there, and makes it the current one.
+    """Fetches, tokenizes and packs a profile's data under home/data, and makes it the current one.
 
-    Called inside a flow. Raises DataError, whose text names the file and the remedy.
+    What is there already is used. Call it inside a flow. Raises DataError, whose text names the
+    file and the remedy.
     """
-    data, root, cached = profile.data, _open_folder(home / "data"), []
+    data, root = profile.data, _open_folder(home / "data")
+    cached: list[str] = []
     get_run_logger().info(f"data: {data.license}")
 
     def step(name: str, work: Callable[[], Found]) -> Any:
         started = time.monotonic()
         result, found = work()
-        cached.extend([name] if found else [])
-        get_run_logger().info(
-            f"{name}: {'cached' if found else f'{time.monotonic() - started:.1f} s'}"
-        )
+        if found:
+            cached.append(name)
+        spent = "cached" if found else f"{time.monotonic() - started:.1f} s"
+        get_run_logger().info(f"{name}: {spent}")
         return result
 
     source = _resolved(data.source, root)
-    train, validation, holdout = step("shards", lambda: _fetch_shards(data, source, root))
-    dataset.check_shards(train, [validation, holdout] if holdout else [validation])
-    held_out = step("held out", lambda: _hash_held_out(validation, holdout, root))
-    tokenizers = step("tokenizer", lambda: _train_tokenizers(data, train, held_out, root))
+    shards: Shards = step("shards", lambda: _fetch_shards(data, source, root))
+    dataset.check_shards(shards.train, shards.held_out)
+    held_out = step("held out", lambda: _hash_held_out(shards, root))
+    tokenizers = step("tokenizer", lambda: _train_tokenizers(data, shards.train, held_out, root))
     fingerprint = dataset.fingerprint(
-        train, validation, holdout, tokenizers, data.validation_documents, data.sequence_length
+        shards.train,
+        shards.validation,
+        shards.holdout,
+        tokenizers,
+        data.validation_documents,
+        data.sequence_length,
     )
-    folders = {
-        name: _open_folder(root / fingerprint[:16] / name)
-        for name in ("public", "train", "validation")
-    }
-    step("meta", lambda: _write_public(data, fingerprint, tokenizers, folders["public"]))
-    streams = step("tokens", lambda: _encode_shards(train, held_out, tokenizers, folders["train"]))
-    _check_left_out(train, streams[0])
-    step("rows", lambda: _pack_rows(data, streams, folders["train"]))
+    place = root / fingerprint[:16]
+    public, train, validation = (
+        _open_folder(place / name) for name in ("public", "train", "validation")
+    )
+    step("meta", lambda: _write_public(data, fingerprint, tokenizers, public))
+    streams = step("tokens", lambda: _encode_shards(shards.train, held_out, tokenizers, train))
+    _check_left_out(shards.train, streams[0])
+    step("rows", lambda: _pack_rows(data, streams, train))
     *_, manifest = step(
-        "validation",
-        lambda: _encode_validation(data, validation, tokenizers, folders["validation"]),
+        "validation", lambda: _encode_validation(data, shards.validation, tokenizers, validation)
     )
-    places = {name: str(folder) for name, folder in folders.items()}
-    _record(data, source, train, validation, holdout, folders["public"].parent)
-    _make_current(profile, places, root)
+    _write_record(data, source, shards, place)
+    _make_current(profile, place, root)
     kernels = attention_kernels.fetch_each(
         profile.attention_kernels, root / "kernels", get_run_logger().warning
     )
     return Dataset(
         fingerprint=fingerprint,
-        public=places["public"],
-        train=places["train"],
-        validation=places["validation"],
+        public=str(public),
+        train=str(train),
+        validation=str(validation),
         validation_bytes=json.loads(Path(manifest.path).read_text(encoding="utf-8"))["bytes"],
         cached=tuple(cached),
         attention_kernels=kernels,
@@ -92,78 +112,85 @@ def prepare_dataset(profile: configs.Profile, home: Path) -> Dataset:
 
 
 def _resolved(source: str, root: Path) -> str:
-    """The source as it was when it was first asked for: a branch of a hub keeps the commit that it had then."""
+    """The source to fetch from: a branch of a hub stays at the commit that it first had."""
     if fetch.is_local(source):
         return str(configs.FOLDER / os.path.expanduser(source))
     if not source.startswith("hf://"):
         return source
     kept = _open_folder(root / "sources") / hashlib.sha256(source.encode()).hexdigest()[:16]
     if not kept.is_file():
-        _write(kept, fetch.resolve(source))
+        write_data(kept, fetch.resolve(source).encode())
     return kept.read_text(encoding="utf-8")
 
 
 def _fetch_shards(data: configs.Data, source: str, root: Path) -> Found:
-    """The training shards, the validation shard, and the holdout shard if there is one."""
     folder = root / "shards" / hashlib.sha256(source.encode()).hexdigest()[:16]
-    written = [*data.train, data.validation, *([data.holdout] if data.holdout else [])]
-    names, known = list(dict.fromkeys(map(dataset.file_name, written))), {}
+    held_out = [data.validation, *([data.holdout] if data.holdout else [])]
+    names = list(dict.fromkeys(map(dataset.file_name, [*data.train, *held_out])))
+    known: dict[str, str] = {}
 
     def call(name: str, sha256: str | None) -> tuple[Any, ...]:
-        key = cache.key(
-            "fetch-shard", 1, source=source, name=name, folder=str(folder), sha256=sha256
-        )
-        return key, source, name, folder, sha256
+        facts = {"source": source, "name": name, "folder": str(folder), "sha256": sha256}
+        return cache.key("fetch-shard", 1, **facts), source, name, folder, sha256
 
     if data.checksums:
         listed, _ = cache.ensure(data_steps.fetch_shard, *call(data.checksums, None))
         known = fetch.checksums(Path(listed.path))
         if missing := [name for name in names if name not in known]:
             raise DataError(
-                f"{data.checksums} of {fetch.shown(source)} has no checksum of {', '.join(missing)}: add it"
+                f"{data.checksums} of {fetch.shown(source)} has no checksum of "
+                f"{', '.join(missing)}: add it"
             )
     files, found = cache.ensure_each(
         data_steps.fetch_shard, [call(name, known.get(name)) for name in names]
     )
     by_name = dict(zip(names, files, strict=True))
-    train, validation, holdout = (
-        [Shard.of(each, by_name[dataset.file_name(each)]) for each in part]
-        for part in (
-            data.train,
-            written[len(data.train) : len(data.train) + 1],
-            written[len(data.train) + 1 :],
-        )
-    )
-    return (train, validation[0], holdout[0] if holdout else None), found
+
+    def shard(written: str) -> Shard:
+        return Shard.of(written, by_name[dataset.file_name(written)])
+
+    holdout = shard(data.holdout) if data.holdout else None
+    return Shards([*map(shard, data.train)], shard(data.validation), holdout), found
 
 
-def _hash_held_out(validation: Shard, holdout: Shard | None, root: Path) -> Found:
-    folder, content = (
+def _make(task: Task[..., Any], folder: Path, *arguments: Any, **facts: Any) -> Found:
+    """`cache.ensure` for a step that writes into `folder`, its last argument.
+
+    `facts` are the contents of its inputs, as JSON values.
+    """
+    key = cache.key(task.name, 1, **data_steps.sources(), folder=str(folder), **facts)
+    return cache.ensure(task, key, *arguments, folder)
+
+
+def _hash_held_out(shards: Shards, root: Path) -> Found:
+    return _make(
+        data_steps.hash_held_out,
         _open_folder(root / "held_out"),
-        [shard.content for shard in (validation, holdout) if shard],
+        shards.validation,
+        shards.holdout,
+        content=[shard.content for shard in shards.held_out],
     )
-    key = cache.key("hash-held-out", 1, **data_steps.sources(), content=content, folder=str(folder))
-    return cache.ensure(data_steps.hash_held_out, key, validation, holdout, folder)
 
 
 def _train_tokenizers(
     data: configs.Data, train: Sequence[Shard], held_out: FileRef, root: Path
 ) -> Found:
-    characters, folder = data.tokenizer_characters, _open_folder(root / "tokenizers")
-    parts = {
-        **data_steps.sources(),
-        "shards": _contents(train),
-        "held_out": held_out.sha256,
-        "characters": characters,
-    }
-
-    def one(size: int) -> Found:
-        key = cache.key("train-tokenizer", 1, **parts, vocab_size=size, folder=str(folder))
-        return cache.ensure(
-            data_steps.train_tokenizer, key, train, held_out, size, characters, folder
+    folder = _open_folder(root / "tokenizers")
+    return _each(
+        _make(
+            data_steps.train_tokenizer,
+            folder,
+            train,
+            held_out,
+            size,
+            data.tokenizer_characters,
+            shards=[shard.content for shard in train],
+            held_out=held_out.sha256,
+            characters=data.tokenizer_characters,
+            vocab_size=size,
         )
-
-    return _each(one(size) for size in data.vocab_sizes)
+        for size in data.vocab_sizes
+    )
 
 
 def _write_public(
@@ -177,28 +204,34 @@ def _write_public(
         license=data.license,
         metric_version=fixed.METRIC_VERSION,
     )
-    parts = {
-        **data_steps.sources(),
-        "meta": meta.to_dict(),
-        "tokenizers": _hashes(tokenizers),
-        "folder": str(folder),
-    }
-    return cache.ensure(
-        data_steps.write_public, cache.key("write-public", 1, **parts), meta, tokenizers, folder
+    return _make(
+        data_steps.write_public,
+        folder,
+        meta,
+        tokenizers,
+        meta=meta.to_dict(),
+        tokenizers=[ref.sha256 for ref in tokenizers],
     )
 
 
 def _encode_shards(
     train: Sequence[Shard], held_out: FileRef, tokenizers: Sequence[FileRef], folder: Path
 ) -> Found:
-    """Of each tokenizer, the tokens and lengths of each shard."""
+    """The tokens and lengths of each shard, for each tokenizer."""
 
     def one(tokenizer: FileRef, index: int, shard: Shard) -> Found:
-        facts = {"shard": shard.content, "held_out": held_out.sha256, "tokenizer": tokenizer.sha256}
-        key = cache.key(
-            "encode-shard", 1, **data_steps.sources(), **facts, index=index, folder=str(folder)
+        return _make(
+            data_steps.encode_shard,
+            folder,
+            shard,
+            index,
+            held_out,
+            tokenizer,
+            shard=shard.content,
+            index=index,
+            held_out=held_out.sha256,
+            tokenizer=tokenizer.sha256,
         )
-        return cache.ensure(data_steps.encode_shard, key, shard, index, held_out, tokenizer, folder)
 
     return _each(
         _each(one(tokenizer, i, shard) for i, shard in enumerate(train)) for tokenizer in tokenizers
@@ -211,56 +244,49 @@ def _check_left_out(train: Sequence[Shard], encoded: Sequence[tuple[FileRef, Fil
     dataset.check_left_out(left_out, documents)
     if left_out:
         get_run_logger().info(
-            f"{left_out} training documents are also held out: they were left out of the training"
+            f"{left_out} training documents are also held out: they are not trained on"
         )
 
 
 def _pack_rows(
     data: configs.Data, streams: Sequence[Sequence[tuple[FileRef, FileRef]]], folder: Path
 ) -> Found:
-    def one(size: int, shards: Sequence[tuple[FileRef, FileRef]]) -> Found:
-        hashes = [ref.sha256 for refs in shards for ref in refs]
-        facts = {
-            "streams": hashes,
-            "vocab_size": size,
-            "length": data.sequence_length,
-            "folder": str(folder),
-        }
-        key = cache.key("pack-rows", 1, **data_steps.sources(), **facts)
-        return cache.ensure(data_steps.pack_rows, key, size, data.sequence_length, folder)
-
-    return _each(one(size, shards) for size, shards in zip(data.vocab_sizes, streams, strict=True))
+    return _each(
+        _make(
+            data_steps.pack_rows,
+            folder,
+            size,
+            data.sequence_length,
+            streams=[ref.sha256 for refs in shards for ref in refs],
+            vocab_size=size,
+            length=data.sequence_length,
+        )
+        for size, shards in zip(data.vocab_sizes, streams, strict=True)
+    )
 
 
 def _encode_validation(
     data: configs.Data, validation: Shard, tokenizers: Sequence[FileRef], folder: Path
 ) -> Found:
-    count = data.validation_documents
-    facts = {
-        "validation": validation.content,
-        "tokenizers": _hashes(tokenizers),
-        "count": count,
-        "folder": str(folder),
-    }
-    key = cache.key("encode-validation", 1, **data_steps.sources(), **facts)
-    return cache.ensure(data_steps.encode_validation, key, validation, tokenizers, count, folder)
+    return _make(
+        data_steps.encode_validation,
+        folder,
+        validation,
+        tokenizers,
+        data.validation_documents,
+        validation=validation.content,
+        tokenizers=[ref.sha256 for ref in tokenizers],
+        count=data.validation_documents,
+    )
 
 
-def _each(results: Iterator[Found]) -> Found:
+def _each(results: Iterable[Found]) -> Found:
     found = tuple(results)
     return tuple(result for result, _ in found), all(cached for _, cached in found)
 
 
-def _hashes(refs: Sequence[FileRef]) -> list[str]:
-    return [ref.sha256 for ref in refs]
-
-
-def _contents(shards: Sequence[Shard]) -> list[str]:
-    return [shard.content for shard in shards]
-
-
 def _open_folder(path: Path) -> Path:
-    """The folder, made if need be, readable by everybody: a box runs under another uid."""
+    """The folder, made if needed, readable by every user: a box runs under another uid."""
     try:
         for folder in (path.parent, path):
             folder.mkdir(parents=True, exist_ok=True)
@@ -272,51 +298,30 @@ def _open_folder(path: Path) -> Path:
     return path
 
 
-def _write(path: Path, text: str) -> None:
-    try:
-        FileRef.write(path, text.encode())
-    except OSError as error:
-        raise DataError(
-            f"cannot write {path}: {error.strerror}. Free some space, or set NIGHTLY_HOME"
-        ) from error
-
-
-def _record(
-    data: configs.Data,
-    source: str,
-    train: Sequence[Shard],
-    validation: Shard,
-    holdout: Shard | None,
-    folder: Path,
-) -> None:
+def _write_record(data: configs.Data, source: str, shards: Shards, folder: Path) -> None:
     """dataset.json: where every document came from. For people; no box sees it."""
 
-    def of(written: Sequence[str | None], shards: Sequence[Shard | None]) -> list[dict[str, Any]]:
-        pairs = zip(written, shards, strict=True)
-        return [
-            {"file": dataset.file_name(name), "content": s.content, "bytes": s.file.bytes}
-            for name, s in pairs
-            if name and s
-        ]
+    def entry(written: str, shard: Shard) -> dict[str, Any]:
+        file = dataset.file_name(written)
+        return {"file": file, "content": shard.content, "bytes": shard.file.bytes}
 
-    told = {
+    record = {
         "source": fetch.shown(source),
         "license": data.license,
-        "train": of(data.train, train),
-        "validation": of([data.validation], [validation]),
-        "holdout": of([data.holdout], [holdout]),
+        "train": [entry(*pair) for pair in zip(data.train, shards.train, strict=True)],
+        "validation": [entry(data.validation, shards.validation)],
+        "holdout": [entry(data.holdout, shards.holdout)] if data.holdout and shards.holdout else [],
     }
-    _write(folder / "dataset.json", json.dumps(told, indent=1))
+    write_data(folder / "dataset.json", json.dumps(record, indent=1).encode())
 
 
-def _make_current(profile: configs.Profile, places: dict[str, str], root: Path) -> None:
-    """data/current.json: what `python -m trainer.train` uses when a human runs it outside a box."""
-    budget = {"kind": profile.budget.kind, "amount": profile.budget.amount}
+def _make_current(profile: configs.Profile, place: Path, root: Path) -> None:
+    """data/current.json: what `python -m trainer.train` uses outside a box."""
     current = {
         "profile": profile.name,
-        **places,
-        "budget": budget,
+        **{name: str(place / name) for name in ("public", "train", "validation")},
+        "budget": {"kind": profile.budget.kind, "amount": profile.budget.amount},
         "device": profile.device,
         "threads": profile.threads,
     }
-    _write(root / "current.json", json.dumps(current, indent=1))
+    write_data(root / "current.json", json.dumps(current, indent=1).encode())

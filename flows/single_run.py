@@ -1,4 +1,4 @@
-"""One run of one file, for `./run trial` and `./run replay`: no ledger, no champion."""
+"""One run of one file, for `./run trial` and `./run replay`: without a ledger or champion."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from tasks.trial.baseline import first_caps
 
 @flow(name="single-run")
 def single_run(source: str, profile: Profile, seed: int, allow_unsandboxed: bool) -> RunResult:
-    """Trains, scores and audits `source` once.
+    """Prepares the data, then trains, scores and audits `source` once.
 
-    The static checks come before any box, but duplicates are not looked for.
+    The static checks come first; duplicates of other candidates are not looked for.
     """
-    home, candidate = state_home.locate(), Candidate.parse(source)
+    home = state_home.locate()
+    candidate = Candidate.parse(source)
     isolation = choose_isolation(home, profile, allow_unsandboxed)
     end_orphans(home, isolation)
     if problem := proposal.check(candidate, {}):

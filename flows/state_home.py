@@ -1,6 +1,6 @@
-"""Where a checkout keeps its state, and the settings of Prefect and MLflow that follow from it.
+"""The state folder of a checkout, and the settings of Prefect and MLflow that depend on it.
 
-This module imports neither: their settings must be there first.
+This module imports neither: both read their settings when they are imported.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ ROOT = Path(__file__).resolve().parents[1]  # the checkout
 
 
 def locate() -> Path:
-    """$NIGHTLY_HOME, default .nightly in the checkout; made if need be. Raises UsageError if it cannot be written."""
+    """$NIGHTLY_HOME, by default .nightly in the checkout; made if needed.
+
+    Raises UsageError when it cannot be used.
+    """
     home = Path(os.environ.get("NIGHTLY_HOME") or ROOT / ".nightly").expanduser().resolve()
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -30,13 +33,16 @@ def locate() -> Path:
 
 
 def configure(home: Path) -> None:
-    """Sets what Prefect and MLflow read from the environment, before either is imported. What the user set stays."""
+    """Sets environment variables for Prefect and MLflow, except those that the user has set.
+
+    Call it before either is imported.
+    """
     defaults = {
         "NIGHTLY_HOME": str(home),
         "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "60",  # deployments/automations.yaml counts on it
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "60",  # deployments/automations.yaml relies on it
         "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(home / "prefect" / "ui"),
         "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": "%(asctime)s | %(message)s",
         "DO_NOT_TRACK": "1",
@@ -51,14 +57,11 @@ def mlflow_uri(home: Path) -> str:
 
 
 def is_healthy(api_url: str, seconds: float = 5.0) -> bool:
+    """Whether a Prefect API answers. A hosted one may want a key, or have no such page."""
     try:
         with urllib.request.urlopen(f"{api_url}/health", timeout=seconds) as answer:
             return bool(answer.status == 200)
     except urllib.error.HTTPError as error:
-        return error.code in (
-            401,
-            403,
-            404,
-        )  # a hosted API that wants a key, or has no such page, is up
+        return error.code in (401, 403, 404)
     except (OSError, ValueError):
         return False

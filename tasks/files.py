@@ -1,4 +1,4 @@
-"""Files that are there complete or not at all, known by their content; cached tasks return these."""
+"""Files that are complete or absent, known by their content: what cached tasks return."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
+
+from tasks.errors import DataError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # a full disk, or an exceeded quota
 
@@ -54,6 +57,23 @@ class FileRef:
                 raise
             sync_folder(path.parent)
         return ref
+
+
+def write_data(path: Path, content: bytes | Callable[[BinaryIO], object]) -> FileRef:
+    """FileRef.write, in a folder that is made if needed and that every user can enter.
+
+    Raises DataError when the disk refuses it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make_readable(path.parent)
+        return FileRef.write(path, content)
+    except OSError as error:
+        free = shutil.disk_usage(path.parent).free >> 20 if path.parent.is_dir() else 0
+        raise DataError(
+            f"cannot write {path}: {error.strerror or error} ({free} MiB are free). "
+            "Nothing was left behind: free some space, or set NIGHTLY_HOME to a larger disk"
+        ) from error
 
 
 def sign(lock: IO[str], owner: str) -> None:

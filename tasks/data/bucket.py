@@ -1,7 +1,8 @@
 """Objects of S3 and of servers with its protocol: s3://bucket/prefix.
 
-botocore finds the credentials, the region and the server (AWS_*, AWS_ENDPOINT_URL, profiles, roles)
-and signs an address for each request; `web` downloads from it.
+s3fs finds the credentials, the region and the server (AWS_*, AWS_ENDPOINT_URL, profiles, roles) and
+signs an address for each request. `web` downloads from it, as s3fs itself starts again from the
+first byte after a broken connection and leaves a short file behind when it gives up.
 """
 
 from __future__ import annotations
@@ -39,31 +40,24 @@ def address(source: str, name: str) -> web.Address:
 
 
 def _connect(anonymous: bool) -> Any:
-    from botocore import UNSIGNED
-    from botocore.config import Config
-    from botocore.session import get_session
+    import s3fs
 
-    # botocore itself reads AWS_DEFAULT_REGION only.
-    return get_session().create_client(
-        "s3",
-        region_name=os.environ.get("AWS_REGION") or None,
-        config=Config(signature_version=UNSIGNED if anonymous else "s3v4"),
+    return s3fs.S3FileSystem(
+        anon=anonymous,
+        skip_instance_cache=True,
+        client_kwargs={"region_name": os.environ.get("AWS_REGION") or None},  # botocore ignores it
+        config_kwargs={"signature_version": "s3v4"},
     )
 
 
 def _sign(connect: Callable[[bool], Any], bucket: str, key: str) -> str:
     from botocore.exceptions import BotoCoreError, NoCredentialsError
 
-    def address(anonymous: bool) -> str:
-        place = {"Bucket": bucket, "Key": key}
-        client = connect(anonymous)
-        return str(client.generate_presigned_url("get_object", place, SIGNED_SECONDS))
-
     try:
         try:
-            return address(anonymous=False)
+            return str(connect(False).url(f"{bucket}/{key}", expires=SIGNED_SECONDS))
         except NoCredentialsError:
-            return address(anonymous=True)
+            return str(connect(True).url(f"{bucket}/{key}"))
     except (BotoCoreError, ValueError) as error:
         raise DataError(
             f"s3://{bucket}/{key}: {one_line(str(error))}. "

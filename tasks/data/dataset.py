@@ -1,8 +1,9 @@
-"""Which documents are what: reading the parquet shards, and keeping training and held-out documents apart.
+"""Parquet shards and their documents; training and held-out documents are kept apart.
 
-A shard is a parquet file with a column `text`, one document a row, or some row groups of one. The scored list is the
-first N documents of the validation shard, whole. A training document that is also a validation or holdout document is
-left out of the training: documents are told apart by their content, never by the names of their files.
+A shard is a parquet file with a column `text`, one document a row, or some row groups of such a
+file. The scored documents are the first N of the validation shard, each of them complete. A
+training document that is also a validation or holdout document is left out of the training:
+documents are compared by content, never by the names of their files.
 """
 
 from __future__ import annotations
@@ -23,16 +24,19 @@ from tasks.errors import DataError
 from tasks.files import FileRef
 from trainer import packing, prepare
 
-BATCH = 1024  # documents that are held at a time, and
-BATCH_BYTES = 8 << 20  # about how much of their text: those of books are fewer
-MOST_SHARED = (
-    0.01  # of documents that two parts of the data may share: more is no accident but a wrong split
-)
+BATCH = 1024  # documents in memory at a time, or fewer, so that
+BATCH_BYTES = 8 << 20  # their text has about this size: whole books are long
+# Share of documents that two parts of the data may have in common. More is not chance but a wrong
+# split.
+MOST_SHARED = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A parquet file, or its row groups `first` to `stop` - 1. A profile writes "name", "name#20:" or "name#:20"."""
+    """A parquet file, or its row groups `first` to `stop` - 1.
+
+    A profile writes "name", "name#20:" or "name#:20".
+    """
 
     file: FileRef
     first: int = 0
@@ -45,10 +49,9 @@ class Shard:
 
     @property
     def content(self) -> str:
-        """What it holds, in one word: the same for equal content, wherever it lies."""
-        return self.file.sha256 + (
-            f"#{self.first}:{self.stop or ''}" if self.first or self.stop else ""
-        )
+        """A text that is equal for shards of equal content, wherever they are."""
+        groups = f"#{self.first}:{self.stop or ''}" if self.first or self.stop else ""
+        return self.file.sha256 + groups
 
     def overlaps(self, other: Shard) -> bool:
         ends = [shard.stop or 1 << 31 for shard in (self, other)]
@@ -56,15 +59,15 @@ class Shard:
 
 
 def file_name(written: str) -> str:
-    """The file of a shard as a profile writes it."""
+    """The file of a shard that is named as in a profile."""
     return written.partition("#")[0]
 
 
 def batches(shard: Shard) -> Iterator[list[str]]:
-    """The documents of a shard in order, BATCH at a time.
+    """The documents of a shard in order, at most BATCH at a time.
 
-    Raises DataError when it is no parquet file, has no column `text` of strings, no such row groups, no rows, or a text
-    is missing.
+    Raises DataError when it is not a parquet file, has no column `text` of strings, lacks the row
+    groups, has no rows, or has a row without a text.
     """
     path = Path(shard.file.path)
     try:
@@ -73,11 +76,11 @@ def batches(shard: Shard) -> Iterator[list[str]]:
             groups = range(file.num_row_groups)[shard.first : shard.stop]
             if not groups:
                 raise DataError(
-                    f"{path} has {file.num_row_groups} row groups, none in {shard.first}:{shard.stop or ''}"
+                    f"{path} has {file.num_row_groups} row groups, "
+                    f"none in {shard.first}:{shard.stop or ''}"
                 )
-            for batch in file.iter_batches(
-                _batch_size(file, groups), row_groups=groups, columns=["text"]
-            ):
+            size = _batch_size(file, groups)
+            for batch in file.iter_batches(size, row_groups=groups, columns=["text"]):
                 texts: list[str | None] = batch.column(0).to_pylist()
                 if None in texts:
                     raise DataError(
@@ -86,7 +89,8 @@ def batches(shard: Shard) -> Iterator[list[str]]:
                 yield texts  # type: ignore[misc]
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{path} cannot be read as parquet: {error}. Fetch it again, or correct [data] in the profile"
+            f"{path} cannot be read as parquet: {error}. "
+            "Fetch it again, or correct [data] in the profile"
         ) from error
 
 
@@ -95,14 +99,14 @@ def documents(shard: Shard) -> Iterator[str]:
 
 
 def count(shard: Shard) -> int:
-    """How many documents a shard has."""
+    """The number of documents in a shard."""
     with pq.ParquetFile(shard.file.path) as file:
         groups = range(file.num_row_groups)[shard.first : shard.stop]
         return sum(file.metadata.row_group(group).num_rows for group in groups)
 
 
 def _batch_size(file: pq.ParquetFile, groups: Iterable[int]) -> int:
-    """Documents a batch: BATCH, or fewer where those of a row group are long on average."""
+    """Documents a batch: BATCH, or fewer where a row group's are long on average."""
     place, sizes = file.schema.names.index("text"), [BATCH]
     for group in map(file.metadata.row_group, groups):
         sizes.append(
@@ -115,11 +119,13 @@ def _check_schema(path: Path, file: pq.ParquetFile) -> None:
     schema = file.schema_arrow
     if schema.names.count("text") > 1:
         raise DataError(
-            f"{path} has {schema.names.count('text')} columns `text`: rename all but that with the documents"
+            f"{path} has {schema.names.count('text')} columns `text`: "
+            "rename all but the one with the documents"
         )
     if "text" not in schema.names:
         raise DataError(
-            f"{path} has no column `text`, only {', '.join(schema.names) or 'none'}: rename the one with the documents"
+            f"{path} has no column `text`, only {', '.join(schema.names) or 'none'}: "
+            "rename the one with the documents"
         )
     kind = schema.field("text").type
     if pa.types.is_dictionary(kind):
@@ -131,44 +137,47 @@ def _check_schema(path: Path, file: pq.ParquetFile) -> None:
 
 
 def scored(shard: Shard, count: int) -> list[str]:
-    """The first `count` documents of the validation shard: the list that is scored. Raises DataError when it has fewer."""
+    """The first `count` documents of the validation shard. Raises DataError when it has fewer."""
     found = list(itertools.islice(documents(shard), count))
     if len(found) < count:
         raise DataError(
-            f"{shard.file.path} has {len(found)} documents, validation_documents = {count} are asked for: lower it"
+            f"{shard.file.path} has {len(found)} documents, "
+            f"the profile asks for validation_documents = {count}: lower it"
         )
     return found
 
 
 def check_shards(train: Sequence[Shard], held_out: Sequence[Shard]) -> None:
-    """Raises DataError when there is no training shard, or one has content of another, a validation or a holdout shard."""
+    """Raises DataError unless there are training shards, and none shares content with any other."""
     if not train:
         raise DataError("no training shard: name at least one in [data] train of the profile")
     for shard, other in itertools.combinations(train, 2):
         if shard.overlaps(other):
             raise DataError(
-                f"training shards {shard.file.path} and {other.file.path} share content (equal sha256 "
-                f"{shard.file.sha256[:16]}...): a pass would read it twice. Leave one out of [data] train"
+                f"training shards {shard.file.path} and {other.file.path} share content "
+                f"(equal sha256 {shard.file.sha256[:16]}...): a pass would read it twice. "
+                "Leave one out of [data] train"
             )
     for shard, held in itertools.product(train, held_out):
         if shard.overlaps(held):
             raise DataError(
-                f"training shard {shard.file.path} and held-out shard {held.file.path} share content (equal sha256 "
-                f"{shard.file.sha256[:16]}...): a score on text that was trained on means nothing. Leave it out of [data] train"
+                f"training shard {shard.file.path} and held-out shard {held.file.path} share "
+                f"content (equal sha256 {shard.file.sha256[:16]}...): a score on text that was "
+                "trained on means nothing. Leave it out of [data] train"
             )
 
 
 def held_out(validation: Shard, holdout: Shard | None) -> npt.NDArray[np.uint64]:
-    """The hashes of all documents that no training may see, sorted, each once.
+    """The hashes of the documents that no training may see: uint64 [n], sorted and distinct.
 
-    Raises DataError when the two shards share documents: then a holdout would confirm nothing.
+    Raises DataError when the two shards share documents: the holdout would confirm nothing.
     """
     found = [np.unique(_digests(documents(shard))) for shard in (validation, holdout) if shard]
     shared = len(np.intersect1d(found[0], found[-1])) if len(found) > 1 else 0
     if shared > MOST_SHARED * len(found[-1]):
         raise DataError(
-            f"{shared} of {len(found[-1])} holdout documents are also validation documents: a holdout must be unseen. "
-            "Choose another holdout shard"
+            f"{shared} of {len(found[-1])} holdout documents are also validation documents: "
+            "a holdout must be unseen. Choose another holdout shard"
         )
     return np.unique(np.concatenate(found))
 
@@ -179,11 +188,11 @@ def unseen(texts: Iterable[str], held_out: Container[int]) -> Iterator[str]:
 
 
 def check_left_out(left_out: int, documents: int) -> None:
-    """Raises DataError when so many of the training documents are held out that the split must be wrong."""
+    """Raises DataError when more training documents are held out than chance explains."""
     if left_out > MOST_SHARED * documents:
         raise DataError(
-            f"{left_out} of {documents} training documents are held-out documents too, more than the {MOST_SHARED:.0%} that "
-            "chance explains: choose other training or held-out shards"
+            f"{left_out} of {documents} training documents are held-out documents too, more than "
+            f"the {MOST_SHARED:.0%} that chance explains: choose other training or held-out shards"
         )
 
 
@@ -203,7 +212,10 @@ def fingerprint(
     validation_documents: int,
     sequence_length: int,
 ) -> str:
-    """sha256 over all that a score depends on: scores of datasets with different ones are never compared."""
+    """sha256 of everything in the data that a score depends on.
+
+    Scores of datasets with different fingerprints are never compared.
+    """
     facts = {
         "train": [shard.content for shard in train],
         "validation": validation.content,

@@ -1,8 +1,8 @@
-"""From text to tokens: the tokenizer, the token stream, the packed training rows, the scored validation stream.
+"""From text to tokens: tokenizer, token streams, packed training rows, scored validation stream.
 
-The tokenizer is byte-level BPE, trained by rustbpe, used by tiktoken. Its one special token, BOS, has the last id and
-leads every document. The length of a token in bytes is that of its bytes in the merge table: decoding it to text would
-count a part of a character as the three bytes of U+FFFD.
+The tokenizer is byte-level BPE, trained by rustbpe, used through tiktoken. Its one special token,
+BOS, has the last id and precedes every document. The bytes of a token are counted in the merge
+table: decoded to text, a part of a character would count as the three bytes of U+FFFD.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -24,26 +23,24 @@ import numpy.typing as npt
 import rustbpe
 
 from tasks.errors import DataError
-from tasks.files import FileRef
+from tasks.files import FileRef, write_data
 from trainer import packing, prepare
 
-# GPT-4's split pattern with numbers in groups of at most two digits, as karpathy/autoresearch has it.
+# GPT-4's split pattern, but with at most two digits in a group, as in karpathy/autoresearch.
 PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}"
     r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
 
-BUFFER = 1024  # texts that the training holds at a time
-IN_USE_SECONDS = (
-    600.0  # for which rows that a candidate asked for are not removed: it may be compiling still
-)
+BUFFER = 1024  # texts in memory while a tokenizer is trained
+IN_USE_SECONDS = 600.0  # rows that a candidate asked for stay as long: it may still be compiling
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, characters: int) -> prepare.Tokenizer:
-    """A tokenizer of `vocab_size` tokens, BOS included, trained on the first `characters` of the texts.
+    """A tokenizer of `vocab_size` tokens, BOS included, trained on the first `characters` of texts.
 
-    256 tokens are the bytes themselves and need no training. Raises DataError when the text is too short to give so
-    many tokens.
+    A vocabulary of 256 tokens is the bytes themselves and needs no training. Raises DataError when
+    the text is too short for so many tokens.
     """
     if vocab_size == 256:
         return prepare.Tokenizer(
@@ -54,7 +51,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, characters: int) -> p
     ranks = {bytes(token): int(rank) for token, rank in trainer.get_mergeable_ranks()}
     if len(ranks) < vocab_size - 1:
         raise DataError(
-            f"the training text gives {len(ranks) + 1} tokens, vocab_sizes has {vocab_size}: lower it, or add text"
+            f"the training text gives {len(ranks) + 1} tokens, vocab_sizes has {vocab_size}: "
+            "lower it, or add text"
         )
     return prepare.Tokenizer(PATTERN, ranks, {prepare.BOS: vocab_size - 1})
 
@@ -69,7 +67,7 @@ def _head(texts: Iterable[str], characters: int) -> Iterator[str]:
 
 
 def token_bytes(tokenizer: prepare.Tokenizer) -> npt.NDArray[np.int32]:
-    """Raw bytes of each token, int32 [V]; 0 for BOS."""
+    """The number of raw bytes of each token, int32 [V]; 0 for BOS."""
     table = np.zeros(tokenizer.size, np.int32)
     for token, rank in tokenizer.ranks.items():
         table[rank] = len(token)
@@ -77,7 +75,7 @@ def token_bytes(tokenizer: prepare.Tokenizer) -> npt.NDArray[np.int32]:
 
 
 def write_tokenizer(tokenizer: prepare.Tokenizer, path: Path) -> FileRef:
-    return write(path, lambda file: file.write(json.dumps(tokenizer.to_dict()).encode("ascii")))
+    return write_data(path, json.dumps(tokenizer.to_dict()).encode("ascii"))
 
 
 def read_tokenizer(path: Path) -> prepare.Tokenizer:
@@ -87,10 +85,8 @@ def read_tokenizer(path: Path) -> prepare.Tokenizer:
 def write_public(
     meta: prepare.Meta, tokenizers: Sequence[prepare.Tokenizer], folder: Path
 ) -> tuple[FileRef, ...]:
-    """The folder that a candidate may read at any time: meta.json, and of each size tokenizer and token bytes."""
-    refs = [
-        write(folder / "meta.json", lambda file: file.write(json.dumps(meta.to_dict()).encode()))
-    ]
+    """Writes the folder that a candidate may always read: meta.json, tokenizers, token bytes."""
+    refs = [write_data(folder / "meta.json", json.dumps(meta.to_dict()).encode())]
     for tokenizer in tokenizers:
         refs.append(write_tokenizer(tokenizer, folder / f"tokenizer_{tokenizer.size}.json"))
         refs.append(
@@ -106,9 +102,11 @@ def encode_shard(
     shard: int,
     threads: int = 1,
 ) -> tuple[FileRef, FileRef]:
-    """Writes tokens_<V>_<shard>.bin, the uint16 stream of BOS-led documents, and lengths_<V>_<shard>.npy, int32 each.
+    """Writes the tokens of a shard, and how many each document has.
 
-    Batches are encoded beside one another, and few are held at a time, however long the shard is.
+    tokens_<V>_<shard>.bin is a uint16 stream of documents, each after a BOS. The int32 array
+    lengths_<V>_<shard>.npy counts the BOS too. Batches are encoded in parallel, and few are in
+    memory at a time, however long the shard is.
     """
     lengths: list[npt.NDArray[np.int32]] = [np.zeros(0, np.int32)]
 
@@ -118,7 +116,7 @@ def encode_shard(
             starts = np.append(np.flatnonzero(stream == tokenizer.bos), len(stream))
             lengths.append(np.diff(starts).astype(np.int32))
 
-    tokens = write(folder / f"tokens_{tokenizer.size}_{shard:05d}.bin", fill)
+    tokens = write_data(folder / f"tokens_{tokenizer.size}_{shard:05d}.bin", fill)
     return tokens, _write_array(
         folder / f"lengths_{tokenizer.size}_{shard:05d}.npy", np.concatenate(lengths)
     )
@@ -127,7 +125,7 @@ def encode_shard(
 def _encoded(
     batches: Iterable[Sequence[str]], tokenizer: prepare.Tokenizer, threads: int
 ) -> Iterator[prepare.Tokens]:
-    """The stream of each batch, in order; the encoder leaves Python's lock to other threads."""
+    """The stream of each batch, in order; the encoder releases Python's lock."""
     waiting: deque[Future[prepare.Tokens]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for batch in batches:
@@ -138,15 +136,16 @@ def _encoded(
 
 
 def pack(folder: Path, vocab_size: int, T: int) -> FileRef:
-    """Writes rows_<V>_<T>.npy, uint16 [n, T+1], one pass over the streams in `folder`, a block of rows at a time.
+    """Writes rows_<V>_<T>.npy, uint16 [n, T+1]: one pass over the streams in `folder`.
 
-    Raises DataError when there is less than one row of text.
+    A block of rows is in memory at a time. Raises DataError when the text fills no row.
     """
     streams, lengths = prepare.streams(folder, vocab_size)
     plan = packing.plan_rows(lengths, T)
     if not (n := packing.rows_in(plan, T)):
         raise DataError(
-            f"{sum(map(len, streams))} training tokens fill no row of {T + 1}: lower sequence_length, or add text"
+            f"{sum(map(len, streams))} training tokens fill no row of {T + 1}: "
+            "lower sequence_length, or add text"
         )
 
     def fill(file: BinaryIO) -> None:
@@ -155,29 +154,29 @@ def pack(folder: Path, vocab_size: int, T: int) -> FileRef:
         for block in packing.blocks(streams, plan, T):
             file.write(block.tobytes())
 
-    return write(folder / f"rows_{vocab_size}_{T}.npy", fill)
+    return write_data(folder / f"rows_{vocab_size}_{T}.npy", fill)
 
 
 def pack_if_missing(folder: Path, vocab_size: object, T: object) -> None:
-    """`pack` for what a candidate's knobs name, once: in the box it would pay for it out of its budget.
+    """`pack` for the sizes in a candidate's knobs: in the box it would cost a part of the budget.
 
-    What cannot be, a size that is not prepared or a T beyond the text, is left for the candidate to hear of.
+    Sizes without tokens and lengths beyond the text are ignored: the candidate fails on them.
     """
     if not (isinstance(vocab_size, int) and isinstance(T, int)):
         return
     if (rows := folder / f"rows_{vocab_size}_{T}.npy").is_file():
         with contextlib.suppress(OSError):
-            os.utime(rows)  # in use: not the first to be removed
+            os.utime(rows)  # in use: not among the first to be removed
         return
     if 0 < T < sum(path.stat().st_size // 2 for path in folder.glob(f"tokens_{vocab_size}_*.bin")):
         pack(folder, vocab_size, T)
 
 
 def prune_rows(folder: Path, kept: Collection[tuple[int, int]], most: int) -> list[Path]:
-    """Removes rows that candidates asked for, all but the `most` latest: they can be packed again. Returns what is gone.
+    """Removes all but the `most` latest rows that candidates asked for, and returns their paths.
 
-    `kept` are the (vocabulary size, length) pairs of the profile itself. A box that has the file open keeps it; one that
-    starts up has asked for it a moment ago.
+    They can be packed again. `kept` has the (vocabulary size, length) pairs of the profile itself.
+    A box that has a file open keeps it; one that is starting has asked for it a moment ago.
     """
     own = {f"rows_{vocab_size}_{T}.npy" for vocab_size, T in kept}
     asked_at: dict[Path, float] = {}
@@ -196,21 +195,25 @@ def prune_rows(folder: Path, kept: Collection[tuple[int, int]], most: int) -> li
 def encode_validation(
     documents: Sequence[str], tokenizers: Sequence[prepare.Tokenizer], folder: Path
 ) -> tuple[FileRef, ...]:
-    """Writes stream_<V>.npy, uint16 BOS document BOS document ..., and manifest.json, what is scored.
+    """Writes the scored documents as tokens and describes them in manifest.json.
 
-    Raises DataError unless the scored tokens' bytes are the documents' UTF-8 bytes exactly: the metric's denominator.
+    stream_<V>.npy is uint16: BOS document BOS document ... Raises DataError unless the tokens have
+    exactly the UTF-8 bytes of the documents, which are the metric's denominator.
     """
-    total, refs = sum(len(document.encode("utf-8")) for document in documents), []
+    refs: list[FileRef] = []
+    total = sum(len(document.encode("utf-8")) for document in documents)
     if not total:
         raise DataError(
-            f"the {len(documents)} validation documents are all empty: there is no text to score. Choose another shard"
+            f"the {len(documents)} validation documents are all empty: "
+            "there is no text to score. Choose another shard"
         )
     for tokenizer in tokenizers:
         stream = tokenizer.encode_documents(documents)
         covered = int(token_bytes(tokenizer)[stream].sum(dtype=np.int64))
         if covered != total:
             raise DataError(
-                f"vocabulary {tokenizer.size}: tokens of {covered} bytes for {total} bytes of validation text"
+                f"vocabulary {tokenizer.size}: tokens of {covered} bytes "
+                f"for {total} bytes of validation text"
             )
         refs.append(_write_array(folder / f"stream_{tokenizer.size}.npy", stream))
     content = hashlib.sha256()
@@ -222,25 +225,9 @@ def encode_validation(
         "sha256": content.hexdigest(),
         "metric_version": prepare.METRIC_VERSION,
     }
-    refs.append(
-        write(folder / "manifest.json", lambda file: file.write(json.dumps(manifest).encode()))
-    )
+    refs.append(write_data(folder / "manifest.json", json.dumps(manifest).encode()))
     return tuple(refs)
 
 
 def _write_array(path: Path, array: npt.NDArray[np.generic]) -> FileRef:
-    return write(path, lambda file: np.save(file, array))
-
-
-def write(path: Path, fill: Callable[[BinaryIO], object]) -> FileRef:
-    """A file that is there whole or not at all, readable by a box's uid. Raises DataError when the disk refuses it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.parent.chmod(0o755)
-        return FileRef.write(path, fill)
-    except OSError as error:
-        free = shutil.disk_usage(path.parent).free >> 20 if path.parent.is_dir() else 0
-        raise DataError(
-            f"cannot write {path}: {error.strerror or error} ({free} MiB are free). Nothing was left behind: free some space, "
-            "or set NIGHTLY_HOME to a larger disk"
-        ) from error
+    return write_data(path, lambda file: np.save(file, array))

@@ -9,15 +9,14 @@ could lead anywhere.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import threading
+import urllib.error
 import urllib.parse
+import urllib.request
 from collections.abc import Mapping
 from typing import Any, Literal
-
-import requests
 
 from tasks.errors import NightlyError, UsageError
 from tasks.text import one_line, shortened
@@ -25,11 +24,9 @@ from tasks.text import one_line, shortened
 Kind = Literal["failed", "finished", "new-champion"]
 
 SETTING = "NIGHTLY_WEBHOOK"
-# Seconds for the whole POST: requests has no limit for look-ups of names, several connections and a
-# receiver that answers byte by byte.
+# Seconds for the whole POST: urllib limits neither the look-up of a name nor a slow drip of bytes.
 PATIENCE = 5.0
-# Seconds to connect, and to the answer: normally one of these ends it first, and says more.
-TIMEOUT = (2.0, 4.0)
+TIMEOUT = 4.0  # seconds to connect, and for an answer; it usually ends first, and says more
 LONGEST = 1900  # characters: Discord refuses a message of more than 2000
 HEADERS = {"Content-Type": "application/json", "User-Agent": "nightly-research"}
 
@@ -141,26 +138,26 @@ def _post(address: str, body: bytes) -> None:
         )
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: object) -> None:
+        """A redirect is answered like any other failure."""
+
+
 def _attempt(address: str, body: bytes) -> str | None:
     """One request, and what went wrong with it.
 
-    The error's own text is dropped: that of requests and urllib3 contains the address.
+    urllib logs nothing, and the text of its errors is dropped, because it may hold the address.
     """
-    quiet = logging.getLogger("urllib3.connectionpool")
-    own = threading.get_ident()
-
-    def of_another_thread(record: logging.LogRecord) -> bool:
-        return record.thread != own
-
-    quiet.addFilter(of_another_thread)
+    request = urllib.request.Request(address, body, HEADERS)
     try:
-        with requests.post(
-            address, data=body, headers=HEADERS, timeout=TIMEOUT, allow_redirects=False, stream=True
-        ) as answer:
-            return None if 200 <= answer.status_code < 300 else f"answered {answer.status_code}"
-    except requests.Timeout:
-        return "gave no answer in time"
+        urllib.request.build_opener(_NoRedirect).open(request, timeout=TIMEOUT).close()
+        return None
+    except urllib.error.HTTPError as error:
+        error.close()
+        return f"answered {error.code}"
     except Exception as error:  # anything else: Python would print it with the address
-        return f"could not be reached ({type(error).__name__})"
-    finally:
-        quiet.removeFilter(of_another_thread)
+        reason = getattr(error, "reason", None)
+        cause = reason if isinstance(reason, BaseException) else error
+        if isinstance(cause, TimeoutError):
+            return "gave no answer in time"
+        return f"could not be reached ({type(cause).__name__})"

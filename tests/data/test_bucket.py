@@ -1,4 +1,4 @@
-"""Downloads from S3-compatible servers: moto's, and nanio, which checks signatures. A proxy cuts the connections."""
+"""Downloads from S3 servers: moto, and nanio, which checks signatures. A proxy cuts connections."""
 
 import contextlib
 import hashlib
@@ -33,12 +33,10 @@ def free_port():
 
 
 def serve(command, port, **settings):
-    """A server in a subprocess, listening."""
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("AWS_")
-    } | settings
+    """A server in a subprocess, once it listens."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     command, quiet = [sys.executable, "-m", *command], subprocess.DEVNULL
-    process = subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet)
+    process = subprocess.Popen(command, env=kept | settings, stdout=quiet, stderr=quiet)
     for _ in range(600):
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
@@ -77,7 +75,7 @@ def nanio(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def settings(monkeypatch, tmp_path):
-    """Ours alone: the proxy, keys and profiles of whoever runs the tests are left out."""
+    """The proxy, keys and profiles of the user who runs the tests are not used."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -90,7 +88,7 @@ def settings(monkeypatch, tmp_path):
 
 @pytest.fixture
 def use(monkeypatch):
-    """Makes the server at an address the one that is asked."""
+    """Directs requests to the server at an address."""
     return lambda url: monkeypatch.setenv("AWS_ENDPOINT_URL", url)
 
 
@@ -115,7 +113,7 @@ def test_twenty_cuts_cost_a_chunk_each_and_nothing_else(request, server, use, tm
 
 @pytest.mark.parametrize("server", ["moto", "nanio"])
 @pytest.mark.parametrize("size", [len(CONTENT), 3_000_000])
-def test_an_object_that_is_replaced_in_mid_download_is_fetched_anew(
+def test_an_object_that_is_replaced_meanwhile_is_downloaded_again(
     request, server, use, tmp_path, size
 ):
     port = request.getfixturevalue(server)
@@ -158,7 +156,7 @@ def test_a_missing_key_is_named(request, server, use, tmp_path):
     )
 
 
-def test_a_wrong_secret_is_said_to_be(nanio, use, tmp_path, monkeypatch):
+def test_a_wrong_secret_is_reported(nanio, use, tmp_path, monkeypatch):
     put(nanio, CONTENT)
     use(f"http://127.0.0.1:{nanio}")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the-wrong-secret")
@@ -169,7 +167,7 @@ def test_a_wrong_secret_is_said_to_be(nanio, use, tmp_path, monkeypatch):
     assert "the-wrong-secret" not in text
 
 
-def test_a_wrong_key_is_said_to_be(nanio, use, tmp_path, monkeypatch):
+def test_a_wrong_key_is_reported(nanio, use, tmp_path, monkeypatch):
     put(nanio, CONTENT)
     use(f"http://127.0.0.1:{nanio}")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
@@ -178,7 +176,7 @@ def test_a_wrong_key_is_said_to_be(nanio, use, tmp_path, monkeypatch):
     )
 
 
-def test_a_private_bucket_asked_without_a_key_says_so(moto, use, tmp_path, monkeypatch):
+def test_a_private_bucket_without_a_key_is_reported(moto, use, tmp_path, monkeypatch):
     put(moto, b"PAR1")
     use(f"http://127.0.0.1:{moto}")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
@@ -197,7 +195,7 @@ def test_a_public_bucket_needs_no_key(use, tmp_path, monkeypatch):
     assert origin.requests[0]["path"] == "/open/some.parquet"
 
 
-def test_what_is_missing_is_asked_for_by_version(use, tmp_path):
+def test_the_missing_bytes_are_requested_with_their_version(use, tmp_path):
     with Origin({"open/some.parquet": CONTENT[:500_000]}) as origin:
         origin.cut = 200_000
         use(origin.url)
@@ -206,7 +204,7 @@ def test_what_is_missing_is_asked_for_by_version(use, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["AWS_REGION", "AWS_DEFAULT_REGION"])
-def test_the_region_that_the_remedy_names_is_signed_for(use, tmp_path, monkeypatch, name):
+def test_a_region_setting_is_used_for_the_signature(use, tmp_path, monkeypatch, name):
     monkeypatch.delenv("AWS_REGION")
     monkeypatch.setenv(name, "eu-west-1")
     with Origin({"open/some.parquet": b"PAR1"}) as origin:
@@ -215,13 +213,13 @@ def test_the_region_that_the_remedy_names_is_signed_for(use, tmp_path, monkeypat
     assert "%2Feu-west-1%2Fs3%2Faws4_request" in origin.requests[0]["path"]
 
 
-def test_half_a_login_is_said_to_be(use, tmp_path, monkeypatch):
+def test_half_a_login_is_reported(use, tmp_path, monkeypatch):
     use("http://127.0.0.1:9")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     assert "Partial credentials" in refused(SOURCE, tmp_path)
 
 
-def test_the_address_for_s3_alone_wins(use, tmp_path, monkeypatch):
+def test_the_address_for_s3_only_has_precedence(use, tmp_path, monkeypatch):
     use("http://127.0.0.1:9")
     with Origin({"open/some.parquet": b"PAR1"}) as origin:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", origin.url)
@@ -247,18 +245,18 @@ def test_the_address_for_s3_alone_wins(use, tmp_path, monkeypatch):
         ),
     ],
 )
-def test_what_the_server_says_has_a_remedy(use, tmp_path, code, headers, body, text):
+def test_an_error_code_of_the_server_has_a_remedy(use, tmp_path, code, headers, body, text):
     with Origin({}) as origin:
         origin.script = [(code, headers, body)]
         use(origin.url)
         assert text in refused(SOURCE, tmp_path)
 
 
-def test_the_certificates_of_a_private_server_are_looked_for(use, tmp_path, monkeypatch):
+def test_a_missing_certificate_file_is_named(use, tmp_path, monkeypatch):
     use("https://127.0.0.1:9")
     monkeypatch.setenv("AWS_CA_BUNDLE", "/nowhere/ca.pem")
     assert "/nowhere/ca.pem" in refused(SOURCE, tmp_path)
 
 
-def test_a_source_without_a_bucket_is_shown(tmp_path):
+def test_a_source_without_a_bucket_is_refused(tmp_path):
     assert "write s3://bucket/prefix" in refused("s3:///prefix", tmp_path)

@@ -1,4 +1,4 @@
-"""Downloads from a real server on the loopback that breaks in every way a real one does."""
+"""Downloads from a server on the loopback that fails in every way a real one does."""
 
 import errno
 import fcntl
@@ -39,7 +39,7 @@ def origin():
 
 @pytest.fixture
 def few_tries(monkeypatch):
-    """For tests of giving up: the pauses between tries are real."""
+    """For tests of giving up: the pauses between tries are real time."""
     monkeypatch.setattr(web, "TRIES", 1)
 
 
@@ -47,22 +47,22 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_file_arrives_whole_and_alone(origin, tmp_path):
+def test_a_download_leaves_the_file_and_its_note(origin, tmp_path):
     ref = fetch.fetch(origin.url, NAME, tmp_path, SHA256)
     assert (ref.path, ref.sha256, ref.bytes) == (str(tmp_path / NAME), SHA256, len(CONTENT))
     assert (tmp_path / NAME).read_bytes() == CONTENT
     assert names(tmp_path) == [NAME, NOTE]
 
 
-def test_a_file_without_a_checksum_is_trusted_the_first_time(origin, tmp_path):
+def test_a_first_download_without_a_checksum_is_trusted(origin, tmp_path):
     assert fetch.fetch(origin.url, NAME, tmp_path, None).sha256 == SHA256
 
 
-def test_every_byte_is_told_to_progress(origin, tmp_path):
-    told = []
-    fetch.fetch(origin.url, NAME, tmp_path, None, lambda done, total: told.append((done, total)))
-    assert told[-1] == (len(CONTENT), len(CONTENT))
-    assert told == sorted(told)
+def test_every_byte_is_reported(origin, tmp_path):
+    calls = []
+    fetch.fetch(origin.url, NAME, tmp_path, None, lambda done, total: calls.append((done, total)))
+    assert calls[-1] == (len(CONTENT), len(CONTENT))
+    assert calls == sorted(calls)
 
 
 def test_cut_connections_are_resumed_and_no_byte_is_sent_twice(origin, tmp_path):
@@ -75,24 +75,24 @@ def test_cut_connections_are_resumed_and_no_byte_is_sent_twice(origin, tmp_path)
 def test_a_server_without_ranges_is_asked_for_the_whole_file_again(origin, tmp_path):
     origin.ranges, origin.cut = False, 400_000
 
-    def mend(done, total):
+    def repair(done, total):
         origin.cut = None
 
-    assert fetch.fetch(origin.url, NAME, tmp_path, SHA256, mend).bytes == len(CONTENT)
+    assert fetch.fetch(origin.url, NAME, tmp_path, SHA256, repair).bytes == len(CONTENT)
     assert names(tmp_path) == [NAME, NOTE]
 
 
-def test_a_server_that_never_gets_further_is_given_up(origin, tmp_path, monkeypatch):
+def test_a_server_that_makes_no_progress_is_given_up(origin, tmp_path, monkeypatch):
     monkeypatch.setattr(web, "TRIES", 2)
     origin.ranges, origin.cut = False, 400_000
     with pytest.raises(fetch.Unreachable, match=r"train_00000\.parquet"):
         fetch.fetch(origin.url, NAME, tmp_path, SHA256)
-    assert len(origin.requests) == 3  # one that gained bytes, two that did not
+    assert len(origin.requests) == 3  # one with new bytes, two without
     assert not (tmp_path / NAME).exists()
 
 
 def leave_a_part(origin, folder, size=PART):
-    """A download that ended half way."""
+    """A download that ended half-way."""
     origin.cut = size
     origin.script = []
 
@@ -106,7 +106,7 @@ def leave_a_part(origin, folder, size=PART):
     assert names(folder) == [NOTE, f"{NAME}.part"]
 
 
-def test_a_later_call_goes_on_where_the_last_one_ended(origin, tmp_path):
+def test_a_later_call_continues_where_the_last_one_ended(origin, tmp_path):
     leave_a_part(origin, tmp_path)
     assert fetch.fetch(origin.url, NAME, tmp_path, SHA256).sha256 == SHA256
     assert origin.requests[0]["Range"] == f"bytes={PART}-"
@@ -114,7 +114,7 @@ def test_a_later_call_goes_on_where_the_last_one_ended(origin, tmp_path):
     assert origin.sent == len(CONTENT) - PART
 
 
-def test_a_file_that_changed_on_the_server_is_fetched_anew(origin, tmp_path):
+def test_a_file_that_changed_on_the_server_is_downloaded_again(origin, tmp_path):
     leave_a_part(origin, tmp_path)
     changed = CONTENT[::-1]
     origin.files[NAME], origin.etag = changed, '"two"'
@@ -124,7 +124,7 @@ def test_a_file_that_changed_on_the_server_is_fetched_anew(origin, tmp_path):
     assert origin.sent == len(changed)
 
 
-def test_a_part_longer_than_the_file_is_thrown_away(origin, tmp_path):
+def test_a_part_longer_than_the_file_is_discarded(origin, tmp_path):
     leave_a_part(origin, tmp_path)
     with (tmp_path / f"{NAME}.part").open("ab") as part:
         part.write(CONTENT)
@@ -134,7 +134,7 @@ def test_a_part_longer_than_the_file_is_thrown_away(origin, tmp_path):
 @pytest.mark.parametrize(
     "note", [None, "", "[]", '{"address": "http://elsewhere/", "version": "x"}']
 )
-def test_a_part_of_unknown_origin_is_thrown_away(origin, tmp_path, note):
+def test_a_part_of_unknown_origin_is_discarded(origin, tmp_path, note):
     leave_a_part(origin, tmp_path)
     path = tmp_path / NOTE
     path.unlink() if note is None else path.write_text(note)
@@ -142,28 +142,28 @@ def test_a_part_of_unknown_origin_is_thrown_away(origin, tmp_path, note):
     assert "Range" not in origin.requests[0]
 
 
-def test_a_weak_etag_is_not_trusted_to_resume(origin, tmp_path):
+def test_a_weak_etag_is_not_used_to_resume(origin, tmp_path):
     origin.etag = 'W/"one"'
     leave_a_part(origin, tmp_path)
     assert fetch.fetch(origin.url, NAME, tmp_path, SHA256).sha256 == SHA256
     assert "Range" not in origin.requests[0]
 
 
-def test_a_part_that_the_server_did_not_ask_for_is_refused(origin, tmp_path):
+def test_an_answer_with_another_range_than_requested_is_refused(origin, tmp_path):
     leave_a_part(origin, tmp_path)
     origin.script = [(206, {"Content-Range": "bytes 5-9/1000000"}, b"wrong")]
     assert fetch.fetch(origin.url, NAME, tmp_path, SHA256).sha256 == SHA256
 
 
-def test_a_part_of_another_version_than_the_server_says_is_thrown_away(origin, tmp_path):
+def test_a_part_of_another_version_than_the_answer_is_discarded(origin, tmp_path):
     leave_a_part(origin, tmp_path)
     answer = {"Content-Range": f"bytes {PART}-{len(CONTENT) - 1}/{len(CONTENT)}", "ETag": '"two"'}
-    origin.script = [(206, answer, CONTENT[PART:])]  # If-Range was not looked at
+    origin.script = [(206, answer, CONTENT[PART:])]  # the server ignored If-Range
     assert fetch.fetch(origin.url, NAME, tmp_path, SHA256).sha256 == SHA256
     assert "Range" not in origin.requests[1]
 
 
-def test_a_stale_part_is_thrown_away_when_the_server_says_so(origin, tmp_path):
+def test_a_part_is_discarded_when_the_server_refuses_its_range(origin, tmp_path):
     leave_a_part(origin, tmp_path)
     origin.script = [(416, {}, b"")]
     assert fetch.fetch(origin.url, NAME, tmp_path, SHA256).sha256 == SHA256
@@ -179,7 +179,7 @@ def test_twenty_cuts_and_a_busy_server_end_with_the_right_file(origin, tmp_path)
     assert ref.sha256 == hashlib.sha256(CONTENT * 3).hexdigest()
 
 
-def test_a_file_that_is_replaced_between_two_cuts_is_fetched_anew(origin, tmp_path):
+def test_a_file_that_is_replaced_between_two_cuts_is_downloaded_again(origin, tmp_path):
     changed = CONTENT[::-1]
 
     def replace(number):
@@ -194,7 +194,7 @@ def test_a_file_that_is_replaced_between_two_cuts_is_fetched_anew(origin, tmp_pa
         )
 
 
-def test_a_file_that_changes_all_the_time_is_given_up(origin, tmp_path, monkeypatch):
+def test_a_file_that_keeps_changing_is_given_up(origin, tmp_path, monkeypatch):
     monkeypatch.setattr(web, "TRIES", 2)
     origin.cut = 2 * CHUNK
 
@@ -205,14 +205,14 @@ def test_a_file_that_changes_all_the_time_is_given_up(origin, tmp_path, monkeypa
         fetch.fetch(origin.url, NAME, tmp_path, None, change)
 
 
-def test_a_whole_file_is_known_without_a_checksum(origin, tmp_path):
+def test_a_complete_file_is_recognized_without_a_checksum(origin, tmp_path):
     fetch.fetch(origin.url, NAME, tmp_path, None)
     origin.requests.clear()
     assert fetch.fetch(origin.url, NAME, tmp_path, None).sha256 == SHA256
     assert origin.requests == []
 
 
-def test_a_file_of_another_source_is_not_taken_for_this_one(origin, tmp_path):
+def test_a_file_of_another_source_is_not_mistaken_for_this_one(origin, tmp_path):
     fetch.fetch(origin.url, NAME, tmp_path, None)
     other = CONTENT[::-1]
     with Origin({NAME: other}) as elsewhere:
@@ -222,7 +222,7 @@ def test_a_file_of_another_source_is_not_taken_for_this_one(origin, tmp_path):
         )
 
 
-def test_a_whole_part_is_not_asked_for_again(origin, tmp_path):
+def test_a_complete_part_is_not_requested_again(origin, tmp_path):
     fetch.fetch(origin.url, NAME, tmp_path, None)
     (tmp_path / NAME).rename(tmp_path / f"{NAME}.part")  # as a kill before the rename leaves it
     origin.requests.clear()
@@ -234,14 +234,14 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from tasks.data import fetch
-def progress(done, total):
+def report(done, total):
     if done >= int(sys.argv[4]):
         os.kill(os.getpid(), signal.SIGKILL)
-fetch.fetch(sys.argv[1], sys.argv[2], Path(sys.argv[3]), None, progress)
+fetch.fetch(sys.argv[1], sys.argv[2], Path(sys.argv[3]), None, report)
 """
 
 
-def test_a_killed_download_goes_on_after_its_last_byte(origin, tmp_path):
+def test_a_killed_download_continues_after_its_last_byte(origin, tmp_path):
     moments = sorted(random.Random(1).sample(range(len(CONTENT)), 4))
     for moment in moments:
         child = [sys.executable, "-c", KILLED, origin.url, NAME, str(tmp_path), str(moment)]
@@ -260,13 +260,13 @@ def test_a_wrong_checksum_leaves_nothing(origin, tmp_path):
     assert names(tmp_path) == []
 
 
-def test_a_file_that_is_there_and_right_is_not_asked_for(origin, tmp_path):
+def test_a_correct_file_is_not_requested(origin, tmp_path):
     (tmp_path / NAME).write_bytes(CONTENT)
     assert fetch.fetch(origin.url, NAME, tmp_path, SHA256.upper()).sha256 == SHA256
     assert origin.requests == []
 
 
-def test_a_damaged_file_is_fetched_again(origin, tmp_path):
+def test_a_damaged_file_is_downloaded_again(origin, tmp_path):
     (tmp_path / NAME).write_bytes(CONTENT[:-1] + b"x")
     fetch.fetch(origin.url, NAME, tmp_path, SHA256)
     assert (tmp_path / NAME).read_bytes() == CONTENT
@@ -275,7 +275,7 @@ def test_a_damaged_file_is_fetched_again(origin, tmp_path):
 @pytest.mark.parametrize(
     ("code", "remedy"), [(401, "login"), (403, "denied"), (404, "no such file"), (410, "refuses")]
 )
-def test_a_refusal_is_final_and_says_why(origin, tmp_path, code, remedy):
+def test_a_refusal_is_final_and_has_a_reason(origin, tmp_path, code, remedy):
     origin.script = [(code, {}, b"no")]
     with pytest.raises(DataError, match=f"HTTP {code}.*{remedy}") as caught:
         fetch.fetch(origin.url, NAME, tmp_path, None)
@@ -297,7 +297,7 @@ def test_a_web_page_in_disguise_is_not_data(origin, tmp_path):
     assert names(tmp_path) == []
 
 
-def test_an_expired_signature_is_said_to_be_and_not_shown(origin, tmp_path):
+def test_an_expired_signature_is_reported_and_not_shown(origin, tmp_path):
     origin.script = [(403, {}, b"<Error><Code>ExpiredToken</Code></Error>")]
     with pytest.raises(DataError, match=r"HTTP 403 ExpiredToken.*renew") as caught:
         fetch.fetch(f"{origin.url}/some?sig=secret", NAME, tmp_path, None)
@@ -306,7 +306,7 @@ def test_an_expired_signature_is_said_to_be_and_not_shown(origin, tmp_path):
     assert names(tmp_path) == []
 
 
-def test_a_signature_is_in_no_note_and_a_new_one_goes_on(origin, tmp_path):
+def test_a_signature_is_in_no_note_and_a_new_one_resumes(origin, tmp_path):
     leave_a_part(origin, tmp_path)
     assert fetch.fetch(f"{origin.url}?sig=new", NAME, tmp_path, SHA256).sha256 == SHA256
     assert origin.sent == len(CONTENT) - PART
@@ -345,7 +345,7 @@ def test_a_proxy_is_used_for_https(origin, tmp_path, monkeypatch):
     assert "secret" not in str(caught.value)
 
 
-def test_a_source_that_is_no_hub_is_recorded_as_it_is():
+def test_a_source_that_is_not_a_hub_is_recorded_unchanged():
     assert fetch.resolve("s3://bucket/prefix") == "s3://bucket/prefix"
 
 
@@ -366,14 +366,14 @@ def test_a_long_wait_is_left_to_the_caller(origin, tmp_path, asked):
 
 
 @pytest.mark.usefixtures("few_tries")
-def test_a_broken_server_may_work_later(origin, tmp_path):
+def test_a_server_error_may_pass(origin, tmp_path):
     origin.script = [(500, {"Retry-After": "soon"}, b"")]
     with pytest.raises(fetch.Unreachable, match="HTTP 500"):
         fetch.fetch(origin.url, NAME, tmp_path, None)
 
 
 @pytest.mark.usefixtures("few_tries")
-def test_nobody_listening_may_work_later(origin, tmp_path):
+def test_a_refused_connection_may_pass(origin, tmp_path):
     with Origin({}) as gone:
         url = gone.url
     with pytest.raises(fetch.Unreachable, match="Connection refused"):
@@ -407,7 +407,7 @@ def test_an_unknown_scheme_names_the_known_ones(tmp_path):
 
 
 @pytest.mark.parametrize("source", ["http:///", "http://[data/"])
-def test_an_address_that_is_none_is_said_to_be(tmp_path, source):
+def test_a_bad_address_is_reported(tmp_path, source):
     with pytest.raises(DataError, match=r"http:///|no address"):
         fetch.fetch(source, NAME, tmp_path, None)
 
@@ -420,14 +420,14 @@ def test_a_certificate_file_that_is_missing_is_named(tmp_path, monkeypatch, sett
         fetch.fetch("https://127.0.0.1:9", NAME, tmp_path, None)
 
 
-def test_a_local_file_is_used_where_it_lies(tmp_path):
+def test_a_local_file_is_used_in_place(tmp_path):
     (tmp_path / NAME).write_bytes(CONTENT)
     ref = fetch.fetch(str(tmp_path), NAME, tmp_path / "unused", SHA256)
     assert (ref.path, ref.sha256) == (str(tmp_path / NAME), SHA256)
     assert names(tmp_path) == [NAME]
 
 
-def test_a_damaged_local_file_is_said_to_be(tmp_path):
+def test_a_damaged_local_file_is_reported(tmp_path):
     (tmp_path / NAME).write_bytes(CONTENT[:-1])
     with pytest.raises(DataError, match=f"expected is {SHA256}; restore the file"):
         fetch.fetch(str(tmp_path), NAME, tmp_path, SHA256)
@@ -452,7 +452,7 @@ def test_checksums_are_read_as_sha256sum_writes_them(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["<html>", f"{'0' * 63} x", f"{'0' * 64}", f"{'z' * 64}  x"])
-def test_a_line_that_is_no_checksum_is_shown(tmp_path, line):
+def test_a_bad_line_of_checksums_is_named(tmp_path, line):
     (tmp_path / "SUMS").write_text(f"{'0' * 64}  good\n{line}\n")
     with pytest.raises(DataError, match="line 2"):
         fetch.checksums(tmp_path / "SUMS")
@@ -460,15 +460,14 @@ def test_a_line_that_is_no_checksum_is_shown(tmp_path, line):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A folder where no more than 512 KiB fit, and a function that gives it room: a tmpfs for root, else a file size limit."""
+    """A folder with room for 512 KiB, and a function that makes more.
+
+    It is a tmpfs for root, else a limit on the size of files.
+    """
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = (
-        subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=512k", "small", folder], capture_output=True
-        ).returncode
-        == 0
-    )
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "small", folder]
+    mounted = subprocess.run(mount, capture_output=True).returncode == 0
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def make_room():
@@ -484,12 +483,10 @@ def small_disk(tmp_path):
         subprocess.run(["umount", folder], check=True)
 
 
-def test_a_full_disk_keeps_the_part_and_the_next_call_goes_on(origin, small_disk):
+def test_a_full_disk_keeps_the_part_and_the_next_call_continues(origin, small_disk):
     folder, make_room = small_disk
-    with pytest.raises(
-        DataError,
-        match=rf"({os.strerror(errno.ENOSPC)}|{os.strerror(errno.EFBIG)}).*continues from there",
-    ):
+    full = rf"({os.strerror(errno.ENOSPC)}|{os.strerror(errno.EFBIG)})"
+    with pytest.raises(DataError, match=f"{full}.*continues from there"):
         fetch.fetch(origin.url, NAME, folder, SHA256)
     assert NAME not in names(folder)
     kept = (folder / f"{NAME}.part").stat().st_size
@@ -500,14 +497,14 @@ def test_a_full_disk_keeps_the_part_and_the_next_call_goes_on(origin, small_disk
     assert names(folder) == [NAME, NOTE]
 
 
-def test_a_folder_that_cannot_be_made_is_named(origin, tmp_path):
+def test_a_folder_that_cannot_be_created_is_named(origin, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(DataError, match=r"cannot write .*Not a directory"):
         fetch.fetch(origin.url, NAME, tmp_path / "file" / "folder", None)
 
 
 @pytest.mark.parametrize("name", ["/tmp/shard.parquet", "../current.json", "data/../../x"])
-def test_a_name_that_leads_out_of_the_folder_is_refused(origin, tmp_path, name):
+def test_a_name_outside_the_folder_is_refused(origin, tmp_path, name):
     with pytest.raises(DataError, match="is no file below"):
         fetch.fetch(origin.url, name, tmp_path / "shards", None)
     assert origin.requests == []
@@ -531,6 +528,6 @@ def test_an_unknown_scheme_shows_no_password(tmp_path):
         fetch.fetch("ftp://me:secret@host/data", NAME, tmp_path, None)
 
 
-def test_checksums_of_find_are_those_of_the_names(tmp_path):
+def test_names_of_checksums_may_begin_with_a_dot_and_a_slash(tmp_path):
     (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  ./data/train-0.parquet\n")
     assert fetch.checksums(tmp_path / "SHA256SUMS") == {"data/train-0.parquet": "0" * 64}

@@ -14,7 +14,10 @@ from tasks.data import tokenization
 from tasks.errors import DataError
 from trainer import packing, prepare
 
-MIXED = "The price is 1234 \u20ac, na\u00efve \u6771\u4eac \U0001f642\U0001f642 <|bos|>\r\n\tan\u0301d so on.  "
+MIXED = (
+    "The price is 1234 \u20ac, na\u00efve \u6771\u4eac \U0001f642\U0001f642 "
+    "<|bos|>\r\n\tan\u0301d so on.  "
+)
 TEXTS = [MIXED * 20, "", "plain English words, again and again and again. " * 40, "\U0001f600" * 50]
 
 
@@ -31,7 +34,7 @@ def documents(tokens: Path, lengths: Path, tokenizer: prepare.Tokenizer) -> list
     return [tokenizer.decode(part[1:].tolist()) for part in parts]
 
 
-def test_the_vocabulary_has_the_size_asked_for_and_bos_is_last(tokenizer):
+def test_the_vocabulary_has_the_requested_size_and_bos_is_last(tokenizer):
     assert tokenizer.size == 320
     assert tokenizer.bos == 319
     assert sorted(tokenizer.ranks.values()) == list(range(319))
@@ -41,7 +44,7 @@ def test_training_twice_gives_the_same_tokenizer(tokenizer):
     assert tokenization.train_tokenizer(TEXTS, 320, 10**9).to_dict() == tokenizer.to_dict()
 
 
-def test_numbers_are_cut_after_two_digits(tokenizer):
+def test_numbers_are_split_after_two_digits(tokenizer):
     assert [
         len(part) for part in map(tokenizer.decode, ([t] for t in tokenizer.encode("12345")))
     ] == [2, 2, 1]
@@ -56,7 +59,7 @@ def test_only_the_first_characters_train_the_tokenizer():
     )
 
 
-def test_too_little_text_for_the_vocabulary_is_said_to_be():
+def test_too_little_text_for_the_vocabulary_is_reported():
     with pytest.raises(DataError, match=r"gives 25\d tokens, vocab_sizes has 1000"):
         tokenization.train_tokenizer(["ab ab"], 1000, 10**9)
 
@@ -66,7 +69,9 @@ def test_token_bytes_are_those_of_the_merge_table(tokenizer):
     assert table.dtype == np.int32
     assert table[tokenizer.bos] == 0
     assert {len(token) for token in tokenizer.ranks} == set(table[:-1].tolist())
-    assert table[tokenizer.ranks[b"\xff"]] == 1, "a byte that is no character by itself counts once"
+    assert table[tokenizer.ranks[b"\xff"]] == 1, (
+        "a byte that is not a character by itself counts once"
+    )
 
 
 @given(st.text())
@@ -75,12 +80,12 @@ def test_bytes_of_the_tokens_are_the_bytes_of_the_text(tokenizer, text):
     assert tokenization.token_bytes(tokenizer)[tokens].sum() == len((text + MIXED).encode("utf-8"))
 
 
-def test_the_tokenizer_comes_back_from_its_file(tokenizer, tmp_path):
+def test_a_tokenizer_is_read_back_from_its_file(tokenizer, tmp_path):
     tokenization.write_tokenizer(tokenizer, tmp_path / "t.json")
     assert tokenization.read_tokenizer(tmp_path / "t.json").to_dict() == tokenizer.to_dict()
 
 
-def test_a_shard_comes_back_from_its_tokens(tokenizer, tmp_path):
+def test_a_shard_is_decoded_from_its_tokens(tokenizer, tmp_path):
     batches = [TEXTS, [], [f"number {i}" for i in range(2000)], TEXTS]
     tokens, lengths = tokenization.encode_shard(batches, tokenizer, tmp_path, 3)
     assert documents(Path(tokens.path), Path(lengths.path), tokenizer) == [
@@ -101,7 +106,7 @@ def test_threads_do_not_change_the_tokens(tokenizer, tmp_path):
     assert [ref.sha256 for ref in one] == [ref.sha256 for ref in many]
 
 
-def test_a_failure_between_batches_ends_it_and_leaves_nothing(tokenizer, tmp_path):
+def test_a_failure_between_batches_leaves_nothing(tokenizer, tmp_path):
     def failing():
         yield TEXTS
         raise DataError("the shard is broken")
@@ -129,7 +134,7 @@ def test_65536_tokens_fit_into_16_bits():
     ).tolist() == [65535, 65535, 97]
 
 
-def test_rows_are_the_packed_tokens_of_all_shards(tokenizer, tmp_path):
+def test_rows_are_packed_from_the_tokens_of_all_shards(tokenizer, tmp_path):
     for shard in range(3):
         tokenization.encode_shard([TEXTS[shard:]], tokenizer, tmp_path, shard)
     ref = tokenization.pack(tmp_path, 320, 16)
@@ -149,7 +154,7 @@ def test_text_for_less_than_a_row_is_refused(tokenizer, tmp_path):
         tokenization.pack(tmp_path, 320, 100)
 
 
-def test_the_validation_stream_is_every_document_behind_its_bos(tokenizer, tmp_path):
+def test_the_validation_stream_has_every_document_after_a_bos(tokenizer, tmp_path):
     small = tokenization.train_tokenizer(TEXTS, 300, 10**9)
     *streams, manifest = tokenization.encode_validation(TEXTS, [tokenizer, small], tmp_path)
     for ref, each in zip(streams, (tokenizer, small), strict=True):
@@ -180,7 +185,7 @@ def test_the_public_folder_is_what_a_candidate_reads(tokenizer, tmp_path, monkey
     assert prepare.token_bytes(320).tolist() == tokenization.token_bytes(tokenizer).tolist()
 
 
-def test_files_can_be_read_by_another_user(tokenizer, tmp_path):
+def test_another_user_can_read_the_files(tokenizer, tmp_path):
     ref = tokenization.write_tokenizer(tokenizer, tmp_path / "folder" / "t.json")
     assert Path(ref.path).stat().st_mode & 0o777 == 0o644
     assert Path(ref.path).parent.stat().st_mode & 0o777 == 0o755
@@ -194,7 +199,7 @@ def encoded(tokenizer, tmp_path):
 
 @contextlib.contextmanager
 def full_disk():
-    """No file of this process may grow beyond 4 KiB, its log neither: so it is for as few lines as can be."""
+    """No file of this process, a log included, can grow beyond 4 KiB: use it briefly."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
@@ -210,7 +215,7 @@ def test_a_full_disk_leaves_nothing_behind(tokenizer, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_spares_the_old_file(encoded):
+def test_a_full_disk_keeps_the_old_file(encoded):
     (encoded / "rows_320_64.npy").write_bytes(b"old")
     before = sorted(path.name for path in encoded.iterdir())
     with pytest.raises(DataError, match=r"cannot write .*rows_320_64\.npy"), full_disk():
@@ -219,7 +224,7 @@ def test_a_full_disk_spares_the_old_file(encoded):
     assert sorted(path.name for path in encoded.iterdir()) == before
 
 
-BLANK = "a" + " " * 1_200_000 + "b"  # tiktoken and rustbpe give up on it in one piece
+BLANK = "a" + " " * 1_200_000 + "b"  # tiktoken and rustbpe fail on it in one piece
 
 
 def test_a_very_long_run_of_white_space_is_encoded_and_trained_on(tokenizer):
@@ -241,7 +246,7 @@ def test_a_text_that_spells_bos_is_encoded_as_text_and_changes_no_other(tokenize
     assert expected.count(tokenizer.bos) == 3
 
 
-def test_a_shard_without_a_document_is_passed_over(tokenizer, tmp_path):
+def test_a_shard_without_a_document_is_skipped(tokenizer, tmp_path):
     for shard, texts in enumerate((TEXTS, [], TEXTS)):
         tokenization.encode_shard([texts], tokenizer, tmp_path, shard)
     rows = np.load(tokenization.pack(tmp_path, 320, 16).path)
@@ -251,6 +256,6 @@ def test_a_shard_without_a_document_is_passed_over(tokenizer, tmp_path):
     assert rows.tolist() == np.load(tokenization.pack(tmp_path / "without", 320, 16).path).tolist()
 
 
-def test_no_text_at_all_is_no_validation(tokenizer, tmp_path):
+def test_validation_documents_without_any_text_are_refused(tokenizer, tmp_path):
     with pytest.raises(DataError, match="the 2 validation documents are all empty"):
         tokenization.encode_validation(["", ""], [tokenizer], tmp_path)

@@ -1,4 +1,4 @@
-"""The whole preparation under a real Prefect server, of a part of the embedded corpus and of all of it."""
+"""Preparations of the embedded corpus, and of a part of it, under a real Prefect server."""
 
 import hashlib
 import json
@@ -19,6 +19,7 @@ from tasks.data import dataset, web
 from tasks.errors import DataError
 from tasks.files import FileRef
 from tasks.records import Dataset
+from tests import damage
 from tests.origin import Origin
 from trainer import prepare
 
@@ -53,14 +54,8 @@ def profile(**changes):
         "tokenizer_characters": 200_000,
     }
     budget = {"kind": "flops", "amount": 1e9}
-    whole = {
-        "name": "small",
-        "description": "small",
-        "device": "cpu",
-        "budget": budget,
-        "data": data | changes,
-    }
-    return configs.Profile.model_validate(whole)
+    names = {"name": "small", "description": "small", "device": "cpu"}
+    return configs.Profile.model_validate({**names, "budget": budget, "data": data | changes})
 
 
 def corpus_shard(name, folder=CORPUS):
@@ -86,7 +81,7 @@ def contents(home):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, prefect_server):
-    """A state folder with the small profile prepared. Tests that harm it mend it."""
+    """A state folder with the small profile prepared. Tests that damage it repair it."""
     folder = tmp_path_factory.mktemp("home")
     old = os.umask(0o077)
     prepare_in(folder, profile())
@@ -94,28 +89,14 @@ def home(tmp_path_factory, prefect_server):
     return folder
 
 
-def test_a_second_preparation_does_nothing_again(home):
+def test_a_second_preparation_uses_the_cache(home):
     before = {path: path.stat().st_mtime_ns for path in (home / "data").rglob("*_*")}
     assert prepare_in(home, profile()).cached == STEPS
     assert {path: path.stat().st_mtime_ns for path in (home / "data").rglob("*_*")} == before
 
 
-def _delete(path):
-    path.unlink()
-
-
-def _truncate(path):
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def _change(path):
-    content = bytearray(path.read_bytes())
-    content[-2] ^= 1
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize("harm", [_delete, _truncate, _change])
-def test_every_kind_of_file_is_made_anew_when_it_is_not_as_it_was(home, harm):
+@pytest.mark.parametrize("harm", [damage.delete, damage.truncate, damage.change])
+def test_every_kind_of_file_is_made_again_when_it_is_damaged(home, harm):
     before = contents(home)
     for pattern in KINDS:
         (path,) = (home / "data").glob(pattern)
@@ -125,15 +106,15 @@ def test_every_kind_of_file_is_made_anew_when_it_is_not_as_it_was(home, harm):
 
 
 @pytest.mark.parametrize("pattern", KINDS)
-def test_only_the_step_that_made_the_file_is_done_again(home, pattern):
+def test_only_the_step_that_made_the_file_is_repeated(home, pattern):
     (path,) = (home / "data").glob(pattern)
-    _change(path)
+    damage.change(path)
     assert prepare_in(home, profile()).cached == tuple(
         step for step in STEPS if step != KINDS[pattern]
     )
 
 
-def test_what_was_prepared_is_what_trainer_prepare_reads(home, monkeypatch):
+def test_trainer_prepare_reads_the_prepared_files(home, monkeypatch):
     monkeypatch.setenv("NIGHTLY_HOME", str(home))
     monkeypatch.delenv("NIGHTLY_ROLE", raising=False)
     meta, tokenizer = prepare.meta(), prepare.Tokenizer.load(512)
@@ -161,14 +142,14 @@ def test_the_denominator_is_the_bytes_of_the_scored_documents(home):
     assert tokenizer.decode(stream[stream != tokenizer.bos].tolist()) == "".join(documents)
 
 
-def test_current_json_is_what_a_run_outside_a_box_needs(home):
+def test_current_json_has_what_a_run_outside_a_box_needs(home):
     current = json.loads((home / "data" / "current.json").read_text())
     assert current["budget"] == {"kind": "flops", "amount": 1e9}
     assert (current["profile"], current["device"], current["threads"]) == ("small", "cpu", 1)
     assert all(Path(current[name]).is_dir() for name in ("public", "train", "validation"))
 
 
-def test_a_box_of_another_user_can_read_it_whatever_the_umask(home):
+def test_a_box_of_another_user_can_read_the_files_whatever_the_umask(home):
     for path in (home / "data").rglob("*"):
         assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
 
@@ -193,7 +174,7 @@ def test_another_license_is_another_meta_and_nothing_else(home):
     assert json.loads((Path(second.public) / "meta.json").read_text())["license"] == "public domain"
 
 
-def test_an_edit_of_the_code_that_prepares_makes_it_anew(home, monkeypatch):
+def test_an_edit_of_the_code_makes_the_files_again(home, monkeypatch):
     sources = data_steps.sources()
     monkeypatch.setattr(data_steps, "sources", lambda: sources | {"prepare.py": "edited"})
     assert prepare_in(home, profile()).cached == ("shards",)
@@ -206,8 +187,8 @@ def corpus(tmp_path):
     return folder
 
 
-def test_a_corrupt_corpus_file_ends_it_with_its_name(prefect_server, corpus, tmp_path):
-    _change(corpus / "train_00000.parquet")
+def test_a_damaged_corpus_file_is_named(prefect_server, corpus, tmp_path):
+    damage.change(corpus / "train_00000.parquet")
     with pytest.raises(DataError, match=r"train_00000\.parquet is not the expected file"):
         prepare_in(tmp_path, profile(source=str(corpus)))
 
@@ -221,7 +202,7 @@ def test_a_local_file_that_changed_is_noticed(prefect_server, corpus, tmp_path):
     assert after.cached == ("held out",)
 
 
-def test_the_validation_shard_under_another_name_is_no_training_shard(
+def test_the_validation_shard_under_another_name_cannot_be_trained_on(
     prefect_server, corpus, tmp_path
 ):
     shutil.copy(corpus / "val_00000.parquet", corpus / "train_00000.parquet")
@@ -230,14 +211,14 @@ def test_the_validation_shard_under_another_name_is_no_training_shard(
 
 
 def with_validation_documents(corpus, count):
-    """A profile whose training shard holds `count` of the 697 validation documents in the place of its own."""
+    """A profile whose training shard has `count` validation documents in place of its own."""
     texts = list(dataset.documents(corpus_shard("train_00000.parquet", corpus)))[:500]
     texts[100 : 100 + count] = dataset.scored(corpus_shard("val_00000.parquet", corpus), count)
     pq.write_table(pa.table({"text": texts}), corpus / "train_00000.parquet")
     return profile(source=str(corpus), checksums=None)
 
 
-def test_a_few_validation_documents_are_left_out_of_the_training(prefect_server, corpus, tmp_path):
+def test_a_few_validation_documents_are_not_trained_on(prefect_server, corpus, tmp_path):
     prepared = prepare_in(tmp_path, with_validation_documents(corpus, 3))
     assert len(np.load(Path(prepared.train) / "lengths_512_00000.npy")) == 497
     tokenizer = prepare.Tokenizer.from_dict(
@@ -291,7 +272,7 @@ def test_several_vocabularies_score_the_same_bytes(prefect_server, tmp_path):
     assert bytes_scored == {prepared.validation_bytes}
 
 
-def test_a_shard_without_a_checksum_in_the_list_is_named(prefect_server, corpus, tmp_path):
+def test_a_shard_without_a_listed_checksum_is_named(prefect_server, corpus, tmp_path):
     (corpus / "SHA256SUMS").write_text(f"{'0' * 64}  val_00000.parquet\n")
     with pytest.raises(DataError, match=r"has no checksum of train_00000\.parquet"):
         prepare_in(tmp_path, profile(source=str(corpus)))
@@ -324,7 +305,7 @@ def fetch_once(origin, folder) -> FileRef:
 
 
 @pytest.mark.parametrize(("code", "requests"), [(503, 2), (404, 1)])
-def test_only_a_failure_that_may_pass_is_tried_again(
+def test_only_a_failure_that_may_pass_is_retried(
     prefect_server, tmp_path, monkeypatch, code, requests
 ):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -339,8 +320,7 @@ def test_only_a_failure_that_may_pass_is_tried_again(
         assert len(origin.requests) == requests
 
 
-@pytest.mark.slow
-def test_the_embedded_corpus_is_prepared_whole(prefect_server, tmp_path):
+def test_the_whole_embedded_corpus_is_prepared(prefect_server, tmp_path):
     laptop = configs.load("laptop")
     prepared = prepare_in(tmp_path, laptop)
     assert prepared.fingerprint.startswith("1c1fc6d359e5e9b8"), (
@@ -373,12 +353,12 @@ def test_files_in_sub_folders_and_a_login_leave_no_secret_behind(
     assert not (tmp_path / "data" / "sources").exists()
 
 
-def test_a_state_folder_that_cannot_be_used_is_named(prefect_server, tmp_path):
-    (tmp_path / "data").write_text("a file in the place of the folder")
+def test_an_unusable_state_folder_is_named(prefect_server, tmp_path):
+    (tmp_path / "data").write_text("a file in place of the folder")
     with pytest.raises(DataError, match=r"data cannot be used: File exists\. Set NIGHTLY_HOME"):
         prepare_in(tmp_path, profile())
 
 
-def test_a_home_of_nobody_is_a_folder_that_is_not_there(prefect_server, tmp_path):
+def test_the_home_of_an_unknown_user_is_a_missing_folder(prefect_server, tmp_path):
     with pytest.raises(DataError, match=r"cannot read .*~nobody-of-this-name/x/SHA256SUMS"):
         prepare_in(tmp_path, profile(source="~nobody-of-this-name/x"))

@@ -1,4 +1,4 @@
-"""Prefect's own cache, with the checks that it lacks."""
+"""Prefect's cache, with the checks that it lacks."""
 
 import dataclasses
 import functools
@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 from prefect import flow, task
+from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 
 from tasks import cache
 from tasks.errors import DataError
 from tasks.files import FileRef
+from tests import damage
 
 pytestmark = pytest.mark.slow  # a Prefect server
 
@@ -23,7 +25,7 @@ class Pair:
 
 @task(persist_result=True, cache_key_fn=cache.given_key)
 def write_file(key: str, path: Path, text: str) -> FileRef:
-    """Writes a file, and a line beside it for each time that it really did."""
+    """Writes a file, and a line into a log beside it each time it does."""
     with path.with_suffix(".log").open("a") as log:
         log.write("written\n")
     if text == "bad":
@@ -65,28 +67,16 @@ def times_written(path):
 
 
 @in_flow
-def test_the_first_call_does_the_work_and_the_second_finds_it(path):
+def test_the_first_call_does_the_work_and_the_second_finds_its_result(path):
     first, second = (cache.ensure(write_file, key(path), path, "text") for _ in range(2))
     assert first == (second[0], False)
     assert second[1] is True
     assert times_written(path) == 1
 
 
-def _delete(path):
-    path.unlink()
-
-
-def _truncate(path):
-    path.write_text("tex")
-
-
-def _change(path):
-    path.write_text("Text")
-
-
-@pytest.mark.parametrize("harm", [_delete, _truncate, _change])
+@pytest.mark.parametrize("harm", [damage.delete, damage.truncate, damage.change])
 @in_flow
-def test_a_file_that_is_not_as_it_was_made_is_made_anew(path, harm):
+def test_a_damaged_file_is_made_again(path, harm):
     cache.ensure(write_file, key(path), path, "text")
     harm(path)
     assert cache.ensure(write_file, key(path), path, "text")[1] is False
@@ -95,7 +85,7 @@ def test_a_file_that_is_not_as_it_was_made_is_made_anew(path, harm):
 
 
 @in_flow
-def test_two_tasks_with_equal_inputs_have_a_result_each(path):
+def test_two_tasks_with_equal_inputs_have_separate_results(path):
     quiet, _ = cache.ensure(write_file, key(path, "write-file"), path, "text")
     loud, cached = cache.ensure(write_loud_file, key(path, "write-loud-file"), path, "text")
     assert not cached
@@ -103,7 +93,7 @@ def test_two_tasks_with_equal_inputs_have_a_result_each(path):
 
 
 @in_flow
-def test_what_the_task_raises_is_raised(path):
+def test_an_error_of_the_task_is_raised(path):
     with pytest.raises(DataError, match="this text is bad"):
         cache.ensure(write_file, key(path), path, "bad")
 
@@ -116,20 +106,16 @@ def test_a_failure_is_not_cached(path):
 
 
 @in_flow
-def test_a_result_that_cannot_be_read_is_made_anew(path, tmp_path_factory):
+def test_an_unreadable_result_is_made_again(path):
     cache.ensure(write_file, key(path), path, "text")
-    store = next(
-        folder
-        for folder in tmp_path_factory.getbasetemp().iterdir()
-        if folder.name.startswith("results")
-    )
+    store = PREFECT_LOCAL_STORAGE_PATH.value()
     (store / key(path)).write_text("no result")
     assert cache.ensure(write_file, key(path), path, "text")[0].bytes == 4
     assert times_written(path) == 2
 
 
 @in_flow
-def test_of_many_calls_only_the_damaged_one_is_made_anew(path):
+def test_of_many_calls_only_the_damaged_one_is_made_again(path):
     paths = [path.with_name(name) for name in ("a", "b", "c")]
     calls = [(key(each), each, each.name * 3) for each in paths]
     made, cached = cache.ensure_each(write_file, calls)
@@ -142,7 +128,7 @@ def test_of_many_calls_only_the_damaged_one_is_made_anew(path):
 
 
 @in_flow
-def test_of_many_calls_the_good_ones_are_kept_when_one_fails(path):
+def test_of_many_calls_the_successful_ones_are_kept_when_one_fails(path):
     paths = [path.with_name(name) for name in ("a", "b")]
     calls = [(key(paths[0]), paths[0], "bad"), (key(paths[1]), paths[1], "good")]
     with pytest.raises(DataError, match="this text is bad"):
@@ -174,6 +160,6 @@ def test_a_key_depends_on_every_part_and_not_on_their_order():
     assert len(set(keys)) == len(keys)
 
 
-def test_a_part_whose_text_could_differ_between_processes_is_refused():
+def test_a_part_of_a_key_without_a_json_form_is_refused():
     with pytest.raises(TypeError):
         cache.key("t", 1, part=object())

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are complete or absent."""
 
 import hashlib
 import threading
@@ -8,7 +8,7 @@ import pytest
 from tasks.files import FileRef, locked, sign
 
 
-def test_a_file_is_known_by_its_content(tmp_path):
+def test_a_file_is_identified_by_its_content(tmp_path):
     ref = FileRef.write(tmp_path / "a", b"content")
     assert ref == FileRef(str(tmp_path / "a"), hashlib.sha256(b"content").hexdigest(), 7)
     assert (tmp_path / "a").read_bytes() == b"content"
@@ -28,13 +28,13 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"old")]
 
 
-def test_what_a_killed_process_left_is_written_over(tmp_path):
+def test_the_leftovers_of_a_killed_process_are_overwritten(tmp_path):
     (tmp_path / ".a.part").write_bytes(b"half of something that was longer")
     FileRef.write(tmp_path / "a", b"whole")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"whole")]
 
 
-def test_many_at_once_write_one_after_the_other(tmp_path):
+def test_concurrent_writers_take_turns(tmp_path):
     contents = [bytes([letter]) * 50_000 for letter in range(8)]
     halves = [
         lambda file, c=c: [file.write(c[:25_000]), file.flush(), file.write(c[25_000:])]
@@ -51,7 +51,7 @@ def test_many_at_once_write_one_after_the_other(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_who_waited_for_a_file_that_was_moved_gets_a_new_one(tmp_path):
+def test_a_waiter_for_a_file_that_was_moved_gets_a_new_one(tmp_path):
     got = []
 
     def wait():
@@ -69,13 +69,13 @@ def test_who_waited_for_a_file_that_was_moved_gets_a_new_one(tmp_path):
     assert (tmp_path / "moved").read_bytes() == b"mine"
 
 
-def test_a_lock_on_a_full_disk_is_one_all_the_same():
+def test_a_lock_can_be_signed_on_a_full_disk():
     with open("/dev/full", "a+") as lock:
-        sign(lock, "who it is")
+        sign(lock, "its owner")
 
 
-def test_the_last_one_signs_a_lock(tmp_path):
-    for whose in ("somebody long", "me"):
+def test_a_lock_has_the_name_of_its_last_owner(tmp_path):
+    for owner in ("a longer name", "me"):
         with (tmp_path / "lock").open("a+") as lock:
-            sign(lock, whose)
+            sign(lock, owner)
     assert (tmp_path / "lock").read_text() == "me"
