@@ -169,7 +169,7 @@ def test_while_the_endpoint_is_down_the_fallback_proposes_and_says_why(
     assert (first.idea.outcome, second.idea.outcome) == (outcome, None)
     assert first.idea.stands_in.startswith(f"{outcome}: ")
     assert (
-        "the model is left alone for 600 s more" in second.idea.stands_in
+        "the model is not asked for 600 s more" in second.idea.stands_in
         or "599 s more" in second.idea.stands_in
     )
     assert len(outcomes(tmp_path)) == 1
