@@ -19,6 +19,7 @@ from tasks.statuses import Decision, Outcome, Status
 from tasks.usage import Usage
 
 TRAIN = "trainer/train.py"  # the file that is edited, relative to the checkout
+CONTRACT = ("load_model", "main")  # the functions that it defines at module level
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ import pytest
 import configs
 from configs import knobs
 from flows.command_line import cli, commands, server
-from tasks.proposers import edit_blocks
+from tasks.proposers import answer, edit_blocks
 from tasks.records import Candidate
 from tasks.views import notification
 from tests.faults.stub_checkout import PROFILE, StubCheckout
@@ -235,7 +235,7 @@ def test_the_body_of_a_webhook_has_the_real_keys(block: Block):
 
 @all_of("text answer")
 def test_an_answer_applies_to_train_py(block: Block):
-    changed = edit_blocks.apply(edit_blocks.parse(block.text), Candidate.parse(TRAIN))
+    changed = edit_blocks.apply(answer.parse(block.text), Candidate.parse(TRAIN))
     assert changed.source != TRAIN
 
 

@@ -87,9 +87,8 @@ def ping(held: Session, *, unattended: bool = False) -> None:
     if not configs.traits(header.proposer).asks_a_model:
         return
     held.pulse.enter("asking the model for a word")
-    settings = header.settings.llm
     calls = CallLog(held.folder / night_folder.CALLS)
-    call = llm.ping(Endpoint.from_environment(settings), settings, calls)
+    call = llm.ping(Endpoint.from_environment(header.settings.llm), calls)
     if call.outcome in ("unauthorized", "bad_request") and not unattended:
         raise UsageError(
             f"model {call.model!r} at {call.endpoint} refuses: {call.outcome}: {call.error}. "

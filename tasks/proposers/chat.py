@@ -1,7 +1,8 @@
-"""A model behind an OpenAI-compatible endpoint: asked once, with the retries of OpenAI's own client, and with an end to it.
+"""A model behind an OpenAI-compatible endpoint: one request, retries included, in bounded time.
 
-Chat completions, plain text, not streamed: the part of the interface that every server has. What an endpoint does is an
-outcome (tasks.proposers.reply) and no exception.
+Chat completions, plain text, not streamed: the part of the interface that every server has. The
+retries are those of OpenAI's own client. A failure of the endpoint is an outcome
+(tasks.proposers.reply), not an exception.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from configs import Llm
 from tasks.errors import UsageError
-from tasks.proposers import reply as answers
-from tasks.proposers.reply import Reply as Reply
+from tasks.proposers import reply as replies
+from tasks.proposers.reply import Reply
 from tasks.text import one_line
 
 if TYPE_CHECKING:
@@ -28,10 +29,9 @@ if TYPE_CHECKING:
 
 DEFAULT_URL = "https://api.openai.com/v1"
 NO_KEY = "not-needed"  # the client insists on one
-NEAR = (".localhost", ".local", ".internal", ".lan", ".home.arpa")  # names that no public host has
-SHORTEST_SECRET = (
-    8  # characters; shorter keys ("ollama", "EMPTY") are words that an answer may well have
-)
+NEAR = (".localhost", ".local", ".internal", ".lan", ".home.arpa")  # names of no public host
+# Characters. Shorter keys ("ollama", "EMPTY") are words that an answer may contain.
+SHORTEST_SECRET = 8
 CONNECT_SECONDS = 10.0
 MOST_ERROR = 500  # characters
 UNSUPPORTED = re.compile(
@@ -40,34 +40,32 @@ UNSUPPORTED = re.compile(
 
 
 class Endpoint:
-    """A model and where it is. Threads that run no event loop may call `ask`, several at the same time too."""
+    """A model and its address. Threads without an event loop may call `ask`, also concurrently."""
 
     def __init__(self, settings: Llm, url: str, key: str | None) -> None:
         parts = urllib.parse.urlsplit(url)
-        user, password = (
-            urllib.parse.unquote(part or "") for part in (parts.username, parts.password)
-        )
+        user = urllib.parse.unquote(parts.username or "")
+        password = urllib.parse.unquote(parts.password or "")
         self.url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
         self.model = settings.model or ""
-        self._settings = settings
+        self.settings = settings
         self._key = key or NO_KEY
         self._login = (user, password) if user or password else None
         self._query = dict(urllib.parse.parse_qsl(parts.query))
-        self._secrets = [
-            secret
-            for secret in (key or "", password, *self._query.values())
-            if len(secret) >= SHORTEST_SECRET
-        ]
-        self._limit = "max_tokens"  # what reasoning models of OpenAI refuse, and the newer name is unknown to other servers
+        secrets = (key or "", password, *self._query.values())
+        self._secrets = [secret for secret in secrets if len(secret) >= SHORTEST_SECRET]
+        # OpenAI's reasoning models refuse this name; other servers do not know the newer one.
+        self._limit = "max_tokens"
         self._temperature = settings.temperature
         self._cancelled = False
-        self._stops: set[Callable[[], object]] = set()  # one for each request on its way
+        self._stops: set[Callable[[], object]] = set()  # one for each request in progress
 
     @classmethod
     def from_environment(cls, settings: Llm) -> Endpoint:
-        """The endpoint of OPENAI_BASE_URL, which is OpenAI's if unset, and OPENAI_API_KEY.
+        """The endpoint of OPENAI_BASE_URL (OpenAI's if it is not set) and OPENAI_API_KEY.
 
-        Raises UsageError for an address that is none, and without a model, or a key for a host that is not near.
+        Raises UsageError for an invalid address, and if there is no model, or no key for a host
+        that is not on this machine or network.
         """
         url = os.environ.get("OPENAI_BASE_URL", "").strip() or DEFAULT_URL
         key = os.environ.get("OPENAI_API_KEY", "").strip()
@@ -82,13 +80,14 @@ class Endpoint:
             good = False
         if not good or not _visible(url):
             raise UsageError(
-                "OPENAI_BASE_URL is no address of an endpoint (it may hold a secret and is not shown): "
-                "set it to a whole http:// or https:// address such as http://127.0.0.1:8080/v1, or unset it for OpenAI's"
+                "OPENAI_BASE_URL is not the address of an endpoint (it may hold a secret and is "
+                "not shown): set it to a complete http:// or https:// address such as "
+                "http://127.0.0.1:8080/v1, or unset it for OpenAI's"
             )
         if not key and not _near(parts.hostname or ""):
             raise UsageError(
-                f"OPENAI_API_KEY is not set, and {parts.hostname} is not on this machine or network: "
-                "set the key, or OPENAI_BASE_URL to an endpoint that needs none"
+                f"OPENAI_API_KEY is not set, and {parts.hostname} is not on this machine or "
+                "network: set the key, or OPENAI_BASE_URL to an endpoint that needs none"
             )
         if not _visible(key):
             raise UsageError(
@@ -97,8 +96,8 @@ class Endpoint:
         return cls(settings, url, key)
 
     def ask(self, messages: Sequence[dict[str, str]], seconds: float) -> Reply:
-        """Sends the messages (role and content) and waits for the answer, with all retries at most `seconds`."""
-        import openai as openai  # takes a second, the first time, which is not the endpoint's
+        """Sends the messages (role and content) and waits at most `seconds`, retries included."""
+        import openai as openai  # takes a second the first time, which is not the endpoint's
 
         began = time.monotonic()
         with asyncio.Runner(loop_factory=_Loop) as runner:
@@ -112,43 +111,39 @@ class Endpoint:
         )
 
     def cancel(self) -> None:
-        """Ends what is being asked and all that will be. For other threads and signal handlers: it takes no lock."""
+        """Ends all requests, present and future. For other threads and signals: takes no lock."""
         self._cancelled = True
         for stop in tuple(self._stops):
             with contextlib.suppress(RuntimeError):  # its loop has just closed
                 stop()
 
     def redact(self, text: str) -> str:
-        """The text with [key] for the key and for what else is secret in the address."""
+        """The text with [key] in place of the key and of other secrets in the address."""
         for secret in self._secrets:
             text = text.replace(secret, "[key]")
         return text
 
     def _line(self, text: str) -> str:
-        return one_line(self.redact(text))[:MOST_ERROR]  # cut last: half a key is not found
+        return one_line(self.redact(text))[:MOST_ERROR]  # cut last: half a key is not redacted
 
     async def _bounded(self, messages: Sequence[dict[str, str]], seconds: float) -> Reply:
         refused: list[httpx2.Response] = []
-        loop, request = (
-            asyncio.get_running_loop(),
-            asyncio.ensure_future(self._request(messages, refused)),
-        )
+        loop = asyncio.get_running_loop()
+        request = asyncio.ensure_future(self._request(messages, refused))
 
         def stop() -> None:
             loop.call_soon_threadsafe(request.cancel)
 
         self._stops.add(stop)
         try:
-            if (
-                self._cancelled
-            ):  # looked at once `stop` is known, or a cancel in between would be missed
+            if self._cancelled:  # read after `stop` was added, so that no cancel is missed
                 request.cancel()
             return await asyncio.wait_for(request, seconds)
         except TimeoutError:
-            if refused:  # it waited to try again, and why is worth more than that it waited
-                return answers.read(refused[-1], 0, self.redact)
-            late = f"{self.url} gave no answer within {seconds:.4g} s, retries included: [llm] answer_seconds"
-            return Reply("timeout", error=late)
+            if refused:  # it waited to try again: the refusal says more than the timeout
+                return replies.read(refused[-1], 0, self.redact)
+            late = f"{self.url} gave no answer within {seconds:.4g} s, retries included"
+            return Reply("timeout", error=f"{late}: [llm] answer_seconds")
         except asyncio.CancelledError:
             if not self._cancelled:  # Ctrl-C
                 raise
@@ -162,7 +157,7 @@ class Endpoint:
         import httpx2
         import openai
 
-        # Half of a surrogate pair, as a log may have it, cannot be sent.
+        # A lone surrogate, which a log may contain, cannot be sent.
         sent: Any = [
             {name: text.encode("utf-8", "replace").decode() for name, text in each.items()}
             for each in messages
@@ -173,44 +168,41 @@ class Endpoint:
                 base_url=self.url,
                 api_key=self._key,
                 default_query=self._query,
-                max_retries=self._settings.retries,
-                http_client=_http_client(self._settings.answer_seconds, self._login, refused),
+                max_retries=self.settings.retries,
+                http_client=_http_client(self.settings.answer_seconds, self._login, refused),
             ) as client:
                 while True:
-                    options: dict[str, Any] = {self._limit: self._settings.max_tokens}
+                    options: dict[str, Any] = {self._limit: self.settings.max_tokens}
                     if self._temperature is not None:
                         options["temperature"] = self._temperature
                     try:
                         whole = await client.chat.completions.with_raw_response.create(
                             model=self.model, messages=sent, **options
                         )
-                        return answers.read(whole.http_response, characters, self.redact)
+                        return replies.read(whole.http_response, characters, self.redact)
                     except openai.APIStatusError as error:
-                        reply = answers.read(error.response, characters, self.redact)
-                        if not (
-                            reply.outcome == "bad_request"
-                            and self._learned(error.response.text, options)
-                        ):
+                        reply = replies.read(error.response, characters, self.redact)
+                        is_bad = reply.outcome == "bad_request"
+                        if not (is_bad and self._learned(error.response.text, options)):
                             return reply
         except openai.APIConnectionError as error:
             return self._unreachable(error.__cause__ or error)
         except (openai.OpenAIError, httpx2.InvalidURL, OSError, ValueError, ImportError) as error:
-            # Proxies, certificates, headers of the environment that the client can make nothing of.
+            # Proxies, certificates and headers from the environment that the client cannot use.
             return self._unreachable(error)
 
     def _unreachable(self, error: BaseException) -> Reply:
         import httpx2
 
-        slow = isinstance(error, httpx2.TimeoutException) and not isinstance(
-            error, httpx2.ConnectTimeout
-        )
+        late = isinstance(error, httpx2.TimeoutException)
+        slow = late and not isinstance(error, httpx2.ConnectTimeout)
         return Reply(
             "timeout" if slow else "unreachable",
             error=f"{self.url}: {str(error) or 'no answer'} ({type(error).__name__})",
         )
 
     def _learned(self, said: str, sent: dict[str, Any]) -> bool:
-        """Whether a refused request is worth another, as what it was refused for is not sent from now on."""
+        """Whether to repeat a refused request, without the option that it was refused for."""
         if "max_tokens" in sent and "max_tokens" in said:
             self._limit = "max_completion_tokens"
         elif "temperature" in sent and "temperature" in said and UNSUPPORTED.search(said):
@@ -222,16 +214,17 @@ class Endpoint:
 
 class _Loop(asyncio.SelectorEventLoop):
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
-        """Waits for no thread: they look up names, which cannot be ended and takes up to half a minute without a network."""
+        """Waits for no thread: a name lookup cannot be ended and may take half a minute."""
 
 
 def _http_client(
     seconds: float, login: tuple[str, str] | None, refused: list[httpx2.Response]
 ) -> httpx2.AsyncClient:
-    """What the requests of a client go through: it ends each that has not its last byte after `seconds`.
+    """An HTTP client that ends each request whose last byte has not arrived after `seconds`.
 
-    The timeouts of httpx are for the next byte, so that a server which drips would be waited for without end. `refused` has
-    the answer to the last request if that was an error: the client keeps it to itself while it waits to try again.
+    The timeouts of httpx are for the next byte, so a server that drips would be waited for without
+    end. `refused` gets the response to the last request if that was an error: OpenAI's client does
+    not show it while it waits to try again.
     """
     import httpx2
     import openai
@@ -249,13 +242,13 @@ def _http_client(
                     ):
                         async for piece in pieces:
                             body += piece
-                            if len(body) > answers.MOST_BYTES:
+                            if len(body) > replies.MOST_BYTES:
                                 break
             except TimeoutError as error:
                 raise httpx2.ReadTimeout(
                     f"no whole answer in {seconds:g} s, [llm] answer_seconds", request=request
                 ) from error
-            # Without the headers that say how the body was sent, and in which charset: JSON is UTF-8.
+            # Without the headers about the body's encoding and charset: JSON is UTF-8.
             headers = [
                 (name, value)
                 for name, value in response.headers.items()
@@ -277,7 +270,7 @@ def _visible(text: str) -> bool:
 
 
 def _near(host: str) -> bool:
-    """Whether a host is this machine or in its network, where endpoints ask for no key."""
+    """Whether a host is this machine or in its network, where endpoints need no key."""
     try:
         return not ipaddress.ip_address(host).is_global
     except ValueError:

@@ -1,8 +1,9 @@
 """A language model's SEARCH/REPLACE blocks applied to train.py: all of them or none.
 
-A SEARCH is whole lines and must be in the file exactly once, white space at the ends of lines aside: an edit in the wrong
-place would be scored as the right one. All blocks are looked up in the file as it was, so their order does not matter.
-Lines end at "\\n", as in git; str.splitlines knows further ends.
+A SEARCH is whole lines and must be in the file exactly once, apart from white space at the ends of
+lines: an edit in the wrong place would be scored as if it were the right one. All blocks are looked
+up in the file as it was, so their order does not matter. Lines end at "\\n", as in git;
+str.splitlines knows more line ends.
 """
 
 from __future__ import annotations
@@ -10,25 +11,20 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
+from collections.abc import Iterator
 
-from tasks.proposers.answer import Answer, Block, EditError, Problem, parse
+from tasks.proposers.answer import Answer, Block, EditError, Problem
 from tasks.records import Candidate
 
-__all__ = ["Answer", "Block", "EditError", "apply", "parse"]
-
-MOST_PLACES = 10  # of an ambiguous SEARCH that are counted
-MOST_EXPLAINED = 3  # of the SEARCHes that are not in the file; there is room for few
-STUDIED = 64  # lines of such a SEARCH, to find what is nearest to it; this and COMMON bound the time that it takes
-COMMON = 50  # a word in more lines than this does not tell where a SEARCH belongs
-LEFT_OUT = (
-    8  # lines that a SEARCH may have too many or too few, and what is nearest is still recognised
-)
-QUOTED, BEFORE, SHOWN = (
-    3,
-    2,
-    6,
-)  # lines quoted: of the SEARCH; of the file before the first difference; of the file
-WIDTH = 100  # characters of a line that are quoted, and twice as many are looked at for words
+MOST_PLACES = 10  # listed of an ambiguous SEARCH
+MOST_EXPLAINED = 3  # of the SEARCHes that are not in the file; there is little room
+# Lines read of such a SEARCH to find the nearest lines of the file. This and COMMON bound the time.
+STUDIED = 64
+COMMON = 50  # a word in more lines than this does not show where a SEARCH belongs
+LEFT_OUT = 8  # lines that a SEARCH may lack or have too many, and its place is still found
+QUOTED = 3  # lines of the SEARCH
+SHOWN, BEFORE = 6, 2  # lines of the file, and those of them before the first difference
+WIDTH = 100  # characters quoted of a line; words are taken from twice as many
 WORD = re.compile(r"\w+")
 
 
@@ -42,27 +38,26 @@ def apply(answer: Answer, current: Candidate) -> Candidate:
     if answer.whole_file is not None:
         result = answer.whole_file.replace("\n", f"{carriage}\n")
     else:
-        lines = source.split(
-            "\n"
-        )  # the last is "" where the file ends with a line end, so a block can change that, too
+        # The last line is "" if the file ends with a line end, so a block can change that, too.
+        lines = source.split("\n")
         places = _places(answer.blocks, [line.removesuffix("\r") for line in lines])
         for start, stop, number in reversed(places):
             lines[start:stop] = [
                 line + carriage for line in answer.blocks[number].replace.split("\n")[:-1]
             ]
         result = "\n".join(lines)
-        if not source.endswith("\r"):  # what has become the last line must not keep half a line end
+        if not source.endswith("\r"):  # the new last line must not keep half a line end
             result = result.removesuffix("\r")
     candidate = Candidate.parse(result)
     same_code = candidate.digest is not None and candidate.digest == current.digest
     if result == source or same_code:
-        what = "The answer leaves the code as it is: comments, layout and docstrings do not count as a change."
-        raise EditError(Problem("no_change", what))
+        what = "The answer leaves the code as it is: comments, layout and docstrings do not count"
+        raise EditError(Problem("no_change", f"{what} as a change."))
     return candidate
 
 
 def _places(blocks: tuple[Block, ...], lines: list[str]) -> list[tuple[int, int, int]]:
-    """(first line, line after the last, index of the block) of each block, in the order of the file."""
+    """Each block's first line, the line after its last one, and its index, in the file's order."""
     places: list[tuple[int, int, int]] = []
     problems: list[Problem] = []
     bare = [line.rstrip() for line in lines]
@@ -74,8 +69,12 @@ def _places(blocks: tuple[Block, ...], lines: list[str]) -> list[tuple[int, int,
         if len(found) == 1:
             places.append((found[0], found[0] + len(wanted), number))
         elif found:
-            where = f"lines {', '.join(str(start + 1) for start in found)}{', ...' if len(found) == MOST_PLACES else ''}"
-            what = f"Block {number + 1}: its SEARCH is in train.py more than once, at {where}: add neighbouring lines to it."
+            where = ", ".join(str(start + 1) for start in found)
+            more = ", ..." if len(found) == MOST_PLACES else ""
+            what = (
+                f"Block {number + 1}: its SEARCH is in train.py more than once, "
+                f"at lines {where}{more}: add neighbouring lines to it."
+            )
             problems.append(Problem("ambiguous", what))
         else:
             explained = sum(problem.outcome == "not_found" for problem in problems) < MOST_EXPLAINED
@@ -86,7 +85,10 @@ def _places(blocks: tuple[Block, ...], lines: list[str]) -> list[tuple[int, int,
     places.sort()
     for (_, stop, one), (start, _, other) in itertools.pairwise(places):
         if start < stop:
-            what = f"Blocks {one + 1} and {other + 1} both change line {start + 1} of train.py: make one block of them."
+            what = (
+                f"Blocks {one + 1} and {other + 1} both change line {start + 1} of train.py: "
+                "make one block of them."
+            )
             problems.append(Problem("malformed", what))
     if problems:
         raise EditError(*problems)
@@ -94,12 +96,12 @@ def _places(blocks: tuple[Block, ...], lines: list[str]) -> list[tuple[int, int,
 
 
 def _joined(lines: list[str]) -> str:
-    """The lines as one text in which whole lines are found: each is between two line ends."""
+    """The lines as one text, each between two line ends, so that only whole lines are found."""
     return "\n".join(["", *lines, ""])
 
 
 def _find(part: str, text: str) -> list[int]:
-    """The lines of `text` where `part` begins, at most MOST_PLACES of them; one match may overlap the next."""
+    """The lines of `text` where `part` begins, at most MOST_PLACES. Matches may overlap."""
     found: list[int] = []
     at = line = -1
     while len(found) < MOST_PLACES and (after := text.find(part, at + 1)) >= 0:
@@ -110,52 +112,48 @@ def _find(part: str, text: str) -> list[int]:
 
 
 def _explanation(wanted: list[str], lines: list[str]) -> str:
-    """Of a SEARCH that is not in the file: its first lines, the nearest lines of the file, and where the two first differ."""
-    told = ["It begins", *(f"| {_shown(line)}" for line in wanted[:QUOTED])]
+    """Describes a SEARCH that is not in the file.
+
+    Its first lines, the nearest lines of the file, and where the two first differ.
+    """
+    text = ["It begins", *(f"| {_shown(line)}" for line in wanted[:QUOTED])]
     begin = _nearest(wanted, lines)
     if begin is None:
-        return "\n".join([*told, "Nothing in train.py is like it."])
-    pairs = (
-        (begin + k, lines[begin + k] if 0 <= begin + k < len(lines) else None)
-        for k in range(len(wanted))
-    )
-    place, line = next((i, line) for i, line in pairs if line != wanted[i - begin])
+        return "\n".join([*text, "Nothing in train.py is like it."])
+    file = {begin + k: lines[begin + k] for k in range(len(wanted)) if 0 <= begin + k < len(lines)}
+    differs = next(k for k, line in enumerate(wanted) if file.get(begin + k) != line)
+    place = begin + differs
     first = max(place - BEFORE, begin, 0)
-    told.append("Nearest in train.py, with line numbers, is")
-    told += [f"{i + 1} | {_shown(lines[i])}" for i in range(first, min(first + SHOWN, len(lines)))]
-    other = wanted[place - begin]
-    if line is None:
+    text.append("Nearest in train.py, with line numbers, is")
+    text += [f"{i + 1} | {_shown(lines[i])}" for i in range(first, min(first + SHOWN, len(lines)))]
+    if place not in file:
         end = "begins after" if place < 0 else "ends before"
-        return "\n".join(
-            [*told, f"train.py {end} line {place - begin + 1} of the SEARCH: {_shown(other)}"]
-        )
-    column = sum(
-        1
-        for _ in itertools.takewhile(
-            lambda pair: pair[0] == pair[1], zip(line, other, strict=False)
-        )
-    )
+        text.append(f"train.py {end} line {differs + 1} of the SEARCH: {_shown(wanted[differs])}")
+    else:
+        text += _difference(wanted[differs], file[place], differs, place)
+    return "\n".join(text)
+
+
+def _difference(wanted: str, line: str, of_search: int, of_file: int) -> Iterator[str]:
+    """Two lines that differ, and where."""
+    pairs = zip(line, wanted, strict=False)
+    column = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
     start = max(column - WIDTH // 2, 0) if column > WIDTH - 20 else 0
-    alike = not (
-        line + other
-    ).isascii()  # characters that look alike are told apart by their escapes
-    told.append(
-        f"They first differ at line {place - begin + 1} of the SEARCH, line {place + 1} of train.py, column {column + 1}:"
+    escaped = not (line + wanted).isascii()  # to tell characters apart that look alike
+    yield (
+        f"They first differ at line {of_search + 1} of the SEARCH, "
+        f"line {of_file + 1} of train.py, column {column + 1}:"
     )
-    return "\n".join(
-        [
-            *told,
-            f"SEARCH   | {_shown(other, start, alike)}",
-            f"train.py | {_shown(line, start, alike)}",
-        ]
-    )
+    yield f"SEARCH   | {_shown(wanted, start, escaped)}"
+    yield f"train.py | {_shown(line, start, escaped)}"
 
 
 def _nearest(wanted: list[str], lines: list[str]) -> int | None:
-    """The line where a SEARCH would begin if it were in the file, None when they share no telling word.
+    """The line where a SEARCH would begin if it were in the file; None if they share no rare word.
 
-    Every word of both votes for the beginning that would bring the two together, a rare one with more weight. Close to
-    the winner, one where the first lines agree is preferred: then lines further on are too many or too few.
+    Every word in both votes for the beginning that would align its lines, with more weight if it is
+    rare. Near the winner, a beginning at which the first lines agree is preferred: then the SEARCH
+    lacks lines further on, or has too many.
     """
     in_search, in_file = (_lines_with(given) for given in (wanted[:STUDIED], lines))
     votes: Counter[int] = Counter()
@@ -177,7 +175,7 @@ def _nearest(wanted: list[str], lines: list[str]) -> int | None:
 
 
 def _lines_with(lines: list[str]) -> dict[str, list[int]]:
-    """Word -> the lines that it is in."""
+    """The numbers of the lines that each word is in."""
     found: dict[str, list[int]] = {}
     for number, line in enumerate(lines):
         for word in set(WORD.findall(line[: 2 * WIDTH])):

@@ -1,7 +1,8 @@
-"""The researcher that reads code: asks a language model for a change of train.py until its patch can be run.
+"""The researcher that reads code: asks a language model for a change of train.py that can be run.
 
-An answer that cannot be used goes back with what is wrong with it, a few times; a crash of the candidate, too. When the
-model cannot be asked, or has cost what the night may spend, the fallback proposes instead and the proposal says why.
+An unusable answer goes back with its problem, a few times, and so does a candidate that crashed.
+While the model cannot be asked, or has cost what the night may spend, the fallback proposes and the
+proposal says why.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from datetime import UTC, datetime
 
 import configs
 from tasks.history.llm_calls import CallLog
-from tasks.proposers import edit_blocks, prompt
-from tasks.proposers.chat import Endpoint, Reply
-from tasks.proposers.edit_blocks import Answer, EditError
-from tasks.proposers.prompt import Briefing
-from tasks.proposers.proposal import Proposer, ask, refusal
+from tasks.proposers import answer, edit_blocks, prompt
+from tasks.proposers.answer import Answer, EditError
+from tasks.proposers.chat import Endpoint
+from tasks.proposers.prompt import Briefing, Message
+from tasks.proposers.proposal import Proposer, no_patch, refusal, stand_in
+from tasks.proposers.reply import Reply
 from tasks.records import Candidate, Idea, NightSoFar, Proposal, RunResult
 from tasks.statuses import Outcome
 from tasks.text import one_line
@@ -34,22 +36,15 @@ GOES_BACK = (
     "unfit",
     "truncated",
 )
-NO_PATCH = (
-    *GOES_BACK,
-    "refusal",
-    "content_filter",
-    "empty",
-)  # the model was asked and had nothing that can be run
-WHOLE_FILE_AFTER = 2  # repairs that failed; then the whole file is asked for
-LONGEST_ECHO = 8000  # characters of an unusable answer that go back with it
-
+# The model was asked and had nothing that can be run.
+NO_PATCH = (*GOES_BACK, "refusal", "content_filter", "empty")
+WHOLE_FILE_AFTER = 2  # failed repairs; then the whole file is asked for
+LONGEST_ECHO = 8000  # characters of an unusable answer that go back with its problem
 PING = [{"role": "user", "content": "Answer with the word ready."}]
-
-Messages = list[prompt.Message]
 
 
 class GivenUp(Exception):
-    """Time or money are over before the model has written a patch that can be run."""
+    """Time or money ran out before the model wrote a patch that can be run."""
 
     def __init__(self, why: str, outcome: Outcome) -> None:
         super().__init__(why)
@@ -57,8 +52,27 @@ class GivenUp(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
+class _Asking:
+    """A request: what it is for, and when it was sent."""
+
+    trial: int
+    purpose: Purpose
+    messages: list[Message]
+    began: datetime = dataclasses.field(default_factory=lambda: datetime.now(UTC))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Judged:
+    """A reply with what can be made of it."""
+
+    reply: Reply  # its outcome and error are those of the patch
+    answer: Answer | None
+    candidate: Candidate | None  # one that can be run
+
+
+@dataclasses.dataclass(frozen=True)
 class LlmProposer:
-    """Keeps no state of its own: what the night has spent, and whether the endpoint was down, is in its `calls`."""
+    """Has no state: what the night has spent and whether the endpoint was down is in `calls`."""
 
     endpoint: Endpoint
     briefing: Briefing
@@ -74,13 +88,13 @@ class LlmProposer:
         return self.settings.ahead and self._obstacle(night) is None
 
     def propose(self, night: NightSoFar) -> Proposal | None:
-        """The model's patch against the champion; one with a `problem` when it had no usable one after all repairs."""
+        """The model's patch against the champion; with a `problem` if no repair made it usable."""
         if why := self._obstacle(night):
             return self._instead(night, why)
 
-        told = functools.partial(self.briefing.proposal, night)
+        messages = functools.partial(self.briefing.proposal, night)
         try:
-            proposed = self._converse(night, "propose", told, night.champion)
+            proposed = self._converse(night, "propose", messages, night.champion)
         except GivenUp as given_up:
             return self._instead(night, str(given_up), given_up.outcome)
         if proposed.idea.outcome not in ("ok", *NO_PATCH):
@@ -91,9 +105,9 @@ class LlmProposer:
         if proposal.idea.proposer != self.name or self._obstacle(night):
             return None
 
-        told = functools.partial(self.briefing.fix, night, proposal=proposal, run=run)
+        messages = functools.partial(self.briefing.fix, night, proposal=proposal, run=run)
         try:
-            fixed = self._converse(night, "fix", told, proposal.candidate)
+            fixed = self._converse(night, "fix", messages, proposal.candidate)
         except GivenUp:
             return None
         if fixed.idea.outcome != "ok":
@@ -105,161 +119,133 @@ class LlmProposer:
         self.endpoint.cancel()
 
     def _obstacle(self, night: NightSoFar) -> str | None:
-        """Why the model is not to be asked now."""
+        """Why the model must not be asked now."""
+        if spent := self._spent():
+            return spent
+        pause, trial = self.settings.pause_seconds, night.next_trial
+        if (closed := self.calls.closed_for(datetime.now(UTC), pause, trial)) > 0:
+            after = self.calls.last_failure(trial)
+            return f"the model is not asked for {closed:.0f} s more after {after}"
+        return None
+
+    def _spent(self) -> str | None:
+        """Which cap of the night is reached."""
         spent, caps = self.calls.usage(), self.settings
         if caps.dollars is not None and (spent.dollars or 0.0) >= caps.dollars:
             return f"the night has spent {spent.dollars:.4g} of {caps.dollars:g} dollars"
-        if (
-            caps.tokens is not None
-            and (used := spent.prompt_tokens + spent.completion_tokens) >= caps.tokens
-        ):
+        used = spent.prompt_tokens + spent.completion_tokens
+        if caps.tokens is not None and used >= caps.tokens:
             return f"the night has used {used} of {caps.tokens} tokens"
-        if (
-            closed := self.calls.closed_for(datetime.now(UTC), caps.pause_seconds, night.next_trial)
-        ) > 0:
-            return f"the model is left alone for {closed:.0f} s more after {self.calls.last_failure(night.next_trial)}"
         return None
 
     def _instead(
         self, night: NightSoFar, why: str, outcome: Outcome | None = None
     ) -> Proposal | None:
-        proposed = ask(self.fallback, night)
-        if proposed is None:
-            return None
-        idea = dataclasses.replace(proposed.idea, stands_in=one_line(why), outcome=outcome)
-        return dataclasses.replace(proposed, idea=idea)
+        """The fallback's proposal. None if it has none left and the model is not asked again."""
+        proposed = stand_in(self.fallback, night, why, outcome)
+        if proposed or self._spent():
+            return proposed
+        why = f"{one_line(why)}; {self.fallback.name} has nothing left to propose"
+        return no_patch(night, self.name, outcome, why)
 
     def _converse(
         self,
         night: NightSoFar,
         purpose: Purpose,
-        told: Callable[[int], Messages],
+        messages_with: Callable[[int], list[Message]],
         current: Candidate,
     ) -> Proposal:
-        """Asks for a patch of `current` until one can be run, or has failed in a way that asking again does not help.
+        """Asks for a patch of `current` until one can be run, or asking again would not help.
 
-        Raises GivenUp when it would be asked again and must not.
+        `messages_with` makes the prompt with a record of at most so many tokens. Raises GivenUp if
+        the model would be asked again and must not.
         """
         until = time.monotonic() + self.settings.seconds
         digest_tokens, repairs = self.settings.digest_tokens, 0
-        messages = told(digest_tokens)
+        messages = messages_with(digest_tokens)
         while True:
-            began, reply = (
-                datetime.now(UTC),
-                self.endpoint.ask(messages, self.settings.answer_seconds),
-            )
-            outcome, error, answer, candidate = self._judged(reply, current, night)
-            judged = dataclasses.replace(reply, outcome=outcome, error=error and one_line(error))
-            asked_for: Purpose = "repair" if repairs else purpose
-            _record(
-                self.endpoint,
-                self.settings,
-                self.calls,
-                night.next_trial,
-                asked_for,
-                began,
-                messages,
-                judged,
-            )
-            if (
-                outcome == "context_overflow"
-                and digest_tokens == self.settings.digest_tokens
-                and not repairs
-            ):
+            asking = _Asking(night.next_trial, "repair" if repairs else purpose, messages)
+            reply = self.endpoint.ask(messages, self.settings.answer_seconds)
+            judged = self._judged(reply, current, night)
+            _record(self.endpoint, self.calls, asking, judged.reply)
+            outcome = judged.reply.outcome
+            is_first = digest_tokens == self.settings.digest_tokens and not repairs
+            if outcome == "context_overflow" and is_first:
                 digest_tokens //= 4
-                messages = told(digest_tokens)
+                messages = messages_with(digest_tokens)
                 continue
             if outcome not in GOES_BACK or repairs == self.settings.repairs:
-                return self._proposal(candidate, current, outcome, error, answer)
-            late = (
-                f"no patch after {self.settings.seconds:g} s" if time.monotonic() >= until else None
-            )
+                return self._proposal(judged, current)
+            is_late = time.monotonic() >= until
+            late = f"no patch after {self.settings.seconds:g} s" if is_late else None
             if given_up := late or self._obstacle(night):
                 raise GivenUp(f"{given_up}; the last answer: {outcome}", outcome)
             repairs += 1
-            echo = {
-                "role": "assistant",
-                "content": (reply.text or "")[:LONGEST_ECHO] or "(nothing)",
-            }
-            messages = [
-                *messages,
-                echo,
-                prompt.repair(error or outcome, whole_file=repairs > WHOLE_FILE_AFTER),
-            ]
+            messages = [*messages, *self._repair(judged.reply, repairs)]
 
-    def _judged(
-        self, reply: Reply, current: Candidate, night: NightSoFar
-    ) -> tuple[Outcome, str | None, Answer | None, Candidate | None]:
-        """What a reply is worth: its outcome, what is wrong with it, and what it proposes."""
+    def _repair(self, reply: Reply, repairs: int) -> list[Message]:
+        """An unusable answer and its problem, for the next request."""
+        echo = (reply.text or "")[:LONGEST_ECHO] or "(nothing)"
+        whole_file = repairs > WHOLE_FILE_AFTER
+        return [
+            {"role": "assistant", "content": echo},
+            prompt.repair(reply.error or reply.outcome, whole_file=whole_file),
+        ]
+
+    def _judged(self, reply: Reply, current: Candidate, night: NightSoFar) -> _Judged:
+        """Reads the answer in a reply, applies it and checks the candidate."""
         if reply.outcome != "ok" or reply.text is None:
-            return reply.outcome, reply.error, None, None
-        answer = None
+            return _Judged(reply, None, None)
+        read = None
         try:
-            answer = edit_blocks.parse(reply.text)
-            candidate = edit_blocks.apply(answer, current)
+            read = answer.parse(reply.text)
+            candidate = edit_blocks.apply(read, current)
         except EditError as error:
-            return error.outcome, str(error), answer, None
+            failed = dataclasses.replace(reply, outcome=error.outcome, error=str(error))
+            return _Judged(failed, read, None)
         if refused := refusal(candidate, night.seen):
-            return *refused, answer, None
-        return "ok", None, answer, candidate
+            outcome, why = refused
+            return _Judged(dataclasses.replace(reply, outcome=outcome, error=why), read, None)
+        return _Judged(reply, read, candidate)
 
-    def _proposal(
-        self,
-        candidate: Candidate | None,
-        current: Candidate,
-        outcome: Outcome,
-        error: str | None,
-        answer: Answer | None,
-    ) -> Proposal:
-        problem = (
-            None if candidate is not None else f"{outcome}: {one_line(error or 'no reason given')}"
-        )
+    def _proposal(self, judged: _Judged, current: Candidate) -> Proposal:
+        read, outcome = judged.answer, judged.reply.outcome
+        problem = f"{outcome}: {one_line(judged.reply.error or 'no reason given')}"
         idea = Idea(
-            summary=one_line(answer.summary) if answer else "no usable patch",
+            summary=read.summary if read else "no usable patch",
             proposer=self.name,
             outcome=outcome,
-            kind=answer.kind if answer else None,
-            hypothesis=one_line(answer.hypothesis) if answer else None,
-            expected=one_line(answer.expected) if answer and answer.expected else None,
+            kind=read.kind if read else None,
+            hypothesis=read.hypothesis if read else None,
+            expected=read.expected if read else None,
         )
-        return Proposal(candidate or current, idea, problem)
+        return Proposal(judged.candidate or current, idea, None if judged.candidate else problem)
 
 
-def ping(endpoint: Endpoint, settings: configs.Llm, calls: CallLog) -> Call:
-    """Asks for one word: whether the endpoint takes the key and has the model."""
-    began, reply = datetime.now(UTC), endpoint.ask(PING, settings.answer_seconds)
-    if reply.outcome in NO_PATCH:  # it answers, and nothing was asked of the answer
+def ping(endpoint: Endpoint, calls: CallLog) -> Call:
+    """Asks for one word: whether the endpoint accepts the key and has the model."""
+    asking = _Asking(0, "ping", PING)
+    reply = endpoint.ask(PING, endpoint.settings.answer_seconds)
+    if reply.outcome in NO_PATCH:  # it answers, and the answer does not matter
         reply = dataclasses.replace(reply, outcome="ok", error=None)
-    return _record(endpoint, settings, calls, 0, "ping", began, PING, reply)
+    return _record(endpoint, calls, asking, reply)
 
 
-def _record(
-    endpoint: Endpoint,
-    settings: configs.Llm,
-    calls: CallLog,
-    trial: int,
-    purpose: Purpose,
-    began: datetime,
-    messages: Messages,
-    reply: Reply,
-) -> Call:
+def _record(endpoint: Endpoint, calls: CallLog, asking: _Asking, reply: Reply) -> Call:
+    """Appends a request and its reply to the log."""
+    fields = {field.name: getattr(reply, field.name) for field in dataclasses.fields(reply)}
+    counts = (reply.prompt_tokens, reply.cached_tokens, reply.completion_tokens)
     call = Call(
-        id=calls.next_id(trial),
-        trial=trial,
-        purpose=purpose,
-        time=began.isoformat(),
+        id=calls.next_id(asking.trial),
+        trial=asking.trial,
+        purpose=asking.purpose,
+        time=asking.began.isoformat(),
         endpoint=endpoint.url,
         model=endpoint.model,
-        messages=tuple(messages),
-        answer=reply.text,
-        dollars=dollars(
-            settings, reply.prompt_tokens, reply.cached_tokens, reply.completion_tokens
-        ),
-        **{
-            field.name: getattr(reply, field.name)
-            for field in dataclasses.fields(reply)
-            if field.name != "text"
-        },
+        messages=tuple(asking.messages),
+        answer=fields.pop("text"),
+        dollars=dollars(endpoint.settings, *counts),
+        **{**fields, "error": reply.error and one_line(reply.error)},
     )
     calls.append(call)
     return call

@@ -1,4 +1,4 @@
-"""Proposals: what a proposer is, and the cheap checks that every proposal passes before a run is spent on it."""
+"""Proposals: what a proposer is, and the checks of every proposal before a run is spent on it."""
 
 from __future__ import annotations
 
@@ -11,38 +11,39 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from configs import knobs
-from tasks.records import Candidate, NightSoFar, Proposal, RunResult, Trial
+from tasks.records import CONTRACT, Candidate, Idea, NightSoFar, Proposal, RunResult, Trial
 from tasks.statuses import Outcome
+from tasks.text import one_line
 
 MAX_BYTES = 64 * 1024  # upstream's train.py has 26 KiB
 MAX_LINE = 2000  # characters; a longer line is data, not code
-MAX_DEPTH = 100  # levels of the syntax tree; upstream's has 14. Deeper ones overflow the stack of whoever walks through
-CONTRACT = ("load_model", "main")
+# Levels of the syntax tree; upstream's has 14. Recursion over a deeper tree overflows the stack.
+MAX_DEPTH = 100
 MOST_ASKED = 5  # answers of one proposer for one trial
 
 
 class Proposer(Protocol):
-    """Makes proposals and keeps no state: all it may know is in the night so far, so a resumed night goes on alike."""
+    """Makes proposals from the night so far. It has no state, so a resumed night does the same."""
 
     @property
     def name(self) -> str: ...
 
     def propose(self, night: NightSoFar) -> Proposal | None:
-        """The next proposal against the night's champion; None when there is nothing left, which ends the night."""
+        """The next proposal against the champion; None, which ends the night, if none is left."""
 
 
 @runtime_checkable
 class Researcher(Proposer, Protocol):
-    """A proposer that takes its time and can be told what went wrong. `propose` may run in a thread of its own."""
+    """A slow proposer that can fix its own crashes. `propose` may run in a thread of its own."""
 
     def thinks(self, night: NightSoFar) -> bool:
-        """Whether its next proposal takes long: it is then asked for while the trial before still trains."""
+        """Whether its next proposal takes long: it is then made while the previous trial trains."""
 
     def fix(self, night: NightSoFar, proposal: Proposal, run: RunResult) -> Proposal | None:
-        """The same idea without the mistake that crashed its run; None when it has no better patch."""
+        """The same idea without the mistake that crashed its run; None if it has none."""
 
     def cancel(self) -> None:
-        """Ends what it is doing, from another thread: nobody will use it."""
+        """Ends what it is doing, from another thread: the result is no longer needed."""
 
 
 def check(candidate: Candidate, seen: Mapping[str, int]) -> str | None:
@@ -75,7 +76,7 @@ def check(candidate: Candidate, seen: Mapping[str, int]) -> str | None:
 def _depth(tree: ast.AST) -> int:
     """Levels of the syntax tree."""
     deepest, waiting = 0, [(tree, 0)]
-    while waiting:  # no recursion: the trees that matter would be too deep for it
+    while waiting:  # no recursion: it would fail on the trees that matter
         node, level = waiting.pop()
         deepest = max(deepest, level)
         waiting.extend((child, level + 1) for child in ast.iter_child_nodes(node))
@@ -83,7 +84,7 @@ def _depth(tree: ast.AST) -> int:
 
 
 def refusal(candidate: Candidate, seen: Mapping[str, int]) -> tuple[Outcome, str] | None:
-    """What `check` says, as the outcome of an answer; None for a candidate that can be run."""
+    """`check` as the outcome of an answer and its reason; None for a candidate that can be run."""
     problem = check(candidate, seen)
     if problem is None:
         return None
@@ -95,20 +96,27 @@ def _check_batch(found: Mapping[str, Any]) -> str | None:
         found.get(name) for name in ("TOTAL_BATCH_SIZE", "DEVICE_BATCH_SIZE", "MAX_SEQ_LEN")
     )
     if not (isinstance(total, int) and isinstance(rows, int) and isinstance(length, int)):
-        return None  # a candidate may compute them: then its own check speaks, at start
+        return None  # a candidate may compute them, and then checks them itself when it starts
     if min(total, rows, length) < 1:
-        return f"TOTAL_BATCH_SIZE {total}, DEVICE_BATCH_SIZE {rows} and MAX_SEQ_LEN {length} must be at least 1"
+        return (
+            f"TOTAL_BATCH_SIZE {total}, DEVICE_BATCH_SIZE {rows} and MAX_SEQ_LEN {length} "
+            "must be at least 1"
+        )
     if total % (rows * length):
-        return f"TOTAL_BATCH_SIZE {total} is no multiple of DEVICE_BATCH_SIZE * MAX_SEQ_LEN = {rows * length}"
+        return (
+            f"TOTAL_BATCH_SIZE {total} is not a multiple of "
+            f"DEVICE_BATCH_SIZE * MAX_SEQ_LEN = {rows * length}"
+        )
     return None
 
 
 def ask(proposer: Proposer, night: NightSoFar) -> Proposal | None:
-    """The proposer's next proposal, with `problem` set when it cannot be run; None when it has nothing left.
+    """The proposer's next proposal, with a `problem` if it cannot be run; None if none is left.
 
-    A refused proposal is shown to the proposer as one more rejected trial and it is asked again, up to MOST_ASKED times
-    or until it repeats itself: a generator finds another one, a folder of patches has only this one for this trial. A
-    researcher has had its tries by then, and a problem that a proposer itself names stands.
+    A refused proposal is added to the night as a rejected trial and the proposer is asked again, up
+    to MOST_ASKED times or until it repeats itself: a generator finds another proposal, a folder of
+    patches has only one for this trial. A researcher has repaired its answer already and is not
+    asked again. A problem that a proposer reports itself is final.
     """
     refused: Proposal | None = None
     for _ in range(MOST_ASKED):
@@ -148,6 +156,25 @@ def _rejected(night: NightSoFar, refused: Proposal, problem: str) -> Trial:
     )
 
 
+def no_patch(night: NightSoFar, proposer: str, outcome: Outcome | None, why: str) -> Proposal:
+    """What a proposer returns if it has nothing that can be run: the champion, and the problem."""
+    return Proposal(night.champion, Idea("no usable patch", proposer, outcome), why)
+
+
+def stand_in(
+    fallback: Proposer, night: NightSoFar, why: str, outcome: Outcome | None
+) -> Proposal | None:
+    """The fallback's proposal, with the reason why the researcher did not propose.
+
+    `outcome` is that of the researcher's last request, if it made one.
+    """
+    proposed = ask(fallback, night)
+    if proposed is None:
+        return None
+    idea = dataclasses.replace(proposed.idea, stands_in=one_line(why), outcome=outcome)
+    return dataclasses.replace(proposed, idea=idea)
+
+
 @task(name="propose-patch", task_run_name="propose trial {night.next_trial}", cache_policy=NO_CACHE)
 def propose_patch(proposer: Proposer, night: NightSoFar) -> Proposal | None:
     """`ask` as a Prefect task."""
@@ -158,6 +185,6 @@ def propose_patch(proposer: Proposer, night: NightSoFar) -> Proposal | None:
 def fix_patch(
     proposer: Researcher, night: NightSoFar, proposal: Proposal, run: RunResult
 ) -> Proposal | None:
-    """The proposer's second try at an idea that crashed; None if none passes the checks."""
+    """The proposer's fix of an idea that crashed; None if none passes the checks."""
     fixed = proposer.fix(night, proposal, run)
     return fixed if fixed and check(fixed.candidate, night.seen) is None else None

@@ -1,7 +1,8 @@
-"""What an endpoint sent back, as one of the outcomes. Nothing of it is trusted: not its types, not its size, not its counts.
+"""An endpoint's response as one of the outcomes. Its types, sizes and counts are not trusted.
 
-Bodies are read as plain JSON, because the models of OpenAI's client take any type for any field. The errors looked for are
-those of OpenAI, llama.cpp, vLLM, Ollama, OpenRouter and FastAPI, and the pages that proxies put in an answer's place.
+Bodies are read as plain JSON, because the models of OpenAI's client take any type for any field.
+The errors looked for are those of OpenAI, llama.cpp, vLLM, Ollama, OpenRouter and FastAPI, and the
+pages that proxies send in place of an answer.
 """
 
 from __future__ import annotations
@@ -15,48 +16,52 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from tasks.proposers.answer import without_thinking
 from tasks.statuses import Outcome
 
 if TYPE_CHECKING:
     import httpx2
 
-MOST_BYTES = 8 * 2**20  # of a body that are read
-MOST_TEXT = 400_000  # characters of an answer that are kept; a whole train.py has at most 64 KiB
-MOST_WORDS = 4000  # characters of an error that are looked at
-MOST_TOKENS = 10**9  # of one answer; more is no count
+MOST_BYTES = 8 * 2**20  # read of a body
+MOST_TEXT = 400_000  # characters kept of an answer; a whole train.py has at most 64 KiB
+MOST_WORDS = 4000  # characters read of an error
+MOST_TOKENS = 10**9  # of one answer; a larger number is not a count
 CHARACTERS_A_TOKEN = 3.5  # of English and code, for an endpoint that does not count
-OVERFLOW = re.compile(  # as OpenAI, llama.cpp, vLLM and LM Studio say it; then Anthropic, Google, xAI, Groq and TGI
-    r"context.{0,9}(length|size|window)|(prompt|input) is too long|input token count|maximum prompt length"
-    r"|reduce the length of the messages|inputs?`? tokens \+|too many (input |prompt )?tokens",
+# The words of OpenAI, llama.cpp, vLLM and LM Studio; then Anthropic, Google, xAI, Groq and TGI.
+OVERFLOW = re.compile(
+    r"context.{0,9}(length|size|window)|(prompt|input) is too long|input token count"
+    r"|maximum prompt length|reduce the length of the messages|inputs?`? tokens \+"
+    r"|too many (input |prompt )?tokens",
     re.IGNORECASE,
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What came of one request, its retries included."""
+    """The result of one request, its retries included."""
 
     outcome: Outcome  # "ok": there is text to use
     text: str | None = None  # the answer without its thinking; kept for ok and truncated
     error: str | None = None  # one line; None for ok
-    prompt_tokens: int | None = None  # None when there was no answer
-    cached_tokens: int | None = None  # of the prompt_tokens; None when the endpoint does not say
+    prompt_tokens: int | None = None  # None without an answer
+    # Of the prompt_tokens; None if the endpoint does not report it.
+    cached_tokens: int | None = None
     completion_tokens: int | None = None
-    estimated: bool = False  # the endpoint gave no usage, so tokens are estimated from characters
+    estimated: bool = False  # from characters, as the endpoint reported no usage
     seconds: float = 0.0
     request_id: str | None = None
-    retry_after: float | None = None  # seconds for which the endpoint wants to be left alone
+    retry_after: float | None = None  # seconds that the endpoint asks us to wait
 
 
 def read(response: httpx2.Response, sent: int, redact: Callable[[str], str]) -> Reply:
-    """The reply that a response is. `sent` is the number of the prompt's characters.
+    """The reply in a response. `sent` is the number of characters in the prompt.
 
-    `redact` takes secrets out of the body before any of it is cut: half a key is not found any more.
+    `redact` removes secrets from the body before any of it is cut, as it would not find half a key.
     """
     text = redact(response.content.decode("utf-8-sig", "replace"))
     try:
         return _read(response, json.loads(text), sent)
-    except (ValueError, RecursionError):  # no JSON, or nested too deep for it
+    except (ValueError, RecursionError):  # no JSON, or nested too deeply
         return _read(response, re.sub(r"<[^>]*>", " ", text[:MOST_WORDS]), sent)
 
 
@@ -79,7 +84,7 @@ def _refused(status: int, words: str) -> Outcome:
         return "unauthorized"
     if status == 429:
         return "rate_limited"
-    if status == 413 or OVERFLOW.search(words):  # llama.cpp says it with 500 too
+    if status == 413 or OVERFLOW.search(words):  # llama.cpp uses 500 too
         return "context_overflow"
     if status >= 500:
         return "server_error"
@@ -87,7 +92,7 @@ def _refused(status: int, words: str) -> Outcome:
 
 
 def _words(body: Any) -> str:
-    """What an error says: its message, with its code and type, or all of it."""
+    """The words of an error: its message with its code and type, or all of it."""
     error = (body.get("error") or body) if isinstance(body, dict) else body
     if not isinstance(error, dict):
         return (error if isinstance(error, str) else json.dumps(error)).strip()[:MOST_WORDS]
@@ -98,12 +103,11 @@ def _words(body: Any) -> str:
 
 
 def _completion(body: Any, sent: int) -> Reply:
-    """The reply that a body of status 200 is."""
+    """The reply in a body of status 200."""
     given = body if isinstance(body, dict) else {}
     choices = given.get("choices")
-    choice = (
-        choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
-    )
+    first = choices[0] if isinstance(choices, list) and choices else None
+    choice = first if isinstance(first, dict) else {}
     if fault := given.get("error") or choice.get("error"):
         words = _words({"error": fault})
         return Reply(
@@ -115,9 +119,8 @@ def _completion(body: Any, sent: int) -> Reply:
         return Reply("no_completion", error=f"status 200 with no completion: {_words(body)}")
     content = _content(message.get("content"))
     outcome, text, error = _answer(message, content, choice.get("finish_reason"))
-    thinking = [
-        message.get(name) for name in ("reasoning_content", "reasoning")
-    ]  # DeepSeek's and OpenRouter's
+    # DeepSeek's and OpenRouter's names for thinking.
+    thinking = [message.get(name) for name in ("reasoning_content", "reasoning")]
     written = len(content) + sum(len(value) for value in thinking if isinstance(value, str))
     counts = _counts(given.get("usage"), sent, written)
     return dataclasses.replace(counts, outcome=outcome, text=text, error=error)
@@ -127,21 +130,15 @@ def _answer(
     message: dict[str, Any], content: str, finish: Any
 ) -> tuple[Outcome, str | None, str | None]:
     """Outcome, text and error of a message that ended for the reason `finish`."""
-    text = _without_thinking(content).strip()
+    text = without_thinking(content).strip()
     if finish == "content_filter":
-        return "content_filter", None, "the endpoint's content filter held the answer back"
+        return "content_filter", None, "the endpoint's content filter withheld the answer"
     if finish == "length":
-        return (
-            "truncated",
-            text[:MOST_TEXT] or None,
-            "the answer reached [llm] max_tokens and is not whole",
-        )
+        error = "the answer reached [llm] max_tokens and is not complete"
+        return "truncated", text[:MOST_TEXT] or None, error
     if len(text) > MOST_TEXT:
-        return (
-            "truncated",
-            text[:MOST_TEXT],
-            f"the answer has {len(text)} characters, the limit is {MOST_TEXT}",
-        )
+        error = f"the answer has {len(text)} characters, the limit is {MOST_TEXT}"
+        return "truncated", text[:MOST_TEXT], error
     if text:
         return "ok", text, None
     if refusal := message.get("refusal"):
@@ -150,27 +147,15 @@ def _answer(
 
 
 def _content(content: Any) -> str:
-    """A message's text: a string, or a list of parts of which those that are text count."""
+    """A message's text: a string, or the text parts of a list."""
     if isinstance(content, list):
         parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
         content = "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
     return content.encode("utf-8", "replace").decode() if isinstance(content, str) else ""
 
 
-def _without_thinking(text: str) -> str:
-    """Without <think>...</think>, wherever it is; the first may lack its beginning, which some templates put into the prompt.
-
-    By splitting: a regular expression would take time that grows with the square of a hostile answer.
-    """
-    *closed, rest = text.split("</think>")
-    said = [
-        before for before, begun, _ in (piece.partition("<think>") for piece in closed) if begun
-    ]
-    return "".join(said) + ("" if rest.lstrip().startswith("<think>") else rest)
-
-
 def _counts(usage: Any, sent: int, written: int) -> Reply:
-    """A reply with the tokens of the usage; what it does not say is estimated from characters sent and written."""
+    """A reply with the reported tokens; the others are estimated from characters."""
     given = usage if isinstance(usage, dict) else {}
     details = given.get("prompt_tokens_details")
     cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else None
@@ -186,15 +171,13 @@ def _counts(usage: Any, sent: int, written: int) -> Reply:
 
 
 def _count(value: Any) -> int | None:
-    return (
-        value
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS
-        else None
-    )
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    return value if 0 <= value <= MOST_TOKENS else None
 
 
 def _retry_after(response: httpx2.Response) -> float | None:
-    """Seconds, of Retry-After in seconds or as a date (RFC 9110), or of OpenAI's own header in milliseconds."""
+    """Seconds: from OpenAI's own header in milliseconds, or Retry-After (RFC 9110)."""
     given = response.headers.get("retry-after", "")
     for value, unit in ((response.headers.get("retry-after-ms", ""), 1000.0), (given, 1.0)):
         try:
@@ -203,8 +186,7 @@ def _retry_after(response: httpx2.Response) -> float | None:
             continue
         return max(0.0, seconds) if math.isfinite(seconds) else None
     try:
-        return max(
-            0.0, (email.utils.parsedate_to_datetime(given) - datetime.now(UTC)).total_seconds()
-        )
+        left = email.utils.parsedate_to_datetime(given) - datetime.now(UTC)
+        return max(0.0, left.total_seconds())
     except (TypeError, ValueError, OverflowError):
         return None

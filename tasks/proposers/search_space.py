@@ -1,4 +1,4 @@
-"""The search space of the proposers that turn knobs: configs/search_space.toml, checked when it is read."""
+"""The search space of proposers that turn knobs: configs/search_space.toml, checked when read."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from tasks.errors import UsageError
 
 SPACE = FOLDER / "search_space.toml"
 RELATIVE = r"^(x\d+(\.\d+)?|[+-]\d+(\.\d+)?)$"
-EXTREME = (
-    1e15  # a number this far from 1 is a guard or a bit pattern, and no quantity to search over
-)
+EXTREME = 1e15  # a number this far from 1 is a guard or a bit pattern, not a quantity
+GRID = 1000  # values at most that a range is divided into
 
 End = float | Annotated[str, pydantic.StringConstraints(pattern=RELATIVE)]
 
 
 class Range(Table):
-    """A table of type int or float; `low` and `high` may be relative to the baseline: "x0.25", "+2"."""
+    """A table of type int or float; its ends may be relative to the baseline: "x0.25", "+2"."""
 
     type: Literal["int", "float"]
     low: End
@@ -44,7 +43,7 @@ class Range(Table):
         return (round(low), round(high)) if self.type == "int" else (low, high)
 
     def varies(self, base: Any) -> bool:
-        """False for x0.5 ... x2 of 0, and where the baseline has no number at all."""
+        """False for x0.5 to x2 of 0, and if the baseline has no number."""
         if not isinstance(base, int | float):
             return False
         low, high = self.ends(base)
@@ -59,21 +58,31 @@ class Range(Table):
         return min(max(value, low), high)
 
     def fit(self, value: float, base: float) -> float | int:
-        """The nearest value of this knob: inside the range, and round."""
+        """The nearest value of this knob: inside the range, and rounded."""
         if self.type == "int":
             return int(self.clip(round(value), base))
         rounded = round(value / self.step) * self.step if self.step else value
         return self.clip(float(f"{self.clip(rounded, base):.3g}"), base)
 
+    def grid(self, base: float) -> list[float | int]:
+        """The values of this knob: all of them, or about GRID evenly spaced ones."""
+        low, high = self.ends(base)
+        parts = [part / GRID for part in range(GRID + 1)]
+        if self.log:
+            points = [low * (high / low) ** part for part in parts]
+        else:
+            points = [low + (high - low) * part for part in parts]
+        return list(dict.fromkeys(self.fit(point, base) for point in points))
+
 
 class Choice(Table):
-    """A table of type categorical; a choice may be relative to the baseline too."""
+    """A table of type categorical; its choices may be relative to the baseline too."""
 
     type: Literal["categorical"]
     choices: tuple[Any, ...] = pydantic.Field(min_length=2)
 
     def values(self, base: Any) -> dict[str, Any]:
-        """The choices by their JSON text, which is what Optuna is shown: it takes no tuples."""
+        """The choices by their JSON text, which is what Optuna gets, as it takes no tuples."""
         return {
             json.dumps(value): value for value in (moved(base, choice) for choice in self.choices)
         }
@@ -85,7 +94,10 @@ class Choice(Table):
         return numeric and len(self.values(base)) > 1
 
     def example(self, base: Any) -> Any:
-        return next(iter(self.values(base).values()))
+        return self.grid(base)[0]
+
+    def grid(self, base: Any) -> list[Any]:
+        return list(self.values(base).values())
 
 
 Space = dict[str, Annotated[Range | Choice, pydantic.Field(discriminator="type")]]
@@ -110,7 +122,7 @@ class SearchSpace(pydantic.BaseModel):
 
     @classmethod
     def load(cls, path: Path) -> SearchSpace:
-        """Raises UsageError for a file that is no search space; the text names the knob and the key."""
+        """Raises UsageError for a bad file; its text names the knob and the key."""
         try:
             table = tomllib.loads(path.read_text(encoding="utf-8"))
             return cls(steps=table.pop("steps", []), space=table)
@@ -125,10 +137,10 @@ class SearchSpace(pydantic.BaseModel):
 
 
 def default(value: Any) -> Range | Choice | None:
-    """The table of a knob that has none in the file, from the value with which it came in; None where a guess would be idle.
+    """The table of a knob that has none in the file, from its first value; None if it is a guess.
 
-    A fraction from 0.5 on is taken for a momentum, a decay or a share, so it stays below 1; a power of two from 8 on for
-    a size that others must divide by, so it stays one.
+    A fraction from 0.5 on is taken for a momentum, a decay or a share, so it stays below 1. A power
+    of two from 8 on is taken for a size that divides others, so it stays one.
     """
     if isinstance(value, bool):
         return Choice(type="categorical", choices=(False, True))
@@ -137,9 +149,8 @@ def default(value: Any) -> Range | Choice | None:
             return Choice(type="categorical", choices=("x0.5", "x1", "x2"))
         return Range(type="int", low="x0.5", high="x2", min=1)
     if isinstance(value, float) and 1 / EXTREME <= value <= EXTREME:
-        return Range(
-            type="float", low="x0.25", high=(1 + value) / 2 if 0.5 <= value < 1 else "x4", log=True
-        )
+        high = (1 + value) / 2 if 0.5 <= value < 1 else "x4"
+        return Range(type="float", low="x0.25", high=high, log=True)
     return None
 
 
@@ -148,7 +159,10 @@ def is_relative(change: Any) -> bool:
 
 
 def moved(base: Any, change: Any) -> Any:
-    """`change` applied to a number if it is relative ("x2", "-1"), else `change` itself. An int stays an int."""
+    """`change` applied to a number if it is relative ("x2", "-1"), else `change` itself.
+
+    An int stays an int.
+    """
     if not is_relative(change):
         return change
     value = base * float(change[1:]) if change[0] == "x" else base + float(change)

@@ -118,7 +118,7 @@ def test_every_trial_says_what_became_of_its_proposal(trials):
 
 def test_a_waiting_proposal_is_carried_over_to_the_new_champion_and_says_so(trials):
     assert trials[1]["verdict"] == "keep"
-    assert re.search(r"made against champion \w{7} merged onto \w{7}", trials[2]["idea"]["note"])
+    assert re.search(r"made against champion \w{7}, merged onto \w{7}", trials[2]["idea"]["note"])
     assert trials[2]["parent"] != trials[1]["parent"]
 
 

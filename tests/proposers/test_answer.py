@@ -2,15 +2,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks.proposers import answer as answers
 from tasks.proposers.answer import (
     MOST_BLOCKS,
     MOST_BYTES,
-    MOST_TOLD,
+    MOST_ERROR,
     Answer,
     Block,
     EditError,
     Problem,
-    parse,
+    without_thinking,
 )
 from tasks.usage import KINDS
 
@@ -26,6 +27,11 @@ PARSED = Answer(
 )
 FILE = "import torch\n\n\ndef load_model(path, device):\n    ...\n\n\ndef main():\n    ...\n"
 FENCED = f"```python\n{FILE}```\n"
+
+
+def parse(text: str) -> Answer:
+    """The answer in a text as a model writes it."""
+    return answers.parse(without_thinking(text))
 
 
 def refused(text: str) -> EditError:
@@ -136,9 +142,25 @@ def test_the_lines_of_a_block_are_taken_as_they_are(replace):
     assert parse(BLOCK.replace("A = 2\n", replace)).blocks == (Block("A = 1\n", replace),)
 
 
-def test_tags_inside_the_code_are_code():
-    code = 'TAGS = ["<think>", "</think>"]  # <think>\n'
-    assert parse(HEADERS + BLOCK.replace("A = 2\n", code)).blocks[0].replace == code
+@pytest.mark.parametrize(
+    "code",
+    [
+        'TAGS = ["<think>", "</think>"]  # <think>\n',
+        "# A model's words end with </think>, then comes the answer.\n",
+        "<think>\nA = 2\n</think>\n",
+    ],
+)
+@pytest.mark.parametrize("before", ["", "<think>\nhm\n</think>\n", f"hm\n{BLOCK}</think>\n"])
+@pytest.mark.parametrize("line", ["A = 1\n", "A = 2\n"])
+def test_tags_inside_the_code_are_code(code, before, line):
+    (block,) = parse(before + HEADERS + BLOCK.replace(line, code)).blocks
+    assert code in (block.search, block.replace)
+
+
+def test_a_block_that_is_not_finished_while_thinking_hides_no_tag():
+    draft = BLOCK.replace(">>>>>>> REPLACE\n", "")
+    assert parse(f"<think>\n{draft}</think>\n{HEADERS}{BLOCK}") == PARSED
+    assert parse(f"{draft}hm\n</think>\n{HEADERS}{FENCED}").whole_file == FILE
 
 
 @pytest.mark.parametrize(
@@ -241,7 +263,7 @@ def test_a_list_of_problems_that_is_too_long_says_how_many_are_left():
     told = str(
         EditError(*[Problem("ambiguous", f"{number:03} {'x' * 95}") for number in range(100)])
     )
-    assert len(told) <= MOST_TOLD
+    assert len(told) <= MOST_ERROR
     assert told.splitlines()[-2:] == [f"018 {'x' * 95}", "and 81 more problems"]
 
 
@@ -272,7 +294,7 @@ def test_a_list_of_problems_that_is_too_long_says_how_many_are_left():
 def test_an_answer_of_the_greatest_size_takes_no_time_to_speak_of(piece, outcome):
     error = refused(piece * (MOST_BYTES // len(piece.encode("utf-8", "surrogatepass"))))
     assert error.outcome == outcome
-    assert len(str(error)) <= MOST_TOLD
+    assert len(str(error)) <= MOST_ERROR
 
 
 PIECES = [
@@ -301,7 +323,7 @@ def test_any_text_is_an_answer_or_an_edit_error(text):
         problem = error
     if problem:
         assert problem.outcome in ("malformed", "no_edit")
-        assert 0 < len(str(problem)) <= MOST_TOLD
+        assert 0 < len(str(problem)) <= MOST_ERROR
         return
     assert bool(answer.blocks) != (answer.whole_file is not None)
     assert all(

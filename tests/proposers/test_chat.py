@@ -48,6 +48,7 @@ MESSAGES = [
     {"role": "user", "content": "Improve train.py."},
 ]
 SOON = {"retry-after-ms": "1"}  # a retry that costs no time
+TAGGED = "SUMMARY: it\n<<<<<<< SEARCH\n# until </think>\n=======\n# end\n>>>>>>> REPLACE"
 LONG = 60.0  # seconds, more than any test takes
 
 
@@ -229,6 +230,8 @@ def test_an_answer_of_halves_of_surrogate_pairs_can_be_written(ask):
         ("<think>a</think>hel<think>b</think>lo", "hello"),
         ("hello, the tag <think> is never closed", "hello, the tag <think> is never closed"),
         ("hello\r\nyou", "hello\r\nyou"),
+        (f"<think>hm</think>\n{TAGGED}", TAGGED),
+        (TAGGED, TAGGED),
     ],
 )
 def test_thinking_is_taken_out(ask, content, text):
@@ -1058,7 +1061,7 @@ def test_a_bad_address_is_the_users(monkeypatch, address):
     monkeypatch.setenv("OPENAI_API_KEY", FAKE_KEY)
     with pytest.raises(
         UsageError,
-        match=r"OPENAI_BASE_URL is no address .* set it to a whole http:// or https:// address",
+        match=r"OPENAI_BASE_URL is not the address .* set it to a complete http:// or https:// address",
     ):
         Endpoint.from_environment(Llm(model="gpt"))
 

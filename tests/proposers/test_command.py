@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet
 import pytest
@@ -17,7 +18,7 @@ import pytest
 import configs
 from tasks.errors import UsageError
 from tasks.judge import processes
-from tasks.proposers import proposal
+from tasks.proposers import agent_process, proposal
 from tasks.proposers.command import CommandProposer
 from tasks.records import Candidate, NightSoFar, Proposal
 from tests.trials import make_proposal
@@ -249,7 +250,7 @@ def test_a_key_that_it_prints_is_in_no_log_and_no_proposal(make, home, monkeypat
         ("rm trainer/train.py", "cannot be read: No such file or directory"),
         ("rm -r trainer", "cannot be read: No such file or directory"),
         ("rm trainer/train.py; mkdir trainer/train.py", "cannot be read: Is a directory"),
-        ("rm trainer/train.py; mkfifo trainer/train.py", "is no plain file"),
+        ("rm trainer/train.py; mkfifo trainer/train.py", "is no longer a plain file"),
         ("rm trainer/train.py; ln -s /dev/zero trainer/train.py", "cannot be read: "),
         ("truncate -s 100G trainer/train.py", "is longer than 65536 bytes"),
         ("head -c 65537 /dev/zero > trainer/train.py", "is longer than 65536 bytes"),
@@ -341,8 +342,13 @@ def test_when_the_agent_fails_without_a_change_the_fallback_proposes(make):
     assert "\033" not in proposed.idea.stands_in
 
 
-def test_an_agent_that_is_not_done_in_time_is_ended_with_all_that_it_has_started(make, user, home):
+def test_an_agent_that_is_not_done_in_time_is_ended_with_all_that_it_has_started(
+    make, user, home, monkeypatch
+):
     script = EDIT + DAEMON + "setsid sh -c 'echo $$ > \"$HOME/other\"; sleep 600' &\nsleep 600"
+    # Its last file is there when its time is up.
+    clock = SimpleNamespace(monotonic=lambda: 2.0 if is_written(user / "other") else 0.0)
+    monkeypatch.setattr(agent_process, "time", clock)
     proposed = make(script, seconds=2.0).propose(night())
     assert (proposed.candidate.source, proposed.idea.outcome) == (FALLBACK, "timeout")
     assert proposed.idea.stands_in == "the command was not done after 2 s"
@@ -390,9 +396,13 @@ agent_process.run([{str(agent)!r}], prompt=here / "prompt", folder=here, environ
     assert left_over(home) == []
 
 
+def is_written(path: Path) -> bool:
+    return path.exists() and path.read_text().endswith("\n")
+
+
 def wait_for(path: Path) -> None:
     deadline = time.monotonic() + PATIENCE
-    while not (path.exists() and path.read_text().endswith("\n")) and time.monotonic() < deadline:
+    while not is_written(path) and time.monotonic() < deadline:
         time.sleep(0.01)
 
 

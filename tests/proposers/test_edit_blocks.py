@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from tasks.history import trial_folder
 from tasks.proposers import replay
-from tasks.proposers.answer import MOST_TOLD
-from tasks.proposers.edit_blocks import Answer, Block, EditError, apply, parse
+from tasks.proposers.answer import MOST_ERROR, Answer, Block, EditError, parse
+from tasks.proposers.edit_blocks import apply
 from tasks.records import Candidate
 
 TRAIN = (Path(__file__).parents[2] / "trainer" / "train.py").read_text(encoding="utf-8")
@@ -283,7 +283,7 @@ def test_many_problems_are_told_within_the_limit():
     error = refused(
         SOURCE, *[(f"def g{number}(x):\n    y = x - B{'x' * 500}\n", "") for number in range(50)]
     )
-    assert len(str(error)) <= MOST_TOLD
+    assert len(str(error)) <= MOST_ERROR
     assert str(error).startswith(
         "Block 1: its SEARCH is not in train.py.\nIt begins\n| def g0(x):\n"
     )
@@ -318,7 +318,7 @@ HOSTILE = {
 def test_no_file_and_no_search_make_the_explanation_take_long_or_grow(source, search):
     error = refused(source, (search, ""))
     assert error.outcome == "not_found"
-    assert len(str(error)) <= MOST_TOLD
+    assert len(str(error)) <= MOST_ERROR
     assert refused(source, *[(search[:4000] + "\nnot there\n", "")] * 50).outcome == "not_found"
 
 
@@ -450,7 +450,7 @@ def test_any_answer_gives_a_file_or_an_edit_error(pairs, source):
     except EditError as error:
         problem = error
     if problem:
-        assert 0 < len(str(problem)) <= MOST_TOLD
+        assert 0 < len(str(problem)) <= MOST_ERROR
         assert all(line.isprintable() for line in str(problem).split("\n"))
 
 

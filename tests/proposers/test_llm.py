@@ -1,22 +1,26 @@
-"""The researcher against a scripted endpoint on loopback: what it asks, when it stops asking, and what it makes of answers."""
+"""The researcher against a scripted endpoint: what it asks, when it stops, what it proposes."""
 
 import contextlib
 import dataclasses
+import itertools
 import json
+import re
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from configs import Llm, knobs, load
 from tasks.history.llm_calls import CallLog, read
+from tasks.proposers import llm
 from tasks.proposers.chat import Endpoint
 from tasks.proposers.llm import LlmProposer
 from tasks.proposers.prompt import Briefing
 from tasks.records import Candidate, NightSoFar, Proposal, RunResult
 from tasks.trial.experiment import without_figures
-from tests.faults.llm_server import FAKE_KEY, LlmServer, after, finish, html, ok, refusal, status
+from tests.faults.llm_server import FAKE_KEY, LlmServer, finish, html, ok, refusal, status
 from tests.faults.scripted_model import COMMENT, CONTINUATIONS, HALF, PROSE, UNMATCHED, answer
 from tests.trials import make_proposal
 
@@ -63,14 +67,14 @@ def researcher(tmp_path):
 
         def make(*steps, **settings):
             server = servers.enter_context(LlmServer(steps))
-            llm = Llm(
+            profile = Llm(
                 model="scripted",
                 **{"retries": 0, "prompt_price": 1.0, "completion_price": 10.0, **settings},
             )
             calls = CallLog(tmp_path / "llm_calls.jsonl")
             return LlmProposer(
-                Endpoint(llm, server.url, FAKE_KEY),
-                Briefing("Improve it.", {}, (), llm),
+                Endpoint(profile, server.url, FAKE_KEY),
+                Briefing("Improve it.", {}, (), profile),
                 calls,
                 Fallback(),
             ), server
@@ -168,10 +172,7 @@ def test_while_the_endpoint_is_down_the_fallback_proposes_and_says_why(
     assert [first.idea.proposer, second.idea.proposer] == ["tpe", "tpe"]
     assert (first.idea.outcome, second.idea.outcome) == (outcome, None)
     assert first.idea.stands_in.startswith(f"{outcome}: ")
-    assert (
-        "the model is left alone for 600 s more" in second.idea.stands_in
-        or "599 s more" in second.idea.stands_in
-    )
+    assert re.match(r"the model is not asked for \d+ s more after", second.idea.stands_in)
     assert len(outcomes(tmp_path)) == 1
     assert not proposer.thinks(night())
 
@@ -198,6 +199,30 @@ def test_beyond_a_cap_the_fallback_proposes(researcher, tmp_path, cap, said):
     assert len(outcomes(tmp_path)) == 2
 
 
+class Exhausted:
+    """A fallback that has nothing left to propose."""
+
+    name = "tpe"
+
+    def propose(self, night: NightSoFar) -> None:
+        return None
+
+
+def test_without_a_fallback_an_outage_costs_a_trial_and_a_cap_ends_the_night(researcher):
+    proposer = dataclasses.replace(
+        researcher(status(500, "down"), pause_seconds=3600, tokens=1)[0], fallback=Exhausted()
+    )
+    proposed = proposer.propose(night())
+    assert (proposed.idea.outcome, proposed.candidate.source) == ("server_error", STUB)
+    assert proposed.problem.endswith("; tpe has nothing left to propose")
+    assert proposer.propose(night(next_trial=8)).problem.startswith("the model is not asked for ")
+    proposer = dataclasses.replace(
+        researcher(ok(PROSE), ok(PROSE), pause_seconds=0.01, tokens=1)[0], fallback=Exhausted()
+    )
+    time.sleep(0.02)
+    assert proposer.propose(night(next_trial=9)) is None
+
+
 def test_a_cap_ends_repairs_too(researcher, tmp_path):
     proposed = researcher(ok(PROSE), ok(PROSE), ok(CONTINUATIONS), tokens=2000)[0].propose(night())
     assert (proposed.idea.proposer, proposed.idea.outcome) == ("tpe", "no_edit")
@@ -208,9 +233,12 @@ def test_a_cap_ends_repairs_too(researcher, tmp_path):
     assert len(outcomes(tmp_path)) == 2
 
 
-def test_a_slow_model_gets_its_time_for_a_repair_and_no_further_one(researcher, tmp_path):
-    slow = after(0.6, ok(PROSE))
-    proposer = researcher(slow, slow, ok(CONTINUATIONS), seconds=1.0, answer_seconds=30)[0]
+def test_a_slow_model_gets_its_time_for_a_repair_and_no_further_one(
+    researcher, tmp_path, monkeypatch
+):
+    clock = itertools.count(0.0, 0.6)  # read at the start, and after each answer
+    monkeypatch.setattr(llm, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    proposer = researcher(ok(PROSE), ok(PROSE), ok(CONTINUATIONS), seconds=1.0)[0]
     proposed = proposer.propose(night())
     assert [outcome for _, _, outcome in outcomes(tmp_path)] == ["no_edit", "no_edit"]
     assert proposed.idea.stands_in == "no patch after 1 s; the last answer: no_edit"

@@ -150,6 +150,15 @@ def test_a_researcher_that_cannot_think_now_keeps_its_trials():
     assert proposed.idea.summary == "An idea"
 
 
+def test_where_tpe_has_nothing_left_the_researcher_proposes():
+    bare = Candidate.parse("def load_model(path, device): ...\ndef main(): ...\n")
+    proposed = MixedProposer(Thinker(), TpeProposer(), 0.3).propose(
+        dataclasses.replace(NIGHT, champion=bare)
+    )
+    assert proposed is not None
+    assert proposed.idea.proposer == "llm"
+
+
 def test_a_crash_goes_to_the_researcher_who_knows_its_own():
     researcher = Thinker()
     mixed = MixedProposer(researcher, TpeProposer(), 0.3)

@@ -11,7 +11,7 @@ import pytest
 import configs
 from configs import knobs
 from flows.night import researcher
-from tasks.proposers import edit_blocks, prompt
+from tasks.proposers import answer, prompt
 from tasks.proposers.past_nights import EarlierTrial
 from tasks.proposers.prompt import Briefing
 from tasks.records import Baseline, Bench, Candidate, Dataset
@@ -108,11 +108,11 @@ def test_the_form_of_the_answer_is_what_the_parser_reads():
     example = told[told.index("SUMMARY") : told.index("\n- SEARCH")]
     kinds = next(line for line in example.splitlines() if line.startswith("KIND: "))
     assert kinds == f"KIND: {' | '.join(KINDS)}"
-    answer = edit_blocks.parse(example.replace(kinds, "KIND: data order"))
-    assert answer.summary == "one line, a git subject of at most 72 characters"
-    assert (answer.kind, answer.expected) == ("data order", "effect on val_bpb, speed, memory")
-    assert answer.hypothesis == "why it should help, one to three sentences"
-    block = answer.blocks[0]
+    parsed = answer.parse(example.replace(kinds, "KIND: data order"))
+    assert parsed.summary == "one line, a git subject of at most 72 characters"
+    assert (parsed.kind, parsed.expected) == ("data order", "effect on val_bpb, speed, memory")
+    assert parsed.hypothesis == "why it should help, one to three sentences"
+    block = parsed.blocks[0]
     assert (block.search.strip(), block.replace.strip()) == (
         "exact lines of the current train.py",
         "the lines in their place",

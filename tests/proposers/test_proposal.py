@@ -74,9 +74,9 @@ def test_a_good_candidate_passes():
         ),
         (
             GOOD.replace("1024", "1025"),
-            r"1025 is no multiple of DEVICE_BATCH_SIZE \* MAX_SEQ_LEN = 1024",
+            r"1025 is not a multiple of DEVICE_BATCH_SIZE \* MAX_SEQ_LEN = 1024",
         ),
-        (GOOD.replace("1024", "512"), "512 is no multiple"),
+        (GOOD.replace("1024", "512"), "512 is not a multiple"),
         (GOOD.replace("= 8", "= 0"), "must be at least 1"),
         (GOOD + "A = " + "+".join("1" * 300), r"nested 30\d levels deep, the limit is 100"),
         (GOOD + "A = " + "-" * 400 + "1", "levels deep"),
