@@ -1,6 +1,6 @@
-"""What `python -m trainer.train` does at its end where there is no judge: it scores itself and prints upstream's summary.
+"""The end of `python -m trainer.train`, without a judge: it scores itself and prints a summary.
 
-Fixed like the harness, but never in a box: it reads the validation data.
+Fixed, like the harness, but never in a box: it reads the validation data.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from trainer import prepare, roles
 
 
 def self_score(checkpoint: io.BytesIO, device: str) -> float:
-    """Bits per byte of a checkpoint on all validation rows, in this process: the reference for the judge's number."""
+    """Bits per byte of a checkpoint on all validation rows, computed in this process."""
     import torch
 
     candidate = sys.modules["__main__"]
@@ -37,7 +37,7 @@ def self_score(checkpoint: io.BytesIO, device: str) -> float:
 
 
 def summary(metrics: dict[str, float]) -> str:
-    """karpathy/autoresearch's block of results; what is not known is left blank."""
+    """karpathy/autoresearch's block of results; unknown figures are left blank."""
     formats = {
         "val_bpb": ".6f",
         "training_seconds": ".1f",
@@ -53,6 +53,5 @@ def summary(metrics: dict[str, float]) -> str:
         name: format(metrics[name], form) if name in metrics else ""
         for name, form in formats.items()
     }
-    return "\n".join(
-        ["---", *(f"{name + ':':<18}{value}".rstrip() for name, value in shown.items())]
-    )
+    lines = [f"{name + ':':<18}{value}".rstrip() for name, value in shown.items()]
+    return "\n".join(["---", *lines])

@@ -1,11 +1,12 @@
-"""The candidate's end of the pipe to the judge: fixed, beside train.py in the box.
+"""The candidate's end of the socket to the judge; fixed, beside train.py in the box.
 
-In a box the judge owns the seed, the clock, the data gate and the score; a candidate sees them through the few
-functions here. Outside a box (no NIGHTLY_FD) the same functions run the same training unsandboxed and score it in this
-process with the judge's own arithmetic: the number is the same, but nobody has checked it. No torch at import.
+In a box the judge owns the seed, the clock, the data gate and the score; a candidate reaches them
+through the few functions here. Outside a box (no NIGHTLY_FD) the same functions run the same
+training without a sandbox and score it in this process with the judge's own arithmetic: the number
+is the same, but nobody has checked it. No torch at import.
 
-    train role          up, ready  ->  go  ->  log*, done + checkpoint [, cache + compiled kernels]
-    smoke role          up, ready  ->  go  ->  log*, smoked
+    train role          up, ready  ->  go    ->  log*, done + checkpoint [, cache + kernels]
+    smoke role          up, ready  ->  go    ->  log*, smoked
     claim, audit role   up, warm   ->  load  ->  see trainer/roles.py
 """
 
@@ -27,31 +28,29 @@ from typing import Any
 from trainer import prepare, roles, speed
 from trainer.link import Link
 
-SAVE_SECONDS = (
-    1.0  # the allowance for the checkpoint under a `seconds` budget, at most 2% of the budget
-)
-CURVE_POINTS = 1000  # of the training curve in the log: one for each thousandth of the budget
+SAVE_SECONDS = 1.0  # held back for the checkpoint of a `seconds` budget, at most 2% of it
+CURVE_POINTS = 1000  # of the training curve: one for each thousandth of the budget
 
 _STARTED = time.monotonic()
 
 
 class Budget:
-    """What a training may spend, and how much of it is spent; made by `ready`."""
+    """What a training may spend, and how much it has spent; made by `ready`."""
 
     def __init__(self, kind: str, amount: float, flops_per_token: float) -> None:
         self.kind = kind  # "flops" or "seconds"
         self.amount = amount
-        self.tokens = 0  # as last reported
+        self.tokens = 0  # last reported
         self.done = 0.0
         self.flops_per_token = flops_per_token
         self._steps: deque[float] = deque(maxlen=16)  # seconds between calls of `progress`
         self.started = self._called = time.monotonic()
 
     def progress(self, tokens: int) -> float:
-        """The share of the budget that is spent, in [0, 1], after training on `tokens` tokens; never falls.
+        """The share of the budget spent after training on `tokens` tokens, in [0, 1]; never falls.
 
-        Of a `seconds` budget the longest of the last 16 steps and the time of saving are held back: the checkpoint's
-        last byte must reach the judge before the time is up.
+        From a `seconds` budget the longest of the last 16 steps and the time to save are held back:
+        the checkpoint's last byte must reach the judge before the deadline.
         """
         self.tokens = tokens
         if self.kind == "flops":
@@ -68,9 +67,9 @@ class Budget:
 
 
 class _Run:
-    """What this process knows of its training: the budget once there is one, and how far the curve was sent."""
+    """The state of this process's training."""
 
-    budget: Budget | None = None
+    budget: Budget | None = None  # set by `ready`
     logged: int = -1  # the last thousandth of the budget with a point in the curve
 
 
@@ -81,27 +80,23 @@ def _link() -> Link | None:
         sock = socket.socket(socket.AF_UNIX)
         sock.connect(path)
         return Link(sock)
-    return (
-        Link(socket.socket(fileno=int(os.environ["NIGHTLY_FD"])))
-        if "NIGHTLY_FD" in os.environ
-        else None
-    )
+    if "NIGHTLY_FD" in os.environ:
+        return Link(socket.socket(fileno=int(os.environ["NIGHTLY_FD"])))
+    return None
 
 
 def enter() -> None:
-    """Entry of a box: says that Python runs, loads the candidate as module `trainer.train`, and plays its role.
+    """Entry of a box: reports that Python runs, loads the candidate, and plays its role.
 
-    A scoring box imports torch first, and no line of the candidate runs before the judge says load: so it may warm up
-    while the candidate still trains elsewhere.
+    A scoring box imports torch first, and no line of the candidate runs before the judge says load:
+    so it can warm up while the candidate still trains elsewhere.
     """
     link = _link()
     if link is None:
-        raise RuntimeError(
-            "harness.enter() is the entry of a box, and NIGHTLY_FD names no socket here"
-        )
+        raise RuntimeError("harness.enter() is for a box, and NIGHTLY_FD names no socket here")
     role = os.environ["NIGHTLY_ROLE"]
     if role == "smoke":
-        os.environ["TORCHDYNAMO_DISABLE"] = "1"  # compiling takes longer than all the rest of it
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"  # compiling would take longer than all the rest
     link.send({"msg": "up", "python": sys.version})
     if role in ("claim", "audit"):
         import torch  # noqa: F401
@@ -126,9 +121,7 @@ def _load_candidate(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["trainer.train"] = (
-        module  # before it runs: dataclasses and torch.compile look themselves up
-    )
+    sys.modules["trainer.train"] = module  # before it runs: dataclasses and torch.compile need it
     spec.loader.exec_module(module)
     return module
 
@@ -144,9 +137,10 @@ def device() -> str:
 
 
 def ready(flops_per_token: float) -> Budget:
-    """Says that everything is built and waits for go: only then does training data exist in the box and time count.
+    """Reports that everything is built and waits for go: then data appears and the clock starts.
 
-    `flops_per_token` is for one token forward and backward. Raises ValueError when it is no positive finite number.
+    `flops_per_token` is for one token forward and backward. Raises ValueError if it is not a
+    positive finite number.
     """
     if not (math.isfinite(flops_per_token) and flops_per_token > 0):
         raise ValueError(
@@ -163,7 +157,7 @@ def ready(flops_per_token: float) -> Budget:
 
 
 def log(*, step: int, tokens: int, loss: float) -> None:
-    """One point of the training curve, `loss` in nats a token; one at most for each thousandth of the budget."""
+    """A point of the curve, `loss` in nats per token; at most one per thousandth of the budget."""
     budget = _Run.budget
     if budget is None:
         raise RuntimeError("harness.log() before harness.ready()")
@@ -179,45 +173,43 @@ def log(*, step: int, tokens: int, loss: float) -> None:
 
 
 def finish(state_dict: dict[str, Any], **metrics: float) -> None:
-    """Hands the checkpoint over, inside the budget; what comes after it does not count. In a box it waits for its end.
+    """Hands over the checkpoint, inside the budget; in a box, then waits until the judge ends it.
 
-    `metrics` are shown beside the score and never trusted; those that are no finite number are left out. Outside a box
-    it scores every validation row in this process, and prints the figures of karpathy/autoresearch's summary.
+    `metrics` are shown beside the score and never trusted; those that are not finite are left out.
+    Outside a box it scores all validation rows in this process and prints a summary.
     """
     import torch
 
     budget = _Run.budget
     if budget is None:
         raise RuntimeError("harness.finish() before harness.ready()")
-    card = torch.cuda.get_device_name() if device() == "cuda" else ""
-    metrics |= speed.figures(
-        budget.flops_per_token, budget.tokens, time.monotonic() - budget.started, card
-    )
+    gpu = torch.cuda.get_device_name() if device() == "cuda" else ""
+    seconds = time.monotonic() - budget.started
+    metrics |= speed.figures(budget.flops_per_token, budget.tokens, seconds, gpu)
     blob = io.BytesIO()
     torch.save({name: tensor.detach().to("cpu") for name, tensor in state_dict.items()}, blob)
     if link := _link():
-        if os.environ["NIGHTLY_ROLE"] == "smoke":
-            roles.try_out(sys.modules["trainer.train"], blob.getbuffer(), device())
-            link.send({"msg": "smoked"})
-            return link.wait_for_the_end()
-        shown = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
-        done = {
-            "msg": "done",
-            "bytes": blob.getbuffer().nbytes,
-            "tokens": budget.tokens,
-            "metrics": shown,
-        }
-        link.send(done, blob.getbuffer())
-        if "NIGHTLY_EXPORT_CACHE" in os.environ:
-            kernels = roles.compiled_kernels()
-            link.send({"msg": "cache", "bytes": len(kernels)}, kernels)
-        link.wait_for_the_end()
-    else:
-        from trainer import alone  # not in a box: it reads the validation data
+        _hand_over(link, blob, budget.tokens, metrics)
+        return
+    from trainer import alone  # not in a box: it reads the validation data
 
-        metrics["training_seconds"] = time.monotonic() - budget.started
-        metrics |= {
-            "val_bpb": alone.self_score(blob, device()),
-            "total_tokens_M": budget.tokens / 1e6,
-        }
-        print(alone.summary(metrics | {"total_seconds": time.monotonic() - _STARTED}))
+    metrics["training_seconds"] = time.monotonic() - budget.started
+    metrics["val_bpb"] = alone.self_score(blob, device())
+    metrics["total_tokens_M"] = budget.tokens / 1e6
+    print(alone.summary(metrics | {"total_seconds": time.monotonic() - _STARTED}))
+
+
+def _hand_over(link: Link, blob: io.BytesIO, tokens: int, metrics: dict[str, float]) -> None:
+    """Sends the checkpoint, or in a smoke box tries it out, and waits for the judge to hang up."""
+    if os.environ["NIGHTLY_ROLE"] == "smoke":
+        roles.try_out(sys.modules["trainer.train"], blob.getbuffer(), device())
+        link.send({"msg": "smoked"})
+        return link.wait_for_the_end()
+    shown = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+    size = blob.getbuffer().nbytes
+    done = {"msg": "done", "bytes": size, "tokens": tokens, "metrics": shown}
+    link.send(done, blob.getbuffer())
+    if "NIGHTLY_EXPORT_CACHE" in os.environ:
+        kernels = roles.compiled_kernels()
+        link.send({"msg": "cache", "bytes": len(kernels)}, kernels)
+    link.wait_for_the_end()

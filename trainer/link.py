@@ -1,4 +1,4 @@
-"""The box's end of the judge's socket. Fixed, like the harness."""
+"""The box's end of the judge's socket; fixed, like the harness."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Link:
-    """Our end of the judge's socket: JSON objects, one a line, and raw bytes where a message announces them."""
+    """JSON objects, one per line, and raw bytes where a message announces them."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._stream = sock.makefile("rwb")
@@ -22,7 +22,7 @@ class Link:
         self._stream.flush()
 
     def read(self, expected: str) -> dict[str, Any]:
-        """The next message. Raises EOFError when the judge has hung up and ValueError when it says something else."""
+        """The next message. EOFError if the judge hangs up, ValueError for any other message."""
         line = self._stream.readline()
         if not line:
             raise EOFError(f"the judge closed the socket where {expected!r} was due")
@@ -38,6 +38,6 @@ class Link:
         return data
 
     def wait_for_the_end(self) -> None:
-        """Returns when the judge hangs up; most often it kills the box first."""
+        """Returns when the judge hangs up; usually it kills the box first."""
         while self._stream.read1(1 << 16):
             pass

@@ -1,7 +1,8 @@
-"""How documents become training rows: best fit, in the order of karpathy/autoresearch's loader, without its list scans.
+"""How documents become training rows: best fit, in the order of karpathy/autoresearch's loader.
 
-A plan says which stretch of which token stream goes where; rows are then copied by it, a block at a time, so that
-neither the tokens nor the rows need to fit in memory. numpy and the standard library only.
+A plan says which stretch of which token stream goes where; rows are then copied by the plan, a
+block at a time, so that neither tokens nor rows need to fit in memory. Unlike upstream's loader, it
+never searches a list. numpy and the standard library only.
 """
 
 from __future__ import annotations
@@ -13,48 +14,45 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-PACKER_VERSION = 1  # part of a dataset's fingerprint: raise it when a plan gives other rows
-BLOCK_TOKENS = 1 << 22  # of the rows that are held at a time: 8 MiB
+PACKER_VERSION = 1  # part of a dataset's fingerprint: raise it when plans change
+BLOCK_TOKENS = 1 << 22  # of the rows in memory at a time: 8 MiB
 
 Tokens = npt.NDArray[np.uint16]
-Plan = tuple[
-    npt.NDArray[np.int64], npt.NDArray[np.int64]
-]  # first token and count of each pick: end to end, the rows
+# First token and number of tokens of each pick; end to end, the picks are the rows.
+Plan = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 
 def plan_rows(
     lengths: npt.NDArray[np.int32], T: int, *, buffer: int = 1000, batch: int = 128, epochs: int = 1
 ) -> Plan:
-    """Which stretch of the stream fills which place of the rows of T+1 tokens, for documents of these `lengths`.
+    """The plan of the rows of T+1 tokens, for documents of these `lengths`.
 
-    Before each pick the buffer is refilled, `batch` documents at a time, until it holds at least `buffer`. The pick is
-    the longest document that fits what is left of the row; where none fits, the shortest one is cropped to fill it and
-    its tail is dropped. Ties go to the oldest.
+    Before each pick the buffer is refilled, `batch` documents at a time, until it holds at least
+    `buffer`. The pick is the longest document that fits the rest of the row; if none fits, the
+    shortest is cropped to fill it and its tail is dropped. The oldest wins a tie.
 
-    Upstream's stream never ends. Here it ends after `epochs` passes: then the buffer is drained by the same rule, and a
-    last row that cannot be filled is dropped. A cached file holds one pass, and its reader wraps around modulo n. Up to
-    the draining the rows are upstream's, given shards of whole batches: upstream starts a new one at every row group.
+    Upstream's stream never ends. This one ends after `epochs` passes: the buffer is drained by the
+    same rule, and a last row that cannot be filled is dropped. A cached file holds one pass, and
+    its reader wraps around modulo n. Up to the draining the rows are upstream's if every shard
+    holds whole batches: upstream begins a new batch at every row group.
     """
     starts = (np.cumsum(lengths, dtype=np.int64) - lengths).tolist()
     sizes = lengths.tolist()
     firsts: list[int] = []
     counts: list[int] = []
-    waiting: dict[
-        int, deque[int]
-    ] = {}  # of those that fit a row, by length: documents in order of arrival
-    longer: list[
-        tuple[int, int, int]
-    ] = []  # of the others, a heap: length, place of arrival, document
-    # One bit for each length that fits and is waiting: the longest that fits and the shortest are bit scans, not a list
-    # scan. A long document has no bit, as every pick would pay for one of 10 MB with a number of that many bits.
+    # Waiting documents that fit into a row, by length, in order of arrival.
+    waiting: dict[int, deque[int]] = {}
+    # The longer ones, a heap of (length, order of arrival, document).
+    longer: list[tuple[int, int, int]] = []
+    # A bit for each length in `waiting`: the longest that fits and the shortest are found by a bit
+    # scan. A longer document has no bit: one of 10 MB would make this a number of as many bits.
     present, held, arrived, room = 0, 0, 0, T + 1
     total = len(sizes) * epochs
     while True:
         while held < buffer and arrived < total:
             first = arrived % len(sizes)
-            for document in range(
-                first, min(first + batch, len(sizes))
-            ):  # a batch ends with its pass, as upstream's
+            # A batch ends with its pass, as upstream's does.
+            for document in range(first, min(first + batch, len(sizes))):
                 if sizes[document] > T + 1:
                     heapq.heappush(longer, (sizes[document], arrived, document))
                 else:
@@ -78,7 +76,7 @@ def plan_rows(
         held -= 1
         room = room - counts[-1] or T + 1
     left = sum(counts) % (T + 1)
-    while left:  # picks of the last row, which nothing is left to fill
+    while left:  # picks of a last row that could not be filled
         left -= counts.pop()
         firsts.pop()
     return np.array(firsts, np.int64), np.array(counts, np.int64)
@@ -87,15 +85,13 @@ def plan_rows(
 def blocks(streams: Sequence[Tokens], plan: Plan, T: int) -> Iterator[Tokens]:
     """The planned rows in order, uint16 [at most BLOCK_TOKENS / (T+1), T+1] at a time.
 
-    `streams` are the token streams of the shards: memory maps do, as each is read from its begin to its end. A block
-    is overwritten by the next one.
+    `streams` are the token streams of the shards, memory maps too: each is read from beginning to
+    end. A block is overwritten by the next.
     """
     ends = np.cumsum([len(stream) for stream in streams])
     shards = np.searchsorted(ends, plan[0], side="right")
     offsets = (plan[0] - np.concatenate([[0], ends[:-1]])[shards]).tolist() if len(streams) else []
-    flats = [
-        np.asarray(stream) for stream in streams
-    ]  # slices of a plain view cost less than a memory map's
+    flats = [np.asarray(stream) for stream in streams]  # cheaper to slice than a memory map
     block = np.empty((max(BLOCK_TOKENS // (T + 1), 1), T + 1), np.uint16)
     flat, filled = block.reshape(-1), 0
     for shard, start, count in zip(shards.tolist(), offsets, plan[1].tolist(), strict=True):
@@ -121,7 +117,7 @@ def pack_rows(
     batch: int = 128,
     epochs: int = 1,
 ) -> Tokens:
-    """All rows at once, uint16 [n, T+1], every one led by BOS: see `plan_rows`."""
+    """All rows at once, uint16 [n, T+1], each begins with BOS: see `plan_rows`."""
     plan = plan_rows(lengths, T, buffer=buffer, batch=batch, epochs=epochs)
     rows, n = np.empty((rows_in(plan, T), T + 1), np.uint16), 0
     for block in blocks(streams, plan, T):

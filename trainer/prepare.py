@@ -1,8 +1,8 @@
-"""What a candidate may know of the data, and the metric: fixed, the same inside the box and outside.
+"""What a candidate may know of the data, and the metric: the same inside a box and outside. Fixed.
 
-A candidate reads the dataset's meta and tokenizers at any time and the training rows after go; the judge cuts and
-scores the validation rows with the same functions. numpy and the standard library at import, tiktoken when a tokenizer
-is built, torch never.
+A candidate reads the dataset's meta and tokenizers at any time and the training rows after go; the
+judge cuts and scores the validation rows with the functions here. At import numpy and the standard
+library, tiktoken once a tokenizer is built, torch never.
 
     public/   meta.json  tokenizer_<V>.json  token_bytes_<V>.npy
     train/    tokens_<V>_<shard>.bin  lengths_<V>_<shard>.npy  rows_<V>_<T>.npy
@@ -31,21 +31,20 @@ if TYPE_CHECKING:
     import tiktoken
 
 METRIC_VERSION = 1  # scores of different versions are never compared
-BOS = "<|bos|>"  # the one special token; it leads every document
-LONGEST_BLANK = 500_000  # white space in a row: the splitters of tiktoken and rustbpe give up at about a million
+BOS = "<|bos|>"  # the only special token; begins every document
+# Characters of white space in a row; the splitters of tiktoken and rustbpe fail at about a million.
+LONGEST_BLANK = 500_000
 
 Tokens = packing.Tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class Meta:
-    """meta.json, field by field."""
+    """The fields of meta.json."""
 
     fingerprint: str  # of the dataset: shards, tokenizers and preparation
-    vocab_sizes: tuple[int, ...]  # the prepared tokenizers; the first is the profile's main one
-    sequence_length: (
-        int  # rows of this length are packed in advance, those of a candidate's own before it runs
-    )
+    vocab_sizes: tuple[int, ...]  # of the prepared tokenizers; the first is the profile's main one
+    sequence_length: int  # of the rows that every dataset has; others are packed when needed
     bos: dict[int, int]  # vocabulary size -> id of BOS
     license: str
     metric_version: int
@@ -56,9 +55,7 @@ class Meta:
             fingerprint=table["fingerprint"],
             vocab_sizes=tuple(table["vocab_sizes"]),
             sequence_length=table["sequence_length"],
-            bos={
-                int(size): token for size, token in table["bos"].items()
-            },  # a JSON key is a string
+            bos={int(size): token for size, token in table["bos"].items()},  # JSON keys are text
             license=table["license"],
             metric_version=table["metric_version"],
         )
@@ -68,13 +65,12 @@ class Meta:
 
 
 def current() -> dict[str, Any]:
-    """$NIGHTLY_HOME/data/current.json: the folders, budget and device that a run outside a box uses.
+    """$NIGHTLY_HOME/data/current.json: folders, budget and device of a run outside a box.
 
-    Raises FileNotFoundError when nothing was prepared yet.
+    Raises FileNotFoundError if nothing was prepared yet.
     """
-    home = Path(
-        os.environ.get("NIGHTLY_HOME") or Path(__file__).resolve().parent.parent / ".nightly"
-    )
+    checkout = Path(__file__).resolve().parent.parent
+    home = Path(os.environ.get("NIGHTLY_HOME") or checkout / ".nightly")
     path = home / "data" / "current.json"
     if not path.is_file():
         raise FileNotFoundError(f"no prepared dataset: {path} is missing. Run ./run prepare first")
@@ -82,20 +78,19 @@ def current() -> dict[str, Any]:
     return table
 
 
+def _folder(part: str, variable: str, inside: str) -> Path:
+    """Where a part of the dataset is: as the judge says in a box, else as current.json says."""
+    if "NIGHTLY_ROLE" in os.environ:
+        return Path(os.environ.get(variable, inside))
+    return Path(current()[part])
+
+
 def _public() -> Path:
-    return Path(
-        os.environ.get("NIGHTLY_PUBLIC", "/dataset")
-        if "NIGHTLY_ROLE" in os.environ
-        else current()["public"]
-    )
+    return _folder("public", "NIGHTLY_PUBLIC", "/dataset")
 
 
 def _train() -> Path:
-    return Path(
-        os.environ.get("NIGHTLY_TRAIN", "/data/d")
-        if "NIGHTLY_ROLE" in os.environ
-        else current()["train"]
-    )
+    return _folder("train", "NIGHTLY_TRAIN", "/data/d")
 
 
 def meta() -> Meta:
@@ -113,9 +108,9 @@ def _prepared(vocab_size: int | None) -> int:
 
 
 class Tokenizer:
-    """A byte-pair encoding kept as JSON: {"pattern", "ranks": [[base64 bytes, rank], ...], "specials": {text: id}}.
+    """A byte-pair encoding. With 256 tokens it is the bytes, and BOS for 0xFF, which no UTF-8 has.
 
-    With 256 tokens it is the bytes themselves, and BOS in the place of 0xFF, which is in no UTF-8 text.
+    As JSON: {"pattern": regex, "ranks": [[base64 bytes, rank], ...], "specials": {text: id}}.
     """
 
     def __init__(self, pattern: str, ranks: dict[bytes, int], specials: dict[str, int]) -> None:
@@ -136,13 +131,13 @@ class Tokenizer:
 
     @classmethod
     def load(cls, vocab_size: int | None = None) -> Tokenizer:
-        """The prepared tokenizer of this size. Raises ValueError for a size that is not prepared."""
+        """The prepared tokenizer of this size. Raises ValueError if the size is not prepared."""
         path = _public() / f"tokenizer_{_prepared(vocab_size)}.json"
         return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
     @functools.cached_property
     def _encoding(self) -> tiktoken.Encoding:
-        import tiktoken  # here, because a candidate that trains on packed rows never needs it
+        import tiktoken  # not at import: a candidate that trains on packed rows never needs it
 
         return tiktoken.Encoding(
             name="nightly",
@@ -164,10 +159,12 @@ class Tokenizer:
         return [token for piece in pieces(text) for token in self._encoding.encode_ordinary(piece)]
 
     def encode_documents(self, texts: Sequence[str]) -> Tokens:
-        """The stream of BOS-led documents, uint16. One call of the encoder for all of them: no token is a Python int."""
-        if any(
-            BOS in text or len(pieces(text)) > 1 for text in texts
-        ):  # a text that spells BOS is still only text
+        """The stream of documents, uint16, each behind a BOS.
+
+        One call of the encoder for all of them, so that no token becomes a Python int.
+        """
+        # A text that spells BOS is only text: encoded alone.
+        if any(BOS in text or len(pieces(text)) > 1 for text in texts):
             parts = [
                 part
                 for text in texts
@@ -186,7 +183,7 @@ class Tokenizer:
 
 
 def pieces(text: str) -> list[str]:
-    """The text, cut where a run of white space is so long that no splitter gets through it: each piece is encoded alone."""
+    """The text, cut in runs of white space that are too long for a splitter."""
     if len(text) < LONGEST_BLANK:
         return [text]
     cuts = [0, *(found.end() for found in re.finditer(rf"\s{{{LONGEST_BLANK}}}", text)), len(text)]
@@ -200,11 +197,14 @@ def token_bytes(vocab_size: int | None = None) -> npt.NDArray[np.int32]:
 
 
 def train_rows(T: int, vocab_size: int | None = None) -> Tokens:
-    """Training rows, uint16 [n, T+1], one pass over the data in packed order; read modulo n for more.
+    """Training rows, uint16 [n, T+1], one pass over the data in packed order; read on modulo n.
 
-    A memory map where the rows were packed in advance: for the profile's T, and for the T and vocabulary size that a
-    candidate's knobs name. Else they are packed here and now, in memory and in the budget's time. In a box they exist
-    only after go: before that it raises PermissionError. Raises ValueError for a size or length that cannot be.
+    A memory map if the rows were packed in advance: for the profile's T, and for the T and
+    vocabulary size of a candidate's knobs. If not, they are packed now, in memory and in the
+    budget's time.
+
+    Raises PermissionError in a box before go, when no rows are there, and ValueError for a size
+    that is not prepared or a length below 1.
     """
     size, folder = _prepared(vocab_size), _train()
     if T < 1:
@@ -216,7 +216,7 @@ def train_rows(T: int, vocab_size: int | None = None) -> Tokens:
 
 
 def streams(folder: Path, vocab_size: int) -> tuple[list[Tokens], npt.NDArray[np.int32]]:
-    """The token stream of each training shard, as memory maps, and the token counts of all their documents in order."""
+    """The shards' token streams as memory maps, and the lengths of all documents in order."""
     shards = sorted(folder.glob(f"tokens_{vocab_size}_*.bin"))
     if not shards:
         raise FileNotFoundError(f"No such file: {folder}/tokens_{vocab_size}_*.bin")
@@ -232,9 +232,10 @@ def streams(folder: Path, vocab_size: int) -> tuple[list[Tokens], npt.NDArray[np
 
 
 def cut_rows(stream: Tokens, T: int, bos: int) -> Tokens:
-    """The rows of metric version 1, uint16 [R, T+1]: row r is stream[r*T : r*T + T+1], the last one filled with BOS.
+    """The rows of metric version 1, uint16 [R, T+1]: row r is stream[r*T : r*T + T+1].
 
-    So every token of the BOS-joined stream but its leading BOS is a target exactly once, whatever T is.
+    The last one is filled up with BOS. So every token of the stream but the first, which is BOS, is
+    a target exactly once, whatever T is.
     """
     count = max(-(-(len(stream) - 1) // T), 0)
     padded = np.full(count * T + 1, bos, np.uint16)
@@ -246,7 +247,7 @@ def cut_rows(stream: Tokens, T: int, bos: int) -> Tokens:
 
 
 def bits_per_byte(nats: float, n_bytes: int) -> float:
-    """Bits per UTF-8 byte of a text of `n_bytes` whose tokens cost `nats` in all."""
+    """Bits per UTF-8 byte of a text of `n_bytes` whose tokens cost `nats` in total."""
     return nats / (math.log(2) * n_bytes)
 
 
@@ -255,7 +256,8 @@ def score(
 ) -> float:
     """Bits per byte of the losses `nll` (nats, R*T values in row order) of the targets rows[:, 1:].
 
-    Targets without bytes (BOS) are not scored. Summed in float64. Raises ValueError when the counts do not match.
+    Targets without bytes (BOS) are not scored. Summed in float64. Raises ValueError if the counts
+    differ.
     """
     targets = rows[:, 1:].reshape(-1)
     if nll.size != targets.size:

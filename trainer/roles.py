@@ -1,11 +1,12 @@
-"""What a box does that does not train: it claims losses, answers the audit, or tries a candidate out. Fixed, as the harness.
+"""What a box does if it does not train: claim losses, answer the audit, or try a candidate out.
 
     claim role   load  ->  ready  ->  nll + rows  ->  nats of every target
-    audit role   load  ->  ready  ->  (logits + prefixes + positions  ->  logits at those positions)*
-    smoke role   one step of training, its checkpoint loaded again, one batch evaluated  ->  smoked
+    audit role   load  ->  ready  ->  (logits + prefixes + positions  ->  logits there)*
+    smoke role   one training step, its checkpoint loaded again, one batch evaluated  ->  smoked
 
-The model always sees batches of one shape, [DEVICE_BATCH_SIZE, MAX_SEQ_LEN]: the same kernels run in every role, so that
-what an honest model claims and what it answers differ by rounding alone. No torch at import.
+The model always sees batches of one shape, [DEVICE_BATCH_SIZE, MAX_SEQ_LEN]: the same kernels run
+in every role, so an honest model's claims and answers differ by rounding alone. Fixed, like the
+harness. No torch at import.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from trainer.link import Link
 
 
 def _load(candidate: ModuleType, path: str, device: str) -> tuple[Any, dict[str, int]]:
-    """The model of a checkpoint and the shape that the judge is told."""
+    """The model of a checkpoint, and its shape as the judge needs it."""
     model = candidate.load_model(path, device)
     model.eval()
     return model, {
@@ -37,10 +38,9 @@ def _load(candidate: ModuleType, path: str, device: str) -> tuple[Any, dict[str,
 
 
 def _load_for_judge(link: Link, candidate: ModuleType, device: str) -> tuple[Any, int, int]:
-    """The model, its context length and its rows a batch, once the judge has been told of them."""
-    model, shape = _load(
-        candidate, os.path.join(os.environ["NIGHTLY_CHECKPOINT"], "model.pt"), device
-    )
+    """Loads the model and sends its shape; the model, its context length and its rows per batch."""
+    path = os.path.join(os.environ["NIGHTLY_CHECKPOINT"], "model.pt")
+    model, shape = _load(candidate, path, device)
     link.send({"msg": "ready", **shape})
     return model, shape["sequence_length"], shape["batch_rows"]
 
@@ -61,7 +61,7 @@ def claim(link: Link, candidate: ModuleType, device: str) -> None:
 def claim_nats(
     model: Any, rows: prepare.Tokens, batch_rows: int, on: str
 ) -> Iterator[npt.NDArray[np.float32]]:
-    """Nats of every target of `rows`, uint16 [n, T+1], in order: float32, one array a batch."""
+    """Nats of every target of `rows`, uint16 [n, T+1], in order: float32, one array per batch."""
     import torch
 
     for first in range(0, len(rows), batch_rows):
@@ -77,7 +77,7 @@ def _filled(batch: prepare.Tokens, batch_rows: int) -> prepare.Tokens:
 
 
 def answer(link: Link, candidate: ModuleType, device: str) -> None:
-    """Answers each question, prefixes and one position in each, with the logits there, until the judge hangs up."""
+    """Answers the audit until the judge hangs up: logits at one position of each prefix."""
     import torch
 
     model, T, batch_rows = _load_for_judge(link, candidate, device)
@@ -87,14 +87,13 @@ def answer(link: Link, candidate: ModuleType, device: str) -> None:
             prefixes = np.frombuffer(link.read_bytes(count * T * 2), "<u2").reshape(count, T)
             positions = np.frombuffer(link.read_bytes(count * 4), "<i4").astype(np.int64)
             tokens = torch.from_numpy(_filled(prefixes, batch_rows).astype(np.int64)).to(device)
-            asked = model(tokens)[
-                torch.arange(count, device=device), torch.from_numpy(positions).to(device)
-            ]
+            places = torch.arange(count, device=device), torch.from_numpy(positions).to(device)
+            asked = model(tokens)[places]
             link.send_bytes(asked.float().cpu().numpy().astype("<f4").tobytes())
 
 
 def smoke(link: Link, candidate: ModuleType, device: str) -> None:
-    """Runs `main` under a budget of one step; its `harness.finish` leads to `try_out` and says smoked."""
+    """Runs `main` with a budget of one step; its `harness.finish` calls `try_out` and reports."""
     import torch
 
     try:
@@ -104,15 +103,12 @@ def smoke(link: Link, candidate: ModuleType, device: str) -> None:
             raise
         # An uncompiled step takes more memory than the compiled one of the real start-up, which
         # decides. It may run out at any point, before `ready` too.
-        print(
-            f"smoke step: out of memory without the compiler, which says nothing: {error}",
-            file=sys.stderr,
-        )
+        print(f"smoke step: out of memory, but it was not compiled: {error}", file=sys.stderr)
         link.send({"msg": "smoked"})
 
 
 def try_out(candidate: ModuleType, checkpoint: memoryview, device: str) -> None:
-    """Loads a checkpoint as a scoring box would and checks what comes out of the model. Raises ValueError."""
+    """Loads a checkpoint as a scoring box would, and checks the output. Raises ValueError."""
     import torch
 
     with tempfile.TemporaryDirectory() as folder:
@@ -126,16 +122,18 @@ def try_out(candidate: ModuleType, checkpoint: memoryview, device: str) -> None:
         nats, logits = model(inputs, targets, reduction="none"), model(inputs)
     if nats.numel() != batch_rows * T:
         raise ValueError(
-            f'model(idx, targets, reduction="none") gave {nats.numel()} losses for {batch_rows * T} targets'
+            f'model(idx, targets, reduction="none") gave {nats.numel()} losses '
+            f"for {batch_rows * T} targets"
         )
     if tuple(logits.shape) != (batch_rows, T, V):
         raise ValueError(
-            f"model(idx) gave logits of shape {tuple(logits.shape)}, not [B, T, V] = {(batch_rows, T, V)}"
+            f"model(idx) gave logits of shape {tuple(logits.shape)}, "
+            f"not [B, T, V] = {(batch_rows, T, V)}"
         )
 
 
 def compiled_kernels() -> bytes:
-    """Everything that torch.compile made in this process, for other processes; empty when it made nothing."""
+    """Everything that torch.compile made in this process, for others; empty if it made nothing."""
     import torch
 
     artifacts = torch.compiler.save_cache_artifacts()
@@ -143,7 +141,7 @@ def compiled_kernels() -> bytes:
 
 
 def load_kernels(path: Path) -> None:
-    """Puts another process's `compiled_kernels` into this box's own cache, where torch.compile finds them."""
+    """Puts another process's `compiled_kernels` into this box's cache, for torch.compile."""
     import torch
 
     if kernels := path.read_bytes():

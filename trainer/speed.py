@@ -1,13 +1,14 @@
-"""How fast a training was: tokens a second, and the share of its card's peak that the model's FLOPs are (MFU).
+"""How fast a training was: tokens per second, and model FLOPs as a share of the GPU's peak (MFU).
 
-After PaLM (Chowdhery et al., arXiv 2204.02311, appendix B). A card that is not in the table has no MFU, never a guessed one.
+After PaLM (Chowdhery et al., arXiv 2204.02311, appendix B). A GPU that is not in the table has no
+MFU, rather than a guessed one.
 """
 
 from __future__ import annotations
 
 import re
 
-# Dense bf16 FLOP/s of a card by its whole name, from the makers' data sheets: a laptop's 4090 is another card.
+# Dense bf16 FLOP/s from the makers' data sheets, by the full name: a laptop's 4090 is another GPU.
 PEAK_FLOPS = {
     r"NVIDIA B200": 2250e12,
     r"NVIDIA (H200|H800|GH200 .*|H100 80GB HBM3)": 989.4e12,
@@ -22,13 +23,13 @@ PEAK_FLOPS = {
 }
 
 
-def peak_flops(card: str) -> float | None:
-    return next((peak for name, peak in PEAK_FLOPS.items() if re.fullmatch(name, card)), None)
+def peak_flops(gpu: str) -> float | None:
+    return next((peak for name, peak in PEAK_FLOPS.items() if re.fullmatch(name, gpu)), None)
 
 
-def figures(flops_per_token: float, tokens: int, seconds: float, card: str) -> dict[str, float]:
-    """Tokens a second, and the share of the card's peak that the model's FLOPs are; no share of a peak not in the table."""
+def figures(flops_per_token: float, tokens: int, seconds: float, gpu: str) -> dict[str, float]:
+    """`tokens_per_second` and, for a GPU in the table, `mfu_percent`."""
     metrics = {"tokens_per_second": tokens / seconds}
-    if peak := peak_flops(card):
+    if peak := peak_flops(gpu):
         metrics["mfu_percent"] = 100 * flops_per_token * tokens / seconds / peak
     return metrics

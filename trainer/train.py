@@ -1,8 +1,9 @@
-"""The file that is edited: a small GPT, its optimizer, its training loop. All in it may change but the contract.
+"""The file that is edited: a small GPT, its optimizer and training loop.
 
-The contract is three names and their meaning: the ALL_CAPS knobs below, `load_model(path, device)` and `main()`. The
-judge gives the seed, says when the budget starts, takes the checkpoint and scores it; trainer/harness.py is its pipe.
-After Karpathy's autoresearch and nanochat, whose names are kept. Runs alone as `python -m trainer.train`.
+Everything here may change but the contract, which is three names and their meaning: the ALL_CAPS
+knobs below, `load_model(path, device)` and `main()`. The judge gives the seed, says when the budget
+starts, takes the checkpoint and scores it; trainer/harness.py talks to it. After Karpathy's
+autoresearch and nanochat, whose names are kept. Runs alone as `python -m trainer.train`.
 """
 
 from __future__ import annotations
@@ -25,49 +26,49 @@ from torch import Tensor, nn
 import trainer.harness as harness
 from trainer import prepare
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Knobs: edit them here. Literals only, so that they can be read without running this file.
+# --------------------------------------------------------------------------------------------------
+# Knobs: edit them here. They are literals, so that they can be read without running this file.
 
 DEPTH = 3  # transformer layers
 ASPECT_RATIO = 21  # model width = depth x this, rounded up to a whole number of heads
 HEAD_DIM = 32  # width of one attention head, even
-WINDOW_PATTERN = "L"  # attention of each layer, repeated: L whole context, S a part of it; the last layer is always L
+# Attention of each layer, repeated: L whole context, S a part of it. The last layer is always L.
+WINDOW_PATTERN = "L"
 SHORT_WINDOW_DIVISOR = 2  # S looks back MAX_SEQ_LEN / this
 MAX_SEQ_LEN = 128  # context length in tokens
 VOCAB_SIZE = 2048  # one of the prepared tokenizers
-TOTAL_BATCH_SIZE = 1024  # tokens an optimizer step
-DEVICE_BATCH_SIZE = 8  # rows a forward pass; what is missing to a step is accumulated
-ROPE_BASE = (
-    10000.0  # the slowest of the rotary embedding's wavelengths is nearly 2 pi x this, in tokens
-)
+TOTAL_BATCH_SIZE = 1024  # tokens per optimizer step
+DEVICE_BATCH_SIZE = 8  # rows per forward pass; a step accumulates as many passes as it needs
+ROPE_BASE = 10000.0  # the rotary embedding's longest wavelength is nearly 2 pi x this, in tokens
 QK_SCALE = 1.0  # factor on attention scores, after QK-norm and 1/sqrt(head_dim)
-VE_GATE_CHANNELS = 32  # channels of the stream that a value embedding's gate sees
-VE_GATE_MAX = 2.0  # how wide that gate opens; it starts half open
+VE_GATE_CHANNELS = 32  # channels of the stream that a value embedding's gate reads
+VE_GATE_MAX = 2.0  # the gate's largest value; it starts at half of it
 INIT_SCALE = 1.0  # factor on the uniform initial weights of layers and value embeddings
 X0_LAMBDA_INIT = 0.1  # share of the token embedding that enters each layer at first
 EMBEDDING_LR = 0.6  # token and value embeddings (AdamW)
 UNEMBEDDING_LR = 0.004  # output head (AdamW)
 MATRIX_LR = 0.04  # matrices of the layers (Muon)
 SCALAR_LR = 0.5  # per-layer scalars (AdamW)
-WEIGHT_DECAY = 0.2  # of the matrices, cautious, falls to 0 over the budget
-EMBEDDING_DECAY = 0.0  # weight decay of the token embedding, times its rate, as the next two
+WEIGHT_DECAY = 0.2  # of the matrices, cautious; falls to 0 over the budget
+EMBEDDING_DECAY = 0.0  # weight decay of the token embedding, times its rate; so are the next two
 VALUE_EMBEDDING_DECAY = 0.0
 UNEMBEDDING_DECAY = 0.0
 ADAM_BETAS = (0.8, 0.95)  # decay of AdamW's first and second moment
 MUON_MOMENTUM = 0.95  # Nesterov momentum, reached from 0.85 in 300 steps
-MUON_BETA2 = 0.95  # decay of the running size of each neuron's update
+MUON_BETA2 = 0.95  # decay of the running average size of each neuron's update
 WARMUP_RATIO = 0.0  # share of the budget over which rates rise from 0
 WARMDOWN_RATIO = 0.5  # share of the budget over which rates fall at the end
-FINAL_LR_FRAC = 0.0  # share of the rates that is left at the end
+FINAL_LR_FRAC = 0.0  # share of the rates that remains at the end
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Attention: attend(q, k, v, window) -> y, all [B, T, heads, head_dim]. Token t sees the tokens t - window ... t.
+# --------------------------------------------------------------------------------------------------
+# Attention: attend(q, k, v, window) -> y, all [B, T, heads, head_dim]. Token t sees the tokens
+# t - window ... t.
 
 Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Plain scaled dot-product attention, causal where no mask is given; [B, T, heads, head_dim] like all in here."""
+    """Plain scaled dot-product attention, causal without a mask; shapes as everywhere here."""
     q, k, v, scale = (
         q.transpose(1, 2),
         k.transpose(1, 2),
@@ -82,8 +83,9 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 def local_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     """Exact sliding-window attention without a T x T mask, for every device.
 
-    Queries are cut into chunks of `window`, which need the keys of their own chunk and of the one before: the cost grows
-    with T * window. A mask over the whole T x T would make it dearer than full attention.
+    Queries are cut into chunks of `window`, each of which needs the keys of its own chunk and of
+    the one before, so the cost grows with T * window. With a mask over all of T x T it would cost
+    more than full attention.
     """
     B, T, heads, dim = q.shape
     if (groups := heads // k.size(2)) > 1:
@@ -98,7 +100,7 @@ def local_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     pairs = [
         torch.cat([x[:, :-1], x[:, 1:]], dim=2).reshape(-1, 2 * window, heads, dim) for x in (k, v)
     ]
-    # Key b of a pair of chunks lies window + a - b before query a of the second one.
+    # Key b of a pair of chunks is window + a - b tokens before query a of the second chunk.
     a, b = torch.arange(window, device=q.device)[:, None], torch.arange(2 * window, device=q.device)
     rest = _sdpa(
         q[:, window:].reshape(-1, window, heads, dim),
@@ -110,7 +112,7 @@ def local_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 
 
 def local_kernel(repo: str) -> Any:
-    """A kernel of the `kernels` package from its local copy, for a box has no network. Raises when there is none."""
+    """A kernel of the package `kernels`, from a local copy: a box has no network. RuntimeError."""
     if f"{repo}=" not in os.environ.get("LOCAL_KERNELS", ""):
         raise RuntimeError(f"LOCAL_KERNELS names no {repo}")
     import kernels
@@ -119,14 +121,14 @@ def local_kernel(repo: str) -> Any:
 
 
 def flash_attention_3(repo: str, majors: tuple[int, ...]) -> Attention:
-    """FlashAttention-3 (Shah et al., arXiv 2407.08608), built for compute capabilities `majors`. Raises elsewhere.
+    """FlashAttention-3 (Shah et al., arXiv 2407.08608). Raises where it cannot run.
 
-    Compiled, it is one node of a block's graph if the kernel registers it as an operator, else a break in the graph.
+    `majors` are the compute capabilities that it is built for. When compiled, it is one node of a
+    block's graph if the kernel registers it as an operator, and a break in the graph if not.
     """
     capability = torch.cuda.get_device_capability()
-    if (
-        torch.version.hip or capability[0] not in majors
-    ):  # HIP counts its own: an MI300 calls itself 9.4
+    # HIP has numbers of its own: an MI300 reports 9.4.
+    if torch.version.hip or capability[0] not in majors:
         raise RuntimeError(
             f"it is built for NVIDIA's compute capabilities {majors} and this is {capability}"
         )
@@ -142,16 +144,14 @@ def flash_attention_3(repo: str, majors: tuple[int, ...]) -> Attention:
             causal=True,
             window_size=(window, 0),
         )
-        attended: Tensor = (
-            y[0] if isinstance(y, tuple) else y
-        )  # some builds give the log-sum-exp as well
+        attended: Tensor = y[0] if isinstance(y, tuple) else y  # some builds add the log-sum-exp
         return attended
 
     return attend
 
 
 def flex_attention(windows: list[int], T: int, device: str) -> Attention:
-    """FlexAttention, which torch.compile turns into one kernel. Raises below compute capability 8.0."""
+    """FlexAttention, one kernel once compiled. Raises below compute capability 8.0."""
     from torch.nn.attention import flex_attention as flex
 
     if device == "cuda" and torch.cuda.get_device_capability() < (8, 0):
@@ -178,7 +178,10 @@ def flex_attention(windows: list[int], T: int, device: str) -> Attention:
 
 
 def smoke_test(attend: Attention, config: GPTConfig, device: str, dtype: torch.dtype) -> None:
-    """One row of the real shape, forward and backward, against `local_attention`. Raises RuntimeError if they differ."""
+    """Compares one row of the real shape, forward and backward, with `local_attention`.
+
+    Raises RuntimeError if they differ.
+    """
     noise = torch.Generator(device).manual_seed(0)
     heads = (config.n_head, config.n_kv_head, config.n_kv_head, config.n_head)
     shapes = [(1, config.sequence_len, n, config.n_embd // config.n_head) for n in heads]
@@ -192,14 +195,14 @@ def smoke_test(attend: Attention, config: GPTConfig, device: str, dtype: torch.d
             found.append([y := tried(q, k, v, window), *torch.autograd.grad(y, (q, k, v), pull)])
         for name, ours, exact in zip("yqkv", *found, strict=True):
             error = ((ours.float() - exact.float()).norm() / exact.float().norm()).item()
-            if not error < 0.03:  # bf16 rounds to 0.4%; NaN fails as well
+            if not error < 0.03:  # bf16 rounds to 0.4%; NaN fails too
                 raise RuntimeError(
                     f"{name} is off by {error:.2%} at window {window}, where 3% is allowed"
                 )
 
 
 def choose_attention(device: str, config: GPTConfig) -> Attention:
-    """The fastest attention that works here; says on stderr which, and why a faster one was refused."""
+    """The fastest attention that works here; prints which, and why faster ones do not."""
     if device != "cuda":
         return local_attention
     backends: dict[str, Callable[[], Attention]] = {
@@ -219,19 +222,16 @@ def choose_attention(device: str, config: GPTConfig) -> Attention:
             smoke_test(torch.compile(attend, dynamic=False), config, device, torch.bfloat16)
             print(f"attention: {name}", file=sys.stderr)
             return attend
-        except (
-            Exception
-        ) as reason:  # an optional kernel may fail in any way; local_attention is always right
+        except Exception as reason:  # an optional kernel may fail in any way
             print(f"attention: no {name}: {reason}", file=sys.stderr)
     return local_attention
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Model
 
-Lambdas = tuple[
-    Tensor, Tensor
-]  # 0-D: how much of the stream, and of the token embedding, enters a layer
+# 0-D: how much of the stream, and of the token embedding, enters a layer.
+Lambdas = tuple[Tensor, Tensor]
 Rotary = tuple[Tensor, Tensor]  # cosine and sine, [1, T, 1, head_dim / 2]
 
 
@@ -247,7 +247,7 @@ class GPTConfig:
 
     @classmethod
     def from_knobs(cls) -> GPTConfig:
-        """Raises ValueError when knobs do not fit together."""
+        """Raises ValueError if knobs do not fit together."""
         if DEPTH < 1 or HEAD_DIM < 2 or HEAD_DIM % 2:
             raise ValueError(f"DEPTH = {DEPTH} must be at least 1 and HEAD_DIM = {HEAD_DIM} even")
         if not WINDOW_PATTERN or set(WINDOW_PATTERN) - set("SL"):
@@ -269,18 +269,17 @@ class GPTConfig:
 
 
 def norm(x: Tensor) -> Tensor:
-    return F.rms_norm(x, (x.size(-1),)).to(
-        x.dtype
-    )  # autocast makes it float32, and the whole stream after it
+    # Autocast makes this float32, and would make the whole stream float32 after it.
+    return F.rms_norm(x, (x.size(-1),)).to(x.dtype)
 
 
 def has_ve(layer_idx: int, n_layer: int) -> bool:
-    """Value embeddings are in every other layer, counted so that the last one has them."""
+    """Every other layer has value embeddings, the last one included."""
     return layer_idx % 2 == (n_layer - 1) % 2
 
 
 def apply_rotary_emb(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates the two halves of each head, [B, T, heads, head_dim], by the angles of its position."""
+    """Rotates the halves of each head, [B, T, heads, head_dim], by the angles of its position."""
     left, right = x.chunk(2, dim=3)
     return torch.cat([left * cos + right * sin, right * cos - left * sin], dim=3)
 
@@ -314,9 +313,8 @@ class CausalSelfAttention(nn.Module):
             B, T, -1, self.head_dim
         )
         v = self.c_v(x).view(B, T, self.n_kv_head, self.head_dim)
-        if (
-            ve is not None and self.ve_gate is not None
-        ):  # each token opens or shuts its own value embedding
+        # Each token scales its own value embedding.
+        if ve is not None and self.ve_gate is not None:
             gate = VE_GATE_MAX * torch.sigmoid(self.ve_gate(x[..., : self.gate_channels]))
             v = v + gate.unsqueeze(-1) * ve.view(B, T, self.n_kv_head, self.head_dim)
         qk = norm(apply_rotary_emb(qk, cos, sin)).to(v.dtype)
@@ -358,23 +356,25 @@ class Block(nn.Module):
 
 
 def soft_cap(logits: Tensor) -> Tensor:
-    return 15 * torch.tanh(logits.float() / 15)  # no logit leaves +-15
+    return 15 * torch.tanh(logits.float() / 15)  # between -15 and 15
 
 
 def cross_entropy(x: Tensor, lm_head: Tensor, targets: Tensor) -> Tensor:
-    """Nats of each target, [B*T]. Compiled as one region, cap and softmax are fused: no float32 logits lie in memory."""
+    """Nats of each target, [B*T]. Compiled, it keeps no float32 logits in memory: all is fused."""
     logits = soft_cap(F.linear(norm(x), lm_head))
     return F.cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1), reduction="none")
 
 
 class FusedCrossEntropy(torch.autograd.Function):
-    """The same without a compiler, x [N, D], targets [N]: 7 passes over the logits where autograd makes 14; one backward."""
+    """The same for eager mode, x [N, D], targets [N]; can be differentiated once.
+
+    It makes 7 passes over the logits, where autograd would make 14.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, lm_head: Tensor, targets: Tensor) -> Tensor:
-        half = F.linear(
-            x * (2 / 15), lm_head
-        ).sigmoid_()  # 15 tanh(l / 15) = 30 sigmoid(2 l / 15) - 15
+        # 15 tanh(l / 15) = 30 sigmoid(2 l / 15) - 15
+        half = F.linear(x * (2 / 15), lm_head).sigmoid_()
         powers = torch.add(half.new_tensor(-15), half, alpha=30).exp_()
         total = powers.sum(dim=1, keepdim=True)
         ctx.save_for_backward(x, lm_head, targets[:, None], half, powers, total)
@@ -384,9 +384,8 @@ class FusedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, lm_head, targets, half, powers, total = ctx.saved_tensors
-        grad = (
-            4 * grad[:, None]
-        )  # of the capped logits; 30 * 2 / 15 is the cap's own derivative, half (1 - half) apart
+        # Of the capped logits: 4 = 30 * 2 / 15 is the cap's derivative but for half (1 - half).
+        grad = 4 * grad[:, None]
         logits = torch.ops.aten.sigmoid_backward(
             powers.mul_(grad / total).scatter_add_(1, targets, -grad), half
         )
@@ -400,7 +399,10 @@ def fused_cross_entropy(x: Tensor, lm_head: Tensor, targets: Tensor) -> Tensor:
 
 
 class GPT(nn.Module):
-    """model(idx) -> logits [B, T, V]; model(idx, targets, reduction="none") -> nats [B*T], "mean" -> their mean."""
+    """model(idx) -> logits [B, T, V]; model(idx, targets, reduction) -> nats [B*T] or their mean.
+
+    `reduction` is "none" or "mean".
+    """
 
     cos: Tensor
     sin: Tensor
@@ -429,10 +431,9 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Every layer starts as the identity: what it adds to the stream goes through a projection of zeros."""
-        bound = INIT_SCALE * math.sqrt(
-            3 / self.config.n_embd
-        )  # uniform: a standard deviation of scale / sqrt(width)
+        """Every layer starts as the identity: its output goes through a projection of zeros."""
+        # Uniform, with a standard deviation of scale / sqrt(width).
+        bound = INIT_SCALE * math.sqrt(3 / self.config.n_embd)
         nn.init.normal_(self.wte.weight, std=1.0)
         nn.init.normal_(self.lm_head.weight, std=0.001)
         for name, weight in (*self.h.named_parameters(), *self.value_embeds.named_parameters()):
@@ -444,13 +445,13 @@ class GPT(nn.Module):
         nn.init.constant_(self.x0_lambdas, X0_LAMBDA_INIT)
 
     def flops_per_token(self) -> int:
-        """Forward and backward: 6 a matrix weight, and 12 a head channel and key looked at, as upstream counts."""
+        """Forward and backward: 6 per matrix weight, 12 per head channel and key, as upstream."""
         matrices = self.lm_head.weight.numel() + sum(p.numel() for p in self.h.parameters())
         keys = sum(min(window, self.config.sequence_len) for window in self.windows)
         return 6 * matrices + 12 * self.config.n_embd * keys
 
     def compile_regions(self) -> None:
-        """Compiles each block and the head on its own: equal blocks share a graph, so more of them compile nothing."""
+        """Compiles blocks and head one by one: equal blocks share a graph, so depth is free."""
         for block in self.h:
             block.compile(dynamic=False)
         self.cross_entropy = torch.compile(cross_entropy, dynamic=False)
@@ -461,9 +462,8 @@ class GPT(nn.Module):
         # bf16 matrix products on a GPU; a CPU without AMX only emulates them
         with torch.autocast(idx.device.type, torch.bfloat16, enabled=idx.is_cuda):
             x0 = norm(self.wte(idx))
-            x = x0.view_as(
-                x0
-            )  # two tensors to the compiler as well, or the first block gets graphs of its own
+            # Two tensors for the compiler too, or the first block would get graphs of its own.
+            x = x0.view_as(x0)
             rotary = self.cos[:, : idx.size(1)].to(x.dtype), self.sin[:, : idx.size(1)].to(x.dtype)
             lambdas = zip(self.resid_lambdas.unbind(), self.x0_lambdas.unbind(), strict=True)
             for i, (block, pair) in enumerate(zip(self.h, lambdas, strict=True)):
@@ -471,16 +471,15 @@ class GPT(nn.Module):
                 x = block(x, x0, pair, ve, rotary, self.windows[i])
             if targets is None:
                 return soft_cap(self.lm_head(norm(x)))
-            loss = (
-                self.cross_entropy if self.training else cross_entropy
-            )  # scored, it is the logits' own to the last bit
+            # When it is scored, the loss must be that of the logits to the last bit.
+            loss = self.cross_entropy if self.training else cross_entropy
             nats = loss(x, self.lm_head.weight, targets)
         return nats if reduction == "none" else nats.mean()
 
 
 def build_model(device: str, attend: Attention) -> GPT:
     model = GPT(GPTConfig.from_knobs(), attend).to(device)
-    if device == "cuda":  # lookups in bf16: half the memory, no loss; and a loss to be compiled
+    if device == "cuda":  # lookups in bf16 take half the memory; the loss will be compiled
         model.wte.bfloat16()
         model.value_embeds.bfloat16()
         model.cross_entropy = cross_entropy
@@ -488,20 +487,19 @@ def build_model(device: str, attend: Attention) -> GPT:
 
 
 def load_model(path: str, device: str) -> nn.Module:
-    """The model of a checkpoint, as the judge scores it: eager, for a fresh box would compile longer than it scores."""
+    """The model of a checkpoint, for scoring: eager, which is faster than to compile it first."""
     use_threads(device)
     model = build_model(device, local_attention)
     model.load_state_dict(torch.load(path, map_location=device, weights_only=True))
     return model.eval()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Optimizer. Plain classes: torch.optim's base class imports torch's compiler, 2 s that a short run does not have.
+# --------------------------------------------------------------------------------------------------
+# Optimizer. Plain classes: torch.optim's base class imports torch's compiler, which takes 2 s.
 
 Betas = tuple[float, float]
-Number = (
-    float | Tensor
-)  # rates are 0-D tensors where a step is compiled: a new value must not compile it anew
+# Rates of a compiled step are 0-D tensors, so that a new value does not compile it again.
+Number = float | Tensor
 
 
 def adamw_update(
@@ -516,7 +514,8 @@ def adamw_update(
 ) -> None:
     """One step of AdamW (Loshchilov & Hutter, arXiv 1711.05101).
 
-    `lr` and `correction` hold the bias corrections of m and v; `keep` is what weight decay leaves, None for no decay.
+    `lr` and `correction` include the bias corrections of m and v; `keep` is the factor of weight
+    decay, None without decay.
     """
     m.lerp_(grad, 1 - betas[0])
     v.lerp_(grad.square(), 1 - betas[1])
@@ -526,7 +525,7 @@ def adamw_update(
 
 
 class AdamW:
-    """Groups of (parameters, rate, betas, weight decay), for all that is no matrix of a layer."""
+    """Groups of (parameters, rate, betas, weight decay), for all but the matrices of the layers."""
 
     def __init__(
         self, groups: list[tuple[list[Tensor], float, Betas, float]], compiled: bool
@@ -551,14 +550,14 @@ class AdamW:
             keep = self.scalar(1 - lr * multiplier * decay) if decay else None
             for p, (m, v) in zip(params, moments, strict=True):
                 assert p.grad is not None
-                update = (
-                    self.update if p.ndim > 1 else adamw_update
-                )  # a vector has the depth's length: not compiled anew
+                # A vector is as long as the model is deep, so compiled it would compile again.
+                update = self.update if p.ndim > 1 else adamw_update
                 update(p, p.grad, m, v, rate, correction, keep, betas)
                 p.grad = None
 
 
-# Coefficients of the five iterations of Polar Express (Amsel et al., arXiv 2505.16932), with its safety factor of 2%.
+# Coefficients of the five iterations of Polar Express (Amsel et al., arXiv 2505.16932), with its
+# safety factor of 2%.
 POLAR_EXPRESS = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
     (4.042929935166739, -2.808917465908714, 0.5000178451051316),
@@ -569,7 +568,7 @@ POLAR_EXPRESS = (
 
 
 def polar_express(g: Tensor) -> Tensor:
-    """Roughly the orthogonal factor of each matrix of [n, rows, cols]: its singular values become about 1."""
+    """The orthogonal factor of each matrix of [n, rows, cols], roughly: singular values near 1."""
     tall = g.size(1) > g.size(2)
     x = g.bfloat16() if g.is_cuda else g
     x = x.mT if tall else x
@@ -591,9 +590,9 @@ def muon_update(
 ) -> None:
     """One step of Muon (Jordan et al. 2024) on a stack of matrices, p [n, rows, cols].
 
-    Nesterov momentum, orthogonalised by Polar Express; then NorMuon (arXiv 2510.05491): each neuron's update is divided
-    by its running size `second`, and the whole is scaled back to the size it had; then cautious weight decay (arXiv
-    2510.12402): only where it agrees with the update.
+    Nesterov momentum, orthogonalised by Polar Express; then NorMuon (arXiv 2510.05491): each
+    neuron's update is divided by its running size `second`, and the whole is scaled back to its
+    former size; then cautious weight decay (arXiv 2510.12402): only where the signs agree.
     """
     buffer.lerp_(grad, 1 - momentum)
     g = polar_express(grad.lerp(buffer, momentum))
@@ -609,7 +608,7 @@ def muon_update(
 
 
 class Muon:
-    """All matrices of the layers, those of one shape as views of one stack: an update is a few batched products."""
+    """All matrices of the layers. Those of one shape are views of a stack, updated in one batch."""
 
     def __init__(self, params: list[nn.Parameter], lr: float, compiled: bool) -> None:
         self.lr = lr
@@ -619,21 +618,15 @@ class Muon:
         for p in params:
             by_shape.setdefault(p.shape, []).append(p)
         self.stacks = []
-        for (
-            shape,
-            group,
-        ) in (
-            by_shape.items()
-        ):  # each at a multiple of 16 bytes, as blocks that share a graph take for granted
+        # Each matrix begins at a multiple of 16 bytes: the graph of equal blocks assumes that.
+        for shape, group in by_shape.items():
             flat = F.pad(torch.stack([p.data.flatten() for p in group]), (0, -shape.numel() % 4))
             self.stacks.append(flat[:, : shape.numel()].view(-1, *shape))
         self.grads = [torch.zeros_like(stack) for stack in self.stacks]
         for group, stack, grad in zip(by_shape.values(), self.stacks, self.grads, strict=True):
             for i, p in enumerate(group):
-                p.data, p.grad = (
-                    stack[i],
-                    grad[i],
-                )  # backward adds to a gradient in place, so nothing is ever copied
+                # Backward adds to a gradient in place, so nothing is ever copied.
+                p.data, p.grad = stack[i], grad[i]
         self.buffers = [torch.zeros_like(stack) for stack in self.stacks]
         self.seconds = [
             torch.zeros_like(s[:, :, :1] if s.size(1) >= s.size(2) else s[:, :1])
@@ -643,9 +636,8 @@ class Muon:
             from torch._dynamo import maybe_mark_dynamic
 
             for tensor in (*self.stacks, *self.grads, *self.buffers, *self.seconds):
-                maybe_mark_dynamic(
-                    tensor, 0
-                )  # how many matrices: so the graph outlives a change of depth
+                # The number of matrices, so that a change of depth compiles nothing.
+                maybe_mark_dynamic(tensor, 0)
 
     def reset(self) -> None:
         for state in (*self.buffers, *self.seconds):
@@ -664,7 +656,7 @@ class Muon:
 
 
 def build_optimizers(model: GPT, compiled: bool) -> tuple[AdamW, Muon]:
-    scale = (model.config.n_embd / 768) ** -0.5  # rates were tuned at width 768
+    scale = (model.config.n_embd / 768) ** -0.5  # rates were tuned at a width of 768
     groups: list[tuple[list[Tensor], float, Betas, float]] = [
         ([model.lm_head.weight], UNEMBEDDING_LR * scale, ADAM_BETAS, UNEMBEDDING_DECAY),
         ([model.wte.weight], EMBEDDING_LR * scale, ADAM_BETAS, EMBEDDING_DECAY),
@@ -680,8 +672,8 @@ def build_optimizers(model: GPT, compiled: bool) -> tuple[AdamW, Muon]:
     return AdamW(groups, compiled), Muon(list(model.h.parameters()), MATRIX_LR, compiled)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Training. `done` is the share of the budget that is spent.
+# --------------------------------------------------------------------------------------------------
+# Training. `done` is the share of the budget that has been spent.
 
 
 def lr_multiplier(done: float) -> float:
@@ -694,16 +686,17 @@ def lr_multiplier(done: float) -> float:
 
 
 def use_threads(device: str) -> None:
-    if device == "cpu":  # more threads than the judge grants only wait for each other
+    if device == "cpu":  # more threads than the judge allows would only wait for each other
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 def accumulation_steps() -> int:
-    """Raises ValueError when a step is no whole number of forward passes."""
+    """Raises ValueError if a step is not a whole number of forward passes."""
     tokens = DEVICE_BATCH_SIZE * MAX_SEQ_LEN
     if TOTAL_BATCH_SIZE < 1 or TOTAL_BATCH_SIZE % tokens:
         raise ValueError(
-            f"{TOTAL_BATCH_SIZE = } must be a multiple of DEVICE_BATCH_SIZE * MAX_SEQ_LEN = {tokens}"
+            f"{TOTAL_BATCH_SIZE = } must be a multiple of "
+            f"DEVICE_BATCH_SIZE * MAX_SEQ_LEN = {tokens}"
         )
     return TOTAL_BATCH_SIZE // tokens
 
@@ -718,7 +711,7 @@ def packed_batches(rows: prepare.Tokens) -> Iterator[prepare.Tokens]:
 
 
 class Bus:
-    """The way to the GPU: pinned memory, and a stream of its own, so that copies run beside the work."""
+    """The way to the GPU: pinned memory and a separate stream, so that copies overlap with work."""
 
     def __init__(self) -> None:
         self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -727,23 +720,22 @@ class Bus:
         return torch.empty((DEVICE_BATCH_SIZE, MAX_SEQ_LEN + 1), dtype=torch.int16, pin_memory=True)
 
     def send(self, buffer: Tensor) -> tuple[Tensor, torch.cuda.Event]:
-        """The batch on the device, and the event before which it is not there and `buffer` must not change."""
+        """The batch on the device; until the event it is not there and `buffer` must not change."""
         with torch.cuda.stream(self.stream):
             return buffer.to("cuda", non_blocking=True), self.stream.record_event()
 
     def receive(self, tokens: Tensor, landed: torch.cuda.Event) -> Tensor:
-        """The batch for the main stream, which waits for it; the host does not."""
+        """The batch for the main stream, which waits for it; the host does not wait."""
         (main := torch.cuda.current_stream()).wait_event(landed)
-        tokens.record_stream(
-            main
-        )  # or the copies' stream would reuse its memory while the main stream reads
+        # Or the copying stream would reuse its memory while the main stream reads it.
+        tokens.record_stream(main)
         return tokens
 
 
 def staged(batches: Iterator[prepare.Tokens], bus: Bus) -> Iterator[Tensor]:
-    """The batches on the device, int64, in order; each is copied while the one before it is worked on.
+    """The batches on the device, int64, in order; each is copied while the one before is in use.
 
-    They take turns in two pinned buffers, and one is filled again only when its last copy has landed.
+    They alternate between two pinned buffers; one is filled again only when its last copy is done.
     """
     buffers = [bus.buffer() for _ in range(2)]
     sent: deque[tuple[Tensor, torch.cuda.Event]] = deque(maxlen=2)
@@ -757,7 +749,7 @@ def staged(batches: Iterator[prepare.Tokens], bus: Bus) -> Iterator[Tensor]:
 
 
 def batches(rows: prepare.Tokens, device: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless (inputs, targets), int64 [DEVICE_BATCH_SIZE, T] each, in the order of the packed rows."""
+    """Endless (inputs, targets), int64 [DEVICE_BATCH_SIZE, T], in the order of the packed rows."""
     packed = packed_batches(rows)
     on_device = (
         staged(packed, Bus())
@@ -769,7 +761,7 @@ def batches(rows: prepare.Tokens, device: str) -> Iterator[tuple[Tensor, Tensor]
 
 
 def on_its_way(loss: Tensor) -> Callable[[], float]:
-    """Starts the copy of a loss to the host; the function waits for that copy, and for nothing that was queued after it."""
+    """Starts to copy a loss to the host; the function waits for that copy alone."""
     if not loss.is_cuda:
         return loss.item
     host = torch.empty((), pin_memory=True).copy_(loss, non_blocking=True)
@@ -778,8 +770,8 @@ def on_its_way(loss: Tensor) -> Callable[[], float]:
 
 
 def check(loss: float, step: int) -> None:
-    """Fails fast: a run that has blown up has nothing more to say."""
-    if not loss <= 100:  # NaN as well
+    """Fails fast: a run that has diverged does not recover."""
+    if not loss <= 100:  # NaN too
         raise RuntimeError(f"loss {loss} at step {step}: training has diverged")
 
 
@@ -801,7 +793,7 @@ def main() -> None:
         model.compile_regions()
 
     def train_step(data: Iterator[tuple[Tensor, Tensor]], step: int, done: float) -> Tensor:
-        """One optimizer step; returns its mean loss, not yet waited for."""
+        """One optimizer step; its mean loss, still on the device."""
         total = torch.zeros((), device=device)
         for _ in range(passes):
             loss = model(*next(data)) / passes
@@ -812,7 +804,7 @@ def main() -> None:
         muon.step(lr_multiplier(done), momentum, WEIGHT_DECAY * (1 - done))
         return total
 
-    if compiled:  # compile on noise before the clock runs, then forget it
+    if compiled:  # compile on noise before the clock starts, then start over
         noise = np.random.default_rng(0).integers(
             VOCAB_SIZE, size=(DEVICE_BATCH_SIZE, MAX_SEQ_LEN + 1)
         )
@@ -828,13 +820,12 @@ def main() -> None:
     step, tokens, last_loss = 0, 0, None
     while (done := budget.progress(tokens)) < 1.0:
         loss = on_its_way(train_step(data, step, done))
-        if (
-            last_loss is not None
-        ):  # a GPU works on the queued step meanwhile; the host, whose clock counts, is one ahead
+        # The host, whose clock counts, is a step ahead: the GPU works on the queued step meanwhile.
+        if last_loss is not None:
             check(value := last_loss(), step - 1)
             harness.log(step=step - 1, tokens=tokens, loss=value)
         last_loss, step, tokens = loss, step + 1, tokens + TOTAL_BATCH_SIZE
-        if step == 1:  # nothing that lives now dies before the end: spare the collector the search
+        if step == 1:  # everything alive now lives to the end: the collector need not look at it
             gc.collect()
             gc.freeze()
             gc.disable()

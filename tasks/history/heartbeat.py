@@ -1,8 +1,9 @@
-"""A night's heartbeat: a small file beside its ledger that says which process is at work, since when, and on what.
+"""A night's heartbeat: a small file beside its ledger that says which process works, and on what.
 
-With the process id goes its start time and the machine's boot, so that a dead night is told from a live one at once; a night
-of another machine, on a shared disk, counts as dead when its lease is over. The file is written in place and never grows:
-a full disk does not stop it. It decides nothing that is durable: that is the ledger's.
+The process is named by its `ProcessId`, so a dead night is recognised at once. A night of another
+machine, on a shared disk, counts as dead when its lease has run out. The file is overwritten in
+place and never grows, so a full disk does not stop it. Nothing durable depends on it: that is the
+ledger's.
 """
 
 from __future__ import annotations
@@ -20,11 +21,9 @@ from pathlib import Path
 from tasks.judge.processes import ProcessId
 
 BEAT_SECONDS = 5.0
-LEASE_SECONDS = (
-    120.0  # without a beat; of a night on another machine, whose processes cannot be looked at
-)
+LEASE_SECONDS = 120.0  # without a beat, for a night on another machine
 OVER = "over"  # the last phase
-SIZE = 4096  # bytes: one block, all of it rewritten at each beat
+SIZE = 4096  # bytes: one block, which each beat rewrites
 LONGEST = 1500  # bytes of a text in it
 
 
@@ -35,14 +34,14 @@ class Heartbeat:
     host: str
     process: ProcessId
     time: float  # of the beat, seconds since the epoch
-    used_seconds: float  # for which the night has been alive
+    used_seconds: float  # that the night has been alive
     phase: str  # "training trial 3, seed 1"
-    phase_seconds: float  # for which it has been at that
-    error: str | None  # what has gone wrong in this process, did not end it and is not over
+    phase_seconds: float  # since the phase began
+    error: str | None  # a problem of this process that did not end it and is not solved
 
     @classmethod
     def from_json(cls, text: bytes) -> Heartbeat:
-        """Raises ValueError, TypeError or KeyError for what `to_json` did not write."""
+        """Raises ValueError, TypeError or KeyError for anything that `to_json` did not write."""
         fields = json.loads(text)
         return cls(**{**fields, "process": ProcessId.parse(fields["process"])})
 
@@ -51,8 +50,8 @@ class Heartbeat:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the night is at work: its process lives, or on another machine its lease still runs, and it is not over."""
-        if self.phase == OVER:  # its process may take a minute to end, or have begun another night
+        """Whether the night is not over and its process lives, or on another machine its lease."""
+        if self.phase == OVER:  # the process may take a minute to end, or have begun another night
             return False
         if self.host != platform.node():
             return abs(time.time() - self.time) < LEASE_SECONDS
@@ -60,7 +59,7 @@ class Heartbeat:
 
 
 class Pulse:
-    """The beating end of it. `phase` and `error` are set by the flow; a thread writes them down every BEAT_SECONDS."""
+    """Writes the heartbeat. The flow sets phase and error; a thread beats every BEAT_SECONDS."""
 
     def __init__(self, file: int, used_seconds: Callable[[], float]) -> None:
         self._file = file
@@ -70,12 +69,12 @@ class Pulse:
         self._lock = threading.Lock()
 
     def enter(self, phase: str) -> None:
-        """Says what the night is doing from now on."""
+        """Sets what the night does from now on."""
         self._phase, self._since = _short(phase), time.monotonic()
         self.beat()
 
     def note(self, error: str | None) -> None:
-        """Keeps the last thing that went wrong and did not end the night; None once all is well again."""
+        """Sets the last problem that did not end the night; None once it is solved."""
         self._error = error and _short(error)
         self.beat()
 
@@ -90,16 +89,13 @@ class Pulse:
             error=self._error,
         )
         content = found.to_json().encode().ljust(SIZE)
-        with (
-            self._lock,
-            contextlib.suppress(OSError),
-        ):  # a disk that fails is the ledger's to report
+        with self._lock, contextlib.suppress(OSError):  # the ledger reports a failing disk
             os.pwrite(self._file, content, 0)
 
 
 @contextlib.contextmanager
 def beating(path: Path, used_seconds: Callable[[], float]) -> Iterator[Pulse]:
-    """Beats from now to the end of the block, in a thread of its own."""
+    """Beats in a thread until the block ends."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     over, pulse = threading.Event(), Pulse(file, used_seconds)
 
@@ -120,7 +116,7 @@ def beating(path: Path, used_seconds: Callable[[], float]) -> Iterator[Pulse]:
 
 
 def last(path: Path) -> Heartbeat | None:
-    """The last beat; None where there was none, or where a power cut has torn it."""
+    """The last beat; None if there was none, or if a power failure left only part of it."""
     for _ in range(3):  # a reader may meet a writer
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             return Heartbeat.from_json(path.read_bytes())
@@ -129,7 +125,7 @@ def last(path: Path) -> Heartbeat | None:
 
 
 def _short(text: str) -> str:
-    """As much of the text as fits, in the spelling of JSON, where a character may take twelve bytes."""
+    """As much of the text as fits, written as JSON, where a character may take twelve bytes."""
     text = text[:LONGEST]
     while len(json.dumps(text)) > LONGEST:
         text = text[: len(text) * 3 // 4]

@@ -1,4 +1,4 @@
-"""The machine as far as a score depends on it: a `description` for people, a `fingerprint` to compare.
+"""The machine as far as a score depends on it: a description for people, a fingerprint to compare.
 
 Scores that were measured on different hardware are never compared.
 """
@@ -31,7 +31,7 @@ def describe(device: str, threads: int) -> str:
 
 
 def fingerprint(device: str, threads: int) -> str:
-    """16 hexadecimal digits that change with `describe`, the operating system, and Python's version.
+    """16 hexadecimal digits, of `describe`, the operating system and the version of Python.
 
     For equality alone: a cached baseline is used again only under the same fingerprint.
     """
@@ -79,7 +79,7 @@ def _first_amd_gpu() -> gpu.Gpu | None:
 
 
 def _amd_gpus() -> Iterator[dict[str, str]]:
-    """The properties of each GPU in the driver's topology, in order; CPUs are nodes of it as well."""
+    """The properties of each GPU in the driver's topology, in order. CPUs are nodes there too."""
     nodes = (SYS / "class/kfd/kfd/topology/nodes").glob("[0-9]*")
     for node in sorted(nodes, key=lambda node: int(node.name)):
         try:

@@ -1,4 +1,4 @@
-"""A night's heartbeat: who is taken for alive, and that neither a torn file nor a full disk stops anything."""
+"""A night's heartbeat: when a night counts as alive; damaged files and full disks stop nothing."""
 
 import dataclasses
 import os
@@ -55,7 +55,7 @@ def mine(tmp_path, pulse):
     return found
 
 
-def test_a_beat_says_who_is_at_work_and_on_what(mine):
+def test_a_beat_names_the_process_and_what_it_does(mine):
     assert (mine.process.pid, mine.phase, mine.used_seconds, mine.error) == (
         os.getpid(),
         "proposing",
@@ -66,7 +66,7 @@ def test_a_beat_says_who_is_at_work_and_on_what(mine):
     assert mine.is_alive
 
 
-def test_an_error_stays_through_the_next_phase_and_until_it_is_over(tmp_path, pulse):
+def test_an_error_stays_in_the_next_phase_until_it_is_solved(tmp_path, pulse):
     pulse.note("MLflow is down")
     pulse.enter("training")
     found = heartbeat.last(tmp_path / "heartbeat.json")
@@ -78,7 +78,7 @@ def test_an_error_stays_through_the_next_phase_and_until_it_is_over(tmp_path, pu
     assert found.error is None
 
 
-def test_a_process_that_ended_by_kill_9_is_dead_at_once(tmp_path):
+def test_a_night_that_was_killed_is_dead_at_once(tmp_path):
     path = tmp_path / "heartbeat.json"
     child = subprocess.Popen(
         [sys.executable, "-c", BEATS_UNTIL_KILLED, str(path)],
@@ -99,7 +99,7 @@ def test_a_process_that_ended_by_kill_9_is_dead_at_once(tmp_path):
     child.stdout.close()
 
 
-def test_a_process_is_alive_while_it_beats_and_its_end_is_its_last_phase(tmp_path):
+def test_a_night_is_alive_while_it_beats_and_its_last_phase_is_over(tmp_path):
     path = tmp_path / "heartbeat.json"
     with heartbeat.beating(path, lambda: 0.0) as pulse:
         pulse.enter("proposing")
@@ -111,12 +111,12 @@ def test_a_process_is_alive_while_it_beats_and_its_end_is_its_last_phase(tmp_pat
     assert after.phase == "over"
 
 
-def test_a_pid_that_was_given_to_another_process_is_dead(mine):
+def test_a_night_whose_pid_was_given_to_another_process_is_dead(mine):
     process = dataclasses.replace(mine.process, started=mine.process.started - 1)
     assert not dataclasses.replace(mine, process=process).is_alive
 
 
-def test_a_pid_of_an_earlier_boot_is_dead(mine):
+def test_a_night_from_before_a_restart_is_dead(mine):
     process = dataclasses.replace(mine.process, boot="an earlier one")
     assert not dataclasses.replace(mine, process=process).is_alive
 
@@ -124,18 +124,18 @@ def test_a_pid_of_an_earlier_boot_is_dead(mine):
 @pytest.mark.parametrize(
     ("age", "alive"), [(LEASE_SECONDS - 60, True), (LEASE_SECONDS + 60, False)]
 )
-def test_another_machines_night_is_alive_until_its_lease_is_over(mine, age, alive):
+def test_a_night_of_another_machine_is_alive_until_its_lease_runs_out(mine, age, alive):
     process = ProcessId(pid=2**22 + 1, started=1, boot="its own")  # no process here
     beat = dataclasses.replace(mine, host="elsewhere", process=process, time=time.time() - age)
     assert beat.is_alive is alive
 
 
-def test_another_machine_whose_clock_is_ahead_by_hours_does_not_live_for_hours(mine):
+def test_a_clock_that_is_hours_ahead_does_not_extend_the_lease_of_another_machine(mine):
     assert not dataclasses.replace(mine, host="elsewhere", time=time.time() + 7200).is_alive
 
 
 @pytest.mark.parametrize("days", [-1, 1])
-def test_a_night_of_this_machine_lives_through_a_jump_of_the_clock(mine, monkeypatch, days):
+def test_a_jump_of_the_clock_does_not_end_a_night_of_this_machine(mine, monkeypatch, days):
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + days * 86400)
     assert mine.is_alive
@@ -145,16 +145,16 @@ def test_a_night_of_this_machine_lives_through_a_jump_of_the_clock(mine, monkeyp
     "content",
     [b"", b" " * SIZE, b'{"host": "a", "bo', b"[]", b"null", b'{"host": "a"}', b"\xff\xfe"],
 )
-def test_a_torn_file_is_no_heartbeat(tmp_path, content):
+def test_a_damaged_file_is_no_heartbeat(tmp_path, content):
     (tmp_path / "heartbeat.json").write_bytes(content)
     assert heartbeat.last(tmp_path / "heartbeat.json") is None
 
 
-def test_no_file_is_no_heartbeat(tmp_path):
+def test_without_a_file_there_is_no_heartbeat(tmp_path):
     assert heartbeat.last(tmp_path / "heartbeat.json") is None
 
 
-def test_a_short_beat_leaves_nothing_of_a_long_one(tmp_path, pulse):
+def test_a_short_beat_overwrites_all_of_a_long_one(tmp_path, pulse):
     pulse.enter("p" * 2000)
     pulse.note("e" * 2000)
     pulse.enter("short")
@@ -163,14 +163,14 @@ def test_a_short_beat_leaves_nothing_of_a_long_one(tmp_path, pulse):
     assert Heartbeat.from_json(content).phase == "short"
 
 
-def test_text_of_many_bytes_a_character_fits_into_the_block(tmp_path, pulse):
+def test_text_of_many_bytes_per_character_fits_into_the_block(tmp_path, pulse):
     pulse.note("\N{GRINNING FACE}" * 1000)
     pulse.enter("\N{GRINNING FACE}" * 1000)
     assert len((tmp_path / "heartbeat.json").read_bytes()) == SIZE
     assert heartbeat.last(tmp_path / "heartbeat.json")
 
 
-@pytest.mark.skipif(not can_mount(), reason="a full disk: no tmpfs can be mounted here")
+@pytest.mark.skipif(not can_mount(), reason="no tmpfs can be mounted here")
 def test_it_beats_on_a_full_disk(tmp_path):
     script = f'mount -t tmpfs -o size=1m none "{tmp_path}" && exec "$@"'
     argv = ["unshare", "--mount", "sh", "-ec", script, "sh", sys.executable, "-c", ON_A_FULL_DISK]

@@ -249,7 +249,7 @@ def test_the_exit_code_of_a_killed_interpreter_is_137_by_a_fake_docker(folder, s
 
 
 def test_the_watchdog_ends_the_container_and_gives_the_reason_by_a_fake_docker(folder, state):
-    code = "import os, time\nfor _ in range(60):\n    if os.fork() == 0: break\ntime.sleep(600)"
+    code = SAY + "for _ in range(60):\n    if os.fork() == 0: break\ntime.sleep(600)"
     with open_box(make_spec(folder, isolation="docker"), ["-c", code]) as box:
         assert verdict(box)[0] == "too_many_tasks"
 

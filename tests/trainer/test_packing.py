@@ -1,4 +1,4 @@
-"""Rows against the plain packer that lists everything: same rows, same order, however the streams are cut."""
+"""Rows equal those of a plain packer, in the same order, however the streams are cut."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainer import packing
 
 
 def corpus(lengths: list[int]) -> tuple[list[list[int]], np.ndarray, np.ndarray]:
-    """Documents of these lengths, told apart by their tokens; the same as a stream with lengths."""
+    """Documents of these lengths with different tokens; the same as a stream and its lengths."""
     documents = [
         [65535] + [(31 * i + j) % 60000 for j in range(length - 1)]
         for i, length in enumerate(lengths)
@@ -27,7 +27,7 @@ def corpus(lengths: list[int]) -> tuple[list[list[int]], np.ndarray, np.ndarray]
 @pytest.mark.parametrize("T", [1, 16, 128])
 @pytest.mark.parametrize(("buffer", "batch"), [(1, 1), (50, 8), (1000, 128)])
 @pytest.mark.parametrize("epochs", [1, 3])
-def test_packed_rows_are_those_of_the_plain_packer(
+def test_packed_rows_equal_those_of_the_plain_packer(
     T: int, buffer: int, batch: int, epochs: int
 ) -> None:
     lengths = (
@@ -47,7 +47,7 @@ def test_packed_rows_are_those_of_the_plain_packer(
     batch=st.integers(1, 9),
     epochs=st.integers(1, 3),
 )
-def test_packed_rows_are_those_of_the_plain_packer_always(
+def test_packed_rows_equal_those_of_the_plain_packer_for_any_lengths(
     lengths: list[int], T: int, buffer: int, batch: int, epochs: int
 ) -> None:
     documents, stream, counts = corpus(lengths)
@@ -56,7 +56,7 @@ def test_packed_rows_are_those_of_the_plain_packer_always(
     assert rows.tolist() == pack(documents, T, buffer=buffer, batch=batch, epochs=epochs)
 
 
-def test_more_epochs_go_on_where_one_begins_to_drain() -> None:
+def test_several_epochs_equal_one_until_it_drains_its_buffer() -> None:
     lengths = np.random.default_rng(0).integers(1, 60, 300).tolist()
     _, stream, counts = corpus(lengths)
     once = packing.pack_rows([stream], counts, 32, buffer=20, batch=4)
@@ -72,7 +72,7 @@ def test_every_packed_row_begins_with_bos() -> None:
 
 
 @pytest.mark.parametrize("shards", [2, 7])
-def test_shards_are_one_stream(shards: int) -> None:
+def test_shards_are_packed_as_one_stream(shards: int) -> None:
     lengths = np.random.default_rng(0).integers(1, 60, 300)
     _, stream, counts = corpus(lengths.tolist())
     ends = np.cumsum(counts)[
@@ -81,13 +81,11 @@ def test_shards_are_one_stream(shards: int) -> None:
     parts = [part.copy() for part in np.split(stream, ends)]
     whole = packing.pack_rows([stream], counts, 32)
     assert (packing.pack_rows(parts, counts, 32) == whole).all()
-    assert (packing.pack_rows([*parts, stream[:0]], counts, 32) == whole).all(), (
-        "a shard of which nothing is left"
-    )
+    assert (packing.pack_rows([*parts, stream[:0]], counts, 32) == whole).all(), "an empty shard"
 
 
 @pytest.mark.parametrize("size", [33, 34, 33 * 3, 1 << 20])
-def test_blocks_are_the_rows_in_order(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_hold_the_rows_in_order(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     _, stream, counts = corpus(np.random.default_rng(0).integers(1, 60, 300).tolist())
     monkeypatch.setattr(packing, "BLOCK_TOKENS", size)
     plan = packing.plan_rows(counts, 32)
@@ -96,19 +94,19 @@ def test_blocks_are_the_rows_in_order(size: int, monkeypatch: pytest.MonkeyPatch
     assert len(found) == packing.rows_in(plan, 32)
 
 
-def test_text_for_less_than_a_row_makes_none() -> None:
+def test_less_text_than_a_row_gives_no_row() -> None:
     _, stream, counts = corpus([3, 4])
     assert packing.pack_rows([stream], counts, 20).shape == (0, 21)
 
 
-def test_documents_that_are_longer_than_a_row_are_packed_as_the_plain_packer_packs_them() -> None:
+def test_documents_longer_than_a_row_are_packed_as_by_the_plain_packer() -> None:
     lengths = np.random.default_rng(5).integers(10, 90, 300).tolist()
     documents, stream, counts = corpus(lengths)
     rows = packing.pack_rows([stream], counts, 16, buffer=30, batch=8, epochs=2)
     assert rows.tolist() == pack(documents, 16, buffer=30, batch=8, epochs=2)
 
 
-def test_a_document_of_a_hundred_megabytes_makes_no_number_of_as_many_bits() -> None:
+def test_a_document_of_a_hundred_megabytes_takes_no_bit_set_of_that_size() -> None:
     lengths = np.full(3000, 100, np.int32)
     lengths[0] = 1 << 31 - 6
     tracemalloc.start()

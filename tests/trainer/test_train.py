@@ -1,4 +1,4 @@
-"""The trainer at tiny settings on one CPU thread. train.py is loaded by path: no module imports it."""
+"""train.py at tiny settings on one CPU thread, loaded by path: no module imports it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def train(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """train.py with tiny knobs, under a name of its own."""
+    """train.py with tiny knobs, under another name."""
     spec = importlib.util.spec_from_file_location("candidate_under_test", FILE)
     assert spec is not None
     assert spec.loader is not None
@@ -86,7 +86,7 @@ def train(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def build(train: Any, **knobs: object) -> Any:
-    """An initialised model whose zero projections are filled, so that every path matters."""
+    """An initialised model with its zero projections filled, so that every path has an effect."""
     for knob, value in knobs.items():
         setattr(train, knob, value)
     torch.manual_seed(0)
@@ -160,14 +160,14 @@ def test_local_attention_has_the_gradients_of_a_band_mask(train: Any) -> None:
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("heads", [(2, 2), (4, 2)])
 @pytest.mark.parametrize("window", [1, 5, 8, LENGTH])
-def test_flex_attention_is_local_attention(train: Any, window: int, heads: tuple[int, int]) -> None:
+def test_flex_attention_equals_local_attention(
+    train: Any, window: int, heads: tuple[int, int]
+) -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (
         torch.randn(2, LENGTH, n, 8, generator=generator) for n in (heads[0], heads[1], heads[1])
     )
-    flex = train.flex_attention(
-        [window], LENGTH, "cpu"
-    )  # forward alone: torch has no backward of it on a CPU
+    flex = train.flex_attention([window], LENGTH, "cpu")  # on a CPU torch has no backward of it
     assert torch.allclose(flex(q, k, v, window), train.local_attention(q, k, v, window), atol=1e-5)
 
 
@@ -182,7 +182,7 @@ def test_flex_attention_passes_the_smoke_test_on_a_gpu(train: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("scale", [1.0, 1.4])
-def test_scores_are_scaled_alike_by_every_attention(train: Any, scale: float) -> None:
+def test_every_attention_scales_scores_the_same_way(train: Any, scale: float) -> None:
     train.QK_SCALE, (q, k, v) = scale, torch.randn(3, 1, LENGTH, 1, 8)
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * scale / math.sqrt(8)
     weights = scores.masked_fill(torch.ones(LENGTH, LENGTH).triu(1).bool(), -math.inf).softmax(-1)
@@ -197,7 +197,7 @@ def wide(train: Any) -> Any:
     return train.GPTConfig.from_knobs()
 
 
-def test_an_attention_that_is_right_passes_the_smoke_test(train: Any) -> None:
+def test_a_correct_attention_passes_the_smoke_test(train: Any) -> None:
     def banded(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int) -> torch.Tensor:
         distance = torch.arange(LENGTH)[:, None] - torch.arange(LENGTH)
         attended: torch.Tensor = train._sdpa(q, k, v, (distance >= 0) & (distance <= window))
@@ -229,7 +229,7 @@ def not_a_number(train: Any, q: Any, k: Any, v: Any, window: int) -> torch.Tenso
         (not_a_number, "y is off by nan%"),
     ],
 )
-def test_an_attention_that_is_wrong_fails_the_smoke_test(
+def test_a_wrong_attention_fails_the_smoke_test(
     train: Any, broken: Callable[..., Any], said: str
 ) -> None:
     with pytest.raises(RuntimeError, match=said):
@@ -237,7 +237,9 @@ def test_an_attention_that_is_wrong_fails_the_smoke_test(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_each_refused_attention_says_why(train: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_reason_is_printed_for_each_refused_attention(
+    train: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train.choose_attention("cuda", wide(train)) is train.local_attention
     said = capsys.readouterr().err.splitlines()
     names = ["FlashAttention-3 for Hopper", "FlashAttention-3", "FlexAttention"]
@@ -255,7 +257,7 @@ def test_each_refused_attention_says_why(train: Any, capsys: pytest.CaptureFixtu
         ((9, 4), (9,), "6.4", r"compute capabilities \(9,\) and this is \(9, 4\)"),
     ],
 )
-def test_flash_attention_is_for_the_cards_it_was_built_for(
+def test_flash_attention_is_for_the_gpus_it_was_built_for(
     train: Any,
     monkeypatch: pytest.MonkeyPatch,
     card: tuple[int, int],
@@ -300,7 +302,7 @@ def test_a_short_window_is_a_share_of_the_context(train: Any) -> None:
         ("X0_LAMBDA_INIT", 0.5),
     ],
 )
-def test_a_knob_of_the_model_changes_what_it_says(train: Any, knob: str, value: float) -> None:
+def test_a_knob_of_the_model_changes_its_output(train: Any, knob: str, value: float) -> None:
     plain = build(train)(tokens())
     assert not torch.allclose(build(train, **{knob: value})(tokens()), plain, atol=1e-4)
 
@@ -326,7 +328,7 @@ def test_muons_second_moment_is_a_knob(train: Any) -> None:
         ("UNEMBEDDING_DECAY", "lm_head.weight"),
     ],
 )
-def test_weight_decay_shrinks_its_own_table_and_no_other(train: Any, knob: str, name: str) -> None:
+def test_weight_decay_shrinks_only_its_own_table(train: Any, knob: str, name: str) -> None:
     def stepped(**knobs: float) -> dict[str, torch.Tensor]:
         model = build(train, DEPTH=1, **knobs)
         adamw, _ = train.build_optimizers(model, compiled=False)
@@ -356,7 +358,7 @@ def test_every_weight_of_the_model_is_trained(train: Any) -> None:
     assert unmoved == []
 
 
-def test_accumulated_passes_make_the_gradient_of_one_large_batch(train: Any) -> None:
+def test_accumulated_passes_give_the_gradient_of_one_large_batch(train: Any) -> None:
     model, idx = build(train), tokens(4)
     _, muon = train.build_optimizers(model, compiled=False)
     model(idx, idx).backward()
@@ -369,7 +371,7 @@ def test_accumulated_passes_make_the_gradient_of_one_large_batch(train: Any) -> 
         assert torch.allclose(one, other, atol=1e-6)
 
 
-def test_polar_express_makes_singular_values_about_one(train: Any) -> None:
+def test_polar_express_brings_singular_values_near_one(train: Any) -> None:
     for rows, cols in [(24, 24), (48, 12), (12, 48)]:
         u, _, v = torch.linalg.svd(torch.randn(2, rows, cols), full_matrices=False)
         g = u * torch.logspace(-2, 0, min(rows, cols)) @ v
@@ -378,11 +380,9 @@ def test_polar_express_makes_singular_values_about_one(train: Any) -> None:
         assert values.max() < 1.3
 
 
-def test_flops_count_matrices_and_the_keys_in_sight(train: Any) -> None:
+def test_flops_count_matrices_and_the_keys_in_the_window(train: Any) -> None:
     model = build(train, WINDOW_PATTERN="SL", DEPTH=2, ASPECT_RATIO=8)  # width 16, two heads
-    matrices = (
-        VOCAB * 16 + 2 * 12 * 16 * 16 + 2 * 16
-    )  # the head, two layers, the gate of the last one
+    matrices = VOCAB * 16 + 2 * 12 * 16 * 16 + 2 * 16  # the head, two layers, the last one's gate
     assert model.flops_per_token() == 6 * matrices + 12 * 16 * (8 + 16)
 
 
@@ -397,7 +397,7 @@ def test_nats_are_the_cross_entropy_of_the_logits(train: Any) -> None:
     assert torch.equal(scored, exact), "an audit finds no gap that is not there"
 
 
-def test_the_fused_loss_is_the_plain_one_with_its_gradients(train: Any) -> None:
+def test_the_fused_loss_and_its_gradients_equal_the_plain_ones(train: Any) -> None:
     torch.manual_seed(0)
     x, head = torch.randn(2, 5, 8), 5 * torch.randn(11, 8)  # logits to the cap
     targets, found = torch.randint(11, (2, 5)), []
@@ -410,7 +410,7 @@ def test_the_fused_loss_is_the_plain_one_with_its_gradients(train: Any) -> None:
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
 
 
-def test_a_checkpoint_is_loaded_as_it_was_saved(train: Any, tmp_path: Path) -> None:
+def test_a_loaded_checkpoint_equals_the_saved_one(train: Any, tmp_path: Path) -> None:
     model = build(train, WINDOW_PATTERN="SL")
     train.build_optimizers(model, compiled=False)  # makes parameters views of stacks
     torch.save(model.state_dict(), tmp_path / "model.pt")
@@ -428,7 +428,7 @@ def test_batches_follow_the_packed_order_and_wrap_around(train: Any) -> None:
 
 
 class OnlyReads:
-    """What a reader of rows promises: a length, and rows by slice or by an array of numbers."""
+    """All that a reader of rows has: a length, and rows by a slice or an array of numbers."""
 
     def __init__(self, rows: Any) -> None:
         self.rows = rows
@@ -441,7 +441,7 @@ class OnlyReads:
         return self.rows[chosen]
 
 
-def test_batches_need_no_more_of_rows_than_a_length_and_an_index(train: Any) -> None:
+def test_batches_need_only_the_length_and_the_indexing_of_rows(train: Any) -> None:
     train.DEVICE_BATCH_SIZE = 2
     rows = np.arange(5 * (LENGTH + 1), dtype=np.uint16).reshape(5, -1)
     plain, read = (train.batches(source, "cpu") for source in (rows, OnlyReads(rows)))
@@ -450,7 +450,7 @@ def test_batches_need_no_more_of_rows_than_a_length_and_an_index(train: Any) -> 
 
 
 class SlowBus:
-    """A bus whose copies are made as late as possible: when somebody waits for them."""
+    """A bus that copies as late as possible: when a copy is waited for."""
 
     def __init__(self) -> None:
         self.in_flight = 0
@@ -483,7 +483,7 @@ class LateCopy:
         self.pending = False
 
 
-def test_staged_batches_come_in_order_and_no_buffer_changes_under_a_copy(train: Any) -> None:
+def test_staged_batches_are_in_order_and_no_buffer_changes_during_a_copy(train: Any) -> None:
     batches = [
         np.full((2, LENGTH + 1), number, np.uint16) for number in (1, 2, 40_000, 65_535, 5, 6)
     ]
@@ -491,7 +491,7 @@ def test_staged_batches_come_in_order_and_no_buffer_changes_under_a_copy(train: 
     assert seen == [1, 2, 40_000, 65_535, 5]
 
 
-def test_the_next_batch_is_under_way_before_a_batch_is_handed_over(train: Any) -> None:
+def test_the_copy_of_the_next_batch_starts_before_a_batch_is_returned(train: Any) -> None:
     bus = SlowBus()
     stream = train.staged(iter(np.zeros((4, 2, LENGTH + 1), np.uint16)), bus)
     for _ in range(3):
@@ -501,10 +501,8 @@ def test_the_next_batch_is_under_way_before_a_batch_is_handed_over(train: Any) -
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="on a CPU torch.compile needs g++")
 @pytest.mark.slow
-@pytest.mark.filterwarnings(
-    "ignore"
-)  # the compiler warns of its own insides, and a warning inside it ends it
-def test_compiled_regions_compute_what_eager_ones_do_and_more_layers_compile_nothing(
+@pytest.mark.filterwarnings("ignore")  # the compiler's own, and as errors they would end it
+def test_compiled_regions_equal_eager_ones_and_more_layers_compile_nothing(
     train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torch._dynamo.utils import counters
@@ -515,9 +513,8 @@ def test_compiled_regions_compute_what_eager_ones_do_and_more_layers_compile_not
         gradients = []
         for compiled in (False, True):
             model = build(train, DEPTH=depth, ASPECT_RATIO=2)  # one head of 8, whatever the depth
-            train.build_optimizers(
-                model, compiled=False
-            )  # makes parameters views of stacks: equal blocks begin elsewhere
+            # Parameters become views of stacks, so equal blocks begin at different places.
+            train.build_optimizers(model, compiled=False)
             if compiled:
                 model.compile_regions()
             counters.clear()
@@ -531,7 +528,7 @@ def test_compiled_regions_compute_what_eager_ones_do_and_more_layers_compile_not
 
 
 def optimizer_state(train: Any, compiled: bool) -> dict[str, torch.Tensor]:
-    """All weights, moments and buffers after three steps on gradients so large that no rounding turns their sign."""
+    """All weights, moments and buffers after three steps, with gradients of a clear sign."""
     model = build(train)
     adamw, muon = train.build_optimizers(model, compiled)
     noise = torch.Generator().manual_seed(2)
@@ -553,7 +550,7 @@ def optimizer_state(train: Any, compiled: bool) -> dict[str, torch.Tensor]:
 @pytest.mark.skipif(not shutil.which("g++"), reason="on a CPU torch.compile needs g++")
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-def test_compiled_optimizers_take_the_steps_of_eager_ones_and_more_layers_compile_nothing(
+def test_compiled_optimizers_equal_eager_ones_and_more_layers_compile_nothing(
     train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torch._dynamo.utils import counters
@@ -567,23 +564,20 @@ def test_compiled_optimizers_take_the_steps_of_eager_ones_and_more_layers_compil
         compiled = optimizer_state(train, compiled=True)
         graphs[train.DEPTH] = counters["stats"]["unique_graphs"]
         torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-6)
-    assert graphs == {
-        3: 5,
-        4: 0,
-    }  # a table, and Muon's four shapes: attention, both of the MLP, gates
+    # A table, and Muon's four shapes: attention, both of the MLP, gates.
+    assert graphs == {3: 5, 4: 0}
 
 
-def test_every_matrix_begins_where_a_graph_of_its_like_expects_it(train: Any) -> None:
-    model = build(
-        train, DEPTH=4, ASPECT_RATIO=6, VE_GATE_CHANNELS=2
-    )  # three heads: gates of 6 weights
+def test_every_matrix_begins_where_the_shared_graph_expects_it(train: Any) -> None:
+    # Three heads: gates of 6 weights.
+    model = build(train, DEPTH=4, ASPECT_RATIO=6, VE_GATE_CHANNELS=2)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     train.build_optimizers(model, compiled=False)
     assert all(p.data_ptr() % 16 == 0 for p in model.h.parameters())
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
 
 
-def test_rates_are_full_then_fall_to_the_final_share(train: Any) -> None:
+def test_rates_rise_stay_and_fall_to_the_final_share(train: Any) -> None:
     train.WARMUP_RATIO, train.WARMDOWN_RATIO, train.FINAL_LR_FRAC = 0.1, 0.5, 0.2
     rates = [train.lr_multiplier(done) for done in (0.0, 0.05, 0.1, 0.5, 0.75, 1.0)]
     assert rates == pytest.approx([0.0, 0.5, 1.0, 1.0, 0.6, 0.2])
@@ -623,7 +617,7 @@ def test_knobs_are_literals() -> None:
     assert values["ADAM_BETAS"] == (0.8, 0.95)
 
 
-def test_importing_it_does_nothing() -> None:
+def test_importing_it_has_no_effect() -> None:
     code = f"""
 import importlib.util, sys, threading, torch
 before = torch.get_num_threads(), torch.initial_seed(), threading.active_count()
@@ -641,7 +635,7 @@ assert "torch._dynamo" not in sys.modules, "the compiler costs 2 s of every star
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A prepared dataset whose text is a counting sequence: easy to learn, whatever the seed."""
+    """A prepared dataset whose text counts upwards: easy to learn with any seed."""
     data = tmp_path / "data"
     for part in ("public", "train", "validation"):
         (data / part).mkdir(parents=True)
@@ -664,7 +658,7 @@ def home(tmp_path: Path) -> Path:
 
 
 def run_alone(home: Path, seed: int = 1, **knobs: object) -> subprocess.CompletedProcess[str]:
-    """Runs train.py by itself, as `python -m trainer.train` does, with tiny knobs written into it."""
+    """Runs train.py alone, as `python -m trainer.train` does, with tiny knobs written into it."""
     source = FILE.read_text()
     for knob, value in (TINY | {"TOTAL_BATCH_SIZE": 8 * LENGTH} | knobs).items():
         line = next(line for line in source.splitlines() if line.startswith(f"{knob} = "))
@@ -691,18 +685,17 @@ def figure(run: subprocess.CompletedProcess[str], name: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_seed_repeats_to_the_last_bit_and_another_differs(home: Path) -> None:
+def test_the_same_seed_gives_the_same_score_to_the_last_bit(home: Path) -> None:
     scores = [figure(run_alone(home, seed), "val_bpb") for seed in (1, 1, 2)]
     assert scores[0] == scores[1] != scores[2]
-    assert float(scores[0]) < 0.5 * math.log2(
-        VOCAB
-    )  # it learned: a uniform guess costs log2(V) bits a token of one byte
+    # It has learned: a uniform guess costs log2(V) bits for each token of one byte.
+    assert float(scores[0]) < 0.5 * math.log2(VOCAB)
 
 
 @pytest.mark.gpu
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_it_learns_on_a_gpu_compiled_from_end_to_end(home: Path) -> None:
+def test_it_learns_on_a_gpu_with_everything_compiled(home: Path) -> None:
     current = json.loads((home / "data" / "current.json").read_text())
     current |= {"device": "cuda", "budget": {"kind": "flops", "amount": 5e10}}
     (home / "data" / "current.json").write_text(json.dumps(current))
@@ -716,7 +709,7 @@ def test_divergence_ends_the_process_with_its_reason(home: Path) -> None:
     assert "training has diverged" in run.stderr
 
 
-def test_an_unprepared_vocabulary_ends_the_process_with_its_reason(home: Path) -> None:
+def test_a_vocabulary_that_is_not_prepared_ends_the_process_with_its_reason(home: Path) -> None:
     run = run_alone(home, VOCAB_SIZE=99)
     assert run.returncode != 0
     assert "VOCAB_SIZE = 99 is not prepared; prepared: (61,)" in run.stderr

@@ -1,4 +1,4 @@
-"""One night a device: a second one is refused with the first one's name, and a dead one holds nothing."""
+"""One night on a device: a second is refused by the name of the first; a dead one holds none."""
 
 import os
 import subprocess
@@ -56,7 +56,7 @@ def holder(tmp_path):
         ("cuda", "flops", "cuda-0"),  # memory is shared whatever the budget
     ],
 )
-def test_what_a_night_must_have_to_itself(device, kind, held):
+def test_the_device_that_a_night_needs_for_itself(device, kind, held):
     assert device_lock.device_of(settings(device, kind)) == held
 
 
@@ -64,7 +64,7 @@ def test_what_a_night_must_have_to_itself(device, kind, held):
     ("visible", "held"),
     [("3", "cuda-3"), ("2,3", "cuda-2"), ("MIG-GPU-ab/1/0", "cuda-MIG-GPU-ab_1_0")],
 )
-def test_the_gpu_is_the_first_that_a_box_sees(monkeypatch, visible, held):
+def test_the_gpu_is_the_one_that_a_box_sees(monkeypatch, visible, held):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert device_lock.device_of(settings("cuda", "seconds")) == held
 
@@ -76,7 +76,7 @@ def test_a_night_on_a_hidden_gpu_is_refused(monkeypatch, visible):
         device_lock.device_of(settings("cuda", "seconds"))
 
 
-def test_a_second_night_is_refused_with_the_first_ones_name(tmp_path, holder):
+def test_a_second_night_is_refused_with_the_name_of_the_first(tmp_path, holder):
     with (
         pytest.raises(
             UsageError,
@@ -101,6 +101,6 @@ def test_a_dead_night_holds_nothing(tmp_path, holder):
         assert (tmp_path / "device-cuda-0.lock").read_text() == f"night dec1 {os.getpid()}"
 
 
-def test_a_night_without_a_device_of_its_own_leaves_no_file(tmp_path):
+def test_a_night_that_needs_no_device_leaves_no_file(tmp_path):
     with device_lock.held(tmp_path, None, "night dec1"):
         assert list(tmp_path.iterdir()) == []
