@@ -21,6 +21,7 @@ from configs import knobs
 from flows.command_line import cli, commands, server
 from tasks.proposers import edit_blocks
 from tasks.records import Candidate
+from tasks.trial import verdict
 from tasks.views import notification
 from tests.faults.stub_checkout import PROFILE, StubCheckout
 from tests.faults.warm_commands import WarmCommands
@@ -332,6 +333,14 @@ def test_the_settings_page_lists_every_variable_of_the_example():
     example = re.findall(r"^#([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
     listed = first_column(ROOT / "docs" / "settings.md", "Environment")
     assert sorted(listed) == sorted(example)
+
+
+def test_the_rule_has_the_numbers_of_the_code():
+    section = (ROOT / "README.md").read_text().partition("### When a patch is kept")[2]
+    rows = [line for line in section.partition("###")[0].splitlines() if "above" in line]
+    numbers = {float(number) for row in rows for number in re.findall(r"-?\d+(?:\.\d+)?", row)}
+    rule = (verdict.KEEP, verdict.TIE, -verdict.TIE, verdict.CONFIRMED, verdict.STATEMENTS_PER_Z, 1)
+    assert numbers == set(rule)
 
 
 def test_the_numbers_of_attacks_are_those_of_the_table():
