@@ -9,7 +9,6 @@ import functools
 import json
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from configs import knobs
 from flows.command_line import cli, commands, server
 from tasks.proposers import answer, edit_blocks
 from tasks.records import Candidate
+from tasks.trial import verdict
 from tasks.views import notification
 from tests.faults.stub_checkout import PROFILE, StubCheckout
 from tests.faults.warm_commands import WarmCommands
@@ -47,11 +47,11 @@ KINDS = (
 )
 OF_THE_SCRIPT = ("test", "bench", "check", "lock")  # run by `./run` itself, not by the command line
 PLACEHOLDERS = {
-    "TAG": "nov21",
-    "TAG2": "nov22",
-    "K": "1",
-    "ID": "01234567-89ab-cdef-0123-456789abcdef",
-    ".venv/bin/python": sys.executable,
+    r"\bTAG\b": "nov21",
+    r"\bTAG2\b": "nov22",
+    r"\bK\b": "1",
+    r"\bID\b": "01234567-89ab-cdef-0123-456789abcdef",
+    r"^\.venv/bin/python$": sys.executable,
 }
 CANNOT_RUN = (  # here: a GPU, an endpoint, a set-up, a server that stays up, somebody else's night
     *("--profile h100", "OPENAI_", "TORCH_INDEX", "PYTHON="),
@@ -72,7 +72,13 @@ class Block:
     def command_lines(self) -> list[list[str]]:
         """The words of each line, comments left out and placeholders filled in."""
         lines = [shlex.split(line, comments=True) for line in self.text.splitlines()]
-        return [[PLACEHOLDERS.get(word, word) for word in words] for words in lines if words]
+        return [[filled_in(word) for word in words] for words in lines if words]
+
+
+def filled_in(word: str) -> str:
+    for placeholder, value in PLACEHOLDERS.items():
+        word = re.sub(placeholder, value, word)
+    return word
 
 
 def blocks_of(page: Path) -> Iterator[Block]:
@@ -117,9 +123,11 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StubCheckout]
     folder = tmp_path_factory.mktemp("docs") / "checkout"
     folder.mkdir()
     made = StubCheckout(folder)
-    shutil.copy(folder / PROFILE, folder / "configs" / "laptop.toml")
+    one_trial = (folder / PROFILE).read_text().replace("trials = 3", "trials = 1")
+    (folder / "configs" / "laptop.toml").write_text(one_trial)
     port = server.free_port()
     with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("OPENAI_API_KEY")  # the doctor would ask the endpoint
         patch.setenv("NIGHTLY_HOME", str(made.home))
         patch.setenv("PREFECT_HOME", str(made.home / "prefect"))
         (made.home / "prefect").mkdir(parents=True)
@@ -134,8 +142,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StubCheckout]
 def warm(checkout: StubCheckout) -> Iterator[WarmCommands]:
     """Runs commands in the checkout, which has the nights nov21 and nov22."""
     made = WarmCommands(checkout)
-    for tag, trials in (("nov21", "3"), ("nov22", "1")):
-        code, log = made.run("night", "--tag", tag, "--trials", trials)
+    for tag, trials in (("nov21", "2"), ("nov22", "1")):
+        code, log = made.run("night", "--tag", tag, "--profile", PROFILE, "--trials", trials)
         assert code == 0, log
     yield made
     made.end()
@@ -158,6 +166,15 @@ def test_commands_run(block: Block, checkout: StubCheckout, warm: WarmCommands):
         elif arguments[0] not in OF_THE_SCRIPT:
             code, log = warm.run(*arguments)
             assert code == 0, f"./run {' '.join(arguments)}: {log}"
+
+
+@pytest.mark.slow
+def test_replay_takes_the_profile_of_the_night(warm: WarmCommands):
+    code, log = warm.run("replay", "refs/trials/nov21/1")
+    found = re.search(r"recorded ([\d.]+), replayed ([\d.]+): seeds 1.*, profile stub$", log, re.M)
+    assert code == 0, log
+    assert found, log
+    assert found[1] == found[2]
 
 
 @all_of("bash", "bash no-run")
@@ -316,6 +333,14 @@ def test_the_settings_page_lists_every_variable_of_the_example():
     example = re.findall(r"^#([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
     listed = first_column(ROOT / "docs" / "settings.md", "Environment")
     assert sorted(listed) == sorted(example)
+
+
+def test_the_rule_has_the_numbers_of_the_code():
+    section = (ROOT / "README.md").read_text().partition("### When a patch is kept")[2]
+    rows = [line for line in section.partition("###")[0].splitlines() if "above" in line]
+    numbers = {float(number) for row in rows for number in re.findall(r"-?\d+(?:\.\d+)?", row)}
+    rule = (verdict.KEEP, verdict.TIE, -verdict.TIE, verdict.CONFIRMED, verdict.STATEMENTS_PER_Z, 1)
+    assert numbers == set(rule)
 
 
 def test_the_numbers_of_attacks_are_those_of_the_table():

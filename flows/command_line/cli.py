@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"nightly-research: {error}", file=sys.stderr)
         return error.exit_code if isinstance(error, NightlyError) else UsageError.exit_code
     except KeyboardInterrupt as interrupt:
-        print("nightly-research: interrupted; nothing that was decided is lost", file=sys.stderr)
+        print("nightly-research: interrupted; every decision so far is on record", file=sys.stderr)
         return 143 if str(interrupt) == "SIGTERM" else 130
     except BrokenPipeError:
         # Python would complain at exit that it cannot flush stdout.

@@ -120,6 +120,7 @@ def replay(arguments: argparse.Namespace, home: Path) -> int:
             if run.val_bpb is None:
                 print(f"seed {seed}: {run.status}: {run.reason}")
                 return 3
+            recorded.check_metric(run)
             scores.append(run.val_bpb)
             print(f"seed {seed}: {run.val_bpb:.6f}", file=sys.stderr)
     print(

@@ -12,6 +12,7 @@ from pathlib import Path
 import configs
 from tasks.errors import UsageError
 from tasks.history import champion, git_plumbing, ledger, night_folder
+from tasks.records import NightState, RunResult
 
 # Of a profile: what a score depends on. The licence of the data is only shown.
 COMPARABLE = ("device", "threads", "data", "budget", "attention_kernels")
@@ -23,6 +24,16 @@ class RecordedScore:
     val_bpb: str  # bits per byte, as the trailer has it
     seeds: tuple[int, ...]
     profile: configs.Profile
+    metric: str | None  # version of the metric; None where the night is unknown
+
+    def check_metric(self, run: RunResult) -> None:
+        """Raises UsageError for a run that was scored with another version of the metric."""
+        if self.metric not in (None, str(run.metric_version)):
+            raise UsageError(
+                f"the score on record has metric version {self.metric}, this checkout scores with "
+                f"version {run.metric_version}, and the two are not comparable: check out the "
+                "commit that the night started from"
+            )
 
 
 def find(root: Path, home: Path, commit: str, profile: str | None) -> RecordedScore:
@@ -48,34 +59,37 @@ def find(root: Path, home: Path, commit: str, profile: str | None) -> RecordedSc
             "its message has no trailer Seeds with a number"
         )
     tag = trailers.get("Trial-Id", "").rpartition(":")[0]
+    night = _night(home / "nights" / tag) if tag else None
+    if night is None and profile is None:
+        why = f"is of night {tag}, which is not in {home}" if tag else "has no trailer Trial-Id"
+        raise UsageError(f"{commit} {why}: name the profile of its night with --profile")
     return RecordedScore(
         source=champion.source_at(root, commit),
         val_bpb=trailers["Val-Bpb"],
         seeds=seeds,
-        profile=_profile(home, commit, tag, profile),
+        profile=_profile(night, profile),
+        metric=night.baseline.facts.get("metric") if night and night.baseline else None,
     )
 
 
-def _profile(home: Path, commit: str, tag: str, given: str | None) -> configs.Profile:
-    known = _profile_of_night(home / "nights" / tag) if tag else None
+def _night(folder: Path) -> NightState | None:
+    known = ledger.exists(folder / night_folder.LEDGER)
+    return night_folder.read_state(folder) if known else None
+
+
+def _profile(night: NightState | None, given: str | None) -> configs.Profile:
+    """The profile given, if its scores are comparable with the night's; else the night's."""
     if given is None:
-        if known is None:
-            why = f"is of night {tag}, which is not in {home}" if tag else "has no trailer Trial-Id"
-            raise UsageError(f"{commit} {why}: name the profile of its night with --profile")
-        return known
+        assert night is not None
+        return night.header.settings
     profile = configs.load(given)
-    if known and (different := _differences(known, profile)):
+    if night and (different := _differences(night.header.settings, profile)):
         raise UsageError(
-            f"--profile {given} differs from the profile of night {tag} in {different}, and "
-            "scores of the two are not comparable: leave out --profile to use the night's own"
+            f"--profile {given} differs from the profile of night {night.header.tag} in "
+            f"{different}, and scores of the two are not comparable: leave out --profile to use "
+            "the night's own"
         )
     return profile
-
-
-def _profile_of_night(folder: Path) -> configs.Profile | None:
-    if not ledger.exists(folder / night_folder.LEDGER):
-        return None
-    return night_folder.read_state(folder).header.settings
 
 
 def _differences(one: configs.Profile, other: configs.Profile) -> str:

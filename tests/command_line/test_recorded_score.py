@@ -11,7 +11,8 @@ from flows.command_line import commands, recorded_score
 from tasks.errors import UsageError
 from tasks.history import champion
 from tasks.history.ledger import Ledger
-from tests.trials import keep, night_event
+from tests.synthetic_night import make_run
+from tests.trials import baseline_event, keep, night_event
 
 STUB = "tests/profiles/stub.toml"
 
@@ -50,6 +51,7 @@ def begin_night(home, profile=STUB):
     header = night_event(profile=profile, settings=configs.load(profile), trials=3)
     with Ledger.create(home / "nights" / "nov21" / "ledger.jsonl") as book:
         book.append("night", **header)
+        book.append("baseline", **baseline_event(facts={"metric": "1"}, start_commit="c0"))
 
 
 def test_the_profile_is_the_nights(root, home, commit):
@@ -76,6 +78,14 @@ def test_a_profile_whose_scores_are_not_comparable_is_refused(
     (tmp_path / "other.toml").write_text(text.replace(line, other))
     with pytest.raises(UsageError, match=rf"differs from .* night nov21 in {difference}, and"):
         recorded_score.find(root, home, commit, str(tmp_path / "other.toml"))
+
+
+def test_a_score_of_another_metric_version_is_refused(root, home, commit):
+    begin_night(home)
+    found = recorded_score.find(root, home, commit, None)
+    found.check_metric(make_run(metric_version=1))
+    with pytest.raises(UsageError, match="metric version 1, this checkout scores with version 2"):
+        found.check_metric(make_run(metric_version=2))
 
 
 def test_a_profile_with_other_limits_is_used(root, home, commit, tmp_path):
