@@ -40,7 +40,7 @@ TESTS = {  # of a module, the fastest first, where there are others than its own
     "ledger": ["ledger", "night_state"],
     "protocol": ["protocol", RUNS],
     "scoring": ["protocol", RUNS, "scoring"],
-    "watchdog": ["processes", "box"],
+    "watchdog": ["watchdog", "processes", "box"],
     "bwrap": ["box"],
     "answer": ["answer", "edit_blocks"],
     "three_way_merge": ["three_way_merge", "merging"],
