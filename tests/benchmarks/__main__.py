@@ -26,7 +26,10 @@ if __name__ == "__main__":
         "--tree", type=Path, default=state_home.ROOT, help="mutants: the tree to test (this one)"
     )
     parser.add_argument(
-        "--like", type=Path, metavar="FILE", help="mutants: those of an earlier --json, compared"
+        "--like",
+        type=Path,
+        metavar="FILE",
+        help="mutants: try those of an earlier --json as well, and compare",
     )
     arguments = parser.parse_args()
     if arguments.name == "mutants":

@@ -40,7 +40,7 @@ TESTS = {  # of a module, the fastest first, where there are others than its own
     "ledger": ["ledger", "night_state"],
     "protocol": ["protocol", RUNS],
     "scoring": ["protocol", RUNS, "scoring"],
-    "watchdog": ["processes", "box"],
+    "watchdog": ["watchdog", "processes", "box"],
     "bwrap": ["box"],
     "answer": ["answer", "edit_blocks"],
     "three_way_merge": ["three_way_merge", "merging"],
@@ -137,14 +137,18 @@ class Copy:
 
 
 def run(tree: Path, like: Path | None = None, json_file: Path | None = None) -> bool:
-    """Prints the table. False when a mutant survives that a test found in the run of `like`."""
+    """Prints the table. False when a mutant survives that a test found in the run of `like`.
+
+    With `like` come the mutants of that run first, then those drawn here that it does not have:
+    they are of code that has changed.
+    """
     saved = json.loads(like.read_text(encoding="utf-8"))["mutants"] if like else []
     earlier = {Mutant(**result["mutant"]): result["outcome"] for result in saved}
     print("| module, function | code | becomes | outcome | seconds | test |\n|" + " --- |" * 6)
     results = []
     with tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True) as folder:
         copied = Copy(tree, Path(folder))
-        for mutant in earlier or draw(tree):
+        for mutant in dict.fromkeys([*earlier, *draw(tree)]):
             results.append(copied.run(mutant))
             print(results[-1].row(), flush=True)
     counts = Counter(result.outcome for result in results)

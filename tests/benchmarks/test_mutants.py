@@ -90,6 +90,7 @@ def test_a_run_tells_what_is_killed_what_survives_and_what_was_killed_before(
     tree, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # they take seconds to load
+    monkeypatch.setattr(mutants, "PARTS", {"verdict": (2, ["verdict"])})
     noticed, same = mutant(tree, "z >= max(KEEP, KEEP)"), mutant(tree, "min(KEEP, KEEP)")
     gone = Mutant("verdict", "decide", "z < 7", "z <= 7", 0)
     before, now = tmp_path / "before.json", tmp_path / "now.json"
@@ -97,10 +98,13 @@ def test_a_run_tells_what_is_killed_what_survives_and_what_was_killed_before(
     before.write_text(json.dumps({"mutants": saved}))
     assert not mutants.run(tree, like=before, json_file=now)
     found = json.loads(now.read_text())["mutants"]
-    assert [result["outcome"] for result in found] == ["killed", "survived", "gone"]
+    assert [result["outcome"] for result in found[:3]] == ["killed", "survived", "gone"]
+    (drawn,) = set(draw(tree)) - {noticed, same}
+    assert [result["mutant"] for result in found[3:]] == [vars(drawn)]
     assert found[0]["test"] == "tests/test_verdict.py::test_decide"
     assert (tree / "tasks" / "verdict.py").read_text() == VERDICT
     before.write_text(json.dumps({"mutants": saved[2:]}))
+    monkeypatch.setattr(mutants, "PARTS", {})
     assert mutants.run(tree, like=before)
 
 

@@ -105,7 +105,7 @@ def test_a_cleared_ledger_starts_the_night_again(ended, monkeypatch):
         book.count_used(3600.0)
         book.clear()
         assert (book.has_night, book.used_seconds(), ended.read_bytes()) == (False, 0.0, b"")
-        book.append("night", tag="nov21")
+        book.append("night", **night_event())
     assert [(event["event"], event["used"]) for event in read(ended)] == [("night", 0.0)]
 
 

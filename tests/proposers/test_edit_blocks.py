@@ -239,6 +239,14 @@ def test_a_search_that_leaves_a_line_out_is_told_where():
     assert f"\n{left_out + 1} | {lines[left_out][:100]}" in told
 
 
+@pytest.mark.parametrize(("left_out", "differs_at"), [(8, 2), (9, 1)])
+def test_a_search_that_leaves_out_up_to_8_lines_is_compared_from_its_first(left_out, differs_at):
+    lines = [f"one{i} = two{i}" for i in range(30)]
+    search = "\n".join([lines[5], *lines[6 + left_out : 12 + left_out], ""])
+    told = str(refused("\n".join([*lines, ""]), (search, "")))
+    assert f"They first differ at line {differs_at} of the SEARCH" in told
+
+
 @pytest.mark.parametrize(
     ("search", "told"),
     [
