@@ -5,6 +5,7 @@ This module imports neither: both read their settings when they are imported.
 
 from __future__ import annotations
 
+import http.client
 import os
 import urllib.error
 import urllib.request
@@ -63,5 +64,5 @@ def is_healthy(api_url: str, seconds: float = 5.0) -> bool:
             return bool(answer.status == 200)
     except urllib.error.HTTPError as error:
         return error.code in (401, 403, 404)
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):
         return False

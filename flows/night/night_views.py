@@ -30,8 +30,8 @@ from tasks.history import heartbeat
 from tasks.records import NightState, Trial
 from tasks.views import chart, notification, report
 
-BACK_SECONDS = 15.0  # that a finished night waits for Prefect's API to come back
-PATIENCE = 5.0  # seconds that a trial waits for Prefect's API
+BACK_SECONDS = 15.0  # for which a finished night waits for Prefect's API to come back
+PATIENCE = 5.0  # seconds for which a trial waits for Prefect's API
 FILES = ("report", "chart")  # views in the night's folder: they wait for room on the disk
 ROWS = 20  # of the table on Prefect's page, besides the keeps: it is sent whole after each trial
 
@@ -50,8 +50,8 @@ class PrefectUnreachable(Abort):
 def await_prefect(tag: str) -> None:
     """Waits for Prefect's API, so that it records the night's end.
 
-    A worker's flow run waits as long as Prefect does: nobody sits in front of it. Raises
-    PrefectUnreachable if the API stays away.
+    A worker's flow run does not: nobody is waiting for it, so Prefect's own retries may take their
+    time. Raises PrefectUnreachable if the API does not come back.
     """
     here, api = FlowRunContext.get(), get_current_settings().api.url
     is_ours = here is not None and here.flow_run is not None and here.flow_run.deployment_id is None
@@ -68,7 +68,7 @@ def await_prefect(tag: str) -> None:
 def name_flow_run(tag: str) -> None:
     """Names the flow run after the night; a tag from today's date is not known before it runs.
 
-    If Prefect does not take the name, its pages show one of its own: that is logged.
+    If Prefect refuses that, its pages show a name of its own, and a warning is logged.
     """
     try:
         with get_client(sync_client=True) as client:
@@ -168,7 +168,7 @@ def _send_report(night: Night) -> None:
 
 
 def _send(kind: str, key: str, description: str, data: str) -> None:
-    """Creates an artifact of the flow run. Raises NightlyError if Prefect's API does not take it.
+    """Creates an artifact of the flow run. Raises NightlyError if Prefect's API fails.
 
     Sent once, within seconds: Prefect's own functions would retry for one to six minutes.
     """
@@ -185,7 +185,7 @@ def _send(kind: str, key: str, description: str, data: str) -> None:
             client.create_artifact(artifact)
     except httpx.HTTPError as error:
         raise NightlyError(
-            f"Prefect's API does not take artifacts ({type(error).__name__}): the night continues, "
+            f"Prefect's API accepts no artifacts ({type(error).__name__}): the night continues, "
             "but its pages miss what happens meanwhile"
         ) from error
 
@@ -213,7 +213,7 @@ def _notice(kind: notification.Kind, state: NightState) -> str:
     tag = state.header.tag
     if kind == "failed":
         return f"Night {tag} failed: {state.stopped}. `./run resume {tag}` resumes it."
-    what = f"is over: {state.finished}" if kind == "finished" else "has a new champion"
+    what = "is over" if kind == "finished" else "has a new champion"
     return f"Night {tag} {what}.\n{report.headline(state)}".replace("**", "")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 from prefect import get_client, get_run_logger, runtime
 from prefect.client.schemas.objects import StateType
-from prefect.exceptions import TerminationSignal
+from prefect.exceptions import ObjectNotFound, TerminationSignal
 from prefect.settings import get_current_settings
 
 from flows import state_home
@@ -107,7 +107,9 @@ def _is_cancelled() -> bool:
     api = get_current_settings().api.url
     if not api or not state_home.is_healthy(api, seconds=API_SECONDS):
         return False
-    with contextlib.suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+    # The flow run itself may be gone: somebody deleted it on Prefect's page.
+    gone = contextlib.suppress(httpx.HTTPError, ObjectNotFound)
+    with gone, get_client(sync_client=True) as client:
         state = client.read_flow_run(runtime.flow_run.id).state
         return state is not None and state.type in (StateType.CANCELLING, StateType.CANCELLED)
     return False

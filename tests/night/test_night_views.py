@@ -7,13 +7,17 @@ import errno
 import logging
 import os
 import shutil
+import socket
+import threading
 
 import pytest
-from prefect import flow
+from prefect import flow, get_client, runtime
+from prefect.exceptions import ObjectNotFound
 
 import configs
+from flows import state_home
 from flows.command_line import commands
-from flows.night import mlflow_view, night_views
+from flows.night import mlflow_view, night_views, session
 from flows.night.night import Night
 from flows.night.night_views import Views
 from tasks.history import heartbeat, night_folder
@@ -200,6 +204,35 @@ def test_prefect_that_does_not_take_the_nights_name_costs_the_name(caplog, monke
     flow(night_views.name_flow_run)("nov21")
     (warning,) = warnings(caplog)
     assert "could not be named nov21: TypeError: " in warning
+
+
+def test_an_api_that_does_not_speak_http_is_not_healthy():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            client, _ = server.accept()
+            with client:
+                client.recv(1000)
+                client.sendall(b"no such protocol\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        assert not state_home.is_healthy(f"http://127.0.0.1:{server.getsockname()[1]}/api")
+        thread.join()
+
+
+def test_a_flow_run_that_somebody_deleted_was_not_cancelled():
+    found = []
+
+    @flow
+    def stopped_by_sigterm() -> None:
+        with get_client(sync_client=True) as client:
+            client.delete_flow_run(runtime.flow_run.id)
+        found.append(session._is_cancelled())
+
+    with pytest.raises(ObjectNotFound):  # Prefect's own, when it records the end of the run
+        stopped_by_sigterm()
+    assert found == [False]
 
 
 def test_a_failed_nights_report_and_notice_that_raise_leave_its_own_error(

@@ -1,4 +1,4 @@
-"""Nights side by side: figures worked out by hand, and pairs of nights that must not be compared."""
+"""Nights side by side: figures computed by hand, and pairs of nights that are not comparable."""
 
 import dataclasses
 import json

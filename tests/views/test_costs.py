@@ -1,4 +1,4 @@
-"""What a night cost, as sums: an unknown price is never taken for nothing."""
+"""What a night cost, as sums: an unknown price never counts as zero."""
 
 import dataclasses
 
@@ -58,12 +58,13 @@ def test_only_a_night_that_asks_a_model_has_one(proposer, model):
 
 
 def test_stand_ins_are_grouped_by_reason_the_most_frequent_first():
+    dry = "trials in a row without a patch that can be run"
     reasons = (
         "rate_limited: HTTP 429: a",
         "the model is left alone for 30 s more after rate_limited: HTTP 429: b",
         "the model is left alone for 2 s more after rate_limited: HTTP 429: c",
-        "the model is left alone for 600 s more after 3 trials in a row without a patch that can be run",
-        "the model is left alone for 599 s more after 4 trials in a row without a patch that can be run",
+        f"the model is left alone for 600 s more after 3 {dry}",
+        f"the model is left alone for 599 s more after 4 {dry}",
         "the model is left alone for 8 s more after rate_limited: HTTP 429: d",
         "",
     )
@@ -74,7 +75,7 @@ def test_stand_ins_are_grouped_by_reason_the_most_frequent_first():
     ]
     assert found == [
         ("the model is left alone after rate_limited: HTTP 429: b", [2, 3, 6]),
-        ("the model is left alone after 3 trials in a row without a patch that can be run", [4, 5]),
+        (f"the model is left alone after 3 {dry}", [4, 5]),
         ("rate_limited: HTTP 429: a", [1]),
         ("", [7]),
     ]

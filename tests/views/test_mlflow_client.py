@@ -1,4 +1,4 @@
-"""MLflow's store as a real file: there whole or not at all, whenever its maker is killed."""
+"""MLflow's store as a real file: complete or absent, whenever its maker is killed."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from tasks.views import mlflow_client
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
-MAKER = "import sys; from tasks.views.mlflow_client import make_if_missing; make_if_missing(sys.argv[1])"
+MAKER = "import sys; from tasks.views import mlflow_client as m; m.make_if_missing(sys.argv[1])"
 
 
 def experiments(path: Path) -> list[str]:
@@ -32,9 +32,8 @@ def test_a_killed_maker_leaves_nothing_that_stops_the_next_one(tmp_path, part):
     path = tmp_path / "mlflow.db"
     argv = [sys.executable, "-c", MAKER, f"sqlite:///{path}"]
     with subprocess.Popen(argv, cwd=ROOT, start_new_session=True) as maker:
-        while (
-            not (tmp_path / part).exists() and maker.poll() is None
-        ):  # a journal is there in the middle of a migration
+        # A journal exists in the middle of a migration.
+        while not (tmp_path / part).exists() and maker.poll() is None:
             time.sleep(0.0005)
         os.killpg(maker.pid, signal.SIGKILL)
     assert not path.exists()

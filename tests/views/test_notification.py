@@ -1,4 +1,4 @@
-"""What a night tells people, as a real receiver on the loopback gets it, and what a bad receiver may cost."""
+"""A night's notices, as a real receiver on loopback gets them, and what a bad receiver costs."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ FACTS = {"champion": 1.25, "baseline": None, "trials": 3}
 
 
 class Receiver:
-    """Keeps what is posted to it and answers with `status`; `hold` makes it wait for `released` first."""
+    """Keeps what is posted to it and answers with `status`; if `hold`, once `released` is set."""
 
     def __init__(self) -> None:
         self.status, self.hold, self.released = 200, False, threading.Event()
@@ -160,8 +160,8 @@ def test_a_port_without_a_receiver_is_reported(monkeypatch):
 
 
 def test_a_receiver_that_never_answers_is_abandoned(webhook, monkeypatch):
-    monkeypatch.setattr(notification, "PATIENCE", 0.3)  # else urllib's own limit comes first
-    webhook.hold = True  # for as long as the test runs: a send that waits for it never returns
+    monkeypatch.setattr(notification, "PATIENCE", 0.3)  # or urllib's own limit comes first
+    webhook.hold = True  # until the test ends: a send that waited for the answer would hang
     assert "no answer within 0.3 s" in str(failure())
 
 

@@ -1,4 +1,4 @@
-"""What a person reads in the morning, made from states of every kind and looked at as files."""
+"""What a person reads in the morning: reports and charts of states of every kind."""
 
 import os
 import re
@@ -93,8 +93,8 @@ def test_results_have_five_cells_a_row(state):
 def test_the_headline_is_the_gain_over_the_baseline():
     text = report.markdown(make_state(keep(), make_trial(2), crash(3), used_seconds=29_100.0))
     assert (
-        "**1.600000 bits per byte, 0.050000 (3.03%, 5.0 sd of one run) better than the baseline's 1.650000.**"
-        in text
+        "**1.600000 bits per byte, 0.050000 (3.03%, 5.0 sd of one run) better than the baseline's "
+        "1.650000.**" in text
     )
     assert "3 trials: 1 kept, 1 discarded, 1 stopped. Wall time 8 h 05 min." in text
 
@@ -264,7 +264,8 @@ def test_an_agents_cost_is_unknown_and_its_proposals_are_counted():
         "- Cost and tokens: unknown, because the command uses an account of its own.",
         "- Proposals by outcome: ok 1, unfit 1, timeout 1.",
         "- Keeps by kind: schedule 1.",
-        "- tpe stood in for the command in 1 of its 3 trials (33%):\n  - 1 trial (3): the command was not done after 600 s\n",
+        "- tpe stood in for the command in 1 of its 3 trials (33%):\n"
+        "  - 1 trial (3): the command was not done after 600 s\n",
     ):
         assert said in text
     assert "$" not in text

@@ -31,7 +31,7 @@ FINISHED = [*APPLIED, ("finished", {"reason": "all trials are done"})]
 
 @pytest.fixture
 def night(tmp_path):
-    """Makes a night's folder from its events, and its heartbeat: ours and now, but for `changes`."""
+    """Makes a night's folder from its events, with a heartbeat of this process but `changes`."""
     folder = tmp_path / "nights" / "nov21"
 
     def make(events, **changes):
@@ -171,7 +171,7 @@ CAPPED = night_event(trials=4, hours=2.0, proposer="llm", settings={"llm": CAPS}
 
 
 def asking(usage, *rest):
-    """A night with caps whose first trial is decided and has cost this, and the event that follows."""
+    """The events of a night with caps: its first trial is decided and cost `usage`, then `rest`."""
     trial = dataclasses.replace(KEEP, usage=usage)
     return [
         ("night", CAPPED),
@@ -343,7 +343,7 @@ def lines(folder):
 
 
 def follow(night, folder, until):
-    """What status said all the way, each with the ledger's events just before and just after."""
+    """Every status until the night ends, with the ledger's events just before and just after."""
     seen: list[tuple[list[dict], dict, list[dict]]] = []
     while night.poll() is None and not (seen and until(seen[-1][1])):
         before = lines(folder)
@@ -419,7 +419,7 @@ def test_status_tells_the_truth_all_through_a_night_that_is_killed_stopped_broke
 
 
 def true_of(told, events):
-    """Whether it is what these events say, read by plain means."""
+    """Whether it agrees with these events, read without the code under test."""
     began = [event["trial"] for event in events if event["event"] == "started"]
     applied = {event["trial"]: event["commit"] for event in events if event["event"] == "applied"}
     decided = {

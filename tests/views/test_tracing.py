@@ -1,4 +1,4 @@
-"""What MLflow holds of a night's requests to language models: real SQLite stores, and a real server of MLflow's."""
+"""A night's requests to language models in real SQLite stores and a real MLflow server."""
 
 import dataclasses
 import os
@@ -65,7 +65,7 @@ def server(empty_store, tmp_path_factory):
 
 
 class Store:
-    """A store with one experiment and a run, written through tasks.tracing and read through MLflow's own client."""
+    """A store with one experiment and a run, written by tasks.views.tracing, read by MLflow."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
@@ -241,7 +241,8 @@ def test_a_trace_without_its_span_is_completed(store):
 
 def test_the_traces_of_a_killed_writer_are_completed(store, tmp_path):
     code = (
-        "import sys; from tasks.views import tracing; from tests.views.test_tracing import NIGHT, attempts\n"
+        "import sys; from tasks.views import tracing\n"
+        "from tests.views.test_tracing import NIGHT, attempts\n"
         "tracing.log_calls(sys.argv[1], sys.argv[2], sys.argv[3], NIGHT, attempts(60))"
     )
     argv = [sys.executable, "-c", code, store.uri, store.run, store.experiment]

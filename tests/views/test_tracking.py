@@ -1,4 +1,4 @@
-"""What MLflow holds of a night, in real SQLite stores: names, figures, curves, files, and nothing twice."""
+"""A night in real MLflow stores: names, figures, curves, files, and nothing twice."""
 
 import shutil
 import socket

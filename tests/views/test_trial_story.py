@@ -1,4 +1,4 @@
-"""One trial's story, told from a real ledger, real files and a real repository, also where parts of them were lost."""
+"""One trial's story, from a real ledger, files and repository, also if parts of them are lost."""
 
 import dataclasses
 import json
@@ -109,12 +109,12 @@ class Night:
         self.append("applied", trial=trial.number, commit=commit)
         return commit
 
-    def tell(self, number) -> dict:
+    def story(self, number) -> dict:
         """The story as `--json` prints it."""
         story = trial_story.describe(self.folder, self.root, number)
         return json.loads(json.dumps(dataclasses.asdict(story)))
 
-    def say(self, number) -> str:
+    def text(self, number) -> str:
         return trial_text.text(trial_story.describe(self.folder, self.root, number))
 
 
@@ -130,7 +130,7 @@ KEPT = keep(
 
 def test_a_kept_trial_has_its_idea_verdict_runs_and_patch(night):
     commit = night.apply(KEPT, make_run(4, val_bpb=1.59), make_run(5, val_bpb=1.61))
-    told = night.tell(1)
+    told = night.story(1)
     assert (told["tag"], told["k"], told["state"], told["commit"], told["parent"]) == (
         "nov21",
         1,
@@ -151,7 +151,7 @@ def test_a_kept_trial_has_its_idea_verdict_runs_and_patch(night):
     ]
     assert "-DEPTH = 3\n+DEPTH = 2\n" in told["diff"]
     assert told["missing"][1:] == []
-    text = night.say(1)
+    text = night.text(1)
     for said in (
         "trial 1 of night nov21: DEPTH 3 -> 2\n",
         f"proposer    llm, against {night.start[:7]}, commit {commit[:7]}\n",
@@ -163,7 +163,8 @@ def test_a_kept_trial_has_its_idea_verdict_runs_and_patch(night):
         "verdict     keep (ok): better (z 4.00)\n",
         "score       1.600000 bits per byte, -0.050000 against the baseline's 1.650000\n",
         "unusual     start-up took 95 s\n",
-        "seed 4: 1.590000 bits per byte, trained 20.0 s after 2.5 s of start-up, peak 1.50 GiB, 100,000 tokens (5,000 a",
+        "seed 4: 1.590000 bits per byte, trained 20.0 s after 2.5 s of start-up, peak 1.50 GiB, "
+        "100,000 tokens (5,000 a second)\n",
         "\n-DEPTH = 3\n+DEPTH = 2\n",
         f"files: {night.place(1)}",
     ):
@@ -172,25 +173,25 @@ def test_a_kept_trial_has_its_idea_verdict_runs_and_patch(night):
 
 def test_the_curve_has_ten_points_from_the_first_to_the_last(night):
     night.apply(KEPT, make_run())
-    (run,) = night.tell(1)["runs"]
+    (run,) = night.story(1)["runs"]
     assert len(run["curve"]) == 10
     assert (run["curve"][0], run["curve"][-1]) == (list(CURVE[0]), list(CURVE[-1]))
-    assert "\u2588\u2587\u2586\u2586\u2585\u2584\u2583\u2583\u2582\u2581  6.000 5.445" in night.say(
-        1
+    assert (
+        "\u2588\u2587\u2586\u2586\u2585\u2584\u2583\u2583\u2582\u2581  6.000 5.445" in night.text(1)
     )
 
 
 @pytest.mark.parametrize("points", [0, 1, 2, 9, 10, 11])
 def test_a_short_curve_is_complete(night, points):
     night.apply(KEPT, make_run(curve=CURVE[:points]))
-    (run,) = night.tell(1)["runs"]
+    (run,) = night.story(1)["runs"]
     assert len(run["curve"]) == min(points, 10)
-    assert ("training loss" in night.say(1)) is (points > 0)
+    assert ("training loss" in night.text(1)) is (points > 0)
 
 
 def test_a_flat_curve_is_a_flat_line(night):
     night.apply(KEPT, make_run(curve=((0, 0, 5.0), (1, 1, 5.0))))
-    assert "\u2581\u2581  5.000 5.000" in night.say(1)
+    assert "\u2581\u2581  5.000 5.000" in night.text(1)
 
 
 def fix(night, *runs):
@@ -214,9 +215,9 @@ def test_a_crash_shows_the_end_of_its_log_and_the_attempts_before_it(night):
     night.decide(
         crash(1, fixes=2), dataclasses.replace(broken, log="third boom\nRuntimeError: boom")
     )
-    assert [attempt["n"] for attempt in night.tell(1)["attempts"]] == [1, 2]
-    assert all("+DEPTH = 2\n" in attempt["diff"] for attempt in night.tell(1)["attempts"])
-    text = night.say(1)
+    assert [attempt["n"] for attempt in night.story(1)["attempts"]] == [1, 2]
+    assert all("+DEPTH = 2\n" in attempt["diff"] for attempt in night.story(1)["attempts"])
+    text = night.text(1)
     assert "seed 1: train_crashed: RuntimeError: boom, trained" in text
     first, second, third = (
         text.index(f"  | {which} boom\n") for which in ("first", "second", "third")
@@ -230,12 +231,12 @@ def test_attempts_are_in_the_order_of_their_numbers(night):
     for _ in range(11):
         fix(night, make_run())
     (night.place(1) / "attempts" / ".part").mkdir()
-    assert [attempt["n"] for attempt in night.tell(1)["attempts"]] == list(range(1, 12))
+    assert [attempt["n"] for attempt in night.story(1)["attempts"]] == list(range(1, 12))
 
 
 def test_no_scoring_boxs_log_is_shown(night):
     night.apply(crash(1, status="eval_crashed"), make_run(status="eval_crashed", val_bpb=None))
-    assert "VALIDATION" not in json.dumps(night.tell(1)) + night.say(1)
+    assert "VALIDATION" not in json.dumps(night.story(1)) + night.text(1)
 
 
 def test_a_patch_that_was_not_run_has_its_reason_and_no_runs(night):
@@ -249,7 +250,7 @@ def test_a_patch_that_was_not_run_has_its_reason_and_no_runs(night):
         seeds=(),
     )
     night.apply(trial, source=BASE)
-    told, text = night.tell(1), night.say(1)
+    told, text = night.story(1), night.text(1)
     assert (told["runs"], told["log"], told["missing"]) == ([], None, [])
     assert "verdict     discard (rejected_patch): not run: no_edit\n" in text
     assert "(none could be applied)" in text
@@ -279,13 +280,13 @@ def test_a_rejected_trial_names_the_answered_requests(night):
     write_calls(calls, make_call(1, 1), refused, make_call(1, 3, purpose="repair"), make_call(2, 1))
     assert (
         f"patch:\n(none could be applied; {calls} has the answers to requests 1.1, 1.3)\n"
-        in night.say(1)
+        in night.text(1)
     )
 
 
 def test_a_patch_that_changes_nothing_and_was_run_says_so(night):
     night.apply(make_trial(1), make_run(), source=BASE)
-    assert "patch:\n(it changes nothing)\n" in night.say(1)
+    assert "patch:\n(it changes nothing)\n" in night.text(1)
 
 
 def test_a_requests_error_is_cut_in_the_text_only(night):
@@ -294,9 +295,9 @@ def test_a_requests_error_is_cut_in_the_text_only(night):
         night.folder / night_folder.CALLS,
         *(make_call(1, n, outcome="not_found", error="e" * n) for n in (160, 161)),
     )
-    errors = [line.split()[-1] for line in night.say(1).splitlines() if "not_found" in line]
+    errors = [line.split()[-1] for line in night.text(1).splitlines() if "not_found" in line]
     assert errors == ["e" * 160, f"{'e' * 157}..."]
-    assert [len(call["error"]) for call in night.tell(1)["calls"]] == [160, 161]
+    assert [len(call["error"]) for call in night.story(1)["calls"]] == [160, 161]
 
 
 def test_requests_have_their_outcomes(night):
@@ -315,12 +316,12 @@ def test_requests_have_their_outcomes(night):
     )
     calls = [failed, make_call(1, 2, purpose="repair"), refused, make_call(2, 1)]
     write_calls(night.folder / night_folder.CALLS, *calls)
-    told = night.tell(1)
+    told = night.story(1)
     assert [call["id"] for call in told["calls"]] == ["1.1", "1.2", "1.3"]
     assert told["calls"][0]["error"] == "block 1 is\nnot in the file"
     assert not {"messages", "answer"} & told["calls"][0].keys()
     assert told["usage"] == dataclasses.asdict(SPENT)
-    text = night.say(1)
+    text = night.text(1)
     assert "requests to m1: 2, 20,000 + 1,000 tokens, cost $0.0500\n" in text
     rows = [line.split("  ") for line in text.splitlines() if line.startswith("  1.")]
     assert [[cell.strip() for cell in row if cell] for row in rows] == [
@@ -340,15 +341,15 @@ def test_requests_have_their_outcomes(night):
 
 def test_lost_requests_are_missing_but_not_their_cost(night):
     night.apply(KEPT, make_run())
-    assert night.tell(1)["missing"] == ["2 of the 2 requests are not in llm_calls.jsonl"]
-    assert "requests to a language model: 2, 20,000 + 1,000 tokens, cost $0.0500\n" in night.say(1)
+    assert night.story(1)["missing"] == ["2 of the 2 requests are not in llm_calls.jsonl"]
+    assert "requests to a language model: 2, 20,000 + 1,000 tokens, cost $0.0500\n" in night.text(1)
 
 
 def test_a_pending_trial_says_that_it_is_not_in_git(night):
     night.decide(make_trial(1), make_run())
-    told = night.tell(1)
+    told = night.story(1)
     assert (told["state"], told["verdict"], told["commit"]) == ("pending", "discard", None)
-    assert "not in git yet" in night.say(1)
+    assert "not in git yet" in night.text(1)
 
 
 def test_a_trial_in_flight_has_its_idea_patch_and_cost_and_no_verdict(night):
@@ -356,7 +357,7 @@ def test_a_trial_in_flight_has_its_idea_patch_and_cost_and_no_verdict(night):
     write_calls(
         night.folder / night_folder.CALLS, make_call(1, 1), make_call(1, 2, purpose="repair")
     )
-    told = night.tell(1)
+    told = night.story(1)
     assert (told["state"], told["verdict"], told["status"], told["runs"]) == (
         "in flight",
         None,
@@ -371,7 +372,7 @@ def test_a_trial_in_flight_has_its_idea_patch_and_cost_and_no_verdict(night):
         "completion_tokens": 1000,
         "dollars": 0.05,
     }
-    text = night.say(1)
+    text = night.text(1)
     assert "in flight: no verdict yet" in text
     assert "./run status nov21" in text
     assert "+DEPTH = 2\n" in text
@@ -381,7 +382,7 @@ def test_a_trial_in_flight_has_its_idea_patch_and_cost_and_no_verdict(night):
 def test_a_trial_in_flight_whose_folder_is_gone_has_what_the_ledger_says(night):
     night.begin(1)
     shutil.rmtree(night.place(1))
-    told = night.tell(1)
+    told = night.story(1)
     assert (told["summary"], told["proposer"], told["hypothesis"], told["diff"]) == (
         "DEPTH 3 -> 2",
         "llm",
@@ -389,7 +390,7 @@ def test_a_trial_in_flight_whose_folder_is_gone_has_what_the_ledger_says(night):
         None,
     )
     assert told["missing"] == ["patch.diff is gone"]
-    assert "missing: patch.diff is gone\n" in night.say(1)
+    assert "missing: patch.diff is gone\n" in night.text(1)
 
 
 @pytest.mark.parametrize("lost", ["train.py", "proposal.json"])
@@ -398,7 +399,7 @@ def test_a_trial_in_flight_whose_proposal_is_damaged_has_what_the_ledger_says(ni
     (night.place(1) / lost).unlink() if lost == "train.py" else (night.place(1) / lost).write_text(
         "{"
     )
-    told = night.tell(1)
+    told = night.story(1)
     assert (told["summary"], told["hypothesis"]) == ("DEPTH 3 -> 2", None)
     assert lost in told["missing"][0]
 
@@ -406,15 +407,15 @@ def test_a_trial_in_flight_whose_proposal_is_damaged_has_what_the_ledger_says(ni
 def test_damaged_requests_are_missing(night):
     night.apply(dataclasses.replace(KEPT, usage=Usage()), make_run())
     (night.folder / night_folder.CALLS).write_text("{}\n")
-    (missing,) = night.tell(1)["missing"]
+    (missing,) = night.story(1)["missing"]
     assert "llm_calls.jsonl, line 1 is damaged" in missing
 
 
 def test_a_trial_whose_folder_is_gone_is_rebuilt_from_ledger_and_git(night):
     night.apply(dataclasses.replace(KEPT, usage=Usage()), make_run())
-    patch = night.tell(1)["diff"]
+    patch = night.story(1)["diff"]
     shutil.rmtree(night.place(1))
-    told = night.tell(1)
+    told = night.story(1)
     assert told["diff"].endswith(patch[patch.index("@@") :])
     assert [
         (run["seed"], run["val_bpb"], run["seconds"], run["curve"]) for run in told["runs"]
@@ -423,14 +424,14 @@ def test_a_trial_whose_folder_is_gone_is_rebuilt_from_ledger_and_git(night):
         (5, 1.61, None, []),
     ]
     assert told["missing"] == ["result.json is gone; it had the runs' curves and figures"]
-    assert "seed 4: 1.590000 bits per byte\n" in night.say(1)
+    assert "seed 4: 1.590000 bits per byte\n" in night.text(1)
 
 
 def test_a_patch_that_git_lost_too_is_missing(night):
     night.decide(make_trial(1), make_run())
     night.append("applied", trial=1, commit=COMMIT)
     (night.place(1) / "patch.diff").unlink()
-    (missing,) = night.tell(1)["missing"]
+    (missing,) = night.story(1)["missing"]
     assert missing.startswith(
         "patch.diff is gone, and git does not have it either: git diff-tree failed"
     )
@@ -439,7 +440,7 @@ def test_a_patch_that_git_lost_too_is_missing(night):
 def test_the_users_settings_do_not_change_a_patch_from_git(night):
     night.apply(make_trial(1), make_run())
     shutil.rmtree(night.place(1))
-    before = night.tell(1)["diff"]
+    before = night.story(1)["diff"]
     for key, value in {
         "diff.external": "false",
         "color.ui": "always",
@@ -448,20 +449,20 @@ def test_the_users_settings_do_not_change_a_patch_from_git(night):
     }.items():
         night.git("config", key, value)
     (night.root / ".git" / "info" / "attributes").write_text("*.py diff=x\n")
-    assert night.tell(1)["diff"] == before
+    assert night.story(1)["diff"] == before
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"runs": [{}]}', '{"runs": 5}', "\udcff"])
 def test_a_damaged_result_is_missing(night, content):
     night.apply(make_trial(1), make_run())
     (night.place(1) / "result.json").write_text(content, errors="surrogateescape")
-    told = night.tell(1)
+    told = night.story(1)
     assert "result.json is damaged (" in told["missing"][0]
     assert told["runs"][0]["val_bpb"] == 1.66
 
 
 def test_the_baseline_has_its_seeds_and_no_patch(night):
-    told, text = night.tell(0), night.say(0)
+    told, text = night.story(0), night.text(0)
     assert [(run["seed"], run["val_bpb"]) for run in told["runs"]] == [
         (1, 1.64),
         (2, 1.65),
@@ -488,12 +489,12 @@ def test_an_unknown_trial_number_names_the_known_ones(night, number):
     with pytest.raises(
         UsageError, match=rf"night nov21 has no trial {number}; there are: 0 \(the baseline\) to 2"
     ):
-        night.tell(number)
+        night.story(number)
 
 
 def test_a_night_without_trials_has_its_baseline_only(night):
     with pytest.raises(UsageError, match=r"there are: 0 \(the baseline\)$"):
-        night.tell(1)
+        night.story(1)
 
 
 EVIL = "a\x1b[2J\x1b]0;owned\x07\u202eb\x00\x9bc\r\n\ud800\u2028d\x7f"
@@ -520,10 +521,10 @@ def test_control_characters_of_candidates_and_models_do_not_reach_the_terminal(n
         night.folder / night_folder.CALLS,
         make_call(1, 1, error=EVIL, model=EVIL, outcome="not_found"),
     )
-    text = night.say(1)
+    text = night.text(1)
     assert text.count("owned") >= 12
     assert not [c for c in text if unicodedata.category(c)[0] == "C" and c not in "\n\t"]
-    assert night.tell(1)["reason"] == EVIL
+    assert night.story(1)["reason"] == EVIL
 
 
 @pytest.mark.parametrize(
@@ -545,6 +546,6 @@ def test_a_huge_log_is_cut_to_its_end(night):
         crash(1),
         make_run(status="train_crashed", val_bpb=None, log="y" * 10**6 + "\n" + "z" * 10**6),
     )
-    told = night.tell(1)
+    told = night.story(1)
     assert told["log"] == "z" * trial_story.LOG_TAIL
-    assert len(night.say(1)) < 10_000
+    assert len(night.text(1)) < 10_000
