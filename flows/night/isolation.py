@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from prefect import get_run_logger
 
 import configs
-from tasks.errors import BoxError
+from tasks.errors import BoxError, UsageError
 from tasks.judge import box, container, probe, processes
 from tasks.judge.bwrap import BoxUnavailable, Isolation
 
@@ -21,8 +22,14 @@ LEVELS: dict[str, tuple[Isolation, ...]] = {
 def choose_isolation(home: Path, profile: configs.Profile, allow_unsandboxed: bool) -> Isolation:
     """The first of the profile's isolation levels that holds on this machine.
 
-    `none` if none does and a human allowed that by name, otherwise BoxError.
+    `none` if none does and a human allowed that by name, otherwise BoxError. Raises UsageError for a
+    device that this system cannot have.
     """
+    if profile.device == "mps" and sys.platform != "darwin":
+        raise UsageError(
+            f"profile {profile.name} needs an Apple GPU (device mps), and this is {sys.platform}: "
+            "choose another --profile"
+        )
     failed = []
     for level in LEVELS[profile.limits.isolation]:
         checks = probe.probe(home, profile.device, level)

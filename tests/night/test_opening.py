@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from prefect import flow
 
+import configs
 from flows import state_home
 from flows.night import isolation, night, opening
 from tasks.errors import BoxError, UsageError
@@ -76,6 +77,11 @@ def test_without_a_box_only_a_human_lets_the_night_go_on(tmp_path, caplog):
         chosen(tmp_path, "auto")
     assert chosen(tmp_path, "auto", True) == "none"
     assert "NOT SANDBOXED" in caplog.text
+
+
+def test_a_profile_for_an_apple_gpu_is_refused_on_linux(tmp_path):
+    with pytest.raises(UsageError, match="profile mps needs an Apple GPU .* choose another"):
+        isolation.choose_isolation(tmp_path, configs.load("mps"), allow_unsandboxed=True)
 
 
 @flow
