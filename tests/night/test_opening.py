@@ -80,7 +80,7 @@ def test_without_a_box_only_a_human_lets_the_night_go_on(tmp_path, caplog):
 
 
 def test_a_profile_for_an_apple_gpu_is_refused_on_linux(tmp_path):
-    with pytest.raises(UsageError, match="profile mps needs an Apple GPU .* choose another"):
+    with pytest.raises(UsageError, match=r"profile mps needs an Apple GPU .* choose another"):
         isolation.choose_isolation(tmp_path, configs.load("mps"), allow_unsandboxed=True)
 
 
