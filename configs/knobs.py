@@ -8,14 +8,16 @@ reading never raises and never computes much.
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
+import gc
 import hashlib
 import itertools
 import math
 import operator
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 Value = bool | int | float | str | tuple[int | float, ...]
@@ -46,7 +48,7 @@ def parse(source: str) -> ast.Module:
     Raises SyntaxError for all that does not parse, also where Python raises another error.
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _no_collection():
             warnings.simplefilter("ignore")  # of an invalid escape in a candidate's string
             return ast.parse(source)
     except SyntaxError:
@@ -54,6 +56,23 @@ def parse(source: str) -> ast.Module:
     except (ValueError, RecursionError, MemoryError) as error:
         # NUL or surrogate; too deep; too deep for the C stack
         raise SyntaxError(str(error) or "nested too deeply") from error
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage collection in the block.
+
+    While a tree is built, a collection is all that can run other code or let another thread run. If
+    that parses too, some versions of CPython raise SystemError: "AST constructor recursion depth
+    mismatch" (python/cpython #106905).
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def read(source: str) -> dict[str, Value]:

@@ -1,3 +1,5 @@
+import ast
+import gc
 import sys
 from pathlib import Path
 from typing import Any
@@ -111,6 +113,26 @@ def test_a_constant_that_is_bound_again_is_no_knob(later):
 def test_source_that_does_not_parse_has_no_knobs_and_no_hash(source):
     assert knobs.read(source) == {}
     assert Candidate.parse(source).digest is None
+
+
+def test_source_is_parsed_though_collected_garbage_parses_too():
+    """A collection of garbage may run other code, or let another thread run, in mid-tree."""
+
+    def collected(phase, info, depth=30):
+        if depth:
+            collected(phase, info, depth - 1)
+        else:
+            ast.parse("f(x)")
+
+    threshold = gc.get_threshold()
+    gc.callbacks.append(collected)
+    gc.set_threshold(50)
+    try:
+        assert knobs.parse(TRAIN).body
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(collected)
+    assert gc.isenabled()
 
 
 def test_write_changes_the_value_and_nothing_else():
