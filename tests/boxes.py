@@ -204,6 +204,6 @@ def make_bench(
     caps: Caps | None = None,
     isolation: str = "bwrap",
 ) -> Bench:
-    """What a test's candidates are measured on; by default with the first caps of `make_profile`."""
+    """What a test measures candidates on; by default with the first caps of `make_profile`."""
     profile = profile or make_profile()
     return Bench(profile, dataset, home, isolation, caps or first_caps(profile))
