@@ -27,7 +27,7 @@ def score(bits_per_byte: float | None) -> str:
     return "-" if bits_per_byte is None else f"{bits_per_byte:.6f}"
 
 
-def short(commit: str | None) -> str:
+def short_commit(commit: str | None) -> str:
     """The first characters of a commit; a dash for None."""
     return (commit or "-")[:7]
 

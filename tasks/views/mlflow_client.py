@@ -66,9 +66,10 @@ def connect(uri: str) -> Iterator[MlflowClient]:
     except NightlyError:
         raise
     except Exception as error:
-        what = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
+        first_line = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
+        what = shortened(first_line, LONGEST_ERROR)
         raise NightlyError(
-            f"MLflow at {uri} failed: {shortened(what, LONGEST_ERROR)}. Ledger and git have the data"
+            f"MLflow at {uri} failed: {what}. Ledger and git have the data"
         ) from error
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from tasks.records import TRAIN, NightState, Trial
-from tasks.text import counted, one_line, shortened
-from tasks.text import score as six_digits
+from tasks.text import counted, one_line, score, shortened
 
 LONGEST_QUOTE = 800  # characters; a note of these stays below MLflow's limit, so that none is cut
 
@@ -57,7 +56,7 @@ def trial_tags(state: NightState, trial: Trial) -> dict[str, str]:
 def _note(state: NightState, trial: Trial) -> str:
     """Markdown: what was tried and why, the verdict, and where the patch is."""
     idea = trial.idea
-    score = "no score" if trial.val_bpb is None else f"{six_digits(trial.val_bpb)} bits per byte"
+    result = "no score" if trial.val_bpb is None else f"{score(trial.val_bpb)} bits per byte"
     words = {
         "Why it should help": idea.hypothesis,
         "Expected": idea.expected,
@@ -67,7 +66,7 @@ def _note(state: NightState, trial: Trial) -> str:
     refs = f"refs/trials/{state.header.tag}/{trial.number}"
     paragraphs = [
         f"{_quote(idea.summary)}, proposed by {idea.proposer}: **{trial.verdict}** "
-        f"({trial.status}, {score}).",
+        f"({trial.status}, {result}).",
         _quote(trial.reason),
         *(f"{name}: {_quote(text)}" for name, text in words.items() if text),
         f"The patch: `git show {trial.commit or '-'}`, also {refs}.",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tasks.files import FileRef
 from tasks.records import NightHeader, NightState, Trial
-from tasks.text import counted, money, one_line, score, short, shortened
+from tasks.text import counted, money, one_line, score, short_commit, shortened
 from tasks.views import costs
 
 LONGEST_REASON = 200  # characters
@@ -34,11 +34,11 @@ def results_tsv(state: NightState) -> str:
     rows = [COLUMNS]
     if baseline := state.baseline:
         facts = (f"{baseline.val_bpb:.6f}", _gib(baseline.peak_memory_bytes), "keep", "baseline")
-        rows.append((short(baseline.start_commit), *facts))
+        rows.append((short_commit(baseline.start_commit), *facts))
     for trial in state.trials:
         rows.append(
             (
-                short(trial.commit),
+                short_commit(trial.commit),
                 "" if trial.val_bpb is None else f"{trial.val_bpb:.6f}",
                 _gib(trial.peak_memory_bytes),
                 trial.verdict if trial.status == "ok" else "crash",
@@ -258,7 +258,7 @@ def _stand_ins(state: NightState) -> Iterator[str]:
 def _next_steps(state: NightState) -> Iterator[str]:
     tag = state.header.tag
     if _kept(state):
-        start = short(state.start_commit)
+        start = short_commit(state.start_commit)
         yield f"- Read what won: `git diff {start} autoresearch/{tag} -- trainer/train.py`"
         yield (
             f"- Try it: `git switch --detach autoresearch/{tag}`. "
@@ -284,8 +284,8 @@ def _provenance(state: NightState) -> Iterator[str]:
         "dataset": baseline.dataset if baseline else "-",
         "hardware": baseline.hardware if baseline else "-",
         "isolation": header.isolation,
-        "started from": f"{branch} at {short(header.head)}{dirty}",
-        "first commit": short(state.start_commit),
+        "started from": f"{branch} at {short_commit(header.head)}{dirty}",
+        "first commit": short_commit(state.start_commit),
         "began": header.began[:19] + " UTC",
         "last event": state.updated[:19] + " UTC",
     }

@@ -11,7 +11,7 @@ from tasks.history import heartbeat, llm_calls, night_budget, night_folder
 from tasks.history.heartbeat import Heartbeat
 from tasks.records import NightState, Trial
 from tasks.statuses import Decision, Status
-from tasks.text import counted, money, score, short
+from tasks.text import counted, money, score, short_commit
 from tasks.usage import Usage, total
 from tasks.views import costs
 
@@ -227,5 +227,5 @@ def _resume(night: NightStatus) -> str | None:
 def _scores(night: NightStatus) -> str | None:
     if night.baseline is None:
         return None
-    commit = short(night.champion_commit)
+    commit = short_commit(night.champion_commit)
     return f"baseline {score(night.baseline)}, champion {score(night.champion)} ({commit})"

@@ -122,7 +122,7 @@ class TrialStory:
     note: str | None
     outcome: Outcome | None
     state: str  # decided, pending (decided and not in git yet) or in flight
-    parent: str | None
+    parent: str
     commit: str | None
     runs: tuple[Run, ...]
     diff: str | None
@@ -157,10 +157,11 @@ def describe(folder: Path, root: Path, number: int) -> BaselineStory | TrialStor
     files = _Files(folder, root, number)
     trials = {trial.number: trial for trial in (*state.trials, state.pending) if trial}
     if trial := trials.get(number):
-        return _decided(state, files, trial)
+        return _trial(state, files, trial.idea, trial.parent, trial)
     if number == state.in_flight:
         started = next(event for event in reversed(events) if event["event"] == "started")
-        return _in_flight(state, files, started)
+        idea = files.idea() or Idea(started["summary"], started["proposer"])
+        return _trial(state, files, idea, started["parent"], None)
     last = max([*trials, state.in_flight or 0], default=0)
     others = f" to {last}" if last else ""
     raise UsageError(
@@ -184,50 +185,30 @@ def _baseline(state: NightState) -> BaselineStory:
     )
 
 
-def _decided(state: NightState, files: _Files, trial: Trial) -> TrialStory:
-    stopped = trial.status not in ("ok", "rejected_patch")
-    calls = files.calls(trial.usage.calls)
-    runs = files.runs(trial)
+def _trial(
+    state: NightState, files: _Files, idea: Idea, parent: str, trial: Trial | None
+) -> TrialStory:
+    """A trial's story; `trial` is None while it is in flight."""
+    is_stopped = trial is not None and trial.status not in ("ok", "rejected_patch")
+    calls = files.calls(trial.usage.calls if trial else 0)
+    runs = files.runs(trial) if trial else ()
     diff = files.diff(trial)
+    usage = trial.usage if trial else costs.of_calls(calls)
+    judged: dict[str, Any] = {name: getattr(trial, name, None) for name in JUDGED}
     return TrialStory(
         **_night(state),
-        k=trial.number,
-        **{name: getattr(trial, name) for name in JUDGED},
-        **vars(trial.idea),
-        state="decided" if trial.commit else "pending",
-        parent=trial.parent,
-        commit=trial.commit,
+        k=files.number,
+        **judged,
+        **vars(idea),
+        state=("decided" if trial.commit else "pending") if trial else "in flight",
+        parent=parent,
+        commit=trial.commit if trial else None,
         runs=runs,
         diff=diff,
-        log=_tail(files.place / "run.log") if stopped else None,
+        log=_tail(files.place / "run.log") if is_stopped else None,
         attempts=files.attempts(),
         calls=tuple(map(_request, calls)),
-        usage=costs.known(state.header, trial.usage),
-        missing=tuple(files.missing),
-        folder=str(files.place),
-    )
-
-
-def _in_flight(state: NightState, files: _Files, started: dict[str, Any]) -> TrialStory:
-    """The trial of the ledger's event `started`."""
-    idea = files.idea() or Idea(started["summary"], started["proposer"])
-    calls = files.calls(0)
-    diff = files.diff(None)
-    unknown: dict[str, Any] = dict.fromkeys(JUDGED)
-    return TrialStory(
-        **_night(state),
-        k=started["trial"],
-        **unknown,
-        **vars(idea),
-        state="in flight",
-        parent=started["parent"],
-        commit=None,
-        runs=(),
-        diff=diff,
-        log=None,
-        attempts=files.attempts(),
-        calls=tuple(map(_request, calls)),
-        usage=costs.known(state.header, costs.of_calls(calls)),
+        usage=costs.known(state.header, usage),
         missing=tuple(files.missing),
         folder=str(files.place),
     )
@@ -242,11 +223,11 @@ class _Files:
     """What one trial has left in the night's folder; `missing` names what was lost."""
 
     def __init__(self, folder: Path, root: Path, number: int) -> None:
+        self.number = number
         self.place = folder / "trials" / str(number)
         self.missing: list[str] = []
         self._folder = folder
         self._root = root
-        self._number = number
 
     def idea(self) -> Idea | None:
         """Of the proposal that is waiting for a verdict; None if that was lost."""
@@ -261,7 +242,7 @@ class _Files:
         """The requests for this trial, of which the ledger counts `expected`."""
         calls: list[Call] = []
         try:
-            calls += llm_calls.read(self._folder / night_folder.CALLS, {self._number})
+            calls += llm_calls.read(self._folder / night_folder.CALLS, {self.number})
         except NightlyError as error:
             self.missing.append(str(error))
         if lost := max(expected - len(calls), 0):

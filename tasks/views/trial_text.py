@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tasks.history import night_folder
-from tasks.text import money, one_line, score, short, shortened
+from tasks.text import money, one_line, score, short_commit, shortened
 from tasks.views.trial_story import BaselineStory, Request, Run, SeedScore, TrialStory
 
 LEVELS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
@@ -54,10 +54,10 @@ def _head(story: BaselineStory | TrialStory, facts: Mapping[str, str | None]) ->
 
 
 def _of_trial(story: TrialStory) -> dict[str, str | None]:
-    commit = f", commit {short(story.commit)}" if story.commit else ""
+    commit = f", commit {short_commit(story.commit)}" if story.commit else ""
     return {
         "state": _state(story),
-        "proposer": f"{story.proposer}, against {short(story.parent)}{commit}",
+        "proposer": f"{story.proposer}, against {short_commit(story.parent)}{commit}",
         "kind": story.kind,
         "hypothesis": story.hypothesis,
         "expected": story.expected,
