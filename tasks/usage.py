@@ -21,6 +21,7 @@ KINDS = (
     "simplification",
     "combination",
 )
+CHARACTERS_A_TOKEN = 3.5  # of English and of code, roughly, for every tokenizer in use
 Purpose = Literal["propose", "repair", "fix", "ping"]
 
 
@@ -81,6 +82,10 @@ def usage_of(call: Call) -> Usage:
         completion_tokens=call.completion_tokens or 0,
         dollars=0.0 if unanswered else call.dollars,
     )
+
+
+def estimate_tokens(characters: int) -> int:
+    return math.ceil(characters / CHARACTERS_A_TOKEN)
 
 
 def dollars(

@@ -1,8 +1,8 @@
-"""One run of an external agent: a command that is given a prompt and ended with all that it has started.
+"""One run of an external agent: a command that gets a prompt, and is ended with all its processes.
 
-A small process of ours is its parent, starts it once it is on record itself, and adopts what the agent leaves running
-(PR_SET_CHILD_SUBREAPER), daemons too: so the whole tree can be found after the agent's own end, and by the next start when
-this process is killed meanwhile.
+Its parent is a small process of ours, the keeper, which starts the agent only once it is on record
+itself, and adopts what the agent leaves running (PR_SET_CHILD_SUBREAPER), daemons included. So the
+whole tree can be found after the agent has ended, and by the next start if this process is killed.
 """
 
 from __future__ import annotations
@@ -21,38 +21,42 @@ from typing import Literal
 
 from tasks.judge import processes
 
-END_BYTES = 64 * 1024  # of a stream's start, and of its end
+END_BYTES = 64 * 1024  # kept of a stream's beginning, and of its end
 CHUNK_BYTES = 2**20  # as much as a pipe can hold
-LOOK_SECONDS = 0.1  # between looks at whether it is cancelled
+POLL_SECONDS = 0.1  # between checks for a cancel
 
 KEEPER = """
 import ctypes, os, signal, subprocess, sys
-tell, go = int(sys.argv[1]), int(sys.argv[2])
+result, go = int(sys.argv[1]), int(sys.argv[2])
 prctl = ctypes.CDLL(None).prctl
 prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
-if not os.read(go, 1):  # killed before it could put this on record
+if not os.read(go, 1):  # our parent was killed before it could put us on record
     sys.exit()
 os.close(go)
+die_with_us = lambda: prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
 try:
-    # it dies with this process; one that nothing refers to is waited for by its deletion
-    agent = subprocess.Popen(sys.argv[3:], start_new_session=True, preexec_fn=lambda: prctl(1, signal.SIGKILL, 0, 0, 0))
+    # Kept in a variable: deleting a Popen waits for its process.
+    agent = subprocess.Popen(sys.argv[3:], start_new_session=True, preexec_fn=die_with_us)
     while (ended := os.wait())[0] != agent.pid:
         pass
-    told = str(os.waitstatus_to_exitcode(ended[1]))
+    status = str(os.waitstatus_to_exitcode(ended[1]))
 except OSError as error:
-    told = str(error)
-os.write(tell, told.encode())
+    status = str(error)
+os.write(result, status.encode())
 signal.pause()
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class Visit:
-    """What came of it. Text has no control characters but newline and tab, and the middle of a long one is left out."""
+    """The result of a run. Texts have no control characters but newline and tab.
+
+    The middle of a long text is left out.
+    """
 
     end: Literal["exited", "late", "cancelled", "not started"]
     status: int | None  # negative for a signal; None unless it exited
-    why: str  # it was not started; empty if it was
+    why: str  # why it was not started; empty if it was
     stdout: str
     log: str  # stdout and stderr, as they came
     survivors: tuple[int, ...]  # processes that outlived SIGKILL
@@ -68,45 +72,46 @@ def run(
     cancelled: threading.Event,
     home: Path,
 ) -> Visit:
-    """Runs a command in `folder` with the file `prompt` as its input. On record in `home` for as long as it runs.
+    """Runs a command in `folder` with the file `prompt` as its input.
 
-    Raises OSError when no process can be started or put on record.
+    It is on record in `home` for as long as it runs. Raises OSError if no process can be started or
+    put on record.
     """
-    (told, tell), (wait, go) = os.pipe(), os.pipe()
+    result, write_result = os.pipe()
+    read_go, go = os.pipe()
     with contextlib.ExitStack() as undo:
-        undo.callback(os.close, told)
+        undo.callback(os.close, result)
         starter = undo.enter_context(os.fdopen(go, "wb", buffering=0))
-        with os.fdopen(tell, "wb"), os.fdopen(wait, "rb"), prompt.open("rb") as stdin:
+        with os.fdopen(write_result, "wb"), os.fdopen(read_go, "rb"), prompt.open("rb") as stdin:
+            ends = [write_result, read_go]
             keeper = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", KEEPER, str(tell), str(wait), *argv],
+                [sys.executable, "-I", "-S", "-c", KEEPER, *map(str, ends), *argv],
                 cwd=folder,
                 env=environment,
                 stdin=stdin,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 start_new_session=True,
-                pass_fds=[tell, wait],
+                pass_fds=ends,
             )
         undo.callback(processes.forget, home, keeper.pid)
         undo.enter_context(keeper)  # waits for it
         undo.callback(processes.end, keeper.pid)
         processes.record(home, keeper.pid)
-        with contextlib.suppress(
-            BrokenPipeError
-        ):  # somebody has killed it: the pipe `told` says so
+        with contextlib.suppress(BrokenPipeError):  # it was killed, which the result shows
             starter.write(b"!")
         assert keeper.stdout is not None
         assert keeper.stderr is not None
-        stdout, log, answer = _Capped(), _Capped(), _Capped()
+        stdout, log, status = _Capped(), _Capped(), _Capped()
         streams = {
-            told: (answer,),
+            result: (status,),
             keeper.stdout.fileno(): (stdout, log),
             keeper.stderr.fileno(): (log,),
         }
-        late = _follow(streams, told, time.monotonic() + seconds, cancelled)
+        late = _follow(streams, result, time.monotonic() + seconds, cancelled)
         survivors = tuple(processes.end(keeper.pid))
         texts = stdout.text(), log.text(), survivors
-        said = answer.text()
+        said = status.text()
         if said.removeprefix("-").isdecimal():
             return Visit("exited", int(said), "", *texts)
         if late or cancelled.is_set():
@@ -137,11 +142,14 @@ class _Capped:
 
 
 def _follow(
-    streams: dict[int, tuple[_Capped, ...]], told: int, deadline: float, cancelled: threading.Event
+    streams: dict[int, tuple[_Capped, ...]],
+    result: int,
+    deadline: float,
+    cancelled: threading.Event,
 ) -> bool:
-    """Reads the streams until something is told or the run is cancelled; True when the time is over before.
+    """Reads the streams until there is a result or the run is cancelled; True if time ran out.
 
-    What the agent said before its end is in the pipes by the time that the end is told, so one more read has all of it.
+    By the time of the result, all output of the agent is in the pipes, so one more read gets it.
     """
     with selectors.DefaultSelector() as selector:
         for descriptor in streams:
@@ -149,13 +157,13 @@ def _follow(
         while not cancelled.is_set():
             if time.monotonic() >= deadline:
                 return True
-            ready = [key.fd for key, _ in selector.select(LOOK_SECONDS)]
+            ready = [key.fd for key, _ in selector.select(POLL_SECONDS)]
             for descriptor in ready:
                 chunk = os.read(descriptor, CHUNK_BYTES)
                 for stream in streams[descriptor]:
                     stream.add(chunk)
                 if not chunk:
                     selector.unregister(descriptor)
-            if told in ready:
+            if result in ready:
                 break
     return False

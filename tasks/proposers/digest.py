@@ -1,14 +1,14 @@
-"""A night's record as a language model is given it: bounded in tokens however long the night.
+"""A night's record for a language model, of bounded length however long the night.
 
-Kinds of change with their counts, what was kept, what trains right now, what came near, dead ends, failures, how the latest
-trained, what earlier nights found: each has its share of the room. The words in it are a candidate's or an earlier answer's,
-so they are cleaned here and fenced by whoever puts them into a prompt. Nothing that a scoring box said is in it.
+Each section has a share of the room: kinds of change with their counts, keeps, the trial that
+trains now, near misses, dead ends, failures, how the latest trials trained, earlier nights. The
+words are those of candidates or earlier answers, so they are cleaned here and fenced in the prompt.
+No output of a scoring box is in it.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,12 +18,12 @@ from tasks.errors import NightlyError
 from tasks.history.trial_folder import read_runs
 from tasks.proposers.past_nights import KNOBS, EarlierTrial, kind_of
 from tasks.records import NightSoFar, RunResult, Trial
-from tasks.text import one_line
-from tasks.usage import KINDS
+from tasks.text import one_line, shortened
+from tasks.usage import CHARACTERS_A_TOKEN, KINDS
 
-CHARACTERS_A_TOKEN = 3.5  # of English and of code, roughly, for every tokenizer in use
-# Statuses whose reason is a training box's or our own check's. A scoring box has seen validation text: no word of it.
-TOLD = (
+# Statuses whose reason comes from a training box or from our own checks. A scoring box has seen
+# validation text, so its reasons are withheld.
+SHOWN_REASONS = (
     "rejected_patch",
     "startup_timeout",
     "startup_crashed",
@@ -31,22 +31,16 @@ TOLD = (
     "train_crashed",
     "bad_checkpoint",
 )
-ESCAPE = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"
-)  # a terminal's; linear in time
-TURN = re.compile(
-    "<(?=[|\uff5c])"
-)  # "<|im_start|>" and its like: some servers take them for their own, also in a text
+# A terminal's escape sequences; takes linear time.
+ESCAPE = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?")
+# "<|im_start|>" and similar, which some servers act on even within a text.
+TURN = re.compile("<(?=[|\uff5c])")
 SUMMARY, WORDS = 100, 240  # characters at most
-NEWEST, BEST, NEAR, LATEST = (
-    3,
-    3,
-    8,
-    5,
-)  # patches of keeps, of near misses, and training curves: what is read from files
-NEAR_Z = -1.0  # a discard that is not worse than this is a near miss
-OF_A_KIND, OF_A_STATUS, OF_AN_EARLIER_KIND = 6, 2, 2
-FIGURES = {  # of a run's own metrics
+# What is read from files: patches of the newest and the best keeps and of near misses, and curves.
+NEWEST, BEST, NEAR, LATEST = 3, 3, 8, 5
+NEAR_Z = -1.0  # a discard above this is a near miss
+OF_A_KIND, OF_A_STATUS, OF_AN_EARLIER_KIND = 6, 2, 2  # trials at most
+FIGURES = {  # self-reported metrics of a run
     "num_steps": "{:.0f} steps",
     "tokens_per_second": "{:,.0f} tokens/s",
     "mfu_percent": "MFU {:.1f}%",
@@ -54,29 +48,23 @@ FIGURES = {  # of a run's own metrics
     "num_params_M": "{:.3g} M parameters",
 }
 
-Gains = Mapping[int, float]  # trial -> val_bpb less its parent's
-
-
-def estimate_tokens(text: str) -> int:
-    return math.ceil(len(text) / CHARACTERS_A_TOKEN)
+Gains = Mapping[int, float]  # trial -> val_bpb minus its parent's
 
 
 def plain(text: str) -> str:
-    """Somebody's lines without what does not show (a terminal's escapes, control characters, direction marks), defused."""
+    """Untrusted lines without invisible characters, escape sequences and marks of a chat."""
     lines = "\n".join(ESCAPE.sub("", text).splitlines())
-    return TURN.sub(
-        "< ", "".join(c for c in lines if c in "\n\t" or unicodedata.category(c)[0] != "C")
-    )
+    visible = "".join(c for c in lines if c in "\n\t" or unicodedata.category(c)[0] != "C")
+    return TURN.sub("< ", visible)
 
 
 def short(text: str, most: int) -> str:
-    """Somebody's words as one line of at most so many characters, defused likewise."""
-    line = TURN.sub("< ", one_line(ESCAPE.sub("", text[: 8 * most])))
-    return line if len(line) <= most else f"{line[: most - 3]}..."
+    """Untrusted words, cleaned like that, as one line of at most so many characters."""
+    return shortened(TURN.sub("< ", one_line(ESCAPE.sub("", text[: 8 * most]))), most)
 
 
 def by_kind(trials: Iterable[Trial]) -> dict[str, list[Trial]]:
-    """The trials of each kind of change, in order. Every one of KINDS is there, and knobs."""
+    """The trials of each kind of change, in order. All of KINDS and knobs are there."""
     kinds: dict[str, list[Trial]] = {kind: [] for kind in (*KINDS, KNOBS)}
     for trial in trials:
         kinds.setdefault(kind_of(trial), []).append(trial)
@@ -84,7 +72,7 @@ def by_kind(trials: Iterable[Trial]) -> dict[str, list[Trial]]:
 
 
 def patch_of(folder: Path | None, number: int, most: int) -> str:
-    """A trial's patch without the names of its files, cut at a line; empty where it is missing."""
+    """A trial's patch without the names of its files, cut at a line; empty if it is missing."""
     if folder is None:
         return ""
     try:
@@ -99,12 +87,12 @@ def patch_of(folder: Path | None, number: int, most: int) -> str:
 
 
 def digest(night: NightSoFar, earlier: Sequence[EarlierTrial], tokens: int) -> str:
-    """The record in at most so many estimated tokens; the overview, some 300 tokens, is there in any case."""
+    """The record in at most so many estimated tokens, but at least the overview, about 300."""
     text = _overview(night)
     room = max(tokens * CHARACTERS_A_TOKEN - len(text), 0.0)
     left = 0.0
     for share, title, entries in _sections(night, earlier, room):
-        left += share * room  # and what the sections before have left over
+        left += share * room  # added to what earlier sections left over
         section = _section(title, entries, left)
         left -= len(section)
         text += section
@@ -112,7 +100,7 @@ def digest(night: NightSoFar, earlier: Sequence[EarlierTrial], tokens: int) -> s
 
 
 def _section(title: str, entries: Iterable[str], room: float) -> str:
-    """As many entries as there is room for; files behind the others are not read."""
+    """As many entries as there is room for; the files of the others are not read."""
     text = f"\n\n## {title}"
     for entry in entries:
         if len(text) + 1 + len(entry) > room:
@@ -127,41 +115,44 @@ def _overview(night: NightSoFar) -> str:
     unscored = sum(trial.val_bpb is None for trial in trials)
     dropped = len(trials) - kept - unscored
     lines = [
-        f"{len(trials)} trials so far: {kept} kept, {dropped} discarded with a score, {unscored} without one."
+        f"{len(trials)} trials so far: {kept} kept, {dropped} discarded with a score, "
+        f"{unscored} without one.",
+        "",
+        "## Kinds of change",
     ]
-    lines += ["", "## Kinds of change"]
     for kind, those in by_kind(trials).items():
         best = max((trial.z for trial in those if trial.z is not None), default=None)
         counts = f"tried {len(those)}, kept {sum(trial.verdict == 'keep' for trial in those)}"
         at_best = "" if best is None else f"{_z(best)} at best"
         figures = f"{counts}{at_best}, last in trial {those[-1].number}" if those else "never tried"
         lines.append(f"- {kind}: {figures}")
-    if night.in_flight:
-        flying = night.in_flight.idea
-        named = (
-            f"{short(flying.kind or flying.proposer, SUMMARY)}: {short(flying.summary, SUMMARY)}"
-        )
-        lines += [
-            "",
-            f"Trial {night.next_trial - 1} trains right now; do not propose it again: {named}",
-        ]
-        lines += [f"    why: {short(flying.hypothesis, WORDS)}"] if flying.hypothesis else []
-        lines += [
-            "    If it is kept, your change is merged onto it; keep off the lines of its patch and those next to them."
-        ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_in_flight(night)])
+
+
+def _in_flight(night: NightSoFar) -> Iterator[str]:
+    """The trial that trains now, so that it is not proposed again and its lines are left alone."""
+    if night.in_flight is None:
+        return
+    idea = night.in_flight.idea
+    what = f"{short(idea.kind or idea.proposer, SUMMARY)}: {short(idea.summary, SUMMARY)}"
+    yield ""
+    yield f"Trial {night.next_trial - 1} trains right now; do not propose it again: {what}"
+    if idea.hypothesis:
+        yield f"    why: {short(idea.hypothesis, WORDS)}"
+    yield (
+        "    If it is kept, your change is merged onto it; keep off the lines of its patch and "
+        "those next to them."
+    )
 
 
 def _sections(
     night: NightSoFar, earlier: Sequence[EarlierTrial], room: float
 ) -> Iterator[tuple[float, str, Iterable[str]]]:
-    """Share of the room, title and entries of each section; the most telling entries come first."""
+    """Share of the room, title and entries of each section; the most useful entries come first."""
     newest, gains = night.trials[::-1], _gains(night)
     kept = [trial for trial in newest if trial.verdict == "keep"]
     dropped = [trial for trial in newest if trial.verdict != "keep"]
-    in_code = [
-        trial for trial in kept if kind_of(trial) != KNOBS
-    ]  # the summary of a knob says all of its patch
+    in_code = [trial for trial in kept if kind_of(trial) != KNOBS]
     best = sorted(in_code, key=lambda trial: gains.get(trial.number, 0.0))
     patched = {trial.number: trial for trial in (*in_code[:NEWEST], *best[:BEST])}
     scored = [(trial.z, trial) for trial in dropped if trial.z is not None and trial.z > NEAR_Z]
@@ -170,45 +161,31 @@ def _sections(
     latest = {trial.number: trial for trial in (*kept[:1], *newest[:LATEST])}
 
     def with_patch(trial: Trial, most: float) -> str:
-        return _line(trial, gains) + (
-            "" if kind_of(trial) == KNOBS else _patch(night.folder, trial.number, int(most))
-        )
+        line = _line(trial, gains)
+        if kind_of(trial) == KNOBS:  # its summary says it all
+            return line
+        return line + _patch(night.folder, trial.number, int(most))
 
-    in_flight = (
-        _patch(night.folder, night.next_trial - 1, int(0.08 * room)) if night.in_flight else ""
-    )
+    flying = ""
+    if night.in_flight:
+        flying = _patch(night.folder, night.next_trial - 1, int(0.08 * room))
+    in_flight = [f"- trial {night.next_trial - 1}:{flying}"] if flying else []
+    patches = (with_patch(trial, 0.08 * room) for trial in patched.values())
+    misses = (with_patch(trial, 0.035 * room) for trial in near.values())
+    dead = _in_turn([_line(trial, gains) for trial in those[:OF_A_KIND]] for those in ends.values())
+    stories = (_story(night, trial, gains) for trial in latest.values())
     yield 0.12, "Kept, newest first", (_line(trial, gains) for trial in kept)
-    yield (
-        0.10,
-        "The patch that trains right now",
-        [f"- trial {night.next_trial - 1}:{in_flight}"] if in_flight else [],
-    )
-    yield (
-        0.20,
-        "Patches of the newest and the best of them",
-        (with_patch(trial, 0.08 * room) for trial in patched.values()),
-    )
-    yield (
-        0.17,
-        "Near misses: within a standard error of the champion or better, not kept",
-        (with_patch(trial, 0.035 * room) for trial in near.values()),
-    )
-    yield (
-        0.13,
-        "Dead ends, the latest of each kind",
-        _in_turn([_line(t, gains) for t in e[:OF_A_KIND]] for e in ends.values()),
-    )
+    yield 0.10, "The patch that trains right now", in_flight
+    yield 0.20, "Patches of the newest and the best of them", patches
+    yield 0.17, "Near misses: not kept, at most a standard error worse than the champion", misses
+    yield 0.13, "Dead ends, the latest of each kind", dead
     yield 0.08, "Without a score", _failures(dropped)
-    yield (
-        0.12,
-        "How the champion and the latest trained",
-        (_story(night, trial, gains) for trial in latest.values()),
-    )
+    yield 0.12, "How the champion and the latest trained", stories
     yield 0.08, "Earlier nights on the same data, best and worst of each kind", _earlier(earlier)
 
 
 def _in_turn(groups: Iterable[Sequence[str]]) -> Iterator[str]:
-    """The first of each group, then the second of each: where room ends, no group is left out for another."""
+    """The first of each group, then the second of each, so that no group crowds out another."""
     return (line for rank in itertools.zip_longest(*groups) for line in rank if line is not None)
 
 
@@ -222,15 +199,14 @@ def _gains(night: NightSoFar) -> Gains:
 
 
 def _line(trial: Trial, gains: Gains) -> str:
-    # Four decimals and one of z: a candidate could write into the low digits of its score what it has seen of the
-    # validation text, for the researcher to read.
+    # Four decimals, and one of z: in the low digits of its score, a candidate could pass on to the
+    # researcher what it has seen of the validation text.
     decided: str = trial.status
     if trial.val_bpb is not None:
         score = f" val_bpb {trial.val_bpb:.4f}," if trial.verdict == "keep" else ""
         decided = f"{trial.verdict}{score} {gains[trial.number]:+.4f}{_z(trial.z)}"
-    return (
-        f"- trial {trial.number}, {kind_of(trial)}, {decided}: {short(trial.idea.summary, SUMMARY)}"
-    )
+    summary = short(trial.idea.summary, SUMMARY)
+    return f"- trial {trial.number}, {kind_of(trial)}, {decided}: {summary}"
 
 
 def _z(z: float | None) -> str:
@@ -242,14 +218,14 @@ def _indented(text: str) -> str:
 
 
 def _patch(folder: Path | None, number: int, most: int) -> str:
-    """A trial's patch to go below its entry: cut with the indentation, as one that is too long would end its section."""
+    """A trial's patch below its entry, cut after indenting: a longer one would end its section."""
     text = _indented(patch_of(folder, number, most))
     return text if len(text) <= most else f"{text[:most].rpartition(chr(10))[0]}\n    ... (cut)"
 
 
 def reason_of(status: str, reason: str) -> str:
-    """Why a run was stopped, where a proposer may know."""
-    return short(reason, WORDS) if status in TOLD else ""
+    """Why a run was stopped; empty where a proposer must not know."""
+    return short(reason, WORDS) if status in SHOWN_REASONS else ""
 
 
 def _failures(dropped: Sequence[Trial]) -> Iterator[str]:
@@ -259,21 +235,21 @@ def _failures(dropped: Sequence[Trial]) -> Iterator[str]:
         if trial.val_bpb is None:
             by_status.setdefault(trial.status, []).append(trial)
     for status, those in sorted(by_status.items(), key=lambda item: -len(item[1])):
-        told = [
+        lines = [
             f"{_line(trial, {})[2:]}. {reason_of(status, trial.reason)}".removesuffix(". ")
             for trial in those[:OF_A_STATUS]
         ]
-        yield f"- {status}: {len(those)}" + _indented("\n".join(told))
+        yield f"- {status}: {len(those)}" + _indented("\n".join(lines))
 
 
 def _story(night: NightSoFar, trial: Trial, gains: Gains) -> str:
-    """What a trial was to bring and how it trained."""
-    told = {
+    """What a trial was expected to do, and how it trained."""
+    texts = {
         "why": trial.idea.hypothesis,
         "expected": trial.idea.expected,
         "reason": reason_of(trial.status, trial.reason),
     }
-    lines = [f"{what}: {short(words, WORDS)}" for what, words in told.items() if words]
+    lines = [f"{what}: {short(words, WORDS)}" for what, words in texts.items() if words]
     if night.folder is not None and (run := _last_run(night.folder / "trials" / str(trial.number))):
         lines.append(training(run))
     return _line(trial, gains) + _indented("\n".join(lines))
@@ -282,43 +258,38 @@ def _story(night: NightSoFar, trial: Trial, gains: Gains) -> str:
 def _last_run(folder: Path) -> RunResult | None:
     try:
         runs = read_runs(folder)
-    except NightlyError:  # damaged: the record does without it
+    except NightlyError:  # damaged
         return None
     return runs[-1] if runs else None
 
 
 def training(run: RunResult) -> str:
-    """The training loss at ten even points of the curve, and the run's figures."""
-    points = (
-        sorted({max(len(run.curve) * tenth // 10 - 1, 0) for tenth in range(1, 11)})
-        if run.curve
-        else []
-    )
-    figures = (
-        [f"loss {' '.join(f'{run.curve[point][2]:.4g}' for point in points)}"] if points else []
-    )
+    """The training loss at ten evenly spaced points of the curve, and the run's figures."""
+    figures = []
+    if run.curve:
+        points = sorted({max(len(run.curve) * tenth // 10 - 1, 0) for tenth in range(1, 11)})
+        figures.append("loss " + " ".join(f"{run.curve[point][2]:.4g}" for point in points))
     figures += [
         form.format(run.metrics[name]) for name, form in FIGURES.items() if name in run.metrics
     ]
-    figures += [f"{run.seconds:.0f} s"] if run.seconds is not None else []
-    figures += (
-        [f"{run.peak_memory_bytes / 2**30:.1f} GiB of host memory"] if run.peak_memory_bytes else []
-    )
+    if run.seconds is not None:
+        figures.append(f"{run.seconds:.0f} s")
+    if run.peak_memory_bytes:
+        figures.append(f"{run.peak_memory_bytes / 2**30:.1f} GiB of host memory")
     return ", ".join(figures)
 
 
-def _earlier(ideas: Sequence[EarlierTrial]) -> Iterator[str]:
+def _earlier(trials: Sequence[EarlierTrial]) -> Iterator[str]:
     kinds: dict[str, list[EarlierTrial]] = {}
-    for idea in sorted(ideas, key=lambda idea: -(idea.z or 0.0)):
-        kinds.setdefault(idea.kind, []).append(idea)
-    ends = [
-        [*those[:OF_AN_EARLIER_KIND], *those[OF_AN_EARLIER_KIND:][-OF_AN_EARLIER_KIND:]]
-        for those in kinds.values()
-    ]
-    return _in_turn([_idea(idea) for idea in those] for those in ends)
+    for trial in sorted(trials, key=lambda trial: -(trial.z or 0.0)):
+        kinds.setdefault(trial.kind, []).append(trial)
+    most = OF_AN_EARLIER_KIND
+    ends = [[*those[:most], *those[most:][-most:]] for those in kinds.values()]
+    return _in_turn([_earlier_line(trial) for trial in those] for those in ends)
 
 
-def _idea(idea: EarlierTrial) -> str:
-    delta = "" if idea.delta is None else f", {idea.delta:+.4f}"
-    decided = f"{idea.kind}, {idea.verdict}{_z(idea.z)}{delta}"
-    return f"- {decided}: {short(idea.summary, SUMMARY)} (night {short(idea.night, SUMMARY)}, trial {idea.trial})"
+def _earlier_line(trial: EarlierTrial) -> str:
+    delta = "" if trial.delta is None else f", {trial.delta:+.4f}"
+    decided = f"{trial.kind}, {trial.verdict}{_z(trial.z)}{delta}"
+    where = f"night {short(trial.night, SUMMARY)}, trial {trial.trial}"
+    return f"- {decided}: {short(trial.summary, SUMMARY)} ({where})"

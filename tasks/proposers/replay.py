@@ -1,12 +1,13 @@
-"""Proposals from patches that are there already, trial k from patch k: a night whose verdicts are known beforehand.
+"""Proposals from existing patches, trial k from patch k.
 
-A folder has them in the order of their names:
+The patches of a folder come in the order of their names:
 
     NN-name.diff, NN-name.patch   a unified diff of trainer/train.py against the champion
     NN-name.py                    a whole train.py
 
-A first line that starts with "#" is the summary, else the file's name is. A past night has them in its candidates, kept or
-not: what each changed in its parent is merged into the present champion, on another machine or with another budget.
+A first line that starts with "#" is the summary, otherwise the file's name is. The patches of a
+past night are its candidates, kept or not: what each changed in its parent is merged into the
+present champion, on another machine or with another budget.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ SUFFIXES = (".diff", ".patch", ".py")
 
 
 class PatchError(ValueError):
-    """A patch that cannot be used; the text goes on after the patch's name."""
+    """A patch that cannot be used; the text follows the patch's name."""
 
 
 class Patch(NamedTuple):
@@ -53,7 +54,7 @@ class ReplayProposer:
 
     @classmethod
     def of(cls, patches: Path, root: Path) -> ReplayProposer:
-        """Replays the folder `patches`; where there is none, the night of that name in the checkout `root`."""
+        """Replays the folder `patches` or, without one, the night of that name in `root`."""
         tag = patches.name
         if patches.is_dir() or not champion.candidates(root, tag):
             return cls(patches)
@@ -65,21 +66,19 @@ class ReplayProposer:
         if not self.source.is_dir():
             tag = self.source.name
             raise UsageError(
-                f"replay: no folder of patches at {self.source}, and no night {tag!r} here; give either with --patches. "
-                f"A night of another machine comes with `git fetch REMOTE 'refs/trials/{tag}/*:refs/trials/{tag}/*'`"
+                f"replay: no folder of patches at {self.source}, and no night {tag!r} here; give "
+                "either with --patches. To fetch a night from another machine: "
+                f"`git fetch REMOTE 'refs/trials/{tag}/*:refs/trials/{tag}/*'`"
             )
         if not _of_folder(self.source):
             raise UsageError(
-                f"replay: no patch in {self.source}; it takes files that end in {', '.join(SUFFIXES)}"
+                f"replay: no patch in {self.source}; patches end in {', '.join(SUFFIXES)}"
             )
 
     def propose(self, night: NightSoFar) -> Proposal | None:
-        """The patch for this trial, or None after the last one. One that cannot be used comes with its `problem`."""
-        patches = (
-            _of_night(self.source)
-            if isinstance(self.source, PastNight)
-            else _of_folder(self.source)
-        )
+        """The patch for this trial, with a `problem` if it cannot be used; None after the last."""
+        is_night = isinstance(self.source, PastNight)
+        patches = _of_night(self.source) if is_night else _of_folder(self.source)
         if night.next_trial > len(patches):
             return None
         patch = patches[night.next_trial - 1]
@@ -108,21 +107,15 @@ def _put_file_on(path: Path, source: str) -> str:
 
 
 def _of_night(night: PastNight) -> list[Patch]:
-    """Every trial's, so that a trial here has the number that it had there."""
+    """The patches of all trials, so that each trial keeps its number."""
     patches = []
     for candidate in champion.candidates(*night):
         verdict, z = (candidate.trailers.get(key, "-") for key in ("Verdict", "Z"))
         was = verdict if z == "-" else f"{verdict}, z {z}"
         note = one_line(f"replayed from night {night.tag}, trial {candidate.number} (was {was})")
+        name = f"trial {candidate.number} of night {night.tag}"
         put_on = functools.partial(_merge_onto, night.root, candidate.commit)
-        patches.append(
-            Patch(
-                f"trial {candidate.number} of night {night.tag}",
-                one_line(candidate.subject),
-                note,
-                put_on,
-            )
-        )
+        patches.append(Patch(name, one_line(candidate.subject), note, put_on))
     return patches
 
 
@@ -139,9 +132,10 @@ def _merge_onto(root: Path, commit: str, source: str) -> str:
 
 
 def _with_knobs_of(source: str, before: str, after: str) -> tuple[str, str]:
-    """A patch's two sides with `source`'s values of the knobs that it leaves alone.
+    """A patch's two sides, with `source`'s values of the knobs that the patch does not change.
 
-    Knobs stand on neighbouring lines, where git would see a conflict, and another profile has other values in most of them.
+    Knobs are on neighbouring lines, where git would see a conflict, and another profile has other
+    values for most of them.
     """
     old, new = knobs.read(before), knobs.read(after)
     kept = {
@@ -158,20 +152,17 @@ def _with_knobs_of(source: str, before: str, after: str) -> tuple[str, str]:
 
 
 def apply(patch: str, source: str) -> str:
-    """`source` with a unified diff of trainer/train.py applied, all of it or none. Raises PatchError."""
+    """`source` with a unified diff of trainer/train.py applied as a whole. Raises PatchError."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         target = folder / TRAIN
         target.parent.mkdir()
         target.write_bytes(source.encode("utf-8"))
-        others = {
-            line.split("\t")[2] for line in _git_apply(folder, patch, "--numstat").splitlines()
-        } - {TRAIN}
-        if others:
+        stat = _git_apply(folder, patch, "--numstat").splitlines()
+        if others := {line.split("\t")[2] for line in stat} - {TRAIN}:
             raise PatchError(f"touches {', '.join(sorted(others))}; only {TRAIN} may change")
-        if special := _git_apply(
-            folder, patch, "--summary"
-        ).split():  # a deletion, a new mode, a link in the file's place
+        # A deletion, a new mode, a link in place of the file.
+        if special := _git_apply(folder, patch, "--summary").split():
             raise PatchError(f"does more than edit {TRAIN}: {' '.join(special)}")
         _git_apply(folder, patch, "--unidiff-zero")
         try:

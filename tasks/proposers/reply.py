@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.proposers.answer import without_thinking
 from tasks.statuses import Outcome
+from tasks.usage import estimate_tokens
 
 if TYPE_CHECKING:
     import httpx2
@@ -26,7 +27,6 @@ MOST_BYTES = 8 * 2**20  # read of a body
 MOST_TEXT = 400_000  # characters kept of an answer; a whole train.py has at most 64 KiB
 MOST_WORDS = 4000  # characters read of an error
 MOST_TOKENS = 10**9  # of one answer; a larger number is not a count
-CHARACTERS_A_TOKEN = 3.5  # of English and code, for an endpoint that does not count
 # The words of OpenAI, llama.cpp, vLLM and LM Studio; then Anthropic, Google, xAI, Groq and TGI.
 OVERFLOW = re.compile(
     r"context.{0,9}(length|size|window)|(prompt|input) is too long|input token count"
@@ -160,12 +160,12 @@ def _counts(usage: Any, sent: int, written: int) -> Reply:
     details = given.get("prompt_tokens_details")
     cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else None
     said, answered = _count(given.get("prompt_tokens")), _count(given.get("completion_tokens"))
-    prompt = math.ceil(sent / CHARACTERS_A_TOKEN) if said is None else said
+    prompt = estimate_tokens(sent) if said is None else said
     return Reply(
         "ok",
         prompt_tokens=prompt,
         cached_tokens=None if cached is None else min(cached, prompt),
-        completion_tokens=math.ceil(written / CHARACTERS_A_TOKEN) if answered is None else answered,
+        completion_tokens=estimate_tokens(written) if answered is None else answered,
         estimated=said is None or answered is None,
     )
 

@@ -74,7 +74,7 @@ def test_reads_arithmetic_as_python_does(line, value):
         "9" * 5000,
     ],
 )
-def test_what_is_no_plain_constant_is_no_knob(line):
+def test_only_a_plain_constant_is_a_knob(line):
     assert knobs.read(f"A = {line}") == {}
 
 
@@ -88,7 +88,7 @@ def usual_stack():
 
 
 @pytest.mark.usefixtures("usual_stack")
-def test_a_sum_too_long_to_be_followed_is_no_knob_and_takes_the_others_nothing():
+def test_a_sum_that_is_too_long_is_not_a_knob_and_does_not_affect_the_others():
     source = f"A = 1\nB = {'+'.join('1' * 1200)}\nprint(A, B)\n"
     assert knobs.read(source) == {"A": 1}
     assert knobs.write(source, {"A": 2}) == source.replace("A = 1", "A = 2")
@@ -102,7 +102,7 @@ def test_reads_the_last_of_several_assignments(source):
 @pytest.mark.parametrize(
     "later", ["A += 1", "A = f()", "del A", "if x:\n    A = 2", "A, b = 1, 2", "for A in x: pass"]
 )
-def test_a_constant_that_is_bound_again_is_no_knob(later):
+def test_a_constant_that_is_bound_again_is_not_a_knob(later):
     assert knobs.read(f"A = 1\n{later}") == {}
 
 
@@ -180,7 +180,7 @@ def test_a_list_becomes_a_tuple_and_an_int_a_float_where_the_knob_is_one():
         ({"IDLE": 2}, "knob IDLE is unused"),
     ],
 )
-def test_write_refuses_what_does_not_fit_by_name(values, text):
+def test_write_refuses_a_value_that_does_not_fit_and_names_the_knob(values, text):
     with pytest.raises(knobs.KnobError, match=text):
         knobs.write(SMALL, values)
 
@@ -232,7 +232,7 @@ INTS = st.integers(-(2**63), 2**63)
 
 @st.composite
 def files(draw):
-    """A train.py in pieces: (text, None), or (a literal, the knob that it is of with its place if that is a tuple)."""
+    """A train.py in pieces: (text, None), or (a literal, its knob and its place in a tuple)."""
     pieces = []
 
     def value(kind, name, place=None):
@@ -277,7 +277,7 @@ def value_like(value):
 
 @settings(deadline=None, derandomize=True, max_examples=100)
 @given(files(), st.data())
-def test_writing_changes_the_literals_and_no_other_character(pieces, data):
+def test_writing_changes_the_literals_and_nothing_else(pieces, data):
     source = "".join(text for text, _ in pieces)
     old: dict[str, Any] = dict(knobs.read(source))
     assert set(old) == {slot[0] for _, slot in pieces if slot}

@@ -44,7 +44,7 @@ def test_the_shipped_profiles_are_those_of_the_design():
 
 
 @pytest.mark.parametrize("name", [name for name in configs.names() if name != "laptop"])
-def test_what_was_not_run_says_so(name):
+def test_a_profile_that_was_not_run_says_so(name):
     assert "Not run yet" in configs.load(name).description
 
 
@@ -168,7 +168,7 @@ def test_a_profile_that_cannot_be_used_says_which_file_and_key(tmp_path, old, ne
     assert "tuple" not in str(caught.value).lower()
 
 
-def test_a_list_is_not_told_of_what_its_items_are_told_of(tmp_path):
+def test_a_list_is_not_reported_in_addition_to_its_items(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(
         LAPTOP.replace("vocab_sizes = [2048]", "vocab_sizes = [true, 7]", 1), encoding="utf-8"
@@ -181,13 +181,13 @@ def test_a_list_is_not_told_of_what_its_items_are_told_of(tmp_path):
     )
 
 
-def test_an_int_will_do_for_a_float_and_a_profile_comes_back_from_json():
+def test_an_int_is_accepted_for_a_float_and_a_profile_survives_json():
     laptop = configs.load("laptop")
     assert laptop.limits.memory_gib == 4.0
     assert configs.Profile(**json.loads(laptop.model_dump_json())) == laptop
 
 
-def test_a_file_that_is_not_utf_8_is_no_profile(tmp_path):
+def test_a_file_that_is_not_utf_8_is_not_a_profile(tmp_path):
     (tmp_path / "mine.toml").write_bytes(b"\xff")
     with pytest.raises(configs.ProfileError, match="not valid TOML"):
         configs.load(str(tmp_path / "mine.toml"))
@@ -209,7 +209,7 @@ def extending(tmp_path, base, text=""):
     return configs.load(str(path))
 
 
-def test_a_profile_takes_what_it_does_not_say_from_the_one_it_extends(tmp_path):
+def test_a_profile_takes_missing_settings_from_the_one_it_extends(tmp_path):
     mine, h100 = (
         extending(tmp_path, "h100", "[train]\nDEPTH = 4\n[budget]\namount = 60\n"),
         configs.load("h100"),
@@ -223,7 +223,7 @@ def test_an_extended_profile_may_extend_another(tmp_path):
     assert extending(tmp_path, "mps").data.license == configs.load("h100").data.license
 
 
-def test_extending_what_is_no_profile_names_those_that_are(tmp_path):
+def test_extending_an_unknown_profile_names_those_that_exist(tmp_path):
     with pytest.raises(
         configs.ProfileError, match="extends = 'h1000': choose one of consumer, h100"
     ):

@@ -1,4 +1,4 @@
-"""The log of requests to models: what is in it after a kill, what a night has spent, and when the model is left alone."""
+"""The log of requests to models: after a kill, as a sum of costs, and the pauses it asks for."""
 
 import dataclasses
 import errno
@@ -37,7 +37,7 @@ DRY = (
 
 
 def call(trial=1, outcome="ok", minutes=0.0, **fields):
-    """A call that began so many minutes after START and took 10 s; tokens and dollars as its outcome has them."""
+    """A call that began so many minutes after START and took 10 s; its outcome decides the cost."""
     answered = outcome not in (*FAILURES, "cancelled")
     made = {
         "id": f"{trial}.1",
@@ -109,7 +109,7 @@ def test_any_text_comes_back(tmp_path_factory, text):
     assert read(path) == (made,)
 
 
-def test_a_torn_line_is_passed_over_and_cut_off(log, path):
+def test_a_torn_line_is_skipped_and_cut_off(log, path):
     filled(log, call(1), call(2))
     whole = path.read_bytes()
     path.write_bytes(torn := whole + whole[: len(whole) // 3])
@@ -141,7 +141,7 @@ def test_a_file_of_one_torn_line(path):
         json.dumps({**dataclasses.asdict(call()), "messages": None}).encode() + b"\n",
     ],
 )
-def test_a_damaged_line_is_said_with_its_number(log, path, line):
+def test_a_damaged_line_is_reported_with_its_number(log, path, line):
     filled(log, call())
     with path.open("ab") as file:
         file.write(line)
@@ -154,7 +154,7 @@ def test_a_damaged_line_is_said_with_its_number(log, path, line):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-def test_a_disk_that_does_not_take_a_call_leaves_the_log_as_it_was(log, path, monkeypatch, code):
+def test_a_call_that_cannot_be_written_leaves_the_log_as_it_was(log, path, monkeypatch, code):
     filled(log, call(1))
     before = path.read_bytes(), log.usage()
 
@@ -212,7 +212,7 @@ for number in range(1, 100_000):
 """
 
 
-def test_what_was_appended_outlives_a_kill(path):
+def test_an_appended_line_survives_a_kill(path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED, str(path)], cwd=ROOT, env=environment, stdout=subprocess.PIPE
@@ -267,7 +267,7 @@ def test_dollars_are_for_a_million_tokens():
     assert dollars(prices, None, None, None) == 0.0
 
 
-def test_cached_tokens_cost_what_others_do_unless_it_is_said():
+def test_cached_tokens_cost_what_others_do_unless_they_have_a_price():
     assert dollars(
         Llm(prompt_price=2.0, completion_price=8.0), 1_000_000, 400_000, 0
     ) == pytest.approx(2.0)
@@ -302,7 +302,7 @@ def test_a_model_that_answers_may_be_asked(log):
 
 
 @pytest.mark.parametrize("outcome", FAILURES)
-def test_a_failure_of_the_endpoint_is_a_pause_from_its_end_on(log, path, outcome):
+def test_a_failure_of_the_endpoint_starts_a_pause_at_its_end(log, path, outcome):
     filled(log, call(1, outcome))
     for each in (log, CallLog(path)):
         assert each.closed_for(at(0)) == 30.0
@@ -333,7 +333,7 @@ def test_an_answer_ends_the_pauses(log):
     assert log.closed_for(at(0)) == 30.0
 
 
-def test_a_cancelled_request_says_nothing_of_the_endpoint(log):
+def test_a_cancelled_request_says_nothing_about_the_endpoint(log):
     filled(log, call(1, "unreachable"), call(1, "cancelled", 5))
     assert log.closed_for(at(0)) == 30.0
     filled(log, call(1, "unreachable", 1))
@@ -363,7 +363,7 @@ def test_a_clock_that_was_set_back_does_not_shut_the_model_out(log):
     assert log.closed_for(at(0)) == 60.0
 
 
-def test_a_call_that_ended_this_moment_counts_whatever_the_clocks_parts_say(log):
+def test_a_call_that_ended_just_now_counts_despite_rounding(log):
     filled(log, call(1, "timeout"))
     assert log.closed_for(at(0, 9.5)) == 30.0
 
@@ -395,7 +395,7 @@ def test_a_trial_that_is_not_over_does_not_count(log):
     assert log.closed_for(at(3), trial=4) == 600.0
 
 
-def test_a_patch_that_was_repaired_is_one_however_its_crash_was_mended(log):
+def test_a_repaired_patch_counts_however_its_crash_was_fixed(log):
     filled(
         log,
         call(1, "no_edit"),
@@ -407,7 +407,7 @@ def test_a_patch_that_was_repaired_is_one_however_its_crash_was_mended(log):
     assert log.closed_for(at(0)) == 0.0
 
 
-def test_failures_and_pings_are_no_trials_without_a_patch(log):
+def test_failures_and_pings_are_not_trials_without_a_patch(log):
     filled(log, call(1, "no_edit"), call(2, "timeout"), call(2, "cancelled"), call(3, "no_edit"))
     filled(log, call(0, purpose="ping"), call(0, "empty", purpose="ping"))
     assert log.closed_for(at(0)) == 0.0
@@ -415,7 +415,7 @@ def test_failures_and_pings_are_no_trials_without_a_patch(log):
     assert log.closed_for(at(0)) == 600.0
 
 
-def test_every_outcome_is_somebodys():
-    """A new outcome is put where it belongs: the endpoint's failure, an answer without a patch, or neither."""
+def test_every_outcome_has_one_class():
+    """A failure of the endpoint, an answer without a patch, or neither."""
     known = {*FAILURES, *DRY, "ok", "cancelled", "ambiguous", "no_change", "already_tried"}
     assert known == set(get_args(Outcome))

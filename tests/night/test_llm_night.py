@@ -1,6 +1,7 @@
-"""A night of 12 trials with a researcher whose model, endpoint and candidates do all that they should not.
+"""A night of 12 trials whose model, endpoint and candidates do everything wrong.
 
-Real command line, servers, boxes, judge, git and MLflow; the model is a script on loopback, train.py the stub.
+Real command line, servers, boxes, judge, git and MLflow; the model is a script on the loopback,
+train.py is the stub.
 """
 
 import collections
@@ -15,9 +16,8 @@ from tests.faults.scripted_model import INJECTED, MENDS, PURPOSES, TRIALS, scrip
 from tests.faults.stub_checkout import PROFILE, StubCheckout
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-A_CALL = (
-    600 * 1.0 + 400 * 0.1 + 100 * 10.0
-) / 1e6  # dollars, of USAGE with the stub profile's prices
+# Dollars, of USAGE with the stub profile's prices.
+A_CALL = (600 * 1.0 + 400 * 0.1 + 100 * 10.0) / 1e6
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def trials(checkout, night):
     }
 
 
-def test_every_call_ends_as_its_typed_outcome(calls):
+def test_every_call_has_the_expected_outcome(calls):
     found = {
         k: [(call["purpose"], call["outcome"]) for call in of_trial]
         for k, of_trial in calls.items()
@@ -90,7 +90,7 @@ def test_every_call_ends_as_its_typed_outcome(calls):
     assert found == wanted
 
 
-def test_every_trial_says_what_became_of_its_proposal(trials):
+def test_every_trial_records_the_outcome_of_its_proposal(trials):
     assert sorted(trials) == list(range(1, 13))
     ideas = {k: trial["idea"] for k, trial in trials.items()}
     by_model = [k for k, trial in trials.items() if trial["idea"]["proposer"] == "llm"]
@@ -116,7 +116,7 @@ def test_every_trial_says_what_became_of_its_proposal(trials):
     )
 
 
-def test_a_waiting_proposal_is_carried_over_to_the_new_champion_and_says_so(trials):
+def test_a_waiting_proposal_is_merged_onto_the_new_champion_with_a_note(trials):
     assert trials[1]["verdict"] == "keep"
     assert re.search(r"made against champion \w{7}, merged onto \w{7}", trials[2]["idea"]["note"])
     assert trials[2]["parent"] != trials[1]["parent"]
@@ -126,9 +126,8 @@ def test_the_accounting_adds_up(checkout, model, calls, trials):
     answered = sum(
         call["prompt_tokens"] is not None for of_trial in calls.values() for call in of_trial
     )
-    assert (
-        answered == sum(200 <= code < 300 for code in model.answered) - 1
-    )  # the page of HTML is no completion
+    completed = sum(200 <= code < 300 for code in model.answered)
+    assert answered == completed - 1  # the page of HTML is not a completion
     for k, trial in trials.items():
         paid = [call for call in calls[k] if call["prompt_tokens"] is not None]
         assert trial["usage"]["calls"] == len(calls[k])

@@ -1,5 +1,7 @@
-"""The client against a real server and a real language model, which is too small to write a patch that improves anything:
-what is shown is the wire, and that what goes wrong there has its outcome.
+"""The client against a real server and a real language model.
+
+The model is too small to write a patch that improves anything: these tests show the protocol, and
+the outcome of each failure.
 """
 
 import os
@@ -39,7 +41,7 @@ def server(tmp_path_factory) -> Iterator[SmallLlm]:
 
 @pytest.fixture
 def endpoint(server, monkeypatch):
-    """Makes the product's client, with the environment of somebody who has a server at home and no key."""
+    """Makes the product's client, in the environment of a user with a local server and no key."""
     for name in [
         name for name in os.environ if name.startswith("OPENAI_") or name.lower().endswith("_proxy")
     ]:
@@ -95,7 +97,7 @@ def test_a_prompt_beyond_the_context_is_an_overflow_and_costs_nothing(endpoint):
 
 
 @pytest.mark.parametrize(("answer_seconds", "seconds"), [(0.3, SECONDS), (SECONDS, 0.3)])
-def test_an_answer_that_takes_too_long_is_a_timeout_and_the_next_one_is_not_kept_waiting(
+def test_a_slow_answer_is_a_timeout_and_does_not_delay_the_next_one(
     endpoint, answer_seconds, seconds
 ):
     assert endpoint(answer_seconds=answer_seconds).ask(messages(LONG), seconds).outcome == "timeout"
@@ -105,7 +107,7 @@ def test_an_answer_that_takes_too_long_is_a_timeout_and_the_next_one_is_not_kept
     )
 
 
-def test_a_request_that_is_being_worked_on_can_be_cancelled(server, endpoint):
+def test_a_request_in_progress_can_be_cancelled(server, endpoint):
     asked, replies = endpoint(), []
     thread = threading.Thread(target=lambda: replies.append(asked.ask(messages(LONG), SECONDS)))
     thread.start()
@@ -117,9 +119,7 @@ def test_a_request_that_is_being_worked_on_can_be_cancelled(server, endpoint):
     assert asked.ask(messages("Say hello."), SECONDS).outcome == "cancelled"
 
 
-def test_a_proposal_that_such_a_model_writes_is_refused_and_what_it_cost_is_on_record(
-    endpoint, tmp_path
-):
+def test_a_proposal_of_such_a_model_is_refused_and_its_cost_is_recorded(endpoint, tmp_path):
     source, calls = STUB.read_text(), CallLog(tmp_path / "llm_calls.jsonl")
     settings = Llm(
         model=small_llm.NAME,

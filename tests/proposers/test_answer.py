@@ -16,7 +16,10 @@ from tasks.proposers.answer import (
 from tasks.usage import KINDS
 
 BLOCK = "<<<<<<< SEARCH\nA = 1\n=======\nA = 2\n>>>>>>> REPLACE\n"
-HEADERS = "SUMMARY: Deeper\nKIND: architecture\nHYPOTHESIS: More depth,\nmore sense.\nEXPECTED: lower val_bpb, slower\n"
+HEADERS = (
+    "SUMMARY: Deeper\nKIND: architecture\nHYPOTHESIS: More depth,\nmore sense.\n"
+    "EXPECTED: lower val_bpb, slower\n"
+)
 PARSED = Answer(
     "More depth, more sense.",
     "architecture",
@@ -54,8 +57,8 @@ def refused(text: str) -> EditError:
         .replace("KIND:", "- **KIND**:")
         .replace("EXPECTED:", "### Expected :")
         + BLOCK,
-        "**SUMMARY: Deeper**\n1. KIND: `architecture`\n> HYPOTHESIS: More depth,\n more sense.\n\nEXPECTED\n"
-        f"lower val_bpb, slower\n\nNow the block:\n{BLOCK}",
+        "**SUMMARY: Deeper**\n1. KIND: `architecture`\n> HYPOTHESIS: More depth,\n more sense.\n\n"
+        f"EXPECTED\nlower val_bpb, slower\n\nNow the block:\n{BLOCK}",
         HEADERS
         + BLOCK.replace("SEARCH\n", "SEARCH  \n")
         .replace("=\n", "= \t\n")
@@ -71,7 +74,7 @@ def refused(text: str) -> EditError:
         f"<think>\nSUMMARY: no, rather this\n{BLOCK}So, finally:\n{HEADERS}{BLOCK}",
     ],
 )
-def test_an_answer_is_read_whatever_its_dress(text):
+def test_an_answer_is_read_however_it_is_decorated(text):
     assert parse(text) == PARSED
 
 
@@ -119,7 +122,8 @@ def test_obvious_variants_of_a_kind_are_known_and_nothing_else(said, kind):
 
 def test_long_or_hostile_headers_become_one_short_line():
     answer = parse(
-        f"SUMMARY: {'word ' * 50}\nHYPOTHESIS: \x1b[31mred\u202e\ud800\n{'y' * 5000}\nEXPECTED: {'z' * 5000}\n{BLOCK}"
+        f"SUMMARY: {'word ' * 50}\nHYPOTHESIS: \x1b[31mred\u202e\ud800\n{'y' * 5000}\n"
+        f"EXPECTED: {'z' * 5000}\n{BLOCK}"
     )
     assert len(answer.summary) <= 72
     assert answer.summary.startswith("word word")
@@ -157,7 +161,7 @@ def test_tags_inside_the_code_are_code(code, before, line):
     assert code in (block.search, block.replace)
 
 
-def test_a_block_that_is_not_finished_while_thinking_hides_no_tag():
+def test_an_unfinished_block_in_thinking_hides_no_tag():
     draft = BLOCK.replace(">>>>>>> REPLACE\n", "")
     assert parse(f"<think>\n{draft}</think>\n{HEADERS}{BLOCK}") == PARSED
     assert parse(f"{draft}hm\n</think>\n{HEADERS}{FENCED}").whole_file == FILE
@@ -176,7 +180,7 @@ def test_a_block_that_is_not_finished_while_thinking_hides_no_tag():
         f"<think>{BLOCK}</think>",
     ],
 )
-def test_an_answer_without_an_edit_is_told_the_form(text):
+def test_an_answer_without_an_edit_gets_the_form_explained(text):
     error = refused(text)
     assert error.outcome == "no_edit"
     assert '"<<<<<<< SEARCH"' in str(error)
@@ -215,13 +219,13 @@ def test_an_answer_without_an_edit_is_told_the_form(text):
         ("\N{SNOWMAN}" * (MOST_BYTES // 3 + 1), f"the limit is {MOST_BYTES}"),
     ],
 )
-def test_what_could_be_read_in_two_ways_is_refused(text, told):
+def test_an_answer_with_two_readings_is_refused(text, told):
     error = refused(text)
     assert error.outcome == "malformed"
     assert told in str(error)
 
 
-def test_all_that_is_malformed_is_told_at_once():
+def test_all_problems_of_form_are_reported_at_once():
     told = str(
         refused(BLOCK.replace("A = 1\n", "") + BLOCK + BLOCK.replace("=======\n", "") + FENCED)
     ).splitlines()
@@ -248,7 +252,7 @@ def test_headers_of_a_whole_file_are_not_in_its_code():
     assert parse(f"SUMMARY: It\n```py\n{code}```") == Answer("", None, None, "It", (), code)
 
 
-def test_the_worst_problem_comes_first_and_details_go_before_problems_do():
+def test_the_worst_problem_comes_first_and_details_are_dropped_before_problems():
     details = (
         Problem("ambiguous", "Many.", "x" * 1000),
         Problem("not_found", "None.", "y" * 1000),
@@ -259,7 +263,7 @@ def test_the_worst_problem_comes_first_and_details_go_before_problems_do():
     assert str(error) == f"None.\n{'y' * 1000}\nMany.\nLast."
 
 
-def test_a_list_of_problems_that_is_too_long_says_how_many_are_left():
+def test_a_list_of_problems_that_is_too_long_ends_with_the_number_left_out():
     told = str(
         EditError(*[Problem("ambiguous", f"{number:03} {'x' * 95}") for number in range(100)])
     )
@@ -291,7 +295,7 @@ def test_a_list_of_problems_that_is_too_long_says_how_many_are_left():
         (BLOCK, "malformed"),
     ],
 )
-def test_an_answer_of_the_greatest_size_takes_no_time_to_speak_of(piece, outcome):
+def test_an_answer_of_the_greatest_size_is_read_in_linear_time(piece, outcome):
     error = refused(piece * (MOST_BYTES // len(piece.encode("utf-8", "surrogatepass"))))
     assert error.outcome == outcome
     assert len(str(error)) <= MOST_ERROR

@@ -1,4 +1,4 @@
-"""One request to a model, against a real server on the loopback that answers and fails as real endpoints do."""
+"""One request to a model, against a real local server that fails as real endpoints do."""
 
 import dataclasses
 import gc
@@ -67,7 +67,7 @@ def no_endpoint(monkeypatch):
 
 @pytest.fixture
 def serve(monkeypatch):
-    """Starts a server with steps and gives it and its endpoint, which retries nothing unless it is told to."""
+    """Starts a server with these steps; gives it and its endpoint, by default without retries."""
     servers = []
 
     def start(*steps, **settings):
@@ -111,7 +111,7 @@ def test_a_temperature_is_sent_only_if_set(serve):
     assert server.requests[0]["temperature"] == 0.5
 
 
-def test_text_that_is_no_valid_unicode_is_sent(serve):
+def test_text_that_is_not_valid_unicode_is_sent(serve):
     server, endpoint = serve(ok("hello"))
     assert (
         endpoint.ask(
@@ -181,7 +181,7 @@ def test_thinking_in_a_field_of_its_own_is_estimated_too(ask):
         7,
     ],
 )
-def test_a_usage_that_is_none_is_estimated(ask, usage):
+def test_an_invalid_usage_is_estimated(ask, usage):
     answer = ask(ok("hello", usage))
     assert (answer.outcome, answer.estimated, answer.completion_tokens, answer.cached_tokens) == (
         "ok",
@@ -191,7 +191,7 @@ def test_a_usage_that_is_none_is_estimated(ask, usage):
     )
 
 
-def test_a_usage_in_part_is_taken_in_part(ask):
+def test_a_partial_usage_is_used_in_part(ask):
     answer = ask(ok("hello", {"prompt_tokens": 7}))
     assert (answer.prompt_tokens, answer.completion_tokens, answer.estimated) == (7, 2, True)
 
@@ -327,14 +327,14 @@ def test_status_200_with_an_error(ask, body):
     assert "upstream failed" in answer.error
 
 
-def test_an_error_of_200_is_no_error_when_it_is_null(ask):
+def test_a_null_error_with_status_200_is_not_an_error(ask):
     body = {"error": None, "choices": [{"message": {"content": "hello"}, "error": None}]}
     assert ask(status(200, body)).outcome == "ok"
 
 
 @pytest.mark.parametrize("nested", [b"[" * 700 + b"]" * 700, b'{"a":' * 700 + b"1" + b"}" * 700])
 @pytest.mark.parametrize("code", [200, 400])
-def test_an_error_that_is_nested_deep(ask, nested, code):
+def test_a_deeply_nested_error(ask, nested, code):
     assert ask(status(code, b'{"error": ' + nested + b"}")).outcome in (
         "error_body",
         "no_completion",
@@ -353,14 +353,14 @@ def test_a_body_of_tens_of_megabytes_is_not_read_to_its_end(ask):
     assert len(answer.error) <= chat.MOST_ERROR
 
 
-def test_a_hostile_answer_takes_no_time_to_read(ask):
+def test_a_hostile_answer_is_read_in_linear_time(ask):
     assert ask(ok("<think>" * 50_000)).outcome == "empty"
     assert ask(ok("a<think>" * 50_000)).outcome == "ok"
 
 
 @pytest.mark.parametrize("charset", ["hex", "utf-16", "nonsense", "base64"])
 @pytest.mark.parametrize("code", [200, 500])
-def test_a_charset_that_is_none(ask, charset, code):
+def test_an_unknown_charset(ask, charset, code):
     step = status(
         code,
         json.dumps({"error": "no"}).encode(),
@@ -369,7 +369,7 @@ def test_a_charset_that_is_none(ask, charset, code):
     assert ask(step).outcome == ("error_body" if code == 200 else "server_error")
 
 
-def test_an_encoding_that_it_has_not(ask):
+def test_a_wrong_content_encoding(ask):
     assert ask(status(200, b"not gzip", {"Content-Encoding": "gzip"})).outcome == "unreachable"
 
 
@@ -377,7 +377,7 @@ def test_an_encoding_that_it_has_not(ask):
 
 
 @pytest.mark.parametrize("code", [401, 403])
-def test_a_key_that_is_not_taken(ask, code):
+def test_a_refused_key(ask, code):
     answer = ask(status(code, error("Incorrect API key provided.", "invalid_api_key")))
     assert answer.outcome == "unauthorized"
     assert (
@@ -407,7 +407,7 @@ def test_a_key_that_is_not_taken(ask, code):
         (400, {"error": {"message": {"detail": "nested"}}}, "nested"),
     ],
 )
-def test_a_request_that_is_not_taken(ask, code, body, words):
+def test_a_refused_request(ask, code, body, words):
     answer = ask(status(code, body))
     assert answer.outcome == "bad_request"
     assert words in answer.error
@@ -453,27 +453,31 @@ def test_a_request_that_is_not_taken(ask, code, body, words):
         (
             400,
             error(
-                "'max_tokens' or 'max_completion_tokens' is too large: 16384. This model's maximum context length is 4096"
+                "'max_tokens' or 'max_completion_tokens' is too large: 16384. "
+                "This model's maximum context length is 4096"
             ),
         ),
         (400, error("Please reduce the length of the messages or completion.")),
         (
             400,
             error(
-                "The input token count (90000) exceeds the maximum number of tokens allowed (32768)."
+                "The input token count (90000) exceeds the maximum number of tokens "
+                "allowed (32768)."
             ),
         ),
         (
             400,
             error(
-                "This model's maximum prompt length is 131072 but the request contains 537812 tokens"
+                "This model's maximum prompt length is 131072 "
+                "but the request contains 537812 tokens"
             ),
         ),
         (400, error("prompt is too long: 213462 tokens > 200000 maximum")),
         (
             422,
             {
-                "error": "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096. Given: 9000"
+                "error": "Input validation error: `inputs` tokens + `max_new_tokens` "
+                "must be <= 4096. Given: 9000"
             },
         ),
         (413, b""),
@@ -486,7 +490,7 @@ def test_a_prompt_that_is_too_long(serve, code, body):
     assert len(server.requests) == 1
 
 
-def test_a_temperature_that_is_refused_is_no_overflow(ask):
+def test_a_refused_temperature_is_not_an_overflow(ask):
     assert ask(status(400, error("Invalid 'messages[0].role'"))).outcome == "bad_request"
 
 
@@ -516,7 +520,7 @@ def test_a_rate_limit_until_a_date(ask):
         "Fri, 21 Nov 99999 00:00:00 GMT",
     ],
 )
-def test_a_rate_limit_that_says_nothing(ask, value):
+def test_a_rate_limit_without_a_time(ask, value):
     answer = ask(status(429, "slow down", {"retry-after": value}))
     assert (answer.outcome, answer.retry_after) == ("rate_limited", None)
 
@@ -529,7 +533,7 @@ def test_a_rate_limit_that_is_long_is_not_waited_for(serve):
     assert (answer.outcome, answer.retry_after, len(server.requests)) == ("rate_limited", 600.0, 1)
 
 
-def test_a_quota_that_is_used_up_is_a_rate_limit_that_says_so(ask):
+def test_a_used_up_quota_is_a_rate_limit_with_its_reason(ask):
     answer = ask(
         status(
             429,
@@ -561,19 +565,19 @@ def test_a_page_of_a_proxy(ask):
         status(408, "x", SOON),
     ],
 )
-def test_what_may_pass_is_asked_again(serve, step):
+def test_a_temporary_failure_is_retried(serve, step):
     server, endpoint = serve(step, step, ok("hello"), retries=2)
     assert endpoint.ask(MESSAGES, LONG).text == "hello"
     assert len(server.requests) == 3
 
 
-def test_a_connection_that_breaks_is_made_again(serve):
+def test_a_broken_connection_is_retried(serve):
     server, endpoint = serve(reset_mid_body(), ok("hello"), retries=1)
     assert endpoint.ask(MESSAGES, LONG).text == "hello"
     assert len(server.requests) == 2
 
 
-def test_a_connection_that_breaks_for_good(ask):
+def test_a_connection_that_always_breaks(ask):
     assert ask(reset_mid_body()).outcome == "unreachable"
 
 
@@ -586,7 +590,7 @@ def test_nobody_listens(serve, monkeypatch):
     assert "ConnectError" in str(answer.error)
 
 
-def test_a_host_that_has_no_address(monkeypatch):
+def test_a_host_without_an_address(monkeypatch):
     def no_address(*_, **__):
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
@@ -652,7 +656,7 @@ def test_a_redirect_in_a_circle(ask, code):
 # Limits
 
 
-def test_an_answer_that_does_not_come(serve):
+def test_an_answer_that_never_comes(serve):
     server, endpoint = serve(stall(), answer_seconds=0.3)
     answer = endpoint.ask(MESSAGES, LONG)
     assert (answer.outcome, len(server.requests)) == ("timeout", 1)
@@ -673,7 +677,7 @@ def test_headers_that_never_end(ask):
     assert ask(step, answer_seconds=0.4).outcome == "timeout"
 
 
-def test_an_answer_that_is_late_is_asked_for_again(serve):
+def test_a_late_answer_is_retried(serve):
     server, endpoint = serve(stall(), ok("hello"), answer_seconds=1.5, retries=1)
     assert endpoint.ask(MESSAGES, LONG).text == "hello"
     assert len(server.requests) == 2
@@ -702,7 +706,7 @@ def test_a_retry_that_is_late_is_a_timeout(serve):
 
 
 @pytest.mark.parametrize("seconds", [0.0, -5.0])
-def test_no_time_is_a_timeout(serve, seconds):
+def test_zero_seconds_are_a_timeout(serve, seconds):
     server, endpoint = serve(ok("never"))
     assert endpoint.ask(MESSAGES, seconds).outcome == "timeout"
     assert server.requests == []
@@ -751,14 +755,14 @@ def test_requests_of_several_threads_are_cancelled(serve):
     assert outcomes == ["cancelled"] * 3
 
 
-def test_what_is_asked_after_a_cancel_is_cancelled(serve):
+def test_a_request_after_a_cancel_is_cancelled(serve):
     server, endpoint = serve(ok("never"))
     endpoint.cancel()
     assert endpoint.ask(MESSAGES, LONG).outcome == "cancelled"
     assert server.requests == []
 
 
-def test_a_cancel_after_the_answer_harms_nobody(serve):
+def test_a_cancel_after_the_answer_does_no_harm(serve):
     _, endpoint = serve(ok("hello"))
     assert endpoint.ask(MESSAGES, LONG).text == "hello"
     endpoint.cancel()
@@ -791,7 +795,7 @@ def heeds_ctrl_c():
 
 
 @pytest.mark.usefixtures("heeds_ctrl_c")
-def test_ctrl_c_is_no_reply(serve):
+def test_ctrl_c_is_not_a_reply(serve):
     server, endpoint = serve(stall())
     main = threading.get_ident()
 
@@ -806,7 +810,7 @@ def test_ctrl_c_is_no_reply(serve):
     thread.join()
 
 
-def test_a_name_that_is_still_looked_up_holds_nobody(monkeypatch):
+def test_a_pending_name_lookup_delays_nothing(monkeypatch):
     looking, found = threading.Event(), threading.Event()
 
     def look_up(*_, **__):
@@ -874,7 +878,8 @@ def test_nothing_is_left_open(serve, step):
 
 
 NEWER = error(
-    "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
+    "Unsupported parameter: 'max_tokens' is not supported with this model. "
+    "Use 'max_completion_tokens' instead.",
     param="max_tokens",
 )
 
@@ -892,12 +897,13 @@ def test_the_newer_name_of_max_tokens(serve, code, body):
     assert limits == [(True, False), (False, True), (False, True)]
 
 
-def test_max_tokens_that_no_name_makes_right(serve):
+def test_max_tokens_refused_under_both_names(serve):
     server, endpoint = serve(
         status(
             400,
             error(
-                "max_tokens is too large: 16384. This model supports at most 4096 completion tokens."
+                "max_tokens is too large: 16384. This model supports at most 4096 completion "
+                "tokens."
             ),
         ),
         status(400, error("max_completion_tokens is too large: 16384.")),
@@ -907,7 +913,7 @@ def test_max_tokens_that_no_name_makes_right(serve):
     assert "too large" in answer.error
 
 
-def test_the_swap_is_none_of_the_retries(serve):
+def test_the_change_of_name_is_not_a_retry(serve):
     server, endpoint = serve(
         status(500, "x", SOON), status(400, NEWER), status(500, "x", SOON), ok("hello"), retries=1
     )
@@ -915,7 +921,7 @@ def test_the_swap_is_none_of_the_retries(serve):
     assert len(server.requests) == 4
 
 
-def test_a_temperature_that_is_not_taken(serve):
+def test_a_temperature_that_is_not_supported(serve):
     refused = error(
         "Unsupported value: 'temperature' does not support 0.5 with this model.",
         param="temperature",
@@ -928,7 +934,7 @@ def test_a_temperature_that_is_not_taken(serve):
     assert ["temperature" in sent for sent in server.requests] == [True, True, False, False]
 
 
-def test_a_temperature_that_is_out_of_range_is_the_users(serve):
+def test_a_temperature_out_of_range_is_left_to_the_user(serve):
     server, endpoint = serve(
         status(400, error("temperature must be between 0 and 2")), ok("never"), temperature=5.0
     )
@@ -993,7 +999,7 @@ def test_openai_without_an_address(monkeypatch):
     assert (endpoint.url, endpoint.model) == ("https://api.openai.com/v1", "gpt")
 
 
-def test_no_model_is_the_users():
+def test_no_model_is_a_usage_error():
     with pytest.raises(
         UsageError,
         match=r"no model to ask: set `model` in the profile's \[llm\] table, or give --model",
@@ -1005,7 +1011,7 @@ def test_no_model_is_the_users():
     "address",
     ["", "https://api.example.com/v1", "http://8.8.8.8/v1", "https://[2606:4700::1111]/v1"],
 )
-def test_no_key_for_a_far_host_is_the_users(monkeypatch, address):
+def test_no_key_for_a_far_host_is_a_usage_error(monkeypatch, address):
     monkeypatch.setenv("OPENAI_BASE_URL", address)
     with pytest.raises(UsageError, match=r"OPENAI_API_KEY is not set, and .* set the key"):
         Endpoint.from_environment(Llm(model="gpt"))
@@ -1030,7 +1036,7 @@ def test_no_key_for_a_near_host(monkeypatch, host):
     assert Endpoint.from_environment(Llm(model="gpt")).url == f"http://{host}/v1"
 
 
-def test_an_endpoint_that_needs_no_key_gets_none_that_is_one(serve, monkeypatch):
+def test_an_endpoint_that_needs_no_key_gets_a_placeholder(serve, monkeypatch):
     server, _ = serve(ok("hello not-needed"))
     monkeypatch.delenv("OPENAI_API_KEY")
     answer = Endpoint.from_environment(Llm(model="scripted")).ask(MESSAGES, LONG)
@@ -1056,18 +1062,18 @@ def test_a_key_that_is_a_word_is_left_in_an_answer(serve, monkeypatch):
         "http://h/\nv1",
     ],
 )
-def test_a_bad_address_is_the_users(monkeypatch, address):
+def test_a_bad_address_is_a_usage_error(monkeypatch, address):
     monkeypatch.setenv("OPENAI_BASE_URL", address)
     monkeypatch.setenv("OPENAI_API_KEY", FAKE_KEY)
     with pytest.raises(
         UsageError,
-        match=r"OPENAI_BASE_URL is not the address .* set it to a complete http:// or https:// address",
+        match=r"OPENAI_BASE_URL is not the address .* set it to a complete http:// or https://",
     ):
         Endpoint.from_environment(Llm(model="gpt"))
 
 
 @pytest.mark.parametrize("key", ["two words", "l\u00f6ng", "a\nb"])
-def test_a_bad_key_is_the_users(monkeypatch, key):
+def test_a_bad_key_is_a_usage_error(monkeypatch, key):
     monkeypatch.setenv("OPENAI_API_KEY", key)
     with pytest.raises(UsageError, match=r"OPENAI_API_KEY has characters") as caught:
         Endpoint.from_environment(Llm(model="gpt"))
@@ -1077,7 +1083,7 @@ def test_a_bad_key_is_the_users(monkeypatch, key):
 # The server itself
 
 
-def test_a_script_that_is_over_is_said(serve):
+def test_the_end_of_the_script_is_reported(serve):
     server, endpoint = serve(ok("hello"))
     endpoint.ask(MESSAGES, LONG)
     answer = endpoint.ask(MESSAGES, LONG)
@@ -1092,7 +1098,7 @@ def test_the_fake_key_is_in_no_file():
     assert (found.returncode, found.stdout) == (1, "")
 
 
-def test_what_the_server_was_sent_is_written(tmp_path, monkeypatch):
+def test_requests_to_the_server_are_written_to_a_file(tmp_path, monkeypatch):
     with LlmServer([ok("hello", USAGE)], transcript=tmp_path / "sent.jsonl") as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         Endpoint.from_environment(Llm(model="scripted")).ask(MESSAGES, LONG)

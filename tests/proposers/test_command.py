@@ -1,4 +1,4 @@
-"""Real scripts as agents: what is taken from them, what they see, and that nothing of them is left."""
+"""Real scripts as agents: what is taken from them, what they see, and that nothing is left."""
 
 import contextlib
 import dataclasses
@@ -29,7 +29,8 @@ FALLBACK = "DEPTH = 2\n\n\ndef load_model(path, device): ...\n\n\ndef main(): ..
 EDIT = "printf 'A = 10\\n' > trainer/train.py\n"
 KEY = "sk-" + "0123456789" * 3
 PATIENCE = 60.0
-# Leaves a daemon behind, in a session of its own and without a trace of the agent's environment, and waits for its pid.
+# Leaves a daemon behind, in its own session and without the agent's environment, and waits for its
+# pid.
 DAEMON = """
 setsid env -i sh -c 'sleep 600 & echo $! > "$0"' "$HOME/daemon" &
 while [ ! -s "$HOME/daemon" ]; do sleep 0.01; done
@@ -104,7 +105,8 @@ def left_over(home: Path) -> list[str]:
 
 
 def test_what_the_agent_leaves_in_train_py_is_the_proposal(make, home):
-    said = "echo 'SUMMARY: no'; echo 'SUMMARY: Wider A'; echo KIND: Architecture; echo 'HYPOTHESIS: it is narrow'\n"
+    said = "echo 'SUMMARY: no'; echo 'SUMMARY: Wider A'; echo KIND: Architecture\n"
+    said += "echo 'HYPOTHESIS: it is narrow'\n"
     proposed = make(EDIT + said + "echo 'EXPECTED: -0.01'").propose(night())
     assert proposed == make_proposal(
         source="A = 10\n",
@@ -118,7 +120,7 @@ def test_what_the_agent_leaves_in_train_py_is_the_proposal(make, home):
     assert left_over(home) == []
 
 
-def test_an_agent_that_says_nothing_has_a_summary_all_the_same(make):
+def test_a_silent_agent_has_a_summary(make):
     proposed = make(EDIT + "echo KIND: magic; echo SUMMARY:; echo SUMMARY: not this >&2").propose(
         night()
     )
@@ -142,7 +144,8 @@ def test_the_file_is_taken_byte_for_byte(make, user, source):
 
 
 def test_the_agent_is_given_the_champion_and_the_prompt(make, user):
-    script = 'cat > "$HOME/stdin"; cp NIGHT.md trainer/train.py trainer/prepare.py "$HOME"; echo "$@" > "$HOME/argv"\n'
+    script = 'cat > "$HOME/stdin"; cp NIGHT.md trainer/train.py trainer/prepare.py "$HOME"\n'
+    script += 'echo "$@" > "$HOME/argv"\n'
     script += 'git log --format=%an > "$HOME/log"; git status --porcelain > "$HOME/status"\n'
     prompt = "improve it: \u00e9 $HOME {x}\n" * 20_000  # more than a pipe holds
     make(script, prompt=prompt).propose(night())
@@ -154,9 +157,10 @@ def test_the_agent_is_given_the_champion_and_the_prompt(make, user):
     assert (user / "status").read_text() == ""
 
 
-def test_what_else_it_edits_is_ignored(make, home):
+def test_its_other_edits_are_ignored(make, home):
     before = (ROOT / "trainer" / "prepare.py").read_bytes()
-    script = "echo x >> trainer/prepare.py; echo x > new; rm -r .git; mkdir -p shut/in; echo x > shut/in/f; chmod 0 shut\n"
+    script = "echo x >> trainer/prepare.py; echo x > new; rm -r .git\n"
+    script += "mkdir -p shut/in; echo x > shut/in/f; chmod 0 shut\n"
     assert make(script + EDIT).propose(night()).candidate.source == "A = 10\n"
     assert (ROOT / "trainer" / "prepare.py").read_bytes() == before
     assert left_over(home) == []
@@ -195,7 +199,7 @@ def test_it_sees_no_validation_text(make, user):
         assert [text for text in documents if text[:40] in seen or text[-40:] in seen] == []
 
 
-def test_of_the_environment_it_has_what_the_profile_names_and_little_else(make, user, monkeypatch):
+def test_its_environment_is_what_the_profile_names_and_little_else(make, user, monkeypatch):
     for name in (
         "OPENAI_API_KEY",
         "AWS_SECRET_ACCESS_KEY",
@@ -272,7 +276,7 @@ def test_a_binary_file_is_refused_by_the_check_of_every_proposal(make):
 
 
 def test_no_git_runs_in_the_folder_after_the_agent(make, user):
-    """Hooks and configured commands would be run with our environment, and by now nobody watches them."""
+    """Hooks and configured commands would run in our environment, with nothing to end them."""
     script = """
 mkdir -p .git/hooks
 for name in pre-commit post-checkout reference-transaction post-index-change pre-auto-gc; do
@@ -286,7 +290,7 @@ rm -f "$HOME/ran"
     assert not (user / "ran").exists()
 
 
-def test_the_users_configuration_plays_no_part_in_the_clone(make, user, home):
+def test_the_clone_ignores_the_users_configuration(make, user, home):
     template = user / "template" / "hooks"
     template.mkdir(parents=True)
     (template / "pre-commit").write_text(f"#!/bin/sh\ntouch {user}/ran\nexit 1\n")
@@ -303,7 +307,7 @@ def test_the_users_configuration_plays_no_part_in_the_clone(make, user, home):
     assert not (user / "ran").exists()
 
 
-def test_where_an_agent_has_changed_nothing_the_fallback_proposes(make):
+def test_if_an_agent_has_changed_nothing_the_fallback_proposes(make):
     proposed = make("echo please log in").propose(night())
     assert (proposed.candidate.source, proposed.idea.outcome, proposed.problem) == (
         FALLBACK,
@@ -325,7 +329,7 @@ def test_a_change_is_taken_whatever_the_exit_status(make):
     )
 
 
-def test_when_the_agent_fails_without_a_change_the_fallback_proposes(make):
+def test_if_the_agent_fails_without_a_change_the_fallback_proposes(make):
     """An expired key must not make a night of rejected trials."""
     proposed = make("echo Please log in; printf '\\033[31mnow\\033[0m\\n' >&2; kill -9 $$").propose(
         night()
@@ -342,9 +346,7 @@ def test_when_the_agent_fails_without_a_change_the_fallback_proposes(make):
     assert "\033" not in proposed.idea.stands_in
 
 
-def test_an_agent_that_is_not_done_in_time_is_ended_with_all_that_it_has_started(
-    make, user, home, monkeypatch
-):
+def test_a_late_agent_is_ended_with_all_its_processes(make, user, home, monkeypatch):
     script = EDIT + DAEMON + "setsid sh -c 'echo $$ > \"$HOME/other\"; sleep 600' &\nsleep 600"
     # Its last file is there when its time is up.
     clock = SimpleNamespace(monotonic=lambda: 2.0 if is_written(user / "other") else 0.0)
@@ -357,7 +359,7 @@ def test_an_agent_that_is_not_done_in_time_is_ended_with_all_that_it_has_started
     assert left_over(home) == []
 
 
-def test_what_an_agent_left_running_when_it_ended_is_ended(make, user, home):
+def test_processes_that_an_agent_leaves_behind_are_ended(make, user, home):
     proposed = make(
         EDIT + DAEMON + "sleep 600 & echo $! > \"$HOME/other\"; trap 'kill 0' EXIT"
     ).propose(night())
@@ -380,7 +382,8 @@ from pathlib import Path
 from tasks.proposers import agent_process
 here = Path({str(user)!r})
 (here / "prompt").touch()
-agent_process.run([{str(agent)!r}], prompt=here / "prompt", folder=here, environment={{"HOME": str(here), "PATH": "/usr/bin:/bin"}},
+environment = {{"HOME": str(here), "PATH": "/usr/bin:/bin"}}
+agent_process.run([{str(agent)!r}], prompt=here / "prompt", folder=here, environment=environment,
     seconds=600, cancelled=threading.Event(), home=Path({str(home)!r}))
 """
     owner = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
@@ -445,10 +448,11 @@ def test_a_cancelled_agent_is_ended_and_none_is_started_after_it(make, user, hom
     assert left_over(home) == []
 
 
-def test_of_a_flood_the_ends_are_kept(make, home):
+def test_both_ends_of_a_long_output_are_kept(make, home):
     script = (
         EDIT
-        + "echo first; yes | head -c 30000000; yes n | head -c 30000000 >&2; echo 'SUMMARY: the last'"
+        + "echo first; yes | head -c 30000000; yes n | head -c 30000000 >&2\n"
+        + "echo 'SUMMARY: the last'"
     )
     assert make(script).propose(night()).idea.summary == "the last"
     log = (home / "agents" / "nov21-7" / "agent.log").read_text()
@@ -457,14 +461,14 @@ def test_of_a_flood_the_ends_are_kept(make, home):
     assert len(log) < 2**18
 
 
-def test_output_that_is_no_text_is_made_text(make, home):
+def test_binary_output_becomes_text(make, home):
     proposed = make("head -c 100000 /dev/urandom; head -c 1000 /dev/urandom >&2").propose(night())
     assert proposed.idea.outcome == "no_change"
     assert "\n" not in proposed.idea.stands_in
     assert (home / "agents" / "nov21-7" / "agent.log").read_text()
 
 
-def test_a_killed_nights_clone_is_removed_and_none_lies_where_data_is(make, home, user, tmp_path):
+def test_a_killed_nights_clone_is_removed_and_no_clone_is_near_the_data(make, home, user, tmp_path):
     stale = tmp_path / "nightly-agent-killed" / "clone"
     stale.mkdir(parents=True)
     (home / "agents" / "nov21-7").mkdir(parents=True)
@@ -491,7 +495,7 @@ def test_a_program_that_the_system_cannot_run_is_the_fallbacks_turn(home, user):
     )
 
 
-def test_a_program_that_is_gone_by_now_and_a_folder_that_cannot_be_made_are_too(make, home, user):
+def test_so_is_a_program_that_is_gone_or_a_folder_that_cannot_be_made(make, home, user):
     proposer = make(EDIT)
     (home / "agents").touch()
     assert "could not be run: [Errno" in proposer.propose(night()).idea.stands_in
@@ -503,7 +507,7 @@ def test_a_program_that_is_gone_by_now_and_a_folder_that_cannot_be_made_are_too(
     )
 
 
-def test_a_command_that_is_not_there_is_a_usage_error(home, user, monkeypatch):
+def test_a_command_that_does_not_exist_is_a_usage_error(home, user, monkeypatch):
     with pytest.raises(UsageError, match=r"needs \[command\] argv in the profile"):
         command(home)
     for name in ("no-such-agent", "./no-such-agent", str(user), ""):

@@ -13,7 +13,10 @@ from tasks.proposers.edit_blocks import apply
 from tasks.records import Candidate
 
 TRAIN = (Path(__file__).parents[2] / "trainer" / "train.py").read_text(encoding="utf-8")
-SOURCE = "import torch\n\nA = 1\nB = 2\n\n\ndef f(x):\n    y = x + A\n    return y\n\n\ndef g(x):\n    y = x + B\n    return y\n"
+SOURCE = (
+    "import torch\n\nA = 1\nB = 2\n\n\ndef f(x):\n    y = x + A\n    return y\n\n\n"
+    "def g(x):\n    y = x + B\n    return y\n"
+)
 
 
 def block(search: str, replace: str) -> str:
@@ -81,7 +84,7 @@ def test_white_space_at_the_end_of_a_line_is_forgiven(source, search):
     assert edited(source, (search, "A = 2\n")) == "A = 2\nprint(A)\n"
 
 
-def test_an_exact_match_goes_before_one_but_for_white_space():
+def test_an_exact_match_is_preferred_to_one_apart_from_white_space():
     for end in ("\n", "\r\n"):
         source = f"A = 1 {end}A = 1{end}"
         assert edited(source, ("A = 1\n", "A = 2\n")) == f"A = 1 {end}A = 2{end}"
@@ -102,7 +105,7 @@ def test_an_exact_match_goes_before_one_but_for_white_space():
         "y = x\n",
     ],
 )
-def test_nothing_but_whole_lines_as_they_are_is_found(search):
+def test_only_whole_unchanged_lines_are_found(search):
     if search == "A = 1":  # joined with the next line by the file
         assert refused("A = 11\nB = 2\n", (f"{search}\n", "")).outcome == "not_found"
     else:
@@ -112,7 +115,7 @@ def test_nothing_but_whole_lines_as_they_are_is_found(search):
 @pytest.mark.parametrize(
     ("inside", "search"), [("\u00e9", "e\u0301"), ("A", "\u0410"), (" ", "\u00a0"), ("-", "\u2013")]
 )
-def test_characters_that_look_alike_are_different_and_are_told_apart(inside, search):
+def test_characters_that_look_alike_are_different_and_shown_by_their_escapes(inside, search):
     error = refused(
         f"print(1)\nx = 'word {inside} more'\n", (f"x = 'word {search} more'\n", "x = 1\n")
     )
@@ -157,7 +160,7 @@ def test_a_whole_file_takes_the_place_of_the_old_one_with_its_line_ends():
     assert applied(answer, SOURCE.replace("\n", "\r\n")) == code.replace("\n", "\r\n")
 
 
-def test_what_only_looks_like_a_line_end_is_none():
+def test_other_separators_are_not_line_ends():
     odd = "A = '\x0b\x0c\x1c\x85\u2028\ud800'\nB = 2\n"
     assert edited(odd, ("B = 2\n", "B = '\x0c\u2029\udfff'\n")) == odd.replace(
         "2\n", "'\x0c\u2029\udfff'\n"
@@ -174,11 +177,11 @@ def test_what_only_looks_like_a_line_end_is_none():
         [("import torch\n", '"""What it is."""\n\nimport torch\n'), ("B = 2\n", "B = 0x2\n")],
     ],
 )
-def test_an_answer_that_leaves_the_code_as_it_is_is_no_change(pairs):
+def test_an_answer_that_leaves_the_code_as_it_is_is_not_a_change(pairs):
     assert refused(SOURCE, *pairs).outcome == "no_change"
 
 
-def test_what_does_not_parse_is_a_change_all_the_same():
+def test_code_that_does_not_parse_is_still_a_change():
     assert edited("A = (\n", ("A = (\n", "A = [\n")) == "A = [\n"
     assert refused("A = (\n", ("A = (\n", "A = (\n")).outcome == "no_change"
 
@@ -198,16 +201,19 @@ def test_blocks_side_by_side_are_not_refused():
     ).replace("A = 1", "A = 2")
 
 
-def test_an_ambiguous_search_is_told_its_places():
+def test_an_ambiguous_search_gets_its_places_listed():
     error = refused(SOURCE, ("    return y\n", "    return x\n"))
     assert error.outcome == "ambiguous"
-    told = "Block 1: its SEARCH is in train.py more than once, at lines 9, 14: add neighbouring lines to it."
+    told = (
+        "Block 1: its SEARCH is in train.py more than once, at lines 9, 14: "
+        "add neighbouring lines to it."
+    )
     assert str(error) == told
     told = str(refused("x = 1\n" * 50, ("x = 1\nx = 1\n", "x = 2\n")))
     assert "at lines 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, ...:" in told
 
 
-def test_a_search_that_is_not_there_is_told_what_is_nearest_and_where_it_differs():
+def test_a_search_that_is_not_found_gets_the_nearest_lines_and_the_first_difference():
     search = "def g(x):\n    y = x - B\n    return y\n"
     assert str(refused(SOURCE, ("A = 1\n", "A = 2\n"), (search, ""))) == (
         "Block 2: its SEARCH is not in train.py.\n"
@@ -226,16 +232,14 @@ def test_a_search_that_is_not_there_is_told_what_is_nearest_and_where_it_differs
     )
 
 
-def test_a_search_that_leaves_a_line_out_is_told_where():
+def test_a_search_that_leaves_a_line_out_is_shown_where():
     lines = TRAIN.split("\n")
     begin = next(number for number, line in enumerate(lines) if line.startswith("class "))
     left_out = next(number for number in range(begin + 3, begin + 20) if len(lines[number]) > 30)
     search = "\n".join([*lines[begin:left_out], *lines[left_out + 1 : begin + 30], ""])
     told = str(refused(TRAIN, (search, "")))
-    assert (
-        f"They first differ at line {left_out - begin + 1} of the SEARCH, line {left_out + 1} of train.py"
-        in told
-    )
+    of_search, of_file = left_out - begin + 1, left_out + 1
+    assert f"differ at line {of_search} of the SEARCH, line {of_file} of train.py" in told
     assert f"\n{left_out + 1} | {lines[left_out][:100]}" in told
 
 
@@ -259,11 +263,11 @@ def test_a_search_that_leaves_out_up_to_8_lines_is_compared_from_its_first(left_
         ("++ --\n", "Nothing in train.py is like it."),
     ],
 )
-def test_a_search_beyond_the_file_or_like_nothing_in_it_is_told_so(search, told):
+def test_a_search_beyond_the_file_or_like_nothing_in_it_is_reported_as_such(search, told):
     assert str(refused(SOURCE, (search, ""))).endswith(told)
 
 
-def test_a_rare_word_tells_more_than_two_common_ones():
+def test_a_rare_word_counts_more_than_two_common_ones():
     told = str(refused("y = x\n" * 9 + "\nrare(z)\n", ("rare(y, x)\n", "")))
     assert "They first differ at line 1 of the SEARCH, line 11 of train.py, column 6:" in told
 
@@ -275,19 +279,20 @@ def test_a_difference_far_to_the_right_is_shown():
     assert ", 198, 199, 200]" in told
 
 
-def test_all_problems_are_told_and_the_worst_one_is_the_outcome():
+def test_all_problems_are_reported_and_the_worst_one_is_the_outcome():
     good, gone, twice = ("A = 1\n", "A = 2\n"), ("zebra()\n", ""), ("    return y\n", "")
     error = refused(SOURCE, twice, good, gone, ("import torch\n\nA = 1\n", ""))
     assert error.outcome == "malformed"
     assert [line for line in str(error).splitlines() if line.startswith("Block")] == [
         "Blocks 4 and 2 both change line 3 of train.py: make one block of them.",
         "Block 3: its SEARCH is not in train.py.",
-        "Block 1: its SEARCH is in train.py more than once, at lines 9, 14: add neighbouring lines to it.",
+        "Block 1: its SEARCH is in train.py more than once, at lines 9, 14: "
+        "add neighbouring lines to it.",
     ]
     assert refused(SOURCE, twice, gone).outcome == "not_found"
 
 
-def test_many_problems_are_told_within_the_limit():
+def test_many_problems_are_reported_within_the_limit():
     error = refused(
         SOURCE, *[(f"def g{number}(x):\n    y = x - B{'x' * 500}\n", "") for number in range(50)]
     )
@@ -298,7 +303,7 @@ def test_many_problems_are_told_within_the_limit():
     assert str(error).endswith("more problems")
 
 
-def test_what_is_quoted_of_a_search_cannot_leave_its_line():
+def test_a_quoted_search_cannot_leave_its_line():
     told = str(refused(SOURCE, ("def g(x):\x1b[2J\x85\u2028\u202e\ud800\x0c\r(y)\n", "")))
     assert all(line.isprintable() for line in told.split("\n"))
     assert told.encode()
@@ -323,7 +328,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(("source", "search"), HOSTILE.values(), ids=HOSTILE)
-def test_no_file_and_no_search_make_the_explanation_take_long_or_grow(source, search):
+def test_no_file_and_no_search_make_the_explanation_slow_or_long(source, search):
     error = refused(source, (search, ""))
     assert error.outcome == "not_found"
     assert len(str(error)) <= MOST_ERROR
@@ -340,7 +345,7 @@ LINES = st.lists(st.sampled_from(["a", "b", "", "a ", " a", "b\t"]), max_size=12
         lambda lines: any("".join(lines).split())
     ),
 )
-def test_a_search_is_taken_exactly_when_it_is_there_once(lines, search):
+def test_a_search_is_applied_exactly_if_it_is_there_once(lines, search):
     def places(wanted, given):
         return [
             start
@@ -386,7 +391,7 @@ TEXTS = st.lists(
 
 
 def blocks_between(old: str, new: str) -> list[Block]:
-    """Blocks that turn one text into the other, each widened until its SEARCH is there once; none where it never is."""
+    """Blocks that turn one text into the other, each widened until its SEARCH is unique."""
     before, after = old.split("\n"), new.split("\n")
     codes = difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
     hunks = [list(code[1:]) for code in codes if code[0] != "equal"]

@@ -101,7 +101,7 @@ def test_a_good_answer_is_a_proposal_with_its_reasons(researcher, tmp_path):
     assert outcomes(tmp_path) == [("7.1", "propose", "ok")]
 
 
-def test_what_was_wrong_goes_back_with_the_answer_it_was_wrong_with(researcher):
+def test_an_unusable_answer_goes_back_with_its_problem(researcher):
     proposer, server = researcher(ok(UNMATCHED), ok(CONTINUATIONS))
     assert proposer.propose(night()).idea.outcome == "ok"
     first, second = server.requests
@@ -112,9 +112,7 @@ def test_what_was_wrong_goes_back_with_the_answer_it_was_wrong_with(researcher):
     assert "weight = 125 * MATRIX_LR" in told["content"]  # the nearest lines of the file
 
 
-def test_after_the_repairs_the_proposal_says_why_it_is_none_and_leaves_the_champion(
-    researcher, tmp_path
-):
+def test_after_the_last_repair_the_proposal_is_the_champion_with_the_problem(researcher, tmp_path):
     proposed = researcher(ok(HALF), ok(COMMENT), ok(PROSE), repairs=2)[0].propose(night())
     assert (proposed.idea.outcome, proposed.candidate.source) == ("no_edit", STUB)
     assert proposed.problem.startswith("no_edit: The answer has no SEARCH/REPLACE block.")
@@ -152,7 +150,7 @@ def test_a_refusal_is_not_argued_with(researcher, tmp_path):
     assert len(outcomes(tmp_path)) == 1
 
 
-def test_a_prompt_that_is_too_long_is_made_shorter_once(researcher, tmp_path):
+def test_a_prompt_that_is_too_long_is_shortened_once(researcher, tmp_path):
     proposer = researcher(OVERFLOW, ok(CONTINUATIONS))[0]
     assert proposer.propose(night()).idea.outcome == "ok"
     assert outcomes(tmp_path) == [("7.1", "propose", "context_overflow"), ("7.2", "propose", "ok")]
@@ -177,7 +175,7 @@ def test_while_the_endpoint_is_down_the_fallback_proposes_and_says_why(
     assert not proposer.thinks(night())
 
 
-def test_the_model_is_asked_again_after_the_pause_also_by_another_process(researcher, tmp_path):
+def test_the_model_is_asked_again_after_the_pause_even_by_another_process(researcher, tmp_path):
     researcher(status(500, "down"), pause_seconds=0.01)[0].propose(night())
     time.sleep(0.1)
     proposed = researcher(ok(CONTINUATIONS), pause_seconds=0.01)[0].propose(night(next_trial=8))
@@ -233,7 +231,7 @@ def test_a_cap_ends_repairs_too(researcher, tmp_path):
     assert len(outcomes(tmp_path)) == 2
 
 
-def test_a_slow_model_gets_its_time_for_a_repair_and_no_further_one(
+def test_a_slow_model_gets_one_repair_within_its_time_and_no_further_one(
     researcher, tmp_path, monkeypatch
 ):
     clock = itertools.count(0.0, 0.6)  # read at the start, and after each answer
@@ -245,7 +243,7 @@ def test_a_slow_model_gets_its_time_for_a_repair_and_no_further_one(
     assert proposer.thinks(night(next_trial=8))  # that was no failure of the endpoint's
 
 
-def test_what_was_cut_off_goes_back_to_be_shorter(researcher, tmp_path):
+def test_a_truncated_answer_goes_back(researcher, tmp_path):
     proposed = researcher(finish("length", CONTINUATIONS[:100]), ok(CONTINUATIONS))[0].propose(
         night()
     )

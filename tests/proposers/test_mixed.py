@@ -122,16 +122,15 @@ def test_each_proposes_on_its_trials_and_both_see_every_result():
         3,
         5,
     ]
-    assert [
-        p.idea.summary for p in made[::2] if p
-    ] == [  # each step once: tpe has seen its own, and no other took one
+    # Each step once: tpe has seen its own, and nobody else took one.
+    assert [p.idea.summary for p in made[::2] if p] == [
         "DEPTH 3 -> 2",
         "UNEMBEDDING_LR 0.004 -> 0.008",
         "MATRIX_LR 0.04 -> 0.16",
     ]
 
 
-def test_a_resumed_night_and_one_that_asks_again_keep_to_the_trials_proposer():
+def test_a_resumed_night_and_one_that_asks_again_ask_the_same_proposer():
     night = dataclasses.replace(NIGHT, next_trial=4)
     first, second = (MixedProposer(Thinker(), TpeProposer(), 0.3).propose(night) for _ in range(2))
     assert first == second
@@ -141,7 +140,7 @@ def test_a_resumed_night_and_one_that_asks_again_keep_to_the_trials_proposer():
     assert again.idea.proposer == "llm"
 
 
-def test_a_researcher_that_cannot_think_now_keeps_its_trials():
+def test_a_researcher_that_cannot_be_asked_now_keeps_its_trials():
     assert turns(0.3, 20, is_down=True) == []
     proposed = MixedProposer(Thinker(is_down=True), TpeProposer(), 0.3).propose(
         dataclasses.replace(NIGHT, next_trial=4)
@@ -150,7 +149,7 @@ def test_a_researcher_that_cannot_think_now_keeps_its_trials():
     assert proposed.idea.summary == "An idea"
 
 
-def test_where_tpe_has_nothing_left_the_researcher_proposes():
+def test_if_tpe_has_nothing_left_the_researcher_proposes():
     bare = Candidate.parse("def load_model(path, device): ...\ndef main(): ...\n")
     proposed = MixedProposer(Thinker(), TpeProposer(), 0.3).propose(
         dataclasses.replace(NIGHT, champion=bare)
@@ -159,7 +158,7 @@ def test_where_tpe_has_nothing_left_the_researcher_proposes():
     assert proposed.idea.proposer == "llm"
 
 
-def test_a_crash_goes_to_the_researcher_who_knows_its_own():
+def test_a_crash_goes_to_the_researcher_which_recognises_its_own():
     researcher = Thinker()
     mixed = MixedProposer(researcher, TpeProposer(), 0.3)
     ours = make_proposal("x", "An idea", "llm")

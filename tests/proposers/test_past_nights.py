@@ -1,4 +1,4 @@
-"""The ideas of earlier nights: which nights are remembered, which of their trials, and what is said of them."""
+"""Trials of earlier nights: which nights are read, which of their trials are kept, and how."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ def remembered(nights: Path, but: str = "now", hardware: str = "a CPU") -> tuple
     return past_nights.trials(nights, but=but, dataset="d5", hardware=hardware)
 
 
-def test_an_idea_says_what_came_of_it(tmp_path):
+def test_a_trial_comes_with_its_result(tmp_path):
     trials = [
         keep(1, 1.6, z=4.0, kind="systems"),
         make_trial(2, parent="c1", val_bpb=1.62, z=-1.5, summary="DEPTH 3 -> 4"),
@@ -52,7 +52,7 @@ def test_an_idea_says_what_came_of_it(tmp_path):
     assert second.delta == pytest.approx(0.02)
 
 
-def test_no_folder_and_no_night_have_no_ideas(tmp_path):
+def test_without_a_folder_or_a_night_there_are_no_trials(tmp_path):
     assert remembered(tmp_path / "nowhere") == ()
     assert remembered(tmp_path) == ()
 
@@ -64,7 +64,7 @@ def test_this_night_and_nights_on_other_data_are_left_out(tmp_path):
     assert len(remembered(tmp_path, but="another")) == 1
 
 
-def test_on_other_hardware_the_size_of_an_effect_is_not_told(tmp_path):
+def test_the_size_of_an_effect_on_other_hardware_is_left_out(tmp_path):
     write_night(tmp_path, "nov20", keep(1))
     (idea,) = remembered(tmp_path, hardware="a GPU")
     assert (idea.delta, idea.z, idea.verdict) == (None, 4.0, "keep")
@@ -129,13 +129,13 @@ def test_the_latest_20_nights_are_remembered(tmp_path):
     assert [idea.night for idea in remembered(tmp_path)] == [f"n{number}" for number in range(20)]
 
 
-def test_the_same_words_are_told_once_as_the_latest_night_found_them(tmp_path):
+def test_the_same_words_are_listed_once_with_the_latest_nights_result(tmp_path):
     write_night(tmp_path, "old", make_trial(1, z=-2.0), age=60)
     write_night(tmp_path, "new", make_trial(1, z=1.0))
     assert [(idea.night, idea.z) for idea in remembered(tmp_path)] == [("new", 1.0)]
 
 
-def test_of_long_nights_the_telling_ideas_are_taken_and_no_more_than_300(tmp_path):
+def test_of_long_nights_the_clearest_trials_are_taken_and_no_more_than_300(tmp_path):
     trials = [make_trial(k, summary=f"knob {k}", z=-k / 10) for k in range(1, 400)]
     trials[349] = make_trial(350, summary="in code", proposer="llm", kind="systems", z=0.1)
     trials[359] = keep(360, summary="kept", proposer="llm", kind="systems")

@@ -1,4 +1,4 @@
-"""What a language model is told, and that nothing in it can pass for our own words."""
+"""The prompt of a language model, and that nothing in it can pass for our own words."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from tasks.proposers.prompt import Briefing
 from tasks.records import Baseline, Bench, Candidate, Dataset
 from tasks.trial import verdict
 from tasks.trial.baseline import CPU_TIMES, WALL_TIMES, caps_after
-from tasks.usage import KINDS
+from tasks.usage import KINDS, estimate_tokens
 from tests.synthetic_night import TRAIN, long_night, make_night, make_run, write_trial
 from tests.trials import crash, keep, make_proposal, make_trial
 
@@ -98,7 +98,7 @@ def test_a_strange_train_py_can_be_sent(source):
     assert "train.py, the champion" in fences(messages[1]["content"])
 
 
-def test_a_humans_program_is_taken_as_it_is():
+def test_the_users_program_is_used_as_it_is():
     program = "Find $x, ${y} and {z}.\nNever $$."
     assert ask(make_night(), program=program)[0]["content"].startswith(program)
 
@@ -126,7 +126,7 @@ def test_every_kind_is_explained():
     assert [kind for kind in KINDS if f"{kind} (" not in explained] == []
 
 
-def test_the_program_speaks_of_what_train_py_has():
+def test_the_program_names_only_what_train_py_has():
     named = set(re.findall(r"`([A-Z_]{2,})`", PROGRAM))
     assert {"VOCAB_SIZE", "MAX_SEQ_LEN"} <= named <= set(knobs.read(TRAIN))
     called = set(re.findall(r"\b((?:harness|prepare|budget)\.\w+)\(", PROGRAM))
@@ -143,8 +143,8 @@ def test_the_program_gives_the_rules_as_they_are():
         in words
     )
     assert (
-        f"at {CPU_TIMES:g} times the baseline's processor time and at {WALL_TIMES:g} times its wall clock"
-        in words
+        f"at {CPU_TIMES:g} times the baseline's processor time and "
+        f"at {WALL_TIMES:g} times its wall clock" in words
     )
 
 
@@ -162,7 +162,8 @@ def facts(profile: str, **changes) -> dict[str, str]:
 def test_the_facts_have_the_limits_and_how_the_baseline_trained():
     told = facts("laptop", metrics={"num_steps": 285.0})
     assert told["limits"] == (
-        "start-up 60 s, training 30 CPU-seconds and 62 s, scoring 120 s, checkpoint 4096 MiB, 256 processes and threads"
+        "start-up 60 s, training 30 CPU-seconds and 62 s, scoring 120 s, checkpoint 4096 MiB, "
+        "256 processes and threads"
     )
     curve = " ".join(f"{make_run().curve[285 * tenth // 10 - 1][2]:.4g}" for tenth in range(1, 11))
     assert (
@@ -172,19 +173,19 @@ def test_the_facts_have_the_limits_and_how_the_baseline_trained():
     assert told["memory"] == "the baseline's peak is 1.5 of the 4 GiB of host memory that a box has"
 
 
-def test_a_gpu_has_its_own_peak_and_seconds_no_other_limit():
+def test_a_gpu_has_its_own_peak_and_seconds_have_no_other_limit():
     told = facts("h100", startup_seconds=80.0)
     assert told["limits"].startswith("start-up 160 s, scoring 120 s, ")
     assert (
-        told["memory"]
-        == "the baseline's peak is 1.5 of the 64 GiB of host memory that a box has, and 44.0 GiB on the GPU"
+        told["memory"] == "the baseline's peak is 1.5 of the 64 GiB of host memory that a box has, "
+        "and 44.0 GiB on the GPU"
     )
 
 
 def test_the_prompt_of_trial_500_is_no_more_than_half_as_long_again_as_that_of_trial_20(tmp_path):
     def length(count: int) -> int:
         messages = ask(long_night(count, tmp_path / str(count)))
-        return sum(prompt.estimate_tokens(message["content"]) for message in messages)
+        return sum(estimate_tokens(len(message["content"])) for message in messages)
 
     assert length(20) < length(500) <= 1.5 * length(20)
 
@@ -192,13 +193,13 @@ def test_the_prompt_of_trial_500_is_no_more_than_half_as_long_again_as_that_of_t
 def test_a_smaller_record_makes_a_shorter_prompt(tmp_path):
     night = long_night(60, tmp_path)
     whole, part = (
-        prompt.estimate_tokens(ask(night, tokens=tokens)[1]["content"]) for tokens in (6000, 1500)
+        estimate_tokens(len(ask(night, tokens=tokens)[1]["content"])) for tokens in (6000, 1500)
     )
     assert whole - part > 1500
 
 
 def test_tokens_are_estimated_from_characters():
-    assert [prompt.estimate_tokens(text) for text in ("", "a", "a" * 35, "a" * 36)] == [
+    assert [estimate_tokens(len(text)) for text in ("", "a", "a" * 35, "a" * 36)] == [
         0,
         1,
         10,
@@ -210,7 +211,7 @@ def test_a_few_discards_ask_for_the_best_change():
     assert "be bold" not in wanted(make_night(keep(1), *(make_trial(k) for k in range(2, 6))))
 
 
-def test_a_row_of_discards_asks_for_a_kind_that_was_not_tried_of_late():
+def test_a_row_of_discards_asks_for_a_kind_that_was_not_tried_recently():
     trials = [
         make_trial(1, proposer="llm", kind="systems"),
         keep(2, proposer="llm", kind="data order"),
@@ -244,7 +245,7 @@ def test_what_trains_right_now_counts_as_tried():
     assert "simplification (" not in words
 
 
-def test_when_every_kind_was_tried_of_late_the_least_tried_are_asked_for():
+def test_if_every_kind_was_tried_recently_the_least_tried_are_asked_for():
     trials = [
         make_trial(k + 1, proposer="llm", kind=kind) for k, kind in enumerate([*KINDS, *KINDS[:4]])
     ]
@@ -303,7 +304,7 @@ def test_no_word_of_a_candidate_is_outside_a_fence(poisoned):
         assert outside(text).count("<<<<<<< SEARCH") <= 1  # our own example
 
 
-def test_a_fence_is_another_one_in_every_prompt(poisoned):
+def test_every_prompt_has_other_fences(poisoned):
     first, second = (FENCE.findall(ask(poisoned)[1]["content"]) for _ in range(2))
     assert [name for name, _, _ in first] == ["train.py, the champion", "record"]
     assert first[0] == second[0]  # for the endpoint's cache: a file does not hold its own hash
@@ -329,7 +330,7 @@ def crashed():
     )
 
 
-def test_a_crash_goes_back_with_the_candidate_and_what_is_known(crashed, tmp_path):
+def test_a_crash_goes_back_with_the_candidate_its_patch_and_its_log(crashed, tmp_path):
     write_trial(tmp_path, 1)
     log = "attention: FlexAttention\nTraceback (most recent call last):\nRuntimeError: boom\n"
     run = make_run(
@@ -344,7 +345,8 @@ def test_a_crash_goes_back_with_the_candidate_and_what_is_known(crashed, tmp_pat
     assert list(told) == ["train.py, your candidate", "record", "crash"]
     assert told["train.py, your candidate"] == crashed.candidate.source
     assert told["crash"].startswith(
-        "summary: One layer more\nhypothesis: Depth helps.\nstatus of its run: train_crashed. ended while"
+        "summary: One layer more\nhypothesis: Depth helps.\n"
+        "status of its run: train_crashed. ended while"
     )
     assert "+        self.gate_1 = " in told["crash"]
     assert told["crash"].endswith(f"the end of its log:\n{log}")
@@ -391,7 +393,7 @@ def test_the_end_of_the_log_is_shown(log, told, crashed):
     assert fences(user)["crash"].partition("the end of its log:\n")[2] == told
 
 
-def test_a_repair_says_what_was_wrong():
+def test_a_repair_names_the_problem():
     message = prompt.repair(
         "block 1: this SEARCH is not in train.py:\n    a = $1", whole_file=False
     )
@@ -407,7 +409,7 @@ def test_the_last_repair_asks_for_the_whole_file():
     assert "```python" in outside(prompt.repair("not found", whole_file=True)["content"])
 
 
-def test_a_problem_without_end_is_cut():
+def test_an_endless_problem_is_cut():
     assert len(prompt.repair("x" * 1_000_000, whole_file=False)["content"]) < 5000
 
 
@@ -422,7 +424,7 @@ def test_an_agent_gets_the_same_without_the_file_and_the_blocks():
     assert "class CausalSelfAttention" not in text
 
 
-def test_no_text_of_ours_is_left_with_a_gap():
+def test_no_text_has_an_unfilled_field():
     texts = [
         *(
             message["content"]

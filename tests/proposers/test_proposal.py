@@ -115,7 +115,7 @@ def test_a_generator_is_asked_again_after_a_duplicate():
     assert proposed == make_proposal(variant(1), "number 2", "listed")
 
 
-def test_a_generator_sees_why_it_was_refused():
+def test_a_generator_is_shown_why_it_was_refused():
     asked = Listed(GOOD, variant(1))
     proposal.ask(asked, night(seen=seen(GOOD, 3)))
     (refused,) = asked.asked[1].trials
@@ -148,7 +148,7 @@ def test_a_proposer_with_one_answer_is_not_asked_a_third_time():
     assert len(asked.asked) == 2
 
 
-def test_a_proposers_own_problem_stands():
+def test_a_proposers_own_problem_is_final():
     class Broken:
         name = "broken"
 
@@ -162,7 +162,7 @@ def test_a_proposers_own_problem_stands():
     assert proposed.problem == "patch x does not apply"
 
 
-def test_a_researcher_is_not_asked_for_minutes_again_after_a_patch_that_is_refused():
+def test_a_researcher_is_not_asked_again_after_a_refused_patch():
     class Slow(Listed):
         def thinks(self, night):
             return True

@@ -191,7 +191,7 @@ def root(tmp_path, monkeypatch):
 
 
 def past_night(root: Path, start: str, *candidates: tuple[str, str], tag: str = "nov21") -> None:
-    """A night whose baseline is `start`: a commit for each (verdict, source), and a keep is the next one's parent."""
+    """A night from `start`: a commit for each (verdict, source), a child of the last keep."""
     parent = champion.start_branch(
         root, tag, champion.open_checkout(root).head, start, "the baseline"
     )
@@ -220,7 +220,7 @@ def with_profile(name: str, **changed) -> str:
     return knobs.write(TRAIN, configs.load(name).train | changed)
 
 
-def test_a_past_nights_patches_come_in_the_order_of_its_trials_and_are_what_each_changed(root):
+def test_a_past_nights_patches_are_the_changes_of_its_trials_in_order(root):
     kept = SOURCE.replace("A = 1", "A = 10")
     later = [("discard", kept.replace("E = 5", f"E = {n}")) for n in range(6, 16)]
     past_night(root, SOURCE, ("keep", kept), *later)
@@ -241,7 +241,7 @@ def test_a_past_nights_patches_come_in_the_order_of_its_trials_and_are_what_each
     assert proposed[10].idea.note == "replayed from night nov21, trial 11 (was discard, z 3.14)"
 
 
-def test_a_patch_that_conflicts_with_the_champion_says_so_and_which_it_was(root):
+def test_a_patch_that_conflicts_with_the_champion_is_a_problem_that_names_it(root):
     code = SOURCE.replace("B = 2", "print(A)")
     past_night(root, code, ("discard", code.replace("print(A)", "print(-A)")))
     proposed = ReplayProposer.of(root / "nov21", root).propose(
@@ -255,7 +255,7 @@ def test_a_patch_that_conflicts_with_the_champion_says_so_and_which_it_was(root)
     )
 
 
-def test_what_was_rejected_is_replayed_too_and_what_changed_nothing_cannot_be(root):
+def test_a_rejected_patch_is_replayed_and_one_that_changed_nothing_is_a_problem(root):
     past_night(root, SOURCE, ("rejected", SOURCE.replace("E = 5", "E = (")), ("rejected", SOURCE))
     proposer = ReplayProposer.of(root / "nov21", root)
     current = SOURCE.replace("A = 1", "A = 10")
@@ -266,9 +266,8 @@ def test_what_was_rejected_is_replayed_too_and_what_changed_nothing_cannot_be(ro
         None,
         "replayed from night nov21, trial 1 (was discard)",
     )
-    assert first.candidate.source == current.replace(
-        "E = 5", "E = ("
-    )  # to be refused by the check of every proposal
+    # It will be refused by the check of every proposal.
+    assert first.candidate.source == current.replace("E = 5", "E = (")
     assert second.problem == "trial 2 of night nov21 changed nothing"
 
 
@@ -312,7 +311,7 @@ def test_neither_a_folder_nor_a_night_is_a_usage_error_with_both_remedies(root, 
     past_night(root, SOURCE, ("keep", SOURCE.replace("A = 1", "A = 10")))
     with pytest.raises(
         UsageError,
-        match=r"no folder of patches at .* and no night .*--patches.*git fetch REMOTE 'refs/trials/",
+        match=r"no folder of patches at .* no night .*--patches.*git fetch REMOTE 'refs/trials/",
     ):
         ReplayProposer.of(root / "nowhere" / name, root)
 

@@ -14,7 +14,7 @@ BASE = "".join(f"line {n}\n" for n in range(20))
 OURS = BASE.replace("line 2\n", "our line\n")
 THEIRS = BASE.replace("line 17\n", "their line\n")
 
-# Everything that str.splitlines would cut and git does not, halves of surrogate pairs, and marks of a conflict.
+# All that str.splitlines would cut and git does not, lone surrogates, and conflict markers.
 LINE = st.one_of(
     st.text(st.characters(exclude_characters="\n\0"), max_size=12),
     st.sampled_from(
@@ -78,13 +78,13 @@ def test_marks_of_a_conflict_in_the_text_are_text():
     assert merged == marked.replace("line 2\n", "our line\n").replace("line 17\n", "their line\n")
 
 
-def test_what_git_takes_for_binary_is_not_merged():
+def test_binary_text_is_not_merged():
     assert three_way(BASE, OURS, THEIRS + "\0") is None
 
 
 @often
 @given(base=TEXT, other=TEXT)
-def test_where_one_side_has_changed_nothing_the_other_is_the_result(base, other):
+def test_if_one_side_has_changed_nothing_the_other_is_the_result(base, other):
     assert three_way(base, base, other) == other
     assert three_way(base, other, base) == other
 
@@ -98,9 +98,8 @@ def test_where_one_side_has_changed_nothing_the_other_is_the_result(base, other)
     last=st.booleans(),
 )
 def test_changes_in_distant_regions_merge_to_both(kept, old, new, eol, last):
-    wall = "".join(
-        f"wall {n}{eol}" for n in range(4)
-    )  # lines that neither side has changed, between and around
+    # Lines that neither side has changed, between and around the others.
+    wall = "".join(f"wall {n}{eol}" for n in range(4))
 
     def text(first: str, second: str) -> str:
         return f"{wall}first: {first}{eol}{wall}{kept}\n{wall}second: {second}{eol if last else ''}"
@@ -115,7 +114,7 @@ def test_it_does_not_matter_which_side_is_ours(base, ours, theirs):
     assert three_way(base, theirs, ours) == merged
 
 
-def test_a_hostile_configuration_and_a_repository_around_play_no_part(tmp_path, monkeypatch):
+def test_a_hostile_configuration_and_a_surrounding_repository_are_ignored(tmp_path, monkeypatch):
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
     (tmp_path / ".git" / "config").write_text("not a configuration")
     (tmp_path / "config").write_text("not one either")
@@ -136,13 +135,13 @@ def test_a_git_that_fails_is_an_error(tmp_path, monkeypatch):
         three_way(BASE, OURS, THEIRS)
 
 
-def test_git_is_given_what_it_reads_and_says_what_it_says(tmp_path):
+def test_git_gets_its_input_and_its_output_is_returned(tmp_path):
     done = run_git(tmp_path, "hash-object", "--stdin", given=b"x\n")
     assert (done.returncode, done.stdout) == (0, b"587be6b4c3f93f93c489c0111bba5596147a26cb\n")
 
 
 @pytest.mark.parametrize("signal", [9, 15])
-def test_a_git_that_a_signal_has_ended_says_nothing_of_a_conflict(tmp_path, monkeypatch, signal):
+def test_a_git_that_a_signal_has_ended_is_not_a_conflict(tmp_path, monkeypatch, signal):
     (tmp_path / "git").write_text(f"#!/bin/sh\nkill -{signal} $$\n")
     (tmp_path / "git").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -102,7 +102,7 @@ def stepped() -> NightSoFar:
     return play(start(), len(STEPS))[0]
 
 
-def test_first_come_single_steps_in_the_order_of_the_file():
+def test_single_steps_come_first_in_the_order_of_the_file():
     _, made = play(start(), len(STEPS))
     assert [p.idea.summary.split(" ")[0].rstrip(",") for p in made] == [name for name, _ in STEPS]
     assert made[0].idea.summary == "DEPTH 3 -> 2"
@@ -147,7 +147,7 @@ def test_a_step_that_the_range_clamps_to_nothing_is_skipped():
     "change",
     ["DEPTH = 'three' ", "DEPTH = 3; DEPTH = 3 ", "DEPTH = int('3') "],
 )
-def test_a_knob_that_a_champion_has_turned_into_something_else_is_left_alone(change):
+def test_a_knob_that_the_champion_has_made_something_else_is_left_alone(change):
     champion = Candidate.parse(SMALL.replace("DEPTH = 3 ", change))
     night = dataclasses.replace(start(), champion=champion)
     assert night.champion.source != SMALL
@@ -227,7 +227,7 @@ def test_a_stopped_trial_counts_as_worse_than_any_score(stepped):
     assert stopped != samples_after(stepped, "ok", 1.0)
 
 
-def test_a_patch_that_never_ran_says_nothing_of_its_knobs(stepped):
+def test_a_patch_that_never_ran_says_nothing_about_its_knobs(stepped):
     rejected = samples_after(stepped, "rejected_patch", None)
     assert rejected == samples_after(stepped, "sandbox_error", None)
     assert rejected != samples_after(stepped, "out_of_memory", None)
@@ -342,7 +342,7 @@ def test_each_place_of_a_small_space_is_proposed_once_and_then_nothing(only_new)
 @pytest.mark.parametrize(
     "value", [0.0, -0.5, 1e-30, 1e30, 0, 1, -8, 2**60, 10**16, "relu", (1, 2), (0.5,)]
 )
-def test_a_new_knob_for_which_a_range_would_be_a_guess_is_left_alone(only_new, value):
+def test_a_new_knob_whose_range_would_be_a_guess_is_left_alone(only_new, value):
     assert only_new.propose(kept(start(), knobs_only(NEW=value))) is None
 
 
@@ -360,7 +360,7 @@ def test_the_range_is_around_the_value_that_the_knob_came_in_with(only_new):
     assert 4e-4 < max(values_tried(only_new, gone_and_back)) <= 12e-4
 
 
-def test_a_renamed_knob_goes_on_under_its_new_name(stepped):
+def test_a_renamed_knob_continues_under_its_new_name(stepped):
     champion = SMALL.replace("MATRIX_LR", "MUON_LR")
     _, made = play(kept(stepped, champion), 12)
     assert made[0].idea.summary == "MUON_LR 0.04 -> 0.08"
@@ -380,7 +380,7 @@ def test_a_knob_that_takes_a_listed_name_takes_its_table():
     assert following.idea.summary == "UNEMBEDDING_LR 0.004 -> 0.008"
 
 
-def test_a_removed_knob_drops_out_and_the_others_are_turned(stepped):
+def test_a_removed_knob_drops_out_and_the_others_stay(stepped):
     champion = "".join(
         line for line in SMALL.splitlines(True) if not line.startswith("WARMDOWN_RATIO")
     )
