@@ -77,8 +77,10 @@ class ReplayProposer:
 
     def propose(self, night: NightSoFar) -> Proposal | None:
         """The patch for this trial, with a `problem` if it cannot be used; None after the last."""
-        is_night = isinstance(self.source, PastNight)
-        patches = _of_night(self.source) if is_night else _of_folder(self.source)
+        if isinstance(self.source, PastNight):
+            patches = _of_night(self.source)
+        else:
+            patches = _of_folder(self.source)
         if night.next_trial > len(patches):
             return None
         patch = patches[night.next_trial - 1]
