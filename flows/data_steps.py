@@ -58,7 +58,7 @@ def hash_held_out(key: str, validation: Shard, holdout: Shard | None, folder: Pa
 
 @task(task_run_name="train tokenizer {size}", persist_result=True, cache_key_fn=cache.given_key)
 def train_tokenizer(
-    key: str, train: Sequence[Shard], held_out: FileRef, size: int, characters: int, folder: Path
+    key: str, train: Sequence[Shard], held_out: FileRef, characters: int, size: int, folder: Path
 ) -> FileRef:
     texts = (text for shard in train for batch in _unseen(shard, held_out) for text in batch)
     tokenizer = tokenization.train_tokenizer(texts, size, characters)
@@ -81,7 +81,10 @@ def encode_shard(
 
 
 @task(task_run_name="pack rows {size}x{length}", persist_result=True, cache_key_fn=cache.given_key)
-def pack_rows(key: str, size: int, length: int, folder: Path) -> FileRef:
+def pack_rows(
+    key: str, streams: Sequence[tuple[FileRef, FileRef]], size: int, length: int, folder: Path
+) -> FileRef:
+    """`streams` are the files in `folder` that it reads: the key depends on them."""
     return tokenization.pack(folder, size, length)
 
 

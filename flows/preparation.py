@@ -46,6 +46,51 @@ class Shards:
         return [shard for shard in (self.validation, self.holdout) if shard]
 
 
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What the files of a dataset are made from."""
+
+    shards: Shards
+    held_out: FileRef  # hashes of the documents that may not be trained on
+    tokenizers: tuple[FileRef, ...]
+
+    def fingerprint(self, data: configs.Data) -> str:
+        return dataset.fingerprint(
+            self.shards.train,
+            self.shards.validation,
+            self.shards.holdout,
+            self.tokenizers,
+            data.validation_documents,
+            data.sequence_length,
+        )
+
+
+class Steps:
+    """The steps of one preparation: each is logged, and those that were cached are remembered."""
+
+    def __init__(self) -> None:
+        self.cached: list[str] = []
+
+    def run(self, name: str, work: Callable[[], Found]) -> Any:
+        started = time.monotonic()
+        result, found = work()
+        if found:
+            self.cached.append(name)
+        spent = "cached" if found else f"{time.monotonic() - started:.1f} s"
+        get_run_logger().info(f"{name}: {spent}")
+        return result
+
+    def make(self, name: str, calls: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
+        """The results of calls, each a task, the folder that it writes into, and its inputs."""
+
+        def work() -> Found:
+            found = [_make(*call) for call in calls]
+            return tuple(result for result, _ in found), all(cached for _, cached in found)
+
+        made: tuple[Any, ...] = self.run(name, work)
+        return made
+
+
 @flow(name="prepare", flow_run_name="prepare {profile.name}")
 def prepare(profile: configs.Profile) -> Dataset:
     """`prepare_dataset` by itself, into the state folder."""
@@ -59,56 +104,85 @@ def prepare_dataset(profile: configs.Profile, home: Path) -> Dataset:
     file and the remedy.
     """
     data, root = profile.data, _open_folder(home / "data")
-    cached: list[str] = []
+    steps = Steps()
     get_run_logger().info(f"data: {data.license}")
-
-    def step(name: str, work: Callable[[], Found]) -> Any:
-        started = time.monotonic()
-        result, found = work()
-        if found:
-            cached.append(name)
-        spent = "cached" if found else f"{time.monotonic() - started:.1f} s"
-        get_run_logger().info(f"{name}: {spent}")
-        return result
-
     source = _resolved(data.source, root)
-    shards: Shards = step("shards", lambda: _fetch_shards(data, source, root))
-    dataset.check_shards(shards.train, shards.held_out)
-    held_out = step("held out", lambda: _hash_held_out(shards, root))
-    tokenizers = step("tokenizer", lambda: _train_tokenizers(data, shards.train, held_out, root))
-    fingerprint = dataset.fingerprint(
-        shards.train,
-        shards.validation,
-        shards.holdout,
-        tokenizers,
-        data.validation_documents,
-        data.sequence_length,
-    )
+    inputs = _make_inputs(steps, data, source, root)
+    fingerprint = inputs.fingerprint(data)
     place = root / fingerprint[:16]
-    public, train, validation = (
-        _open_folder(place / name) for name in ("public", "train", "validation")
-    )
-    step("meta", lambda: _write_public(data, fingerprint, tokenizers, public))
-    streams = step("tokens", lambda: _encode_shards(shards.train, held_out, tokenizers, train))
-    _check_left_out(shards.train, streams[0])
-    step("rows", lambda: _pack_rows(data, streams, train))
-    *_, manifest = step(
-        "validation", lambda: _encode_validation(data, shards.validation, tokenizers, validation)
-    )
-    _write_record(data, source, shards, place)
+    manifest = _make_dataset(steps, data, inputs, place)
+    _write_record(data, source, inputs.shards, place)
     _make_current(profile, place, root)
     kernels = attention_kernels.fetch_each(
         profile.attention_kernels, root / "kernels", get_run_logger().warning
     )
     return Dataset(
         fingerprint=fingerprint,
-        public=str(public),
-        train=str(train),
-        validation=str(validation),
+        public=str(place / "public"),
+        train=str(place / "train"),
+        validation=str(place / "validation"),
         validation_bytes=json.loads(Path(manifest.path).read_text(encoding="utf-8"))["bytes"],
-        cached=tuple(cached),
+        cached=tuple(steps.cached),
         attention_kernels=kernels,
     )
+
+
+def _make_inputs(steps: Steps, data: configs.Data, source: str, root: Path) -> Inputs:
+    """The files that datasets have in common."""
+    shards: Shards = steps.run("shards", lambda: _fetch_shards(data, source, root))
+    dataset.check_shards(shards.train, shards.held_out)
+    folder = _open_folder(root / "held_out")
+    [held_out] = steps.make(
+        "held out", [(data_steps.hash_held_out, folder, shards.validation, shards.holdout)]
+    )
+    folder, characters = _open_folder(root / "tokenizers"), data.tokenizer_characters
+    tokenizers = steps.make(
+        "tokenizer",
+        [
+            (data_steps.train_tokenizer, folder, shards.train, held_out, characters, size)
+            for size in data.vocab_sizes
+        ],
+    )
+    return Inputs(shards, held_out, tokenizers)
+
+
+def _make_dataset(steps: Steps, data: configs.Data, inputs: Inputs, place: Path) -> FileRef:
+    """The files of one dataset, in folders of `place`; the manifest of what is scored."""
+    public, train, validation = (
+        _open_folder(place / name) for name in ("public", "train", "validation")
+    )
+    shards, tokenizers = inputs.shards, inputs.tokenizers
+    meta = fixed.Meta(
+        fingerprint=inputs.fingerprint(data),
+        vocab_sizes=data.vocab_sizes,
+        sequence_length=data.sequence_length,
+        bos={size: size - 1 for size in data.vocab_sizes},
+        license=data.license,
+        metric_version=fixed.METRIC_VERSION,
+    )
+    steps.make("meta", [(data_steps.write_public, public, meta, tokenizers)])
+    encoded = steps.make(
+        "tokens",
+        [
+            (data_steps.encode_shard, train, shard, index, inputs.held_out, tokenizer)
+            for tokenizer in tokenizers
+            for index, shard in enumerate(shards.train)
+        ],
+    )
+    count = len(shards.train)
+    _check_left_out(shards.train, encoded[:count])
+    streams = [encoded[start : start + count] for start in range(0, len(encoded), count)]
+    steps.make(
+        "rows",
+        [
+            (data_steps.pack_rows, train, files, size, data.sequence_length)
+            for size, files in zip(data.vocab_sizes, streams, strict=True)
+        ],
+    )
+    scored = (shards.validation, tokenizers, data.validation_documents)
+    [refs] = steps.make("validation", [(data_steps.encode_validation, validation, *scored)])
+    manifest: FileRef = refs[-1]
+    return manifest
 
 
 def _resolved(source: str, root: Path) -> str:
@@ -153,89 +227,22 @@ def _fetch_shards(data: configs.Data, source: str, root: Path) -> Found:
     return Shards([*map(shard, data.train)], shard(data.validation), holdout), found
 
 
-def _make(task: Task[..., Any], folder: Path, *arguments: Any, **facts: Any) -> Found:
-    """`cache.ensure` for a step that writes into `folder`, its last argument.
-
-    `facts` are the contents of its inputs, as JSON values.
-    """
-    key = cache.key(task.name, 1, **data_steps.sources(), folder=str(folder), **facts)
-    return cache.ensure(task, key, *arguments, folder)
+def _make(task: Task[..., Any], folder: Path, *inputs: Any) -> Found:
+    """`cache.ensure` under a key with the contents of the inputs. `folder` is the last argument."""
+    contents = [_content(value) for value in inputs]
+    key = cache.key(task.name, 1, **data_steps.sources(), folder=str(folder), inputs=contents)
+    return cache.ensure(task, key, *inputs, folder)
 
 
-def _hash_held_out(shards: Shards, root: Path) -> Found:
-    return _make(
-        data_steps.hash_held_out,
-        _open_folder(root / "held_out"),
-        shards.validation,
-        shards.holdout,
-        content=[shard.content for shard in shards.held_out],
-    )
-
-
-def _train_tokenizers(
-    data: configs.Data, train: Sequence[Shard], held_out: FileRef, root: Path
-) -> Found:
-    folder = _open_folder(root / "tokenizers")
-    return _each(
-        _make(
-            data_steps.train_tokenizer,
-            folder,
-            train,
-            held_out,
-            size,
-            data.tokenizer_characters,
-            shards=[shard.content for shard in train],
-            held_out=held_out.sha256,
-            characters=data.tokenizer_characters,
-            vocab_size=size,
-        )
-        for size in data.vocab_sizes
-    )
-
-
-def _write_public(
-    data: configs.Data, fingerprint: str, tokenizers: Sequence[FileRef], folder: Path
-) -> Found:
-    meta = fixed.Meta(
-        fingerprint=fingerprint,
-        vocab_sizes=data.vocab_sizes,
-        sequence_length=data.sequence_length,
-        bos={size: size - 1 for size in data.vocab_sizes},
-        license=data.license,
-        metric_version=fixed.METRIC_VERSION,
-    )
-    return _make(
-        data_steps.write_public,
-        folder,
-        meta,
-        tokenizers,
-        meta=meta.to_dict(),
-        tokenizers=[ref.sha256 for ref in tokenizers],
-    )
-
-
-def _encode_shards(
-    train: Sequence[Shard], held_out: FileRef, tokenizers: Sequence[FileRef], folder: Path
-) -> Found:
-    """The tokens and lengths of each shard, for each tokenizer."""
-
-    def one(tokenizer: FileRef, index: int, shard: Shard) -> Found:
-        return _make(
-            data_steps.encode_shard,
-            folder,
-            shard,
-            index,
-            held_out,
-            tokenizer,
-            shard=shard.content,
-            index=index,
-            held_out=held_out.sha256,
-            tokenizer=tokenizer.sha256,
-        )
-
-    return _each(
-        _each(one(tokenizer, i, shard) for i, shard in enumerate(train)) for tokenizer in tokenizers
-    )
+def _content(value: Any) -> Any:
+    """An input of a step as JSON, without the paths of its files."""
+    if isinstance(value, FileRef):
+        return value.sha256
+    if isinstance(value, Shard):
+        return value.content
+    if isinstance(value, fixed.Meta):
+        return value.to_dict()
+    return [*map(_content, value)] if isinstance(value, list | tuple) else value
 
 
 def _check_left_out(train: Sequence[Shard], encoded: Sequence[tuple[FileRef, FileRef]]) -> None:
@@ -246,43 +253,6 @@ def _check_left_out(train: Sequence[Shard], encoded: Sequence[tuple[FileRef, Fil
         get_run_logger().info(
             f"{left_out} training documents are also held out: they are not trained on"
         )
-
-
-def _pack_rows(
-    data: configs.Data, streams: Sequence[Sequence[tuple[FileRef, FileRef]]], folder: Path
-) -> Found:
-    return _each(
-        _make(
-            data_steps.pack_rows,
-            folder,
-            size,
-            data.sequence_length,
-            streams=[ref.sha256 for refs in shards for ref in refs],
-            vocab_size=size,
-            length=data.sequence_length,
-        )
-        for size, shards in zip(data.vocab_sizes, streams, strict=True)
-    )
-
-
-def _encode_validation(
-    data: configs.Data, validation: Shard, tokenizers: Sequence[FileRef], folder: Path
-) -> Found:
-    return _make(
-        data_steps.encode_validation,
-        folder,
-        validation,
-        tokenizers,
-        data.validation_documents,
-        validation=validation.content,
-        tokenizers=[ref.sha256 for ref in tokenizers],
-        count=data.validation_documents,
-    )
-
-
-def _each(results: Iterable[Found]) -> Found:
-    found = tuple(results)
-    return tuple(result for result, _ in found), all(cached for _, cached in found)
 
 
 def _open_folder(path: Path) -> Path:

@@ -4,12 +4,11 @@ A request that resumes a download names the version of the file that the bytes o
 (RFC 9110: Range with If-Range or If-Match). The answer is checked as well, because some servers
 ignore the condition. No message contains a password or a signature.
 
-This is our own code because the libraries failed its tests (tests/data; the code was the same but
-for `download`). fsspec's http and s3fs start again from the first byte after every broken
-connection, and s3fs raises its own errors without a remedy: 32 of 97 and 20 of 23 tests failed.
-huggingface_hub 2.4 resumes without a condition, so a file that is replaced meanwhile becomes a mix
-of two versions, never compares the sha256 that the hub promises, waits as long as a server asks,
-and deletes the partial file when a call fails: 30 of 97.
+This is our own code because libraries in its place failed its tests. fsspec's http (32 of 97) and
+s3fs (20 of 23) start over after every broken connection. huggingface_hub 2.4 (30 of 97) resumes
+without a condition, so a file that is replaced meanwhile becomes a mix of two versions; it never
+compares the sha256 that the hub promises, waits as long as a server asks, and deletes the partial
+file when a call fails.
 """
 
 from __future__ import annotations
@@ -44,19 +43,16 @@ STATUS = {
 }
 # The codes of S3's error documents, and those that Hugging Face sends in X-Error-Code.
 CODES = {
-    "NoSuchBucket": "there is no such bucket: "
-    "correct [data] source in the profile, or AWS_ENDPOINT_URL",
+    "NoSuchBucket": "there is no such bucket: correct [data] source, or AWS_ENDPOINT_URL",
     "NoSuchKey": "there is no such file in the bucket: correct [data] in the profile",
-    "SignatureDoesNotMatch": "the secret is wrong: "
-    "correct AWS_SECRET_ACCESS_KEY, it must belong to AWS_ACCESS_KEY_ID",
+    "SignatureDoesNotMatch": "the secret is wrong: correct AWS_SECRET_ACCESS_KEY",
     "InvalidAccessKeyId": "the server does not know this key: "
     "correct AWS_ACCESS_KEY_ID, or AWS_ENDPOINT_URL",
     "ExpiredToken": "the credentials or the signed address have expired: renew them",
     "RequestTimeTooSkewed": "the clock of this machine is wrong: set it",
     "RepoNotFound": "there is no such dataset, or it is private: "
-    "correct [data] source in the profile, or set HF_TOKEN",
-    "RevisionNotFound": "the dataset has no such revision: "
-    "correct what follows the @ in [data] source of the profile",
+    "correct [data] source, or set HF_TOKEN",
+    "RevisionNotFound": "there is no such revision: correct what follows the @ in [data] source",
     "EntryNotFound": "the dataset has no such file: correct [data] in the profile",
 }
 WRONG_REGION = {
@@ -71,6 +67,8 @@ LOGIN = (
     "access is denied: a signed address has expired, "
     "or a login is needed that this download does not have"
 )
+
+PAGE = "a web page came instead of data: the address is wrong, or needs a login in a browser"
 
 Result = TypeVar("Result")
 
@@ -99,9 +97,7 @@ def address(source: str, name: str) -> Address:
     try:
         parts = urllib.parse.urlsplit(source)
     except ValueError as error:
-        raise DataError(
-            f"[data] source is no address: {error}. Correct it in the profile"
-        ) from error
+        raise DataError(f"[data] source is not an address: {error}. Correct it") from error
     path = f"{parts.path.rstrip('/')}/{urllib.parse.quote(name)}"
     url = urllib.parse.urlunsplit(parts._replace(path=path, fragment=""))
     return Address(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{path}", lambda: url)
@@ -157,7 +153,7 @@ def _request(address: Address, part: Part, report: Report) -> None:
         for piece in answer.iter_bytes():
             if not have and piece.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
                 part.restart(None)
-                raise DataError(_page(address))
+                raise DataError(f"{address.shown}: {PAGE}")
             part.append(piece)
             have += len(piece)
             report(have, total)
@@ -219,7 +215,7 @@ def check(answer: httpx2.Response, address: Address, resumed: bool = False) -> N
     status = answer.status_code
     if status in (200, 206):
         if answer.headers.get("Content-Type", "").startswith("text/html"):
-            raise DataError(_page(address))
+            raise DataError(f"{address.shown}: {PAGE}")
         return
     code = _code(answer)
     problem = f"{address.shown}: HTTP {status}{f' {code}' if code else ''}"
@@ -245,23 +241,12 @@ def _code(answer: httpx2.Response) -> str:
     return found[1].decode() if found else ""
 
 
-def _page(address: Address) -> str:
-    return (
-        f"{address.shown}: a web page came instead of data: "
-        "the address is wrong, or needs a login in a browser"
-    )
-
-
 def _fits(answer: httpx2.Response, have: int, note: Note | None) -> bool:
     """Whether a 206 continues where the part ends, with the version that the part is of."""
-    tag = answer.headers.get("ETag", "")
-    same = (
-        note is None
-        or not tag.startswith('"')
-        or not (note.version or "").startswith('"')
-        or tag == note.version
-    )
-    return same and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+    tags = {answer.headers.get("ETag", ""), (note and note.version) or ""}
+    strong = [tag for tag in tags if tag.startswith('"')]
+    resumes = answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+    return bool(resumes and len(strong) < 2)
 
 
 def _length(answer: httpx2.Response) -> int | None:

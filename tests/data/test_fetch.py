@@ -408,7 +408,7 @@ def test_an_unknown_scheme_names_the_known_ones(tmp_path):
 
 @pytest.mark.parametrize("source", ["http:///", "http://[data/"])
 def test_a_bad_address_is_reported(tmp_path, source):
-    with pytest.raises(DataError, match=r"http:///|no address"):
+    with pytest.raises(DataError, match=r"http:///|not an address"):
         fetch.fetch(source, NAME, tmp_path, None)
 
 
