@@ -17,7 +17,7 @@ from pathlib import Path
 from tasks.errors import NightlyError, UsageError
 from tasks.history import git_plumbing
 from tasks.records import TRAIN, Trial
-from tasks.text import one_line
+from tasks.text import one_line, shortened
 
 TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 SUBJECT_LENGTH = 72
@@ -297,8 +297,7 @@ def _trailers(text: str) -> dict[str, str]:
 
 
 def _one_line(text: str) -> str:
-    line = one_line(text)
-    return line if len(line) <= SUBJECT_LENGTH else f"{line[: SUBJECT_LENGTH - 3]}..."
+    return shortened(one_line(text), SUBJECT_LENGTH)
 
 
 def _branch(tag: str) -> str:
