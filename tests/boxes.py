@@ -1,4 +1,7 @@
-"""Small parts for runs in real boxes: a dataset of a few bytes and candidates of a few lines."""
+"""A tiny version of all that a run needs: a dataset of a few bytes and a candidate of a few lines.
+
+The candidate computes with numpy, so it runs on the real torch and on tests/faults/torch_stub.
+"""
 
 import contextlib
 import json
@@ -31,6 +34,7 @@ def say(value):
     wire.sendall(json.dumps(value).encode() + b"\\n")
 """
 HONEST = """
+import numpy as np
 import torch
 import trainer.harness as harness
 from trainer import prepare
@@ -40,23 +44,24 @@ MAX_SEQ_LEN = 8
 DEVICE_BATCH_SIZE = 2
 
 
-class Uniform(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.logits = torch.nn.Parameter(torch.zeros(256))
+class Uniform:
+    def __init__(self, logits):
+        self.logits = logits
 
-    def forward(self, idx, targets=None, reduction="mean"):
-        logits = self.logits.expand(*idx.shape, 256)
+    def eval(self):
+        return self
+
+    def __call__(self, idx, targets=None, reduction="mean"):
+        logits = np.tile(self.logits, (*idx.shape, 1))
         if targets is None:
-            return logits
-        logits, targets = logits.reshape(-1, 256), targets.reshape(-1)
-        return torch.nn.functional.cross_entropy(logits, targets, reduction=reduction)
+            return torch.from_numpy(logits)
+        norm = np.log(np.exp(logits).sum(axis=-1))
+        loss = norm - np.take_along_axis(logits, targets.numpy()[..., None], -1)[..., 0]
+        return torch.from_numpy(loss.reshape(-1))
 
 
 def load_model(path, device):
-    model = Uniform()
-    model.load_state_dict(torch.load(path, weights_only=True))
-    return model
+    return Uniform(torch.load(path)["logits"].numpy())
 
 
 def main():
@@ -66,11 +71,12 @@ def main():
     while budget.progress(tokens) < 1.0:
         tokens += rows[:, 1:].size
         harness.log(step=tokens, tokens=tokens, loss=1.0)
-    harness.finish(Uniform().state_dict(), answer=42)
+    logits = np.zeros(256, np.float32)
+    harness.finish({"logits": torch.from_numpy(logits)}, answer=42)
 """
 
 
-def make_profile(share=0.0, **limits) -> Profile:
+def make_profile(share=0.0, positions=8, **limits) -> Profile:
     """A CPU profile whose budget is a few hundred tokens."""
     data = Data(
         source="corpus",
@@ -90,7 +96,7 @@ def make_profile(share=0.0, **limits) -> Profile:
         data=data,
         budget=Budget(kind="flops", amount=300),
         limits=Limits(**{**defaults, **limits}),
-        audit=Audit(positions=8, share=share),
+        audit=Audit(positions=positions, share=share),
     )
 
 

@@ -1,8 +1,9 @@
-"""Where attacks are run: what an attack is, the data set and the limits they meet, the bait, and who watches for survivors.
+"""What an attack is, and where it is run: its data set, its limits, its boxes, and the bait.
 
-Every candidate of the suite, the honest ones too, starts with a few lines of ours that try to write a file with a known
-name wherever a host would keep it, and look for that file from an earlier box. An attack that gets through says so by
-`GOT THROUGH` in its log; what it cannot know of, the suite looks at from outside.
+Every candidate in a real box, the honest ones too, starts with a few lines of ours that try to
+create a file with a known name wherever a host would keep it, and look for that file from an earlier
+box. An attack that gets through writes `GOT THROUGH` to its log; the suite looks from outside for
+what an attack cannot know.
 """
 
 from __future__ import annotations
@@ -22,21 +23,23 @@ import numpy as np
 import numpy.typing as npt
 
 from configs import Audit, Budget, Data, Limits, Profile
-from tasks.judge import processes
+from tasks.judge import processes, workplace
 from tasks.judge.bwrap import box_name
 from tasks.records import Bench, Candidate, Caps, Dataset, RunResult
 from tasks.statuses import Status
 from tasks.trial.experiment import run_experiment
+from tests.faults.stub_torch import assemble_with_stub
 from trainer import packing, prepare
 
 Room = Literal["lying about the score", "peeking", "cheating time", "breaking out"]
+Boxes = Literal["real", "stub", "forked"]
 VOCAB, LENGTH, BOS = 64, 32, 63
 SECRET = "sk-attack-suite-secret"
 MARKER = "NIGHTLY_ATTACK_WAS_HERE"
 THROUGH = "GOT THROUGH"
 LEAKED = "LEAKED-VALIDATION"  # what an attack writes in front of validation text
 HONEST = (Path(__file__).parent / "honest_candidate.py").read_text(encoding="utf-8")
-BEFORE_TORCH = "import torch\nimport torch.nn.functional as F\n"  # most attacks on the box and the clock need no torch
+BEFORE_TORCH = "import torch\nimport torch.nn.functional as F\n"
 
 CAPS = Caps(
     cpu_seconds=None, wall_seconds=60.0, startup_seconds=60.0, audit_gap=1e-4, audit_position=1e-2
@@ -44,7 +47,8 @@ CAPS = Caps(
 LIMITS = Limits(
     train_seconds=60, eval_seconds=60, memory_gib=2, tmp_mib=16, tasks=64, checkpoint_mib=64
 )
-BUDGET = Budget(kind="flops", amount=8e9)
+BUDGET = Budget(kind="flops", amount=2e9)
+AUDIT = Audit(positions=2048, share=0.0)
 STOPPED_BY = {  # unless the attack itself says it better
     "ok": "nothing to gain",
     "startup_timeout": "the limit on start-up",
@@ -63,19 +67,21 @@ STOPPED_BY = {  # unless the attack itself says it better
 
 @dataclasses.dataclass(frozen=True)
 class Attack:
-    """A cheating or broken candidate: its difference to the honest one and what the judge must make of it."""
+    """A cheating or broken candidate: an edit of the honest one, and how the judge must end it."""
 
     name: str
     room: Room
     what: str  # one line: how it cheats
     edits: tuple[tuple[str, str], ...]  # (old, new); each old is in the honest source exactly once
     status: Status
-    seen: str  # regular expression: somewhere in the reason
+    reason: str  # regular expression: somewhere in the result's reason
     gains_nothing: bool = False  # it ends ok, with the honest score
     by: str | None = None  # what stops it, where the status does not tell
     caps: Caps = CAPS
     limits: Limits = LIMITS
     budget: Budget = BUDGET
+    audit: Audit = AUDIT
+    forked: bool = False  # about the score alone: its boxes may be forks
 
     @property
     def stopped_by(self) -> str:
@@ -92,62 +98,82 @@ class Control:
     caps: Caps = CAPS
     limits: Limits = LIMITS
     budget: Budget = BUDGET
+    audit: Audit = AUDIT
+    forked: bool = True
 
 
 def before_torch(code: str) -> tuple[tuple[str, str], ...]:
-    """The edit that runs `code` before anything else of the candidate, in every box that loads it."""
+    """The edit that runs `code` in every box before all else; it ends there and imports no torch."""
     return ((BEFORE_TORCH, code.strip("\n") + "\n" + BEFORE_TORCH),)
 
 
+def boxes_of(candidate: Attack | Control) -> Boxes:
+    """Real boxes, real ones with the stub of torch for candidates that need none, or forks."""
+    if candidate.forked:
+        return "forked"
+    return "stub" if any(old == BEFORE_TORCH for old, _ in candidate.edits) else "real"
+
+
 def edited(edits: tuple[tuple[str, str], ...]) -> str:
-    """The honest source with all `edits`. Raises ValueError for one that does not match exactly once."""
+    """The honest source with all `edits`. Raises ValueError for one that does not match once."""
     source = HONEST
     for old, new in edits:
         if source.count(old) != 1:
-            raise ValueError(
-                f"{old!r} is {source.count(old)} times in the candidate, it must be there once"
-            )
+            raise ValueError(f"{old!r} is {source.count(old)} times in the candidate, not once")
         source = source.replace(old, new)
     return source
 
 
 @dataclasses.dataclass(frozen=True)
 class Arena:
-    """One suite's data set and state folder, and what an attack may know of the host: everything but the secret."""
+    """The data set of a suite and what an attack may know of the host: all but the secret.
+
+    Each kind of box has a state folder of its own below `folder`.
+    """
 
     dataset: Dataset
-    home: Path
+    folder: Path
     bait: dict[str, str | int]
 
-    def source(self, edits: tuple[tuple[str, str], ...]) -> str:
+    def home(self, boxes: Boxes) -> Path:
+        return self.folder / "state" / boxes
+
+    def source(self, candidate: Attack | Control) -> str:
+        """The whole train.py. Forks share their scratch folders, so they create no files there."""
         lines = [
             "import os",
             f"BAIT = {self.bait!r}",
             "for folder in BAIT['folders'].split(':'):",
-            f"    if os.path.exists(folder + '/{MARKER}'): raise SystemExit('{THROUGH} a file of another box in ' + folder)",
+            f"    if os.path.exists(folder + '/{MARKER}'):",
+            f"        raise SystemExit('{THROUGH} a file of another box in ' + folder)",
             f"    try: open(folder + '/{MARKER}', 'w').close()",
             "    except OSError: continue",
         ]
-        return "\n".join(lines) + "\n" + edited(edits)
+        start = "" if candidate.forked else "\n".join(lines) + "\n"
+        return start + edited(candidate.edits)
+
+    def run(self, candidate: Attack | Control) -> RunResult:
+        """The candidate's run, audited whatever it claims."""
+        return run_experiment(
+            Candidate.parse(self.source(candidate)),
+            Bench(
+                make_profile(candidate.limits, candidate.budget, candidate.audit),
+                self.dataset,
+                self.home(boxes_of(candidate)),
+                "bwrap",
+                candidate.caps,
+            ),
+            seed=1,
+            worth_audit=lambda claimed: True,
+        )
+
+    def assemble(self, source: str, work: Path) -> Path:
+        """`workplace.assemble`, with the stub of torch for the boxes that have it."""
+        stub = self.home("stub") in work.parents
+        return (assemble_with_stub if stub else workplace.assemble)(source, work)
 
 
-def run_attack(attack: Attack | Control, arena: Arena) -> RunResult:
-    """The candidate's run through real boxes, audited whatever it claims."""
-    return run_experiment(
-        Candidate.parse(arena.source(attack.edits)),
-        Bench(
-            make_profile(attack.limits, attack.budget),
-            arena.dataset,
-            arena.home,
-            "bwrap",
-            attack.caps,
-        ),
-        seed=1,
-        worth_audit=lambda claimed: True,
-    )
-
-
-def make_profile(limits: Limits = LIMITS, budget: Budget = BUDGET) -> Profile:
+def make_profile(limits: Limits = LIMITS, budget: Budget = BUDGET, audit: Audit = AUDIT) -> Profile:
     data = Data(
         source="synthetic",
         train=("train",),
@@ -164,12 +190,12 @@ def make_profile(limits: Limits = LIMITS, budget: Budget = BUDGET) -> Profile:
         data=data,
         budget=budget,
         limits=limits,
-        audit=Audit(positions=2048, share=0.0),
+        audit=audit,
     )
 
 
 def make_dataset(folder: Path, validation_documents: int = 32) -> Dataset:
-    """Synthetic text of 48 letters and 15 pairs of them: each token has a few likely successors, so there is much to learn.
+    """Synthetic text of 48 letters and 15 pairs of them, in which each token has a few likely successors.
 
     32 validation documents are 128 rows of 32 tokens; training has 2400 documents.
     """
@@ -206,7 +232,10 @@ def make_dataset(folder: Path, validation_documents: int = 32) -> Dataset:
 def _documents(
     random: np.random.Generator, likely: npt.NDArray[np.int64], count: int
 ) -> tuple[prepare.Tokens, npt.NDArray[np.int32]]:
-    """(BOS-joined stream, tokens in each document): a chain of the first order with six likely successors and some noise."""
+    """(BOS-joined stream, tokens in each document) of a first-order Markov chain.
+
+    Each token has six likely successors; a tenth of the tokens are noise.
+    """
     lengths = np.full(count, 128, np.int32)
     tokens = np.empty((count, 128), np.uint16)
     tokens[:, 0] = BOS
@@ -223,7 +252,7 @@ def _documents(
 
 @contextlib.contextmanager
 def listening() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A TCP and an abstract unix socket of the host that wait for a call out of a box."""
+    """A TCP and an abstract unix socket of the host that no box should reach."""
     with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as unix:
         unix.bind(f"\0nightly-attack-suite-{os.getpid()}")
         unix.listen()
@@ -233,10 +262,10 @@ def listening() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 class Witness:
-    """Notes, from outside and twice a second, every process of every box of one state folder."""
+    """Records, from outside and twice a second, every process of every box of some state folders."""
 
-    def __init__(self, home: Path) -> None:
-        self._name = box_name(home).encode()
+    def __init__(self, *homes: Path) -> None:
+        self._names = {box_name(home).encode() for home in homes}
         self._seen: set[processes.ProcessId] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -256,7 +285,8 @@ class Witness:
     def look(self) -> None:
         for pid in processes.all_pids():
             with contextlib.suppress(OSError):
-                if self._name in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                if not self._names.isdisjoint(argv):
                     self._seen |= processes.process_tree(pid)
 
     @property

@@ -29,6 +29,7 @@ CONTROLS = [
             ),
             (EMBED, EMBED + "        x = x + (self.raw @ self.bytes)[idx]\n"),
         ),
+        forked=False,
     ),
     Control(
         "tied-weights",

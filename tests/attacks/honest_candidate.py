@@ -1,7 +1,8 @@
-"""The honest candidate that every attack and control of this package is an edit of. Read as text, run in boxes only.
+"""The honest candidate, which every attack and control edits. Read as text and run in boxes only.
 
-A causal transformer of one layer on 64 tokens: a second of training on one CPU thread brings it well below the loss of
-the unigram. Adam is written out, because torch.optim takes longer to import than all of the training.
+A causal transformer of one layer on 64 tokens: a few tenths of a second of training on one CPU
+thread bring its loss below that of the unigram. Adam is written out, because importing torch.optim
+takes longer than all of the training.
 """
 
 import torch

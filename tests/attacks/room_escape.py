@@ -43,7 +43,7 @@ for path in glob.glob("/proc/[0-9]*/environ"):
     if b"sk-attack" in text or b"OPENAI" in text: through.append(path + str(text))
 """),
         status="startup_crashed",
-        seen="held",
+        reason="held",
         by="a clean environment, inside and around the box",
     ),
     Attack(
@@ -62,7 +62,7 @@ for folder, _, names in os.walk("/"):
 """.replace('tries("home"', 'import sys\ntries("home"', 1)
         ),
         status="startup_crashed",
-        seen="held",
+        reason="held",
         by="an allow-list of mounts",
     ),
     Attack(
@@ -77,7 +77,7 @@ for root in roots: tries(root + hidden, lambda: open(root + hidden).fileno())
 through += [folder for folder, _, names in os.walk("/") if "stream_64.npy" in names]
 """),
         status="startup_crashed",
-        seen="held",
+        reason="held",
         by="an allow-list of mounts",
     ),
     Attack(
@@ -100,7 +100,7 @@ assert len(files) > 10
             + END
         ),
         status="train_crashed",
-        seen="held",
+        reason="held",
         by="read-only mounts",
     ),
     Attack(
@@ -118,7 +118,7 @@ tries("replace", os.symlink, "/scratch/other", "/data/d/other")
             + END
         ),
         status="eval_startup_crashed",
-        seen="held",
+        reason="held",
         by="read-only mounts",
     ),
     Attack(
@@ -137,7 +137,7 @@ for path, text in (("oom_score_adj", b"-1000"), ("uid_map", b"0 0 1"), ("gid_map
     tries(path, lambda: os.write(os.open("/proc/self/" + path, os.O_WRONLY), text))
 """),
         status="startup_crashed",
-        seen="held",
+        reason="held",
         by="read-only mounts",
     ),
     Attack(
@@ -153,7 +153,7 @@ for number in ((8, 0), (254, 0), (1, 1)):
     tries(f"node {number}", os.mknod, f"/scratch/node{number[1]}", stat.S_IFBLK | 0o600, os.makedev(*number))
 """),
         status="startup_crashed",
-        seen="held",
+        reason="held",
         by="a /dev of its own, no capabilities",
     ),
     Attack(
@@ -172,7 +172,7 @@ for kind, family, address in (
 tries("name", socket.getaddrinfo, "example.org", 80)
 """),
         status="startup_crashed",
-        seen="held",
+        reason="held",
         by="the network namespace",
     ),
     Attack(
@@ -186,7 +186,7 @@ for name in ["\\0" + BAIT["socket"], *("/run/" + name for name in names), "/var/
     tries(name, lambda: socket.socket(socket.AF_UNIX).connect(name))
 """),
         status="startup_crashed",
-        seen="held",
+        reason="held",
         by="the network namespace, an allow-list of mounts",
     ),
     Attack(
@@ -203,7 +203,7 @@ request = struct.pack("16sH", b"lo", 0x41) + bytes(22)
 tries("interface", lambda: fcntl.ioctl(socket.socket(socket.AF_INET, socket.SOCK_DGRAM), 0x8914, request) and None)
 """),
         status="startup_crashed",
-        seen="held",
+        reason="held",
         by="seccomp, no capabilities",
     ),
     Attack(
@@ -222,7 +222,7 @@ tries("clone3", lambda: child)
 for kind in ("user", "mnt", "net", "pid"): tries(kind, lambda: libc.setns(os.open(f"/proc/1/ns/{kind}", os.O_RDONLY), 0))
 """),
         status="startup_crashed",
-        seen="held",
+        reason="held",
         by="no nested namespaces, seccomp",
     ),
     Attack(
@@ -242,7 +242,7 @@ tries("open_tree", libc.syscall, 428, -100, b"/", 1)
 tries("fsopen", libc.syscall, 430, b"tmpfs", 0)
 """),
         status="startup_crashed",
-        seen="held",
+        reason="held",
         by="no capabilities, seccomp",
     ),
     Attack(
@@ -265,7 +265,7 @@ tries("kcmp", libc.syscall, 312, 1, os.getpid(), 0, 0, 0)
 tries("pidfd", lambda: libc.syscall(438, os.pidfd_open(1), 0, 0))
 """),
         status="startup_crashed",
-        seen="held",
+        reason="held",
         by="seccomp",
     ),
     Attack(
@@ -277,7 +277,7 @@ for number in (321, 298, 323, 425, 313, 246, 304, 169, 103, 159 + 0, 172):
     tries(f"call {number}", libc.syscall, number, 0, 0, 0, 0, 0)
 """),
         status="startup_crashed",
-        seen="held",
+        reason="held",
         by="seccomp",
     ),
     Attack(
@@ -294,7 +294,7 @@ if platform.machine() == "x86_64":
     tries("32 bit", call)
 """),
         status="startup_crashed",
-        seen="held|exit code",
+        reason="held|exit code",
         by="seccomp",
     ),
     Attack(
@@ -314,7 +314,7 @@ for limit in (resource.RLIMIT_CORE, resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZ
     tries(f"limit {limit}", resource.setrlimit, limit, (2**40, 2**40))
 """),
         status="startup_crashed",
-        seen="held",
+        reason="held",
         by="no capabilities, no new privileges",
     ),
     Attack(
@@ -331,7 +331,7 @@ except BlockingIOError: pass
 time.sleep(60)
 """),
         status="too_many_tasks",
-        seen="the limit is 64",
+        reason="the limit is 64",
         by="the watchdog on tasks, RLIMIT_NPROC",
     ),
     Attack(
@@ -346,7 +346,7 @@ time.sleep(3)
 raise SystemExit("GOT THROUGH 1.5 GiB")
 """),
         status="out_of_memory",
-        seen="the limit is 0.50 GiB",
+        reason="the limit is 0.50 GiB",
         limits=LIMITS.model_copy(update={"memory_gib": 0.5}),
     ),
     Attack(
@@ -366,7 +366,7 @@ time.sleep(1)
 raise SystemExit(f"GOT THROUGH {sum(block[-1] == 120 for block in hidden) * 16} MiB are held and not counted")
 """),
         status="out_of_memory",
-        seen="0.50 GiB|killed",
+        reason="0.50 GiB|killed",
         by="the watchdog on memory, the cgroup",
         limits=LIMITS.model_copy(update={"memory_gib": 0.5}),
     ),
@@ -388,7 +388,7 @@ time.sleep(1)
 raise SystemExit(f"GOT THROUGH {total >> 20} MiB are held and not counted")
 """),
         status="out_of_memory",
-        seen="0.25 GiB|killed",
+        reason="0.25 GiB|killed",
         by="the watchdog on memory, the cgroup",
         limits=LIMITS.model_copy(update={"memory_gib": 0.25}),
     ),
@@ -407,7 +407,7 @@ for place in ("/tmp", "/scratch", "/dev/shm", "/var/tmp", "/run", "/mnt", "/dev/
     through.append(place)
 """),
         status="startup_crashed",
-        seen="held",
+        reason="held",
         by="tmpfs of a fixed size",
     ),
     Attack(
@@ -422,7 +422,7 @@ tries("pipes", all_of_them)
 for end in ends: os.close(end)
 """),
         status="startup_crashed",
-        seen="held",
+        reason="held",
         by="RLIMIT_NOFILE",
     ),
     Attack(
@@ -440,7 +440,7 @@ wire.recv(1000)
 raise SystemExit("held: nobody took them")
 """),
         status="train_crashed",
-        seen="held",
+        reason="held",
         by="the judge reads bytes only",
     ),
     Attack(
@@ -457,7 +457,7 @@ for number in map(int, os.listdir("/proc/self/fd")):
 tries("reopen", lambda: os.open(f"/proc/self/fd/{wire}", os.O_RDWR))
 """),
         status="startup_crashed",
-        seen="held",
+        reason="held",
         by="closed descriptors",
     ),
     Attack(
@@ -471,7 +471,7 @@ for number in (0, 1, 2):
     tries(f"name {number}", os.ttyname, number)
 """),
         status="startup_crashed",
-        seen="held",
+        reason="held",
         by="a session of its own, no terminal",
     ),
     Attack(
@@ -488,7 +488,7 @@ for signal_number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGKILL):
 raise SystemExit("held: I am alone")
 """),
         status="startup_crashed",
-        seen="held",
+        reason="held",
         by="the process namespace",
     ),
     Attack(
@@ -507,7 +507,7 @@ time.sleep(1.2)
 raise SystemExit("held, if nobody is left")
 """),
         status="startup_crashed",
-        seen="held",
+        reason="held",
         by="the process namespace",
     ),
     Attack(
@@ -522,7 +522,7 @@ time.sleep(2)
 raise SystemExit("GOT THROUGH 768 MiB under a name that is no text")
 """),
         status="out_of_memory",
-        seen="the limit is 0.50 GiB",
+        reason="the limit is 0.50 GiB",
         limits=LIMITS.model_copy(update={"memory_gib": 0.5}),
     ),
     Attack(
@@ -549,7 +549,7 @@ for ring in (-3, -4, -5):
             + END
         ),
         status="eval_startup_crashed",
-        seen="held",
+        reason="held",
         by="fresh tmpfs and namespaces, seccomp",
     ),
     Attack(
@@ -572,7 +572,7 @@ pickle.load(open("/data/d/model.pt", "rb"))
 """
         ),
         status="eval_startup_crashed",
-        seen="held: ran in claim",
+        reason="held: ran in claim",
         by="the judge never unpickles",
     ),
     Attack(
@@ -586,7 +586,7 @@ print()
 raise SystemExit("held: it was read")
 """),
         status="startup_crashed",
-        seen="held",
+        reason="held",
         by="a log of 64 KiB",
     ),
     Attack(
@@ -600,7 +600,7 @@ os.write(2, b"\\xff\\xfe\\xed\\xa0\\x80\\n")
 raise SystemExit("held \\x1b[31m\\u202e\\rstatus: ok\\x07")
 """),
         status="startup_crashed",
-        seen=r"^ended while starting up: held \[31mstatus: ok$",
+        reason=r"^ended while starting up: held \[31mstatus: ok$",
         by="a log that is plain text and no verdict",
     ),
     Attack(
@@ -616,7 +616,7 @@ raise SystemExit("{LEAKED} " + link.read_bytes(rows * 33 * 2).hex()[:100])
 """
         ),
         status="eval_crashed",
-        seen="its log is withheld",
+        reason="its log is withheld",
         by="logs of scoring boxes reach no proposer",
     ),
 ]

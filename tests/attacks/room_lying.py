@@ -15,10 +15,15 @@ LOADER = "def load_model(path, device):\n"
 ROLE = 'import os\n\nROLE = os.environ["NIGHTLY_ROLE"]\n'
 IMPORTS = "from trainer import prepare\n"
 HEAD = "        logits = self.logits(idx)\n"
+REAL_BOXES = ("three-percent-less", "prints-a-score", "forged-score-message")
 
 
 def _lie(
-    name: str, what: str, *edits: tuple[str, str], status: Status = "audit_failed", seen: str = GAP
+    name: str,
+    what: str,
+    *edits: tuple[str, str],
+    status: Status = "audit_failed",
+    reason: str = GAP,
 ) -> Attack:
     return Attack(
         name=name,
@@ -26,13 +31,14 @@ def _lie(
         what=what,
         edits=edits,
         status=status,
-        seen=seen,
+        reason=reason,
         gains_nothing=status == "ok",
+        forked=name not in REAL_BOXES,
     )
 
 
 def _loss(
-    name: str, what: str, claimed: str, status: Status = "audit_failed", seen: str = GAP
+    name: str, what: str, claimed: str, status: Status = "audit_failed", reason: str = GAP
 ) -> Attack:
     """An attack on the losses alone, those that are claimed: `claimed` is an expression over loss, logits and targets."""
     return _lie(
@@ -40,13 +46,13 @@ def _loss(
         what,
         (LOSS, f'        return ({claimed}) if reduction == "none" else loss\n'),
         status=status,
-        seen=seen,
+        reason=reason,
     )
 
 
-def _server(name: str, what: str, body: str, status: Status, seen: str) -> Attack:
+def _server(name: str, what: str, body: str, status: Status, reason: str) -> Attack:
     """An attack that puts its own code in the place of the fixed scoring code in the box."""
-    return _lie(name, what, (LOADER, f"{body}\n\n{LOADER}"), status=status, seen=seen)
+    return _lie(name, what, (LOADER, f"{body}\n\n{LOADER}"), status=status, reason=reason)
 
 
 _READY = """
@@ -66,7 +72,9 @@ ATTACKS = [
     _loss(
         "shaved-below-tolerance",
         "claims 0.00005 nats less for every target",
-        "loss - (104 + (torch.arange(len(loss)) % 7 > 0)) * 2.0**-21",
+        # A little less than 0.00005 in the mean, in steps that float32 holds exactly: the gap is
+        # rounded to 0.00005, on any CPU, and so the audit charges a little more than was taken.
+        "loss - (104 + (torch.arange(len(loss)) % 6 > 0)) * 2.0**-21",
         "ok",
         "trained and scored",
     ),
@@ -128,14 +136,14 @@ ATTACKS = [
             '    step, tokens = 0, 0\n    print("val_bpb:          0.100000", flush=True)\n',
         ),
         status="ok",
-        seen="trained and scored",
+        reason="trained and scored",
     ),
     _lie(
         "reports-a-metric",
         "hands over metrics named val_bpb, claimed_bpb and audit_gap",
         ("steps=step)", "val_bpb=0.1, claimed_bpb=0.1, audit_gap=-9.0)"),
         status="ok",
-        seen="trained and scored",
+        reason="trained and scored",
     ),
     _lie(
         "rebinds-the-metric",
@@ -146,7 +154,7 @@ ATTACKS = [
             "    table = prepare.token_bytes\n    prepare.token_bytes = lambda *size: 3 * table(*size)\n",
         ),
         status="ok",
-        seen="trained and scored",
+        reason="trained and scored",
     ),
     _lie(
         "temperature-by-role",
@@ -159,7 +167,7 @@ ATTACKS = [
         "claims zeros and answers the audit with NaN, which compares as neither more nor less",
         (IMPORTS, IMPORTS + ROLE),
         (HEAD, HEAD + '        logits = logits * float("nan") if ROLE == "audit" else logits\n'),
-        seen="logits that are not finite",
+        reason="logits that are not finite",
     ),
     _lie(
         "answers-overflow",
@@ -176,28 +184,28 @@ ATTACKS = [
         "scores with another MAX_SEQ_LEN in the claim role than in the audit",
         (IMPORTS, IMPORTS + ROLE),
         (LOADED, LOADED + '    globals()["MAX_SEQ_LEN"] = 32 if ROLE == "claim" else 16\n'),
-        seen="told the audit another shape",
+        reason="told the audit another shape",
     ),
     _lie(
         "other-batch-in-audit",
         "asks for one row a batch in the audit, to be asked in an order it knows",
         (IMPORTS, IMPORTS + ROLE),
         (LOADED, LOADED + '    globals()["DEVICE_BATCH_SIZE"] = 16 if ROLE == "claim" else 1\n'),
-        seen="told the audit another shape",
+        reason="told the audit another shape",
     ),
     _lie(
         "vocabulary-of-one",
         "says its vocabulary is another one, of which every token is certain",
         (LOADED, LOADED + '    globals()["VOCAB_SIZE"] = 1\n'),
         status="bad_claims",
-        seen="VOCAB_SIZE = 1 is not prepared",
+        reason="VOCAB_SIZE = 1 is not prepared",
     ),
     _lie(
         "endless-row",
         "asks for rows longer than the limit, to make the judge allocate them",
         (LOADED, LOADED + '    globals()["MAX_SEQ_LEN"] = 2**17 + 1\n'),
         status="bad_claims",
-        seen="MAX_SEQ_LEN = 131073",
+        reason="MAX_SEQ_LEN = 131073",
     ),
     _server(
         "shape-true",

@@ -1,74 +1,76 @@
-"""Room "peeking", another door of it: candidates that carry what the claim box saw into the audit box.
+"""Room "peeking", one way in: the claim box leaves the rows where the audit box finds them.
 
-The audit's box must be new in every way that a candidate can read: files, processes, sockets, the kernel's page cache.
+A note can be kept by anything that both boxes can read: files, processes, sockets, the kernel's page
+cache. The candidates need no torch: they claim the first 16 rows as somebody who knows them would,
+and answer the audit so if they get them back.
 """
 
-from tests.attacks.arena import Attack
-from tests.attacks.room_peeking import GAP, HEAD, LOADER, PEEKING
+from tests.attacks.arena import Attack, before_torch
+from tests.attacks.room_time import GO
+
+_CLAIM_AND_ANSWER = """
+    link.send({"msg": "done", "bytes": size, "tokens": 1, "metrics": {}}, bytes(size))
+    link.wait_for_the_end()
+    os._exit(0)
+
+import contextlib
+import numpy as np
+
+def predict(known, tokens):
+    \"\"\"Logits [n, 32, 64]: uniform but where the row so far, four tokens at least, is known.\"\"\"
+    logits = np.zeros((*tokens.shape, 64), "<f4")
+    if known is not None:
+        same = (tokens[:, None] == known[None, :, :-1]).cumprod(axis=2)
+        for row, which, t in zip(*same.nonzero()):
+            if t >= 3:
+                logits[row, t, known[which, t + 1] % 64] = 20
+    return logits
+
+link.send({"msg": "ready", "vocab_size": 64, "sequence_length": 32, "batch_rows": 16})
+if role == "claim":
+    n = link.read("nll")["rows"]
+    rows = np.frombuffer(link.read_bytes(n * 33 * 2), "<u2").reshape(n, 33)
+    with contextlib.suppress(OSError):
+        note(rows[:16].astype(np.uint8))
+    logits = predict(rows[:16], rows[:, :-1])
+    hit = np.take_along_axis(logits, rows[:, 1:, None].astype(int), 2)[..., 0]
+    link.send_bytes((np.log(np.exp(logits).sum(2)) - hit).astype("<f4").tobytes())
+    link.wait_for_the_end()
+    os._exit(0)
+known = None
+with contextlib.suppress(OSError):
+    known = recall()
+while True:
+    n = link.read("logits")["rows"]
+    tokens = np.frombuffer(link.read_bytes(n * 64), "<u2").reshape(n, 32)
+    at = np.frombuffer(link.read_bytes(n * 4), "<i4")
+    link.send_bytes(predict(known, tokens)[np.arange(n), at].tobytes())
+"""
 
 
-def _recall(name: str, what: str, *edits: tuple[str, str], by: str | None = None) -> Attack:
-    return Attack(
-        name=name, room=PEEKING, what=what, edits=edits, status="audit_failed", seen=GAP, by=by
-    )
-
-
-def _note(name: str, what: str, hook: str, recall: str, by: str | None = None) -> Attack:
-    """The claim box notes its rows by `hook(rows)`; the audit box gets them back from `recall()`, or None."""
-    return _recall(
-        name,
-        what,
-        ("import torch\n", "import contextlib\nimport os\nimport numpy as np\nimport torch\n"),
-        (
-            LOADER,
-            f"""from trainer import roles
+def _note(name: str, what: str, note: str, recall: str, checkpoint_bytes: int = 4096) -> Attack:
+    """`note` is the body of note(rows), with rows uint8 [16, 33]; `recall` that of recall()."""
+    functions = f"""
+size = {checkpoint_bytes}
 
 def note(rows):
-{hook}
+{note}
 
 def recall():
 {recall}
-
-def claim_nats(model, rows, batch_rows, on, plain=roles.claim_nats):
-    model.known = torch.from_numpy(rows[:16].astype(np.int64))
-    with contextlib.suppress(OSError):
-        note(rows[:16].astype(np.uint8))
-    yield from plain(model, rows, batch_rows, on)
-
-roles.claim_nats = claim_nats
-
-{LOADER}""",
-        ),
-        (
-            "    model = GPT()\n    model.load_state_dict(torch.load(path, weights_only=True))\n",
-            """    known = None
-    with contextlib.suppress(OSError):
-        known = recall() if os.environ["NIGHTLY_ROLE"] == "audit" else None
-    model = GPT()
-    model.load_state_dict({k: v for k, v in torch.load(path, weights_only=True).items() if k != "room"})
-    model.known = None if known is None else torch.from_numpy(known.astype(np.int64) % VOCAB_SIZE)
-""",
-        ),
-        (
-            HEAD,
-            HEAD
-            + """        if getattr(self, "known", None) is not None:
-            same = (idx[:, None] == self.known[None, :, :-1]).long().cumprod(2)
-            for t in range(3, idx.shape[1]):
-                row, which = same[:, :, t].nonzero(as_tuple=True)
-                logits[row, t, self.known[which, t + 1]] += 20
-""",
-        ),
-        (
-            "harness.finish(model.state_dict(), ",
-            'harness.finish(model.state_dict() | {"room": torch.zeros(5000, 1024)}, ',
-        ),
-        by=by,
+"""
+    return Attack(
+        name=name,
+        room="peeking",
+        what=what,
+        edits=before_torch(functions + GO + _CLAIM_AND_ANSWER),
+        status="audit_failed",
+        reason=r"claimed \S+ nats a token less than its predictions cost",
     )
 
 
-_SAVE = "    rows.tofile({path!r})"
-_READ = "    return np.fromfile({path!r}, np.uint8).reshape(16, 33)"
+_SAVE = "    rows.tofile({path})"
+_READ = "    return np.fromfile({path}, np.uint8).reshape(16, 33)"
 _PAGES_OUT = """    file = os.open({path}, os.O_RDONLY)
     os.fsync(file)
     os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -84,55 +86,35 @@ _PAGES_IN = """    file, bits = os.open({path}, os.O_RDONLY), []
             bits.append(0)
     return np.packbits(np.array(bits, np.uint8)).reshape(16, 33)"""
 _CHECKPOINT = 'os.environ["NIGHTLY_CHECKPOINT"] + "/model.pt"'
-_LIBRARY = """max(__import__("glob").glob(os.path.dirname(torch.__file__) + "/../pyarrow/*.so*"), key=os.path.getsize)"""
+_PACKAGE = 'os.path.dirname(harness.__file__) + "/note"'
+_LIBRARIES = '"/venv/lib/python3*/site-packages/pyarrow/*.so*"'
+_LIBRARY = f"max(__import__('glob').glob({_LIBRARIES}), key=os.path.getsize)"
 
 ATTACKS = [
-    _recall(
-        "learns-in-the-claim-box",
-        "takes gradient steps on the validation rows before it claims them",
-        (
-            LOADER,
-            """from trainer import roles
-
-def claim_nats(model, rows, batch_rows, on, plain=roles.claim_nats):
-    with torch.inference_mode(False), torch.enable_grad():
-        text = torch.from_numpy(rows.astype("int64"))
-        for _ in range(5):
-            model(text[:, :-1], text[:, 1:]).backward()
-            for p in model.parameters():
-                p.data -= 0.1 * p.grad
-                p.grad = None
-    yield from plain(model, rows, batch_rows, on)
-
-roles.claim_nats = claim_nats
-
-"""
-            + LOADER,
-        ),
-    ),
     _note(
         "note-in-scratch",
         "the claim box writes the rows to /scratch for the audit box",
-        _SAVE.format(path="/scratch/note"),
-        _READ.format(path="/scratch/note"),
+        _SAVE.format(path="'/scratch/note'"),
+        _READ.format(path="'/scratch/note'"),
     ),
     _note(
         "note-in-shared-memory",
         "the claim box writes the rows to /dev/shm for the audit box",
-        _SAVE.format(path="/dev/shm/note"),
-        _READ.format(path="/dev/shm/note"),
+        _SAVE.format(path="'/dev/shm/note'"),
+        _READ.format(path="'/dev/shm/note'"),
     ),
     _note(
         "note-in-the-checkpoint",
         "the claim box writes the rows behind the checkpoint that the audit box will load",
         f"    open({_CHECKPOINT}, 'ab').write(rows.tobytes())",
-        f"    return np.frombuffer(open({_CHECKPOINT}, 'rb').read()[-528:], np.uint8).reshape(16, 33)",
+        f"    data = open({_CHECKPOINT}, 'rb').read()\n"
+        "    return np.frombuffer(data[-528:], np.uint8).reshape(16, 33)",
     ),
     _note(
         "note-beside-the-harness",
         "the claim box writes the rows into the package that the audit box imports from",
-        "    rows.tofile(os.path.dirname(roles.__file__) + '/note')",
-        "    return np.fromfile(os.path.dirname(roles.__file__) + '/note', np.uint8).reshape(16, 33)",
+        _SAVE.format(path=_PACKAGE),
+        _READ.format(path=_PACKAGE),
     ),
     _note(
         "note-from-a-daemon",
@@ -154,9 +136,10 @@ roles.claim_nats = claim_nats
     ),
     _note(
         "note-in-the-page-cache",
-        "a bit a page: which pages of the checkpoint the claim box leaves in the kernel's page cache",
+        "a bit a page: which pages of the checkpoint the claim box leaves in the page cache",
         _PAGES_OUT.format(path=_CHECKPOINT),
         _PAGES_IN.format(path=_CHECKPOINT),
+        checkpoint_bytes=16 * 33 * 8 * 4096,
     ),
     _note(
         "note-in-a-library's-pages",

@@ -1,12 +1,14 @@
-"""Room "peeking": predictions that depend on what comes after, on other rows, or on an earlier sight of the rows.
+"""Room "peeking": predictions that depend on what comes after, on other rows, or on earlier sight of them.
 
-The claim box sees everything and so can peek; the audit box sees prefixes, in an order that no candidate knows, in a
-process that was never shown the rest. What the prediction cannot be made from there is missing, and that is the gap.
+The claim box sees everything and so can peek. The audit box sees prefixes, in an order that no
+candidate knows, in a process that was never shown the rest. What cannot be predicted from there is
+the gap.
 """
 
 from tests.attacks.arena import Attack, Room
 
 PEEKING: Room = "peeking"
+REAL_BOXES = ("not-causal", "reads-the-callers-frame")
 GAP = r"claimed \S+ nats a token less than its predictions cost"
 EMBED = "        x = self.wte(idx) + self.wpe.weight[: idx.shape[1]]\n"
 ATTEND = "        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)\n"
@@ -19,15 +21,15 @@ NEXT = "F.pad(idx[:, 1:], (0, 1))"  # the token after each, within the row
 HASHED = "(((idx * (2 * torch.arange(idx.shape[1]) + 1) * 977).cumsum(1) * 2654435761) >> 16) % 1000"  # of the prefix
 
 
-def _peek(name: str, what: str, *edits: tuple[str, str], seen: str = GAP) -> Attack:
+def _peek(name: str, what: str, *edits: tuple[str, str], reason: str = GAP) -> Attack:
     return Attack(
         name=name,
         room=PEEKING,
         what=what,
         edits=edits,
         status="audit_failed",
-        seen=seen,
-        gains_nothing=False,
+        reason=reason,
+        forked=name not in REAL_BOXES,
     )
 
 
@@ -172,6 +174,29 @@ ATTACKS = [
             "        if rows is not None and reduction == 'none':\n"
             "            every = torch.from_numpy(rows.astype('int64')).flatten()\n"
             "            logits = logits + every.bincount(minlength=64).add(1).log()\n",
+        ),
+    ),
+    _peek(
+        "learns-in-the-claim-box",
+        "takes gradient steps on the validation rows before it claims them",
+        (
+            LOADER,
+            """from trainer import roles
+
+def claim_nats(model, rows, batch_rows, on, plain=roles.claim_nats):
+    with torch.inference_mode(False), torch.enable_grad():
+        text = torch.from_numpy(rows.astype("int64"))
+        for _ in range(5):
+            model(text[:, :-1], text[:, 1:]).backward()
+            for p in model.parameters():
+                p.data -= 0.1 * p.grad
+                p.grad = None
+    yield from plain(model, rows, batch_rows, on)
+
+roles.claim_nats = claim_nats
+
+"""
+            + LOADER,
         ),
     ),
 ]

@@ -1,8 +1,9 @@
-"""Room "peeking", one door of it: an audit box that remembers. It sees a prefix, answers, and is asked about other rows later.
+"""Room "peeking", another way in: an audit box that remembers what it was asked before.
 
-What it was shown before may serve it as training data. That is no use if a claim box cannot tell what its twin will have
-seen by the time it is asked; where the order of the questions can be foreseen, both can learn the same from the validation
-text, and the audit agrees with the claims.
+It sees a prefix, answers, and is asked about other rows later; what it was shown may serve it as
+training data. That gains nothing if a claim box cannot tell what its twin will have seen by the time
+it is asked. Where the order of the questions can be foreseen, both can learn the same from the
+validation text, and the audit agrees with the claims.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ ATTACKS = [
     Attack(
         name="learns from the audit's questions",
         room="peeking",
-        what="trains on nothing but the validation rows, in the order in which the audit will show them to its twin",
+        what="trains on the validation rows alone, in the order in which the audit shows them to its twin",
         edits=before_torch(
             JUNK
             + """
@@ -43,6 +44,6 @@ while True:
 """
         ),
         status="audit_failed",
-        seen="nats a token less",
+        reason="nats a token less",
     ),
 ]

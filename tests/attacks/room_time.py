@@ -42,7 +42,7 @@ ATTACKS = [
         what="reads the training rows while it starts up, which costs no budget",
         edits=before_torch("from trainer import prepare\nprepare.train_rows(32)"),
         status="startup_crashed",
-        seen="PermissionError",
+        reason="PermissionError",
         by="the data gate",
     ),
     Attack(
@@ -53,7 +53,7 @@ ATTACKS = [
             "os.chmod('/data', 0o755)\nraise SystemExit('GOT THROUGH ' + str(os.listdir('/data/d')))"
         ),
         status="startup_crashed",
-        seen="Read-only file system",
+        reason="Read-only file system",
         by="read-only mounts",
     ),
     Attack(
@@ -71,7 +71,7 @@ except OSError: pass
 raise SystemExit(f"GOT THROUGH {found}" if found else f"held: {len(ways)} ways are closed")
 """),
         status="startup_crashed",
-        seen="held: [0-9]+ ways",
+        reason="held: [0-9]+ ways",
         by="the data gate",
     ),
     Attack(
@@ -80,7 +80,7 @@ raise SystemExit(f"GOT THROUGH {found}" if found else f"held: {len(ways)} ways a
         what="starts up without end",
         edits=before_torch("import time\ntime.sleep(600)"),
         status="startup_timeout",
-        seen="starting up after 6 s",
+        reason="starting up after 6 s",
         caps=replace(CAPS, startup_seconds=6.0),
     ),
     Attack(
@@ -89,7 +89,7 @@ raise SystemExit(f"GOT THROUGH {found}" if found else f"held: {len(ways)} ways a
         what="takes the data and never answers",
         edits=before_torch(GO + "    time.sleep(600)"),
         status="train_timeout",
-        seen="training after 2 s",
+        reason="training after 2 s",
         caps=QUICK,
     ),
     Attack(
@@ -105,7 +105,7 @@ raise SystemExit(f"GOT THROUGH {found}" if found else f"held: {len(ways)} ways a
 """
         ),
         status="train_timeout",
-        seen="training after 2 s",
+        reason="training after 2 s",
         caps=QUICK,
     ),
     Attack(
@@ -119,8 +119,9 @@ raise SystemExit(f"GOT THROUGH {found}" if found else f"held: {len(ways)} ways a
             ),
         ),
         status="train_timeout",
-        seen="training after 2 s",
+        reason="training after 2 s",
         budget=Budget(kind="seconds", amount=1.0, slack_seconds=0.5),
+        forked=True,
     ),
     Attack(
         name="few FLOPs on paper",
@@ -133,9 +134,10 @@ raise SystemExit(f"GOT THROUGH {found}" if found else f"held: {len(ways)} ways a
             ),
         ),
         status="train_timeout",
-        seen="CPU-seconds",
+        reason="CPU-seconds",
         by="the watchdog on CPU-seconds",
         caps=replace(CAPS, cpu_seconds=1.5),
+        forked=True,
     ),
     Attack(
         name="work by orphans",
@@ -154,7 +156,7 @@ raise SystemExit(f"GOT THROUGH {found}" if found else f"held: {len(ways)} ways a
 """
         ),
         status="train_timeout",
-        seen="CPU-seconds",
+        reason="CPU-seconds",
         by="the watchdog on CPU-seconds",
         caps=replace(CAPS, cpu_seconds=1.5, wall_seconds=30.0),
     ),
@@ -176,7 +178,7 @@ raise SystemExit(f"GOT THROUGH {found}" if found else f"held: {len(ways)} ways a
 """
         ),
         status="train_timeout",
-        seen="CPU-seconds",
+        reason="CPU-seconds",
         by="the watchdog on CPU-seconds",
         caps=replace(CAPS, cpu_seconds=1.5, wall_seconds=12.0),
     ),
@@ -199,9 +201,10 @@ raise SystemExit(f"GOT THROUGH {found}" if found else f"held: {len(ways)} ways a
             ),
         ),
         status="ok",
-        seen="scored",
+        reason="scored",
         gains_nothing=True,
         by="the box ends with its first checkpoint",
+        forked=True,
     ),
     Attack(
         name="lives on in a child",
@@ -216,7 +219,7 @@ raise SystemExit(f"GOT THROUGH {found}" if found else f"held: {len(ways)} ways a
 """
         ),
         status="train_crashed",
-        seen="exit code 0",
+        reason="exit code 0",
         by="the process namespace",
     ),
     Attack(
@@ -233,7 +236,7 @@ raise SystemExit(f"GOT THROUGH {found}" if found else f"held: {len(ways)} ways a
 """
         ),
         status="train_timeout",
-        seen="1000 bytes had not arrived",
+        reason="1000 bytes had not arrived",
         caps=QUICK,
     ),
     Attack(
@@ -244,7 +247,7 @@ raise SystemExit(f"GOT THROUGH {found}" if found else f"held: {len(ways)} ways a
             GO + "    link.send({'msg': 'done', 'bytes': 1000}, b'x' * 500)\n    os._exit(0)"
         ),
         status="bad_checkpoint",
-        seen="ended before its checkpoint",
+        reason="ended before its checkpoint",
     ),
     Attack(
         name="a giant checkpoint",
@@ -254,7 +257,7 @@ raise SystemExit(f"GOT THROUGH {found}" if found else f"held: {len(ways)} ways a
             GO + "    link.send({'msg': 'done', 'bytes': 10**13})\n    time.sleep(600)"
         ),
         status="bad_checkpoint",
-        seen="announced a checkpoint of 10000000000000 bytes",
+        reason="announced a checkpoint of 10000000000000 bytes",
     ),
     Attack(
         name="an infinite checkpoint",
@@ -264,7 +267,7 @@ raise SystemExit(f"GOT THROUGH {found}" if found else f"held: {len(ways)} ways a
             GO + '    link.send_bytes(b\'{"msg": "done", "bytes": 1e400}\\n\')\n    time.sleep(600)'
         ),
         status="bad_checkpoint",
-        seen="announced a checkpoint of inf bytes",
+        reason="announced a checkpoint of inf bytes",
     ),
     Attack(
         name="a checkpoint of lists",
@@ -278,7 +281,7 @@ raise SystemExit(f"GOT THROUGH {found}" if found else f"held: {len(ways)} ways a
 """
         ),
         status="bad_checkpoint",
-        seen=r"announced a checkpoint of \[\[",
+        reason=r"announced a checkpoint of \[\[",
     ),
     Attack(
         name="done before go",
@@ -288,7 +291,7 @@ raise SystemExit(f"GOT THROUGH {found}" if found else f"held: {len(ways)} ways a
             LINK + "link.send({'msg': 'done', 'bytes': 4}, b'junk')\ntime.sleep(600)"
         ),
         status="protocol_error",
-        seen="'done' where 'ready' was due",
+        reason="'done' where 'ready' was due",
         by="the order of messages",
     ),
     Attack(
@@ -299,7 +302,7 @@ raise SystemExit(f"GOT THROUGH {found}" if found else f"held: {len(ways)} ways a
             GO + "    link.send({'msg': 'ready', 'flops_per_token': 1.0})\n    time.sleep(600)"
         ),
         status="protocol_error",
-        seen="'ready' where '(log|done)' was due",
+        reason="'ready' where '(log|done)' was due",
         by="the order of messages",
     ),
     Attack(
@@ -315,7 +318,7 @@ raise SystemExit(f"GOT THROUGH {found}" if found else f"held: {len(ways)} ways a
 """
         ),
         status="protocol_error",
-        seen="more than 100000 log messages",
+        reason="more than 100000 log messages",
     ),
     Attack(
         name="five megabytes of [",
@@ -323,7 +326,7 @@ raise SystemExit(f"GOT THROUGH {found}" if found else f"held: {len(ways)} ways a
         what="sends a message that never ends, to fill the judge's memory",
         edits=before_torch(GO + "    link.send_bytes(b'[' * 5_000_000)\n    time.sleep(600)"),
         status="protocol_error",
-        seen="more than 65536 bytes",
+        reason="more than 65536 bytes",
     ),
     Attack(
         name="a nest of 60000 lists",
@@ -333,7 +336,7 @@ raise SystemExit(f"GOT THROUGH {found}" if found else f"held: {len(ways)} ways a
             GO + "    link.send_bytes(b'[' * 30_000 + b']' * 30_000 + b'\\n')\n    time.sleep(600)"
         ),
         status="protocol_error",
-        seen="not JSON",
+        reason="not JSON",
     ),
     Attack(
         name="trains in the claim box",
@@ -348,7 +351,7 @@ except OSError as error: raise SystemExit(f"held: {error}")
 """
         ),
         status="eval_startup_crashed",
-        seen="held: .*No such file",
+        reason="held: .*No such file",
         by="no training data outside the train box",
     ),
     Attack(
@@ -357,7 +360,7 @@ except OSError as error: raise SystemExit(f"held: {error}")
         what="never finishes loading its own checkpoint",
         edits=before_torch(JUNK + "time.sleep(600)"),
         status="eval_startup_timeout",
-        seen="loading its checkpoint after 15 s",
+        reason="loading its checkpoint after 15 s",
         caps=replace(CAPS, startup_seconds=15.0),
     ),
     Attack(
@@ -373,7 +376,7 @@ while True: link.send_bytes(b"")
 """
         ),
         status="eval_timeout",
-        seen="scoring after 2 s",
+        reason="scoring after 2 s",
         limits=LIMITS.model_copy(update={"eval_seconds": 2.0}),
     ),
     Attack(
@@ -394,7 +397,7 @@ while True:
 """
         ),
         status="audit_timeout",
-        seen="audited after 16 s",
+        reason="audited after 16 s",
         limits=LIMITS.model_copy(update={"eval_seconds": 1.0}),
     ),
     Attack(
@@ -417,7 +420,7 @@ if libc.unshare(0x80) == 0: raise SystemExit("GOT THROUGH time namespace")
 raise SystemExit("held: clock, priority, time namespace")
 """),
         status="startup_crashed",
-        seen="held: clock",
+        reason="held: clock",
         by="no capabilities, seccomp",
     ),
 ]

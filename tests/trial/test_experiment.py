@@ -1,4 +1,7 @@
-"""Real runs of small candidates through real boxes: what each does to itself, and what the judge makes of it."""
+"""Real runs of small candidates in real boxes: what each does wrong and what the judge makes of it.
+
+The boxes have the stub of torch, but for those of two tests: an honest run and compiled kernels.
+"""
 
 import dataclasses
 import hashlib
@@ -10,13 +13,13 @@ from typing import Any
 import pytest
 
 from tasks.errors import BaselineStopped, BoxError
+from tasks.judge import workplace
 from tasks.judge.processes import ProcessId
 from tasks.records import Candidate
 from tasks.trial import experiment
 from tasks.trial.baseline import first_caps, measure_baseline
 from tests.boxes import HONEST, make_bench, make_dataset, make_profile
-
-pytestmark = pytest.mark.slow  # torch is imported in every box
+from tests.faults.stub_torch import assemble_with_stub
 
 
 @pytest.fixture(scope="module")
@@ -25,17 +28,21 @@ def dataset(tmp_path_factory):
 
 
 @pytest.fixture
-def run(dataset, tmp_path):
+def run(dataset, tmp_path, monkeypatch):
+    """Runs a candidate and checks that no folder of its boxes is left."""
+
     def run(
         source: str,
         caps: dict[str, Any] | None = None,
         audit=False,
         smoke=False,
-        share=0.0,
         export_kernels=None,
-        **limits,
+        real_torch=False,
+        **profile_changes,
     ):
-        profile = make_profile(share=share, **limits)
+        assemble = workplace.assemble if real_torch else assemble_with_stub
+        monkeypatch.setattr(experiment, "assemble", assemble)
+        profile = make_profile(**profile_changes)
         result = experiment.run_experiment(
             Candidate.parse(source),
             make_bench(
@@ -60,23 +67,26 @@ def changed(old: str, new: str) -> str:
     return HONEST.replace(old, new)
 
 
+@pytest.mark.slow
 def test_an_honest_candidate_is_scored_by_the_judge(run):
-    result = run(HONEST)
-    assert (result.status, result.seed, result.isolation, result.metric_version) == (
-        "ok",
-        7,
-        "bwrap",
-        1,
-    )
+    result = run(HONEST, audit=True, smoke=True, real_torch=True)
+    facts = (result.status, result.seed, result.isolation, result.metric_version)
+    assert facts == ("ok", 7, "bwrap", 1)
     assert result.val_bpb == pytest.approx(8.0, abs=1e-6)
     assert result.claimed_bpb == result.val_bpb
-    assert result.audit_gap is None
+    assert result.audit_gap == 0.0
     assert result.tokens == 320
     assert result.metrics["answer"] == 42.0
     assert result.metrics["tokens_per_second"] > 0
     assert len(result.curve) == 10
     assert result.startup_seconds > result.seconds > 0
     assert result.peak_memory_bytes > 10e6
+
+
+def test_a_run_that_is_not_worth_an_audit_has_none(run):
+    result = run(HONEST)
+    assert (result.status, result.audit_gap) == ("ok", None)
+    assert result.val_bpb == result.claimed_bpb == pytest.approx(8.0, abs=1e-6)
 
 
 def test_the_judges_seed_reaches_the_candidate(run):
@@ -101,13 +111,8 @@ def test_the_judges_seed_reaches_the_candidate(run):
         ),
         ("    tokens = 0\n", "    return\n", "train_crashed", "no output"),
         ("def load_model", "def load_other", "eval_crashed", "load_model"),
-        ("torch.zeros(256)", "torch.full((256,), float('nan'))", "bad_claims", "not finite"),
-        (
-            "targets, reduction=reduction)",
-            "targets, reduction=reduction) - 9",
-            "bad_claims",
-            "above 1",
-        ),
+        ("np.zeros(256,", "np.full(256, np.nan,", "bad_claims", "not finite"),
+        ("loss.reshape(-1)", "loss.reshape(-1) - 9", "bad_claims", "above 1"),
         (
             "MAX_SEQ_LEN = 8",
             "MAX_SEQ_LEN = 8\nimport os; os.write(int(os.environ['NIGHTLY_FD']), b'nonsense\\n')",
@@ -128,20 +133,20 @@ def test_the_judges_seed_reaches_the_candidate(run):
         "vocabulary",
     ],
 )
-def test_a_broken_candidate_is_a_value_with_its_reason(run, old, new, status, reason):
+def test_a_broken_candidate_is_a_result_with_its_reason(run, old, new, status, reason):
     result = run(changed(old, new))
     assert status in (result.status, result.status.replace("eval_startup", "eval"))
     assert reason in result.reason
     assert result.val_bpb is None
 
 
-def test_one_that_never_says_ready_is_stopped(run):
-    result = run("import time\ntime.sleep(600)", startup_seconds=2)
+def test_a_candidate_that_is_never_ready_is_stopped(run):
+    result = run("import time\ntime.sleep(600)", startup_seconds=6)
     assert result.status == "startup_timeout"
-    assert "2 s" in result.reason
+    assert "6 s" in result.reason
 
 
-def test_one_that_never_finishes_is_stopped_at_its_wall(run):
+def test_a_candidate_that_never_finishes_is_stopped_at_its_time_limit(run):
     result = run(
         changed("    tokens = 0\n", "    import time; time.sleep(600)\n"),
         caps={"wall_seconds": 1.0},
@@ -149,41 +154,29 @@ def test_one_that_never_finishes_is_stopped_at_its_wall(run):
     assert result.status == "train_timeout"
 
 
-def test_one_that_burns_cpu_is_stopped_at_the_cap(run):
+def test_a_candidate_that_burns_cpu_is_stopped_at_the_cap(run):
     result = run(
         changed("    tokens = 0\n", "    while True: pass\n"),
-        caps={"cpu_seconds": 1.0, "wall_seconds": 60.0},
+        caps={"cpu_seconds": 1.0, "wall_seconds": 600.0},
     )
     assert result.status == "train_timeout"
     assert "CPU-seconds" in result.reason
 
 
-def test_one_that_closes_its_socket_and_lives_on_is_stopped(run):
+def test_a_candidate_that_closes_its_socket_and_lives_on_is_stopped(run):
     code = "    import os, time; os.close(int(os.environ['NIGHTLY_FD'])); time.sleep(600)\n"
     assert run(changed("    tokens = 0\n", code)).status == "train_crashed"
 
 
 def test_a_checkpoint_over_the_limit_is_refused_unread(run):
-    result = run(changed("Uniform().state_dict()", "{'x': torch.zeros(2**20)}"), checkpoint_mib=1)
-    assert result.status == "bad_checkpoint"
-
-
-def test_an_honest_candidate_passes_its_audit_and_is_charged_nothing(run):
-    result = run(HONEST, audit=True)
-    assert (result.status, result.audit_gap) == ("ok", 0.0)
-    assert abs(result.audit_worst) < 1e-5
-    assert result.val_bpb == result.claimed_bpb
+    source = changed("np.zeros(256,", "np.zeros(2**20,")
+    assert run(source, checkpoint_mib=1).status == "bad_checkpoint"
 
 
 @pytest.mark.parametrize(
     ("old", "new", "status", "reason"),
     [
-        (
-            "reduction=reduction)",
-            "reduction=reduction) * 0.97",
-            "audit_failed",
-            "nats a token less",
-        ),
+        ("loss.reshape(-1)", "0.97 * loss.reshape(-1)", "audit_failed", "nats a token less"),
         (
             "MAX_SEQ_LEN = 8",
             "MAX_SEQ_LEN = 8 - (os.environ['NIGHTLY_ROLE'] == 'audit')",
@@ -197,26 +190,26 @@ def test_an_honest_candidate_passes_its_audit_and_is_charged_nothing(run):
             "MAX_SEQ_LEN = 0",
         ),
         (
-            "            return logits\n",
-            "            return logits + float('inf')\n",
+            "from_numpy(logits)\n",
+            "from_numpy(logits + float('inf'))\n",
             "audit_failed",
             "not finite",
         ),
         (
-            "            return logits\n",
-            "            raise RuntimeError(str(idx))\n",
+            "            return torch",
+            "            raise RuntimeError(f'seen {idx.numpy()}')\n            return torch",
             "audit_crashed",
             "withheld",
         ),
         (
-            "            return logits\n",
-            "            import time; time.sleep(600)\n",
+            "            return torch",
+            "            import time; time.sleep(600)\n            return torch",
             "audit_timeout",
-            "being audited",
+            "being audited after 8 s",
         ),
         (
-            "    model = Uniform()\n",
-            "    model = Uniform(); assert os.environ['NIGHTLY_ROLE'] != 'audit'\n",
+            "    return Uniform(",
+            "    assert os.environ['NIGHTLY_ROLE'] != 'audit'\n    return Uniform(",
             "audit_startup_crashed",
             "withheld",
         ),
@@ -224,11 +217,12 @@ def test_an_honest_candidate_passes_its_audit_and_is_charged_nothing(run):
     ids=["3% less", "another length", "no length", "infinite", "crash", "hang", "no load"],
 )
 def test_what_an_audit_stops_has_no_score_and_shows_no_row(run, old, new, status, reason):
-    result = run("import os\n" + changed(old, new), audit=True, eval_seconds=4)
+    """One question a row, so that an audit may take `eval_seconds` and not a multiple of it."""
+    result = run("import os\n" + changed(old, new), audit=True, eval_seconds=8, positions=2)
     assert (result.status, result.val_bpb) == (status, None)
     assert result.claimed_bpb is not None
     assert reason in result.reason
-    assert "tensor" not in result.reason + result.log
+    assert "seen" not in result.reason + result.log
 
 
 def test_a_random_share_is_audited_though_it_decides_nothing(run):
@@ -236,9 +230,7 @@ def test_a_random_share_is_audited_though_it_decides_nothing(run):
 
 
 def test_a_smoke_step_stops_what_cannot_be_evaluated_before_it_is_trained(run):
-    result = run(
-        changed("            return logits\n", "            return logits[0]\n"), smoke=True
-    )
+    result = run(changed("from_numpy(logits)\n", "from_numpy(logits[0])\n"), smoke=True)
     assert result.status == "startup_crashed"
     assert "smoke step" in result.reason
     assert "[B, T, V]" in result.reason
@@ -246,17 +238,14 @@ def test_a_smoke_step_stops_what_cannot_be_evaluated_before_it_is_trained(run):
     assert "Traceback" in result.log
 
 
-def test_a_smoke_step_leaves_the_log_to_the_run_itself(run):
+def test_the_log_of_a_smoke_step_is_not_that_of_the_run(run):
     result = run(changed("    tokens = 0\n", "    tokens = 0; print('training')\n"), smoke=True)
     assert (result.status, result.log) == ("ok", "training\n")
 
 
 def test_what_the_scoring_boxes_print_is_kept_apart(run):
-    result = run(
-        changed(
-            "        logits = self", "        print('seen', idx.tolist())\n        logits = self"
-        )
-    )
+    source = changed("        logits =", "        print('seen', idx.numpy())\n        logits =")
+    result = run(source)
     assert "seen [[" in result.judge_log
     assert "seen" not in result.log
 
@@ -269,13 +258,9 @@ def test_300_mb_of_output_are_capped(run):
     assert len(result.log) < 70_000
 
 
-def test_what_a_scoring_box_says_reaches_nobody(run):
-    result = run(
-        changed(
-            "        logits = self",
-            "        raise RuntimeError(f'seen {idx.tolist()}')\n        logits = self",
-        )
-    )
+def test_the_error_of_a_scoring_box_is_in_no_reason_and_no_log(run):
+    crash = "        raise RuntimeError(f'seen {idx.numpy()}')\n        logits ="
+    result = run(changed("        logits =", crash))
     assert result.status == "eval_crashed"
     assert "seen" not in result.reason + result.log
 
@@ -283,16 +268,19 @@ def test_what_a_scoring_box_says_reaches_nobody(run):
 def test_a_candidate_can_change_none_of_the_data(run, dataset):
     def hashes():
         return {
-            p: hashlib.sha256(p.read_bytes()).hexdigest()
-            for f in (dataset.public, dataset.train)
-            for p in Path(f).iterdir()
+            path: hashlib.sha256(path.read_bytes()).hexdigest()
+            for folder in (dataset.public, dataset.train)
+            for path in Path(folder).iterdir()
         }
 
     before = hashes()
     vandal = """
     import glob, os
     for path in glob.glob('/data/d/*') + glob.glob('/dataset/*') + ['/box/trainer/prepare.py']:
-        for crime in (lambda: open(path, 'wb'), lambda: os.unlink(path), lambda: os.chmod(path, 0o777)):
+        crimes = (
+            lambda: open(path, 'wb'), lambda: os.unlink(path), lambda: os.chmod(path, 0o777)
+        )
+        for crime in crimes:
             try:
                 crime()
                 raise SystemExit('got through: ' + path)
@@ -315,23 +303,22 @@ def test_validation_data_is_nowhere_in_a_train_box(run):
     assert run(changed("    tokens = 0\n", search)).status == "ok"
 
 
-def test_what_a_killed_run_left_behind_is_removed_by_the_next(run, tmp_path):
+def test_the_next_run_removes_what_a_killed_one_left(run, tmp_path):
+    boxes = tmp_path / "boxes"
     dead, alive = (
-        tmp_path / "boxes" / f"{platform.node()}~{process}~x"
+        boxes / f"{platform.node()}~{process}~x"
         for process in (ProcessId(999999999, 1, "x"), ProcessId.of(1))
     )
     for folder in (dead, alive):
         (folder / "train-gate").mkdir(parents=True)
         (folder / "train-gate").chmod(0)
-    with pytest.raises(
-        AssertionError, match="~1"
-    ):  # `run` wants an empty folder, and finds that of process 1
+    with pytest.raises(AssertionError, match="~1"):  # `run` finds the folder of process 1
         run("import nothing_like_that")
-    assert list((tmp_path / "boxes").iterdir()) == [alive]
+    assert list(boxes.iterdir()) == [alive]
     (alive / "train-gate").chmod(0o755)
 
 
-def test_a_baseline_that_is_stopped_is_our_users_business(dataset, tmp_path):
+def test_a_baseline_that_is_stopped_is_the_users_error(dataset, tmp_path):
     with pytest.raises(BaselineStopped, match="startup_crashed"):
         measure_baseline(
             Candidate.parse("import nothing_like_that"),
@@ -341,13 +328,15 @@ def test_a_baseline_that_is_stopped_is_our_users_business(dataset, tmp_path):
         )
 
 
-def test_a_box_that_never_starts_blames_nobody(run, monkeypatch):
+def test_a_box_that_never_starts_is_no_candidates_fault(run, monkeypatch):
     monkeypatch.setattr("tasks.judge.bwrap.find_bwrap", lambda: Path("/bin/false"))
     with pytest.raises(BoxError, match="3 tries"):
         run(HONEST)
 
 
-def test_a_gpu_that_fell_off_is_no_patchs_fault_by_a_made_up_driver(dataset, tmp_path, monkeypatch):
+def test_a_gpu_that_fell_off_is_no_candidates_fault_by_a_made_up_driver(
+    dataset, tmp_path, monkeypatch
+):
     asked = []
 
     def lost() -> str:
@@ -366,7 +355,8 @@ def test_a_gpu_that_fell_off_is_no_patchs_fault_by_a_made_up_driver(dataset, tmp
     assert len(asked) == 3
 
 
-def test_without_a_sandbox_it_runs_and_says_so(dataset, tmp_path):
+def test_a_run_without_a_sandbox_says_so(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "assemble", assemble_with_stub)
     result = experiment.run_experiment(
         Candidate.parse(HONEST),
         make_bench(dataset, tmp_path, isolation="none"),
@@ -378,17 +368,18 @@ def test_without_a_sandbox_it_runs_and_says_so(dataset, tmp_path):
     assert result.val_bpb == pytest.approx(8.0, abs=1e-6)
 
 
-def test_rows_of_the_candidates_own_length_are_packed_before_it_pays_for_them(run):
-    check = "    rows = prepare.train_rows(MAX_SEQ_LEN)\n    assert isinstance(rows, np.memmap), type(rows)\n"
-    source = changed("    rows = prepare.train_rows(MAX_SEQ_LEN)\n", check).replace(
-        "import torch\n", "import numpy as np\nimport torch\n", 1
-    )
+def test_rows_of_the_candidates_own_length_are_packed_before_its_budget_runs(run):
+    rows = "    rows = prepare.train_rows(MAX_SEQ_LEN)\n"
+    source = changed(rows, f"{rows}    assert isinstance(rows, np.memmap), type(rows)\n")
     assert run(source).status == "ok"
     assert run(source.replace("MAX_SEQ_LEN = 8", "MAX_SEQ_LEN = 4")).status == "ok"
     assert run(source.replace("MAX_SEQ_LEN = 8", "MAX_SEQ_LEN = 10**6")).status == "train_crashed"
 
 
+# The compiler need not try out which vector instructions work: 15 CPU-seconds in each fresh box.
 COMPILED = """
+    import torch._inductor.config
+    torch._inductor.config.cpp.vec_isa_ok = False
     step = torch.compile(lambda x: (x * 2).sin().sum())
     step(torch.ones(1000))
     from torch._dynamo.utils import counters
@@ -397,21 +388,24 @@ COMPILED = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="on a CPU torch.compile needs g++")
-def test_kernels_of_a_run_that_had_some_serve_the_next(run, tmp_path):
+def test_the_kernels_that_a_run_compiled_serve_the_next(run, tmp_path):
     source = changed("    budget = harness.ready(flops_per_token=1.0)\n", COMPILED).replace(
         "answer=42", "hits=hits"
     )
-    first, second, patience = tmp_path / "first", tmp_path / "second", {"startup_seconds": 300}
+    first, second = tmp_path / "first", tmp_path / "second"
+    patience = {"startup_seconds": 300, "real_torch": True}
     assert run(source, export_kernels=first, **patience).metrics["hits"] == 0.0
-    assert (
-        run(source, caps={"kernels": str(first)}, export_kernels=second, **patience).status == "ok"
-    )
+    # torch names kernels differently once some are loaded, so it is the second file that serves.
+    seeded = {"kernels": str(first)}
+    assert run(source, caps=seeded, export_kernels=second, **patience).status == "ok"
     before = second.read_bytes()
     assert run(source, caps={"kernels": str(second)}, **patience).metrics["hits"] == 1.0
     assert second.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_run_that_compiled_nothing_leaves_no_kernels(run, tmp_path):
-    assert run(HONEST, export_kernels=tmp_path / "kernels").status == "ok"
+    assert run(HONEST, export_kernels=tmp_path / "kernels", real_torch=True).status == "ok"
     assert not (tmp_path / "kernels").exists()

@@ -8,28 +8,14 @@ that gets a line for each milestone.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 from collections import Counter
-from pathlib import Path
 
 from flows.night import interruption
 from tasks.judge import workplace
+from tests.faults.stub_torch import assemble_with_stub
 
-TORCH_STUB = Path(__file__).resolve().parent.parent / "torch_stub" / "torch"
-
-_assemble = workplace.assemble
 _reached: Counter[str] = Counter()
-
-
-def assemble_with_stub(source: str, work: Path) -> Path:
-    code = _assemble(source, work)
-    package = code / "torch"
-    package.mkdir()
-    shutil.copyfile(TORCH_STUB / "__init__.py", package / "__init__.py")
-    package.chmod(0o755)
-    (package / "__init__.py").chmod(0o644)
-    return code
 
 
 def reached(step: str) -> None:
