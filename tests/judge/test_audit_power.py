@@ -13,8 +13,9 @@ import pytest
 
 from configs import Audit
 from tasks.judge.audit import STRICT, Finding, cross_entropy, draw
-from tasks.trial.experiment import run_experiment
+from tasks.trial import experiment
 from tests.attacks import arena
+from tests.attacks.forked_boxes import ForkedBoxes
 from trainer import prepare
 
 DOCUMENTS = 2700  # more rows of 32 tokens than are asked, as in production
@@ -118,27 +119,32 @@ def test_a_lottery_below_the_tolerances_is_worth_nothing_on_average(recorded: Re
 
 
 @pytest.mark.slow
-def test_the_real_boxes_catch_it_too(tmp_path: Path) -> None:
-    """Three runs, of which one may be lucky: all three are caught in 94 of 100 tries, two of them in 999 of 1000."""
+def test_the_judge_catches_it_in_whole_runs_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three runs, of which one may be lucky: two or more are caught in 999 of 1000 tries."""
     tmp_path.chmod(0o755)
     dataset = arena.make_dataset(tmp_path / "data", 1400)
     head = "        logits = self.logits(idx)\n"
     cheat = f"""        if targets is not None and reduction == "none":
-            logits = logits + 30.0 * ({HASH} == {CHEATED})[..., None] * F.one_hot(targets, VOCAB_SIZE)
+            hashed = {HASH} == {CHEATED}
+            logits = logits + 30.0 * hashed[..., None] * F.one_hot(targets, VOCAB_SIZE)
 """
-    profile = arena.make_profile().model_copy(update={"audit": Audit(positions=4096, share=0.0)})
-    runs = [
-        run_experiment(
-            arena.edited(((head, head + cheat),)),
-            profile,
-            dataset,
-            tmp_path / "state",
-            seed=seed,
-            caps=arena.CAPS,
-            isolation="bwrap",
-            worth_audit=lambda claimed: True,
-        )
-        for seed in (1, 2, 3)
-    ]
+    profile = arena.make_profile(audit=Audit(positions=4096, share=0.0))
+    with ForkedBoxes.below(tmp_path) as forks:
+        monkeypatch.setattr(experiment, "open_box", forks.open_box)
+        runs = [
+            experiment.run_experiment(
+                arena.edited(((head, head + cheat),)),
+                profile,
+                dataset,
+                tmp_path / "state",
+                seed=seed,
+                caps=arena.CAPS,
+                isolation="bwrap",
+                worth_audit=lambda claimed: True,
+            )
+            for seed in (1, 2, 3)
+        ]
     assert {run.status for run in runs} <= {"ok", "audit_failed"}
     assert sum(run.status == "audit_failed" for run in runs) >= 2

@@ -18,9 +18,10 @@ from tasks.judge.box import open_box
 from tasks.judge.bwrap import BoxUnavailable, box_name, mounts
 from tasks.judge.door import open_door
 from tasks.records import Caps
-from tasks.trial.experiment import run_experiment
+from tasks.trial import experiment
 from tests import fake_docker
 from tests.boxes import HONEST, make_dataset, make_profile, make_spec
+from tests.faults.stub_torch import assemble_with_stub
 
 SAY = """
 import json, os, socket, sys, time
@@ -330,9 +331,14 @@ CAPS = Caps(
 )
 
 
+@pytest.fixture
+def stub_torch(monkeypatch):
+    monkeypatch.setattr(experiment, "assemble", assemble_with_stub)
+
+
 def run(source, folder):
     """One run of a candidate, audited, in containers."""
-    return run_experiment(
+    return experiment.run_experiment(
         source,
         make_profile(),
         make_dataset(folder / "dataset"),
@@ -345,7 +351,7 @@ def run(source, folder):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("stub_torch")
 def test_an_honest_candidate_is_trained_scored_and_audited_by_a_fake_docker(folder, state):
     result = run(HONEST, folder)
     assert (result.status, result.isolation) == ("ok", "docker"), result.reason
