@@ -15,8 +15,9 @@ import pytest
 from configs import Audit
 from tasks.judge.audit import STRICT, Finding, cross_entropy, draw
 from tasks.records import Bench, Candidate
-from tasks.trial.experiment import run_experiment
+from tasks.trial import experiment
 from tests.attacks import arena
+from tests.attacks.forked_boxes import ForkedBoxes
 from trainer import prepare
 
 DOCUMENTS = 2700  # more rows of 32 tokens than are asked, as in production
@@ -111,24 +112,28 @@ def test_a_cheat_below_the_tolerances_gains_nothing_on_average(recorded: Recorde
 
 
 @pytest.mark.slow
-def test_real_boxes_catch_it_too(tmp_path: Path) -> None:
-    """Of three runs, all are caught with a probability of 94%, and at least two with 99.9%."""
+def test_the_judge_catches_it_in_whole_runs_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three runs, of which one may be lucky: two or more are caught in 999 of 1000 tries."""
     tmp_path.chmod(0o755)
     dataset = arena.make_dataset(tmp_path / "data", 1400)
     head = "        logits = self.logits(idx)\n"
     cheat = f"""        if targets is not None and reduction == "none":
-            answers = F.one_hot(targets, VOCAB_SIZE)
-            logits = logits + 30.0 * ({HASH} == {CHEATED})[..., None] * answers
+            hashed = {HASH} == {CHEATED}
+            logits = logits + 30.0 * hashed[..., None] * F.one_hot(targets, VOCAB_SIZE)
 """
-    profile = arena.make_profile().model_copy(update={"audit": Audit(positions=4096, share=0.0)})
-    runs = [
-        run_experiment(
-            Candidate.parse(arena.edited(((head, head + cheat),))),
-            Bench(profile, dataset, tmp_path / "state", "bwrap", arena.CAPS),
-            seed=seed,
-            worth_audit=lambda claimed: True,
-        )
-        for seed in (1, 2, 3)
-    ]
+    profile = arena.make_profile(audit=Audit(positions=4096, share=0.0))
+    with ForkedBoxes.below(tmp_path) as forks:
+        monkeypatch.setattr(experiment, "open_box", forks.open_box)
+        runs = [
+            experiment.run_experiment(
+                Candidate.parse(arena.edited(((head, head + cheat),))),
+                Bench(profile, dataset, tmp_path / "state", "bwrap", arena.CAPS),
+                seed=seed,
+                worth_audit=lambda claimed: True,
+            )
+            for seed in (1, 2, 3)
+        ]
     assert {run.status for run in runs} <= {"ok", "audit_failed"}
     assert sum(run.status == "audit_failed" for run in runs) >= 2

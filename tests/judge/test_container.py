@@ -18,7 +18,7 @@ from tasks.judge.bwrap import BoxUnavailable, box_name, mounts
 from tasks.judge.door import open_door
 from tasks.judge.processes import process_tree
 from tasks.records import Candidate, Caps
-from tasks.trial.experiment import run_experiment
+from tasks.trial import experiment
 from tests import fake_docker
 from tests.boxes import (
     HONEST,
@@ -30,6 +30,7 @@ from tests.boxes import (
     make_spec,
     verdict,
 )
+from tests.faults.stub_torch import assemble_with_stub
 from tests.judge.test_box import GATE
 
 OWN_PATH = os.environ["PATH"]
@@ -305,9 +306,14 @@ CAPS = Caps(
 )
 
 
+@pytest.fixture
+def stub_torch(monkeypatch):
+    monkeypatch.setattr(experiment, "assemble", assemble_with_stub)
+
+
 def run(source, folder):
     """An audited run of a candidate in containers."""
-    return run_experiment(
+    return experiment.run_experiment(
         Candidate.parse(source),
         make_bench(
             make_dataset(folder / "dataset"), folder / "home", caps=CAPS, isolation="docker"
@@ -318,7 +324,7 @@ def run(source, folder):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("stub_torch")
 def test_an_honest_candidate_is_trained_scored_and_audited_by_a_fake_docker(folder, state):
     result = run(HONEST, folder)
     assert (result.status, result.isolation) == ("ok", "docker"), result.reason

@@ -47,16 +47,21 @@ BOMB = """
     import time
     time.sleep(600)
 """
-PEEK = """
-        logits = logits + 9.0 * torch.nn.functional.one_hot(torch.roll(idx, -1, 1), 256)
-        if targets is None:
-"""
-# The weights depend on the judge's seed, so that a score has all its digits. The context is as long
-# as everything that is scored: with one row all questions are asked, in one order, so that two
-# audits, which draw at random, find the same.
+PEEK = "        logits = logits + 9.0 * np.eye(256)[np.roll(idx.numpy(), -1, 1)]\n"
+# Weights depend on the judge's seed, so that a score has all its digits. The context is as long as
+# all that is scored: one row, so every question is asked, in one order, and both audits agree.
 SEEDED = (
-    HONEST.replace("    budget = ", "    torch.manual_seed(harness.seed())\n    budget = ")
-    .replace("torch.zeros(256)", "torch.randn(256)")
+    HONEST.replace("np.zeros(256, np.float32)", "WEIGHTS")
+    .replace("WEIGHTS", "np.random.default_rng(harness.seed()).normal(size=256).astype('f4')")
+    .replace("prepare.train_rows(MAX_SEQ_LEN)", "prepare.train_rows(8)")
+    .replace("MAX_SEQ_LEN = 8", "MAX_SEQ_LEN = 16")
+)
+BY_TORCH = (
+    HONEST.replace("np.zeros(256, np.float32)", "torch.randn(256).numpy()")
+    .replace("    budget = ", "    torch.manual_seed(harness.seed())\n    budget = ")
+    .replace(
+        "np.log(np.exp(logits).sum(axis=-1))", "torch.from_numpy(logits).logsumexp(-1).numpy()"
+    )
     .replace("prepare.train_rows(MAX_SEQ_LEN)", "prepare.train_rows(8)")
     .replace("MAX_SEQ_LEN = 8", "MAX_SEQ_LEN = 16")
 )
@@ -68,9 +73,12 @@ def changed(old: str, new: str) -> str:
 
 
 CANDIDATES = {  # the whole train.py, and the status it must end with
-    "honest": (SEEDED, "ok"),
-    "lie": (changed("reduction=reduction)", "reduction=reduction) * 0.97"), "audit_failed"),
-    "peek": (changed("        if targets is None:\n", PEEK.lstrip("\n")), "audit_failed"),
+    "honest": (BY_TORCH, "ok"),
+    "lie": (changed("loss.reshape(-1)", "0.97 * loss.reshape(-1)"), "audit_failed"),
+    "peek": (
+        changed("        if targets is None:", f"{PEEK}        if targets is None:"),
+        "audit_failed",
+    ),
     "crash": (
         changed("    tokens = 0\n", "    raise RuntimeError('in mid-run')\n"),
         "train_crashed",
@@ -87,13 +95,16 @@ from configs import Audit
 from tasks.trial import experiment
 from tasks.records import Candidate
 from tests.boxes import make_bench, make_dataset, make_profile
+from tests.faults.stub_torch import assemble_with_stub
 
+assemble_with_torch = experiment.assemble
 folder, mark, places = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
 seen = {"uid": os.geteuid()}
 dataset = make_dataset(folder / "dataset")
 profile = make_profile(memory_gib=0.75, tmp_mib=16)
 profile = profile.model_copy(update={"audit": Audit(positions=1024)})  # all there are
 for name, source in json.load(sys.stdin).items():
+    experiment.assemble = assemble_with_torch if name == "honest" else assemble_with_stub
     run = experiment.run_experiment(
         Candidate.parse(source), make_bench(dataset, folder / "home", profile), seed=7,
         worth_audit=lambda claimed: True,

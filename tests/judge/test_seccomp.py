@@ -171,6 +171,7 @@ def test_threads_processes_and_sockets_work_under_the_filter(folder):
 @pytest.mark.slow
 def test_torch_trains_and_compiles_under_the_filter(folder):
     code = SAY + (
+        "\nos.environ['TORCHINDUCTOR_VEC_ISA_OK'] = '0'  # or it compiles programs to find out"
         "\nimport torch\ntorch.set_num_threads(1)\nmodel = torch.compile(torch.nn.Linear(8, 8))\n"
         "optimizer = torch.optim.SGD(model.parameters(), 0.1)\nlosses = []\n"
         "for _ in range(3):\n"

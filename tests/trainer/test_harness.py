@@ -1,4 +1,4 @@
-"""The harness over a real socket, with candidates that import no torch of their own."""
+"""The harness over a real socket. Most of the processes have the stub of torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 
 from tasks.judge.workplace import FIXED_FILES
+from tests.faults.stub_torch import STUB
 from trainer import alone, harness, prepare
 from trainer.link import Link
 
@@ -38,6 +40,7 @@ def main():
 """
 CLAIMS = """
 import os, sys
+import torch
 
 VOCAB_SIZE, MAX_SEQ_LEN, DEVICE_BATCH_SIZE = 16, 4, 2
 
@@ -46,7 +49,7 @@ class Model:
         return self
     def __call__(self, idx, targets, reduction):
         assert idx.shape == targets.shape == (2, 4) and reduction == "none"
-        return (idx + targets / 100).reshape(-1)
+        return torch.from_numpy((idx.numpy() + targets.numpy() / 100).reshape(-1))
 
 def load_model(path, device):
     assert (path, device) == (os.environ["NIGHTLY_CHECKPOINT"] + "/model.pt", "cpu")
@@ -78,10 +81,12 @@ class Judge:
 
 
 @contextmanager
-def candidate(folder: Path, source: str, role: str) -> Iterator[Judge]:
-    """A process that runs `source` as train.py under the harness; it ends with the block."""
+def candidate(folder: Path, source: str, role: str, real_torch: bool = False) -> Iterator[Judge]:
+    """A process that runs `source` as train.py under the harness; it is gone when the block ends."""
     package = folder / "trainer"
     package.mkdir()
+    if not real_torch:
+        shutil.copytree(STUB.parent, folder / "torch")
     for name in FIXED_FILES:
         (package / name).write_bytes((TRAINER / name).read_bytes())
     (package / "train.py").write_text(source)
@@ -156,6 +161,7 @@ def test_claims_are_the_nats_of_every_target_in_order(tmp_path: Path) -> None:
 
 
 ANSWERS = """
+import numpy as np
 import torch
 
 VOCAB_SIZE, MAX_SEQ_LEN, DEVICE_BATCH_SIZE = 16, 4, 2
@@ -165,13 +171,13 @@ class Model:
         return self
     def __call__(self, idx, targets=None, reduction="mean"):
         assert idx.shape == (2, 4)
-        logits = torch.zeros(2, 4, 16)
-        logits[:, :, 0] = torch.arange(4.0)
-        logits[:, :, 1] = idx.sum(dim=1, keepdim=True).float()
+        logits = np.zeros((2, 4, 16))
+        logits[:, :, 0] = np.arange(4.0)
+        logits[:, :, 1] = idx.numpy().sum(axis=1, keepdims=True)
         if targets is None:
-            return logits
-        logits, targets = logits.view(8, 16), targets.view(8)
-        return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+            return torch.from_numpy(logits)
+        losses = np.log(np.exp(logits).sum(axis=2)).reshape(-1)
+        return torch.from_numpy(losses)
 
 def load_model(path, device):
     return Model()
@@ -183,7 +189,7 @@ def main():
     while budget.progress(steps * 8) < 1.0:
         steps += 1
     assert steps == 1
-    harness.finish({"steps": torch.tensor(steps)})
+    harness.finish({"steps": torch.from_numpy(np.array(steps))})
 """
 
 
@@ -214,8 +220,9 @@ def test_no_line_of_a_candidate_runs_in_a_scoring_box_before_load(tmp_path: Path
         assert "it ran" in judge.hang_up()[1]
 
 
-def test_a_smoke_step_is_one_step_and_one_evaluation(tmp_path: Path) -> None:
-    with candidate(tmp_path, ANSWERS, "smoke") as judge:
+@pytest.mark.parametrize("real_torch", [False, True])
+def test_a_smoke_step_is_one_step_and_one_evaluation(tmp_path: Path, real_torch: bool) -> None:
+    with candidate(tmp_path, ANSWERS, "smoke", real_torch) as judge:
         assert [judge.read()["msg"], judge.read()["msg"]] == ["up", "ready"]
         judge.send(msg="go", kind="flops", amount=1.0)
         assert judge.read() == {"msg": "smoked"}
@@ -225,11 +232,11 @@ def test_a_smoke_step_is_one_step_and_one_evaluation(tmp_path: Path) -> None:
     ("old", "new", "said"),
     [
         (
-            "return logits\n",
-            "return logits[:, -1]\n",
+            "from_numpy(logits)\n",
+            "from_numpy(logits[:, -1])\n",
             "logits of shape (2, 16), not [B, T, V] = (2, 4, 16)",
         ),
-        ('reduction="none")', 'reduction="mean")', "gave 1 losses for 8 targets"),
+        ("from_numpy(losses)", "from_numpy(losses[:1])", "gave 1 losses for 8 targets"),
         ("harness.finish({", "({", "exit"),
         ("return Model()", "raise RuntimeError('no such weights')", "no such weights"),
     ],
