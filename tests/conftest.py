@@ -13,9 +13,11 @@ import pytest
 
 from tasks.files import locked
 from tests.faults.llm_server import FAKE_KEY
-from tests.faults.prefect_server import PrefectServer
+from tests.faults.prefect_server import PrefectServer, make_deployed
 from tests.leaks import files_with
 from tests.warm_python import WarmPython, warm_python
+
+Once = Callable[[str, Callable[[Path], None]], Path]
 
 
 def pytest_configure() -> None:
@@ -40,7 +42,7 @@ def warm() -> Iterator[WarmPython]:
 
 
 @pytest.fixture(scope="session")
-def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
     """`once(name, make)`: a file that `make(path)` made in the first test process to ask for it."""
     shared = tmp_path_factory.getbasetemp()
     if os.environ.get("PYTEST_XDIST_WORKER"):
@@ -58,7 +60,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
 
 
 @pytest.fixture(scope="session")
-def empty_store(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+def empty_store(once: Once) -> Path:
     """A SQLite store of MLflow, to be copied."""
     from tasks.views.mlflow_client import speaking_to
 
@@ -70,11 +72,7 @@ def empty_store(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def empty_prefect(
-    warm: WarmPython,
-    once: Callable[[str, Callable[[Path], None]], Path],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
+def empty_prefect(warm: WarmPython, once: Once, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The database of a new Prefect server, to be copied."""
 
     def make(path: Path) -> None:
@@ -84,6 +82,18 @@ def empty_prefect(
         server.database.rename(path)
 
     return once("prefect.db", make)
+
+
+@pytest.fixture(scope="session")
+def deployed_prefect(
+    warm: WarmPython, empty_prefect: Path, once: Once, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The database of a server that has the project's deployments, to be copied."""
+
+    def make(path: Path) -> None:
+        make_deployed(path, tmp_path_factory.mktemp("deployed"), warm, empty_prefect)
+
+    return once("deployed.db", make)
 
 
 @pytest.fixture(scope="session")

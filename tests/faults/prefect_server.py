@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import sqlite3
 from pathlib import Path
 
 from flows.command_line.server import free_port
 from flows.state_home import is_healthy
-from tests.checkouts import Process
+from tests.checkouts import Checkout, Process
 from tests.waiting import wait_for
 from tests.warm_python import WarmPython
 
@@ -80,7 +82,21 @@ class PrefectServer:
             self.process.wait()
 
     def stop(self) -> None:
-        """Ends it as a user does; its database is then one file."""
+        """Ends it as a user does, and makes its database one file."""
         if self.process is not None:
             self.process.terminate()
             self.process.wait()
+        with contextlib.closing(sqlite3.connect(self.database)) as database:
+            database.execute("pragma wal_checkpoint(truncate)")
+
+
+def make_deployed(path: Path, folder: Path, warm: WarmPython, empty: Path | None = None) -> None:
+    """Makes the database of a server that has the project's pools and deployments."""
+    server = PrefectServer(folder / "prefect", warm, empty)
+    server.start()
+    (folder / "checkout").mkdir()
+    done = Checkout(folder / "checkout", warm=warm, api=server.api).run("deploy")
+    if done.returncode:
+        raise RuntimeError(f"./run deploy failed: {done.stdout}{done.stderr}")
+    server.stop()
+    server.database.rename(path)

@@ -1,4 +1,4 @@
-"""What runs while nights are killed: a Prefect server at one port, and a worker of the pool `local`."""
+"""What runs while nights are killed: a Prefect server and a worker of the pool `local`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OVER = ("CRASHED", "FAILED", "CANCELLED", "COMPLETED")  # states of a flow run
 
 
 class Standing:
-    """A checkout with a Prefect server of its own, at the same port whenever it is up, and a worker."""
+    """A checkout with a Prefect server of its own and a worker."""
 
     def __init__(self, checkout: StubCheckout, server: PrefectServer) -> None:
         self.checkout, self.server = checkout, server
@@ -59,6 +59,12 @@ class Standing:
             self.worker.kill()
             self.worker.wait()
 
+    def reap(self, pid: int) -> None:
+        """Waits for the end of the server or the worker, if it is the one that was killed."""
+        for process in (self.server.process, self.worker):
+            if process is not None and process.pid == pid:
+                process.wait()
+
     @property
     def pids(self) -> frozenset[int]:
         """The live worker's."""
@@ -83,14 +89,18 @@ class Standing:
 
 
 @contextlib.contextmanager
-def standing(folder: Path, warm: WarmPython, deployed: Path) -> Iterator[Standing]:
+def standing(
+    folder: Path, warm: WarmPython, deployed: Path, store: Path | None = None
+) -> Iterator[Standing]:
     """A stub checkout with a server and a worker.
 
-    `deployed` is the database of a server that has the deployments.
+    `deployed` is the database of a server that has the deployments, `store` an MLflow store.
     """
     server = PrefectServer(folder / "prefect", warm, deployed)
     (folder / "checkout").mkdir(mode=0o755)  # the uid of boxes must reach the dataset
-    stands = Standing(StubCheckout(folder / "checkout", warm=warm, api=server.api), server)
+    stands = Standing(
+        StubCheckout(folder / "checkout", warm=warm, api=server.api, store=store), server
+    )
     try:
         stands.up()
         yield stands
