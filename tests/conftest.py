@@ -1,17 +1,32 @@
-"""What the whole suite shares: one Prefect server, and a key that is never to be found in anything that was written."""
+"""What tests share: a warm Python, a Prefect server, an MLflow store, and a key that must not leak.
 
-from collections.abc import Iterator
+A fixture that is dear to make is made once in a test process; its files once for all of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tasks.files import locked
 from tests.faults.llm_server import FAKE_KEY
+from tests.faults.prefect_server import PrefectServer, make_deployed
 from tests.leaks import files_with
+from tests.warm_python import WarmPython, warm_python
+
+Once = Callable[[str, Callable[[Path], None]], Path]
+
+
+def pytest_configure() -> None:
+    os.environ.setdefault("DO_NOT_TRACK", "1")  # before anything imports Prefect
 
 
 @pytest.fixture(scope="session", autouse=True)
 def api_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Every test runs with a key in its environment, and after the last one no file in any of their folders has it."""
+    """A key in every test's environment. At the end no file in their folders may hold it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENAI_API_KEY", FAKE_KEY)
         patch.delenv("OPENAI_BASE_URL", raising=False)
@@ -20,25 +35,94 @@ def api_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A real Prefect server with a database and a result store of its own, for every test that runs a flow."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
-        patch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-        patch.setenv("PREFECT_LOCAL_STORAGE_PATH", str(tmp_path_factory.mktemp("results")))
-        patch.setenv("DO_NOT_TRACK", "1")
-        from prefect.testing.utilities import prefect_test_harness  # after its settings are there
-
-        with prefect_test_harness(server_startup_timeout=120):
-            yield
+def warm() -> Iterator[WarmPython]:
+    """Forks commands that need Prefect or MLflow without importing them anew."""
+    with warm_python() as made:
+        yield made
 
 
 @pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite store of MLflow, to be copied: a new one costs seconds."""
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """`once(name, make)`: a file that `make(path)` made in the first test process to ask for it."""
+    shared = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        shared = shared.parent
+
+    def made(name: str, make: Callable[[Path], None]) -> Path:
+        path = shared / name
+        with locked(shared / f"{name}.lock"):
+            if not path.exists():
+                make(shared / f"{name}.part")
+                (shared / f"{name}.part").rename(path)
+        return path
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def empty_store(once: Once) -> Path:
+    """A SQLite store of MLflow, to be copied."""
     from tasks.views.mlflow_client import connect
 
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    with connect(f"sqlite:///{path}") as client:
-        client.search_experiments()
-    return path
+    def make(path: Path) -> None:
+        with connect(f"sqlite:///{path}") as client:
+            client.search_experiments()
+
+    return once("mlflow.db", make)
+
+
+@pytest.fixture(scope="session")
+def empty_prefect(warm: WarmPython, once: Once, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The database of a new Prefect server, to be copied."""
+
+    def make(path: Path) -> None:
+        server = PrefectServer(tmp_path_factory.mktemp("new-prefect"), warm)
+        server.start()
+        server.stop()
+        server.database.rename(path)
+
+    return once("prefect.db", make)
+
+
+@pytest.fixture(scope="session")
+def deployed_prefect(
+    warm: WarmPython, empty_prefect: Path, once: Once, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The database of a server that has the project's deployments, to be copied."""
+
+    def make(path: Path) -> None:
+        make_deployed(path, tmp_path_factory.mktemp("deployed"), warm, empty_prefect)
+
+    return once("deployed.db", make)
+
+
+@pytest.fixture(scope="session")
+def prefect_api(
+    warm: WarmPython, empty_prefect: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The address of a Prefect server for every test that does not need one of its own."""
+    server = PrefectServer(tmp_path_factory.mktemp("prefect"), warm, empty_prefect)
+    server.start()
+    yield server.api
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def prefect_server(prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Flows in this process run on that server, with a result store of the module's own."""
+    from prefect.context import _temporary_global_settings_context, get_settings_context
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_LOCAL_STORAGE_PATH,
+        temporary_settings,
+    )
+
+    from flows.command_line import api_outage
+
+    results = tmp_path_factory.mktemp("results")
+    with (
+        temporary_settings({PREFECT_API_URL: prefect_api, PREFECT_LOCAL_STORAGE_PATH: results}),
+        _temporary_global_settings_context(get_settings_context()),
+    ):
+        yield
+        api_outage.flush()

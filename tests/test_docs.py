@@ -18,13 +18,13 @@ import pytest
 
 import configs
 from configs import knobs
-from flows.command_line import cli, commands, server
+from flows.command_line import cli, commands
 from tasks.proposers import answer, edit_blocks
 from tasks.records import Candidate
 from tasks.trial import verdict
 from tasks.views import notification
 from tests.faults.stub_checkout import PROFILE, StubCheckout
-from tests.faults.warm_commands import WarmCommands
+from tests.warm_python import WarmPython
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {  # and the most lines of each
@@ -118,40 +118,24 @@ def test_a_page_is_short(page):
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StubCheckout]:
-    """A checkout with a standing Prefect server, whose profile `laptop` trains in milliseconds."""
+def checkout(
+    tmp_path_factory: pytest.TempPathFactory, prefect_api: str, warm: WarmPython
+) -> StubCheckout:
+    """A checkout whose profile `laptop` trains in milliseconds, with the nights nov21 and nov22."""
     folder = tmp_path_factory.mktemp("docs") / "checkout"
     folder.mkdir()
-    made = StubCheckout(folder)
+    made = StubCheckout(folder, warm=warm, api=prefect_api)
     one_trial = (folder / PROFILE).read_text().replace("trials = 3", "trials = 1")
     (folder / "configs" / "laptop.toml").write_text(one_trial)
-    port = server.free_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("OPENAI_API_KEY")  # the doctor would ask the endpoint
-        patch.setenv("NIGHTLY_HOME", str(made.home))
-        patch.setenv("PREFECT_HOME", str(made.home / "prefect"))
-        (made.home / "prefect").mkdir(parents=True)
-        child = server.start_prefect(port, ui=False)
-        made.api = f"http://127.0.0.1:{port}/api"
-        server.wait_for_prefect(made.api, child)
-        yield made
-        server.end(child)
-
-
-@pytest.fixture(scope="module")
-def warm(checkout: StubCheckout) -> Iterator[WarmCommands]:
-    """Runs commands in the checkout, which has the nights nov21 and nov22."""
-    made = WarmCommands(checkout)
     for tag, trials in (("nov21", "2"), ("nov22", "1")):
-        code, log = made.run("night", "--tag", tag, "--profile", PROFILE, "--trials", trials)
-        assert code == 0, log
-    yield made
-    made.end()
+        done = made.run("night", "--tag", tag, "--profile", PROFILE, "--trials", trials)
+        assert done.returncode == 0, done.stderr
+    return made
 
 
 @pytest.mark.slow
 @all_of("bash")
-def test_commands_run(block: Block, checkout: StubCheckout, warm: WarmCommands):
+def test_commands_run(block: Block, checkout: StubCheckout):
     stub = f"{checkout.folder / 'tests' / 'faults' / 'torch_stub'}:{checkout.folder}"
     for program, *arguments in block.command_lines():
         if program != "./run":
@@ -164,13 +148,14 @@ def test_commands_run(block: Block, checkout: StubCheckout, warm: WarmCommands):
             )
             assert done.returncode == 0, f"{program} {arguments}: {done.stdout}{done.stderr}"
         elif arguments[0] not in OF_THE_SCRIPT:
-            code, log = warm.run(*arguments)
-            assert code == 0, f"./run {' '.join(arguments)}: {log}"
+            done = checkout.run(*arguments, OPENAI_API_KEY="")  # doctor would ask the endpoint
+            assert done.returncode == 0, f"./run {' '.join(arguments)}: {done.stderr}"
 
 
 @pytest.mark.slow
-def test_replay_takes_the_profile_of_the_night(warm: WarmCommands):
-    code, log = warm.run("replay", "refs/trials/nov21/1")
+def test_replay_takes_the_profile_of_the_night(checkout: StubCheckout):
+    done = checkout.run("replay", "refs/trials/nov21/1")
+    code, log = done.returncode, done.stdout + done.stderr
     found = re.search(r"recorded ([\d.]+), replayed ([\d.]+): seeds 1.*, profile stub$", log, re.M)
     assert code == 0, log
     assert found, log

@@ -278,7 +278,6 @@ class ConfiguredPrefect(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname != "prefect":
             return None
-        sys.meta_path.remove(self)
         return importlib.machinery.ModuleSpec("prefect", self, is_package=True)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
@@ -288,6 +287,7 @@ class ConfiguredPrefect(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         from prefect.context import refresh_global_settings_context
         from prefect.logging.configuration import setup_logging
 
+        sys.meta_path.remove(self)
         module.__spec__, module.__loader__, module.__path__ = self.place
         refresh_global_settings_context()
         setup_logging(incremental=False)

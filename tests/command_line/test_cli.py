@@ -21,21 +21,8 @@ pytestmark = pytest.mark.slow  # a process for each command, one Prefect server 
 
 
 @pytest.fixture(scope="module")
-def api(tmp_path_factory):
-    """One Prefect server, so that no command here needs to start its own."""
-    port = server.free_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
-        child = server.start_prefect(port, ui=False)
-    url = f"http://127.0.0.1:{port}/api"
-    server.wait_for_prefect(url, child)
-    yield url
-    server.end(child)
-
-
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory, api):
-    return Checkout(tmp_path_factory.mktemp("checkout"), api)
+def checkout(tmp_path_factory, prefect_api, warm):
+    return Checkout(tmp_path_factory.mktemp("checkout"), api=prefect_api, warm=warm)
 
 
 @pytest.fixture
@@ -214,8 +201,8 @@ def test_a_tag_that_cannot_be_a_branch_name(checkout, tag):
     assert "cannot name a branch" in refused(checkout, "night", "--profile", SMALL, f"--tag={tag}")
 
 
-def test_a_folder_without_git(tmp_path, api):
-    bare = Checkout(tmp_path, api)
+def test_a_folder_without_git(tmp_path, prefect_api, warm):
+    bare = Checkout(tmp_path, api=prefect_api, warm=warm)
     shutil.rmtree(tmp_path / ".git")
     done = bare.run("night", "--profile", SMALL)
     assert done.returncode == 2
@@ -261,8 +248,8 @@ def test_training_on_the_validation_shard_is_refused(checkout, corpus):
     assert "share content" in message
 
 
-def test_a_crashed_baseline_starts_no_night(tmp_path, api):
-    checkout = Checkout(tmp_path, api)
+def test_a_crashed_baseline_starts_no_night(tmp_path, prefect_api, warm):
+    checkout = Checkout(tmp_path, api=prefect_api, warm=warm)
     train = tmp_path / "trainer" / "train.py"
     train.write_text(
         train.read_text().replace(
@@ -280,8 +267,8 @@ def test_a_crashed_baseline_starts_no_night(tmp_path, api):
     assert json.loads(done.stdout)["tag"] == tag
 
 
-def test_a_detached_dirty_checkout_works_and_is_logged(tmp_path, api):
-    checkout = Checkout(tmp_path, api)
+def test_a_detached_dirty_checkout_works_and_is_logged(tmp_path, prefect_api, warm):
+    checkout = Checkout(tmp_path, api=prefect_api, warm=warm)
     checkout.git("checkout", "-q", "--detach")
     train = tmp_path / "trainer" / "train.py"
     train.write_text(train.read_text() + "# mine\n")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.boxes import live_boxes
-from tests.checkouts import Checkout
+from tests.checkouts import Checkout, our_pids
 
 WAITING_FILES = {
     "train.py",
@@ -292,23 +292,3 @@ def _processes(home: Path, standing: frozenset[int]) -> Iterator[str]:
     yield from (f"process {pid} is left: {said}" for pid, said in left.items())
     boxes = {process.pid for process in live_boxes(home)}
     yield from (f"process {pid} of a box is left" for pid in boxes - left.keys())
-
-
-def our_pids(home: Path) -> dict[int, str]:
-    """Live processes that name this state folder, but this one: pid -> command line."""
-    found: dict[int, str] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if (
-                int(entry.name) == os.getpid()
-                or (entry / "stat").read_bytes().rpartition(b")")[2].split()[0] in b"ZX"
-            ):
-                continue
-            argv, environ = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
-        except OSError:
-            continue
-        if str(home).encode() in argv + environ:
-            found[int(entry.name)] = (
-                argv.replace(b"\0", b" ").decode(errors="replace").strip()[:300]
-            )
-    return found

@@ -1,8 +1,9 @@
-"""What goes down under a running night: an MLflow server, whatever stands behind a TCP proxy."""
+"""What goes down while a night runs: an MLflow server, or whatever is behind a TCP proxy."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import json
 import os
@@ -18,17 +19,17 @@ from datetime import datetime
 from typing import Any, Literal
 
 from flows.command_line.server import free_port
-from tests.checkouts import ROOT, Checkout
-from tests.faults.adds_up import UserTree, our_pids
+from tests.checkouts import CLI, ROOT, Checkout, Process, our_pids
+from tests.faults.adds_up import UserTree
 from tests.faults.small_disk import Disk
-from tests.faults.standing import wait_for
 from tests.faults.stub_checkout import PROFILE
+from tests.waiting import wait_for
 
 COMPLAIN = """
 import json, pickle, sys
 from tests.faults import adds_up
-found = adds_up.complaints(*pickle.load(sys.stdin.buffer))
-print(json.dumps(found))
+with open(sys.argv[1], "rb") as file:
+    print(json.dumps(adds_up.complaints(*pickle.load(file))))
 """
 
 
@@ -41,25 +42,14 @@ class RunningNight:
         self.checkout, self.tag = checkout, tag
         ledger = checkout.home / "nights" / tag / "ledger.jsonl"
         self.ledger = disk.inside(ledger) if disk else ledger
-        before = disk.command(checkout.folder) if disk else ()
         self.log = checkout.folder.parent / f"{tag}.log"
-        argv = [
-            *before,
-            sys.executable,
-            "-m",
-            "flows.command_line.cli",
-            "night",
-            "--profile",
-            PROFILE,
-            "--tag",
-            tag,
-            "--trials",
-            str(trials),
-        ]
+        night = ("night", "--profile", PROFILE, "--tag", tag, "--trials", str(trials))
         with self.log.open("w") as log:
+            if disk is None:
+                self.process: Process = checkout.start(*night, log=log, **changes)
+                return
             self.process = subprocess.Popen(
-                argv,
-                cwd=checkout.folder,
+                [*disk.command(checkout.folder), sys.executable, *CLI, *night],
                 env=checkout.environment(**changes),
                 stdout=log,
                 stderr=log,
@@ -67,35 +57,28 @@ class RunningNight:
 
     @property
     def said(self) -> str:
+        """All that it has printed."""
         return self.log.read_text()
 
-    def reaches(self, event: str, trial: int, seconds: float = 120.0) -> None:
-        """Waits until the ledger has an event of a trial. Raises AssertionError when the night ends before."""
+    def reaches(self, event: str, trial: int) -> None:
+        """Waits for an event of a trial in the ledger.
+
+        Raises AssertionError when the night ends before it.
+        """
         wanted = f'"event": "{event}"', f'"trial": {trial},'
 
         def is_there() -> bool:
             with contextlib.suppress(OSError):
-                return any(
-                    wanted[0] in line and wanted[1] in line
-                    for line in self.ledger.read_text().splitlines()
-                )
+                lines = self.ledger.read_text().splitlines()
+                return any(wanted[0] in line and wanted[1] in line for line in lines)
             return False
 
-        wait_for(
-            lambda: is_there() or self.process.poll() is not None,
-            f"{event} of trial {trial}",
-            seconds,
-        )
+        wait_for(lambda: is_there() or self.process.poll() is not None, f"{event} of trial {trial}")
         assert is_there(), self.said
 
-    def end(self, seconds: float = 180.0) -> int:
-        """The exit code of the night."""
-        try:
-            return self.process.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-            raise
+    def end(self) -> int:
+        """Waits for the night; its exit code."""
+        return self.process.wait()
 
 
 def delays(events: list[dict[str, Any]]) -> list[float]:
@@ -117,50 +100,44 @@ def complaints(
     standing: frozenset[int],
     disk: Disk | None = None,
 ) -> list[str]:
-    """Those of `adds_up`, by a process of its own: it sees the disk, and its MLflow client has no other store open."""
-    argv = [*(disk.command(ROOT) if disk else ()), sys.executable, "-c", COMPLAIN]
-    given = pickle.dumps((checkout, tag, planned, before, standing))
-    done = subprocess.run(argv, input=given, capture_output=True, check=True, cwd=ROOT)
+    """Those of `adds_up`, in a process of its own.
+
+    It sees the disk, and MLflow's client keeps no store open there that a test has removed.
+    """
+    path, cold = checkout.folder.parent / f"{tag}.pickle", copy.copy(checkout)
+    cold.warm = None
+    path.write_bytes(pickle.dumps((cold, tag, planned, before, standing)))
+    argv = ["-c", COMPLAIN, str(path)]
+    if disk or not checkout.warm:
+        command = [*(disk.command(ROOT) if disk else ()), sys.executable, *argv]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    else:
+        done = checkout.warm.run(argv, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
     return [str(complaint) for complaint in json.loads(done.stdout)]
 
 
 class MlflowServer:
-    """A real `mlflow server` over a checkout's store, at one port whenever it is up."""
+    """A real `mlflow server` over a checkout's store, at the same port whenever it is up."""
 
     def __init__(self, checkout: Checkout) -> None:
         self.checkout, self.port = checkout, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Process | None = None
 
     def start(self, wait: bool = True) -> None:
         home = self.checkout.home
         argv = [
-            *(
-                sys.executable,
-                "-m",
-                "mlflow",
-                "server",
-                "--host",
-                "127.0.0.1",
-                "--port",
-                str(self.port),
-                "--workers",
-                "1",
-            ),
-            *(
-                "--backend-store-uri",
-                f"sqlite:///{home}/mlflow.db",
-                "--default-artifact-root",
-                str(home / "mlartifacts"),
-            ),
+            *("-m", "mlflow", "server", "--workers", "1"),
+            *("--host", "127.0.0.1", "--port", str(self.port)),
+            *("--backend-store-uri", f"sqlite:///{home}/mlflow.db"),
+            *("--default-artifact-root", str(home / "mlartifacts")),
         ]
+        # Without this it starts seven processes for jobs that no night has.
+        environment = self.checkout.environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
         with (self.checkout.folder.parent / "mlflow.log").open("a") as log:
-            self.process = subprocess.Popen(
-                argv,
-                env=self.checkout.environment(),
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
+            self.process = self.checkout.start_python(
+                argv, log, environment, start_new_session=True
             )
         if wait:
             wait_for(self.is_up, "the MLflow server")
@@ -168,7 +145,7 @@ class MlflowServer:
     def is_up(self) -> bool:
         with (
             contextlib.suppress(OSError),
-            urllib.request.urlopen(f"{self.url}/health", timeout=2) as answer,
+            urllib.request.urlopen(f"{self.url}/health", timeout=60) as answer,
         ):
             return bool(answer.status == 200)
         return False
@@ -186,12 +163,21 @@ class MlflowServer:
         found = set()
         for pid in our_pids(self.checkout.home) if self.process else ():
             with contextlib.suppress(ProcessLookupError):
-                found |= {pid} if self.process and os.getpgid(pid) == self.process.pid else set()
+                if self.process and os.getpgid(pid) == self.process.pid:
+                    found.add(pid)
         return frozenset(found)
 
 
+FAILURE = (
+    b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 4\r\nConnection: close\r\n\r\noops"
+)
+
+
 class Proxy:
-    """A port of 127.0.0.1 in front of another one: it forwards, or takes every call and never answers, or answers 500."""
+    """A port of 127.0.0.1 in front of another one.
+
+    It forwards, or takes every call and never answers, or answers 500.
+    """
 
     def __init__(self, target: int) -> None:
         self.target = target
@@ -202,7 +188,7 @@ class Proxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def turn(self, does: Literal["forward", "hang", "fail"]) -> None:
-        """What it does from now on; connections that stand are dropped, but for those that are to hang."""
+        """What it does from now on. Open connections are dropped, unless they are to hang."""
         self.does = does
         if does != "hang":
             self._drop()
@@ -230,9 +216,7 @@ class Proxy:
         with near, contextlib.suppress(OSError):
             if self.does == "fail":
                 near.recv(65536)
-                near.sendall(
-                    b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 4\r\nConnection: close\r\n\r\noops"
-                )
+                near.sendall(FAILURE)
             elif self.does == "hang":
                 self._pump(near, lambda data: None)
             else:
@@ -251,7 +235,7 @@ class Proxy:
 
     def _pump(self, source: socket.socket, take: Callable[[bytes], object]) -> None:
         while data := source.recv(65536):
-            if self.does != "hang":  # then what is said stays unheard
+            if self.does != "hang":
                 take(data)
 
 

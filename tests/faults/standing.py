@@ -1,108 +1,75 @@
-"""What stands while nights are killed: a Prefect server at one port, and a worker of the pool `local`."""
+"""What runs while nights are killed: a Prefect server and a worker of the pool `local`."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from flows.command_line.server import free_port
-from flows.state_home import is_healthy
-from tests.faults.adds_up import our_pids
+from tests.checkouts import Process, kill, our_pids
+from tests.faults.prefect_server import PrefectServer
 from tests.faults.stub_checkout import StubCheckout
+from tests.warm_python import WarmPython
 
-SERVER = (
-    "-m",
-    "uvicorn",
-    "--factory",
-    "prefect.server.api.server:create_app",
-    "--host",
-    "127.0.0.1",
-    "--log-level",
-    "error",
-)
-FLOW = (
+FLOW = (  # in the command line of a process that runs a night or is about to
     "flows.command_line.cli night",
     "flows.command_line.cli resume",
     "prefect.engine",
     "prefect.runner",
     "prefect flow-run retry",
-)  # in a command line
-OVER = ("CRASHED", "FAILED", "CANCELLED", "COMPLETED")  # states of a flow run
-WAIT_SECONDS = (
-    300.0  # a process of Prefect takes a minute to start on a machine that is busy enough
 )
+OVER = ("CRASHED", "FAILED", "CANCELLED", "COMPLETED")  # states of a flow run
 
 
 class Standing:
-    """The server and the worker of one checkout, started again at the same port and over the same database."""
+    """A checkout with a Prefect server of its own and a worker."""
 
-    def __init__(self, checkout: StubCheckout) -> None:
-        self.checkout = checkout
-        self.port = free_port()
-        checkout.api = f"http://127.0.0.1:{self.port}/api"
+    def __init__(self, checkout: StubCheckout, server: PrefectServer) -> None:
+        self.checkout, self.server = checkout, server
         self.prefect_home = checkout.home / "prefect"
         self.prefect_home.mkdir(parents=True, exist_ok=True)
-        self.milestones = checkout.home / "milestones"  # that a night has reached, a line each
-        self.log = (checkout.home / "standing.log").open("a")
-        self.server: subprocess.Popen[bytes] | None = None
-        self.worker: subprocess.Popen[bytes] | None = None
+        self.milestones = checkout.home / "milestones"  # that a night has reached, one a line
+        self.worker: Process | None = None
 
     def environment(self, **changes: str) -> dict[str, str]:
-        """For the server, the worker and plain `prefect` commands; our own commands set the same defaults."""
+        """For the worker and plain `prefect` commands; our own commands set the same defaults."""
         settings = {
             "PREFECT_HOME": str(self.prefect_home),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "PREFECT_SERVER_UI_ENABLED": "false",
             "PREFECT_LOGGING_LEVEL": "ERROR",
             "DO_NOT_TRACK": "1",
             "NIGHTLY_TEST_MILESTONES": str(self.milestones),
         }
         return self.checkout.environment(**settings, **changes)
 
-    def start_server(self) -> None:
-        argv = [sys.executable, *SERVER, "--port", str(self.port)]
-        environment = self.environment(PREFECT_API_URL="", PREFECT_SERVER_LOGGING_LEVEL="ERROR")
-        self.server = self._spawn(argv, environment)
-        wait_for(lambda: is_healthy(str(self.checkout.api)), "the Prefect server")
-
     def start_worker(self) -> None:
-        argv = [sys.executable, "-m", "flows.command_line.cli", "worker", "local"]
-        self.worker = self._spawn(argv, self.environment(PREFECT_WORKER_QUERY_SECONDS="1"))
+        changes = self.environment(PREFECT_WORKER_QUERY_SECONDS="1")
+        with (self.checkout.home / "worker.log").open("a") as log:
+            self.worker = self.checkout.start("worker", "local", log=log, **changes)
 
     def up(self) -> None:
         """Starts what does not run."""
-        if self.server is None or self.server.poll() is not None:
-            self.start_server()
+        if self.server.pid is None:
+            self.server.start()
         if self.worker is None or self.worker.poll() is not None:
             self.start_worker()
 
+    def kill_worker(self) -> None:
+        if self.worker is not None:
+            self.worker.kill()
+            self.worker.wait()
+
     def reap(self, pid: int) -> None:
         """Waits for the end of the server or the worker, if it is the one that was killed."""
-        for child in (self.server, self.worker):
-            if child is not None and child.pid == pid:
-                child.wait()
-
-    def _spawn(self, argv: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            argv,
-            cwd=self.checkout.folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=self.log,
-            stderr=self.log,
-        )
+        for process in (self.server.process, self.worker):
+            if process is not None and process.pid == pid:
+                process.wait()
 
     @property
     def pids(self) -> frozenset[int]:
-        """The live ones."""
-        both = (self.server, self.worker)
-        return frozenset(child.pid for child in both if child is not None and child.poll() is None)
+        """The live worker's."""
+        alive = self.worker is not None and self.worker.poll() is None
+        return frozenset({self.worker.pid} if self.worker and alive else ())
 
     def flows(self) -> list[int]:
         """Processes that run a night or are about to, whoever started them."""
@@ -115,38 +82,27 @@ class Standing:
 
     def end(self) -> None:
         """Ends all that names the state folder; every one of them was started here."""
-        for child in (self.worker, self.server):
-            if child is not None and child.poll() is None:
-                child.kill()
-                child.wait()
+        self.kill_worker()
         for pid in our_pids(self.checkout.home):
             kill(pid)
-        self.log.close()
+        self.server.kill()
 
 
 @contextlib.contextmanager
-def standing(folder: Path) -> Iterator[Standing]:
-    """A stub checkout in `folder` with a server, a worker and the deployments."""
-    stands = Standing(StubCheckout(folder))
+def standing(
+    folder: Path, warm: WarmPython, deployed: Path, store: Path | None = None
+) -> Iterator[Standing]:
+    """A stub checkout with a server and a worker.
+
+    `deployed` is the database of a server that has the deployments, `store` an MLflow store.
+    """
+    server = PrefectServer(folder / "prefect", warm, deployed)
+    (folder / "checkout").mkdir(mode=0o755)  # the uid of boxes must reach the dataset
+    stands = Standing(
+        StubCheckout(folder / "checkout", warm=warm, api=server.api, store=store), server
+    )
     try:
-        stands.start_server()
-        done = stands.checkout.run("deploy")
-        if done.returncode:
-            raise RuntimeError(f"./run deploy failed: {done.stdout}{done.stderr}")
-        stands.start_worker()
+        stands.up()
         yield stands
     finally:
         stands.end()
-
-
-def wait_for(what: Callable[[], bool], name: str, seconds: float = WAIT_SECONDS) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{name}: not within {seconds:.0f} s")
-        time.sleep(0.05)
-
-
-def kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)

@@ -1,10 +1,12 @@
-"""The checker of a finished night: silent about a good one, and about each kind of damage it complains."""
+"""The check of a finished night: it has no complaint about a good one, and one about each damage."""
 
 import contextlib
+import copy
 import json
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -17,28 +19,33 @@ TRIALS = 3
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, warm, prefect_api, empty_store):
     """A checkout with a finished stub night, and what its user's tree was before."""
-    checkout = StubCheckout(tmp_path_factory.mktemp("checkout"))
+    checkout = StubCheckout(
+        tmp_path_factory.mktemp("checkout"), warm=warm, api=prefect_api, store=empty_store
+    )
     before = adds_up.UserTree.of(checkout)
     done = checkout.run("night", "--profile", PROFILE, "--tag", "a", "--trials", str(TRIALS))
     assert done.returncode == 0, done.stderr
     return checkout, before
 
 
+def not_needed(folder, names):
+    return {"prefect", "data"} if Path(folder).name == ".nightly" else ()
+
+
 @pytest.fixture
 def night(finished, tmp_path):
-    """A copy of the finished night, to be damaged. (Artifacts are still the original's: MLflow knows them by their path.)"""
+    """A copy of the finished night, to be damaged.
+
+    Its artifacts are still the original's: MLflow knows them by their path.
+    """
     original, before = finished
-    shutil.copytree(
-        original.folder,
-        tmp_path / "copy",
-        ignore=shutil.ignore_patterns("prefect", "data"),
-        symlinks=True,
-    )
-    copy = StubCheckout.__new__(StubCheckout)
-    copy.folder, copy.home, copy.api = tmp_path / "copy", tmp_path / "copy" / ".nightly", None
-    return copy, before
+    shutil.copytree(original.folder, tmp_path / "copy", ignore=not_needed, symlinks=True)
+    damaged = copy.copy(original)
+    damaged.folder = tmp_path / "copy"
+    damaged.home = damaged.folder / ".nightly"
+    return damaged, before
 
 
 def complaints(night):
@@ -47,6 +54,10 @@ def complaints(night):
 
 def test_a_good_night_adds_up(finished):
     assert complaints(finished) == []
+
+
+def test_so_does_a_copy_that_is_not_damaged(night):
+    assert complaints(night) == []
 
 
 def test_it_has_a_keep_and_a_discard_to_be_right_about(finished):
@@ -195,7 +206,7 @@ def test_a_process_that_is_left_is_complained_about_unless_it_stands(night):
     with subprocess.Popen(["sleep", "600"], env=environment) as left:
         try:
             found = complaints(night)
-            assert [f"process {left.pid}" in complaint for complaint in found] == [True]
+            assert [f"process {left.pid}" in complaint for complaint in found] == [True], found
             assert adds_up.complaints(night[0], "a", TRIALS, night[1], frozenset({left.pid})) == []
         finally:
             with contextlib.suppress(ProcessLookupError):

@@ -10,7 +10,7 @@ import time
 import mlflow
 import pytest
 
-from tests.checkouts import Checkout, our_processes
+from tests.checkouts import Checkout, our_pids
 
 SMALL = "tests/profiles/small.toml"
 pytestmark = pytest.mark.slow
@@ -117,7 +117,7 @@ def test_a_tag_that_exists_is_refused_with_the_remedy(checkout, first):
 
 
 def test_a_whole_night_leaves_no_process_and_no_checkpoint(checkout, first):
-    assert our_processes(checkout.home) == []
+    assert our_pids(checkout.home) == {}
     assert os.listdir(checkout.home / "boxes") == []
 
 
@@ -164,7 +164,7 @@ def test_a_second_night_prepares_nothing_again_and_survives_ctrl_c(checkout, fir
     assert code == 130, said
     assert "Traceback" not in said
     assert all(f"{step}: cached" in said for step in ("shards", "tokenizer", "rows", "baseline"))
-    assert our_processes(checkout.home) == []
+    assert our_pids(checkout.home) == {}
     assert [e["event"] for e in checkout.ledger("second")] == [
         "night",
         "baseline",
@@ -182,10 +182,10 @@ def test_after_kill_9_neither_box_nor_server_is_left(checkout, first):
     code, said = interrupt(checkout, "killed", signal.SIGKILL)
     assert code == -signal.SIGKILL, said
     for _ in range(200):
-        if not our_processes(checkout.home):
+        if not our_pids(checkout.home):
             break
         time.sleep(0.1)
-    assert our_processes(checkout.home) == []
+    assert our_pids(checkout.home) == {}
     assert [e["event"] for e in checkout.ledger("killed")] == ["night", "baseline", "started"]
 
 

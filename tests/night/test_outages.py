@@ -13,9 +13,11 @@ from flows.command_line.server import free_port
 from tasks.history import heartbeat
 from tests.faults import adds_up
 from tests.faults.outages import MlflowServer, RunningNight, complaints, delays, proxy
+from tests.faults.prefect_server import PrefectServer
 from tests.faults.small_disk import can_mount, on_a_small_disk
-from tests.faults.standing import Standing, wait_for
+from tests.faults.standing import Standing
 from tests.faults.stub_checkout import PROFILE, StubCheckout
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 LONGEST_DELAY = 15.0  # seconds, of a trial by a view that is down
@@ -26,13 +28,14 @@ needs_a_disk = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def stands(tmp_path_factory):
+def stands(tmp_path_factory, warm, empty_prefect):
     """A checkout with data and baseline, and a Prefect server."""
-    folder = tmp_path_factory.mktemp("outages") / "checkout"
-    folder.mkdir()
-    stands = Standing(StubCheckout(folder))
+    folder = tmp_path_factory.mktemp("outages")
+    server = PrefectServer(folder / "prefect", warm, empty_prefect)
+    (folder / "checkout").mkdir(mode=0o755)  # the uid of boxes must reach the dataset
+    stands = Standing(StubCheckout(folder / "checkout", warm=warm, api=server.api), server)
     try:
-        stands.start_server()
+        server.start()
         done = stands.checkout.run("night", "--profile", PROFILE, "--tag", "first", "--trials", "1")
         assert done.returncode == 0, done.stderr
         yield stands
@@ -43,8 +46,8 @@ def stands(tmp_path_factory):
 @pytest.fixture
 def checkout(stands):
     """That checkout, its Prefect server up."""
-    if stands.server is None or stands.server.poll() is not None:
-        stands.start_server()
+    if stands.server.pid is None:
+        stands.server.start()
     return stands.checkout
 
 
@@ -65,11 +68,6 @@ def up(mlflow_server):
     if mlflow_server.process is None:
         mlflow_server.start()
     return mlflow_server
-
-
-def stop_server(stands):
-    stands.server.kill()
-    stands.server.wait()
 
 
 def error_of(checkout, tag):
@@ -117,7 +115,7 @@ def test_prefects_api_that_is_killed_costs_its_pages_and_nothing_else(
 ):
     night = RunningNight(checkout, "unserved", 4)
     night.reaches("started", 2)
-    stop_server(stands)
+    stands.server.kill()
 
     assert night.end() == 0, night.said
     assert "# Night unserved" in night.said

@@ -24,12 +24,13 @@ import pytest
 from tasks.history import heartbeat
 from tasks.judge.processes import ProcessId
 from tests.boxes import live_boxes
-from tests.checkouts import our_processes
+from tests.checkouts import kill, our_pids
 from tests.faults import adds_up
-from tests.faults.standing import OVER, Standing, kill, standing, wait_for
+from tests.faults.standing import OVER, Standing, standing
 from tests.faults.stub_checkout import PROFILE, StubCheckout
-from tests.faults.warm_commands import WarmCommands
 from tests.judge.test_processes import ALONE, OWNER
+from tests.waiting import wait_for
+from tests.warm_python import WarmPython
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 TRIALS = 2
@@ -37,9 +38,15 @@ DEPLOYED = "nightly-research/local"
 
 
 @pytest.fixture(scope="module")
-def stands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standing]:
+def stands(
+    tmp_path_factory: pytest.TempPathFactory,
+    warm: WarmPython,
+    deployed_prefect: Path,
+    empty_store: Path,
+) -> Iterator[Standing]:
     """A checkout with everything prepared, a server and a worker."""
-    with standing(tmp_path_factory.mktemp("stops")) as stands:
+    folder = tmp_path_factory.mktemp("stops")
+    with standing(folder, warm, deployed_prefect, empty_store) as stands:
         yield stands
 
 
@@ -54,18 +61,19 @@ def before(checkout: StubCheckout) -> adds_up.UserTree:
 
 
 class Commands:
-    """`./run` commands in forks of one warm process, in the background; signals go to the night's own process."""
+    """`./run` commands, in the background too; signals go to the night's own process."""
 
     def __init__(self, checkout: StubCheckout) -> None:
         self.checkout = checkout
-        self.warm = WarmCommands(checkout)
         self.pool = ThreadPoolExecutor(1)
 
     def run(self, *arguments: str) -> tuple[int, str]:
-        return self.warm.run(*arguments)
+        """The exit code, and everything that the command printed."""
+        done = self.checkout.run(*arguments)
+        return done.returncode, done.stdout + done.stderr
 
     def start(self, *arguments: str) -> Future[tuple[int, str]]:
-        return self.pool.submit(self.warm.run, *arguments)
+        return self.pool.submit(self.run, *arguments)
 
     def night(self, tag: str, trials: int = TRIALS) -> tuple[str, ...]:
         return ("night", "--profile", PROFILE, "--tag", tag, "--trials", str(trials))
@@ -78,7 +86,6 @@ def commands(checkout: StubCheckout, before: adds_up.UserTree) -> Iterator[Comma
     assert code == 0, said
     yield commands
     commands.pool.shutdown()
-    commands.warm.end()
 
 
 def events(checkout: StubCheckout, tag: str) -> list[dict[str, Any]]:
@@ -138,8 +145,7 @@ def goes_on_to_its_end(
 ) -> None:
     code, said = commands.run("resume", tag)
     assert code == 0, said
-    alive = stands.pids | {commands.warm.process.pid}
-    assert adds_up.complaints(stands.checkout, tag, trials, before, alive) == []
+    assert adds_up.complaints(stands.checkout, tag, trials, before, stands.pids) == []
 
 
 def mlflow_status(checkout: StubCheckout, tag: str) -> str:
@@ -216,11 +222,7 @@ def test_ctrl_c_in_a_terminal_reaches_every_process_of_the_night_and_it_still_en
     assert [trial["k"] for trial in json.loads(out)["trials"]] == [1]
     assert end_of(checkout, "terminal") == ("stopped", False, "stopped by Ctrl-C")
     nothing_left(stands)
-    assert [
-        argv
-        for argv in our_processes(checkout.home)
-        if "uvicorn" in argv and str(stands.port) not in argv
-    ] == []
+    assert [argv for argv in our_pids(checkout.home).values() if "uvicorn" in argv] == []
 
 
 def test_ctrl_c_before_the_first_trial_ends_the_night_at_once(stands, checkout, commands, tmp_path):
@@ -422,8 +424,7 @@ def test_prefects_cancel_ends_the_night_and_it_goes_on_later(
 def test_a_night_outlives_its_worker(stands, checkout, commands, before, prefect):
     run = prefect.run_deployment(tag="outlives")
     await_trial(checkout, "outlives")
-    stands.worker.kill()
-    stands.worker.wait()
+    stands.kill_worker()
     prefect.await_state(run, "COMPLETED")
     stands.up()
     goes_on_to_its_end(stands, commands, before, "outlives")
@@ -436,8 +437,7 @@ def test_a_retry_after_the_death_of_night_and_worker_completes_the_same_night(
     run = prefect.run_deployment()
     tag = await_night_of(prefect, run, lambda tag: "started" in names(checkout, tag))
     pid = pid_of(checkout, tag)
-    stands.worker.kill()
-    stands.worker.wait()
+    stands.kill_worker()
     kill(pid)
     prefect.ask(
         f"/flow_runs/{run}/set_state", state={"type": "CRASHED"}, force=True

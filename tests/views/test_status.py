@@ -16,9 +16,9 @@ from tasks.history import heartbeat, ledger, night_folder
 from tasks.judge.processes import ProcessId
 from tasks.usage import Usage
 from tasks.views import status
-from tests.faults.standing import wait_for
 from tests.faults.stub_checkout import PROFILE, StubCheckout
 from tests.trials import baseline_event, make_call, make_trial, night_event, write_calls
+from tests.waiting import wait_for
 
 HEADER = night_event(trials=4, hours=2.0)
 BASELINE = baseline_event(start_commit="c0", wall_seconds=30.0)

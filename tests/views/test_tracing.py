@@ -22,8 +22,8 @@ from tasks.views import tracing
 from tasks.views.mlflow_client import connect
 from tests.checkouts import ROOT, Checkout
 from tests.faults.outages import MlflowServer, proxy
-from tests.faults.standing import wait_for
 from tests.trials import make_call
+from tests.waiting import wait_for
 
 NIGHT = "nov21:2026-11-21T22:00:00+00:00"
 STRANGE = "\0\x1b[31m \ud800\udfff\r\n\ttab \u202e \U0001f600 ```` ![](http://127.0.0.1/x.png)\u2028</script>"

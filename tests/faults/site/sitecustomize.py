@@ -1,21 +1,36 @@
-"""What a test changes in our processes, and only there: Python imports this module at its start if PYTHONPATH leads here.
+"""Changes to our processes under test, for every Python that has this folder in PYTHONPATH.
 
-Boxes get tests/faults/torch_stub beside `trainer`, in front of the real torch. With NIGHTLY_TEST_KILL_AT="decided:3" a
-process that reaches the milestone `decided` for the third time ends as by `kill -9`; NIGHTLY_TEST_MILESTONES names a file
-that gets a line for each milestone.
+Boxes get tests/faults/torch_stub beside `trainer`, in front of the real torch. With
+NIGHTLY_TEST_KILL_AT="decided:3" a process ends as by `kill -9` when it reaches the milestone
+`decided` for the third time. NIGHTLY_TEST_MILESTONES names a file that gets a line for each
+milestone.
+
+Each change is made when its module is imported, not before: Prefect reads its settings from the
+environment at its import, and a command sets them first.
 """
 
 from __future__ import annotations
 
+import importlib.abc
+import importlib.machinery
 import os
 import signal
+import sys
 from collections import Counter
-
-from flows.night import interruption
-from tasks.judge import workplace
-from tests.faults.stub_torch import assemble_with_stub
+from types import ModuleType
+from typing import Any
 
 _reached: Counter[str] = Counter()
+
+
+def add_torch_stub(workplace: Any) -> None:
+    from tests.faults.stub_torch import assemble_with_stub
+
+    workplace.assemble = assemble_with_stub
+
+
+def follow_milestones(interruption: Any) -> None:
+    interruption.reached = reached
 
 
 def reached(step: str) -> None:
@@ -28,5 +43,30 @@ def reached(step: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-workplace.assemble = assemble_with_stub
-interruption.reached = reached
+CHANGES = {
+    "tasks.judge.workplace": add_torch_stub,
+    "flows.night.interruption": follow_milestones,
+}
+
+
+class ChangedModules(importlib.abc.MetaPathFinder):
+    """Finds the modules of CHANGES, and changes each right after its own code has run."""
+
+    def find_spec(
+        self, fullname: str, path: Any, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname not in CHANGES:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path)
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def run_and_change(module: ModuleType) -> None:
+                run(module)
+                CHANGES[fullname](module)
+
+            spec.loader.exec_module = run_and_change  # type: ignore[method-assign]
+        return spec
+
+
+sys.meta_path.insert(0, ChangedModules())
