@@ -21,10 +21,10 @@ A_CALL = (600 * 1.0 + 400 * 0.1 + 100 * 10.0) / 1e6
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory):
+def checkout(tmp_path_factory, warm, prefect_api, empty_store):
     folder = tmp_path_factory.mktemp("llm") / "checkout"
     folder.mkdir()
-    return StubCheckout(folder)
+    return StubCheckout(folder, warm=warm, api=prefect_api, store=empty_store)
 
 
 @pytest.fixture(scope="module")

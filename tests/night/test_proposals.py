@@ -26,10 +26,10 @@ def harmless(number: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory):
+def checkout(tmp_path_factory, warm, prefect_api, empty_store):
     folder = tmp_path_factory.mktemp("ahead") / "checkout"
     folder.mkdir()
-    return StubCheckout(folder)
+    return StubCheckout(folder, warm=warm, api=prefect_api, store=empty_store)
 
 
 def run_night(checkout, model, tag, trials, command=(), **changes):

@@ -6,8 +6,6 @@ import json
 import os
 import platform
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -313,20 +311,19 @@ def test_damaged_requests_leave_the_cost_unknown_and_the_rest_as_it_is(night):
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory):
-    return StubCheckout(tmp_path_factory.mktemp("status"))
+def checkout(tmp_path_factory, warm, prefect_api, empty_store):
+    folder = tmp_path_factory.mktemp("status") / "checkout"
+    folder.mkdir(mode=0o755)
+    return StubCheckout(folder, warm=warm, api=prefect_api, store=empty_store)
 
 
 def start(checkout, *arguments):
-    argv = [sys.executable, "-m", "flows.command_line.cli", *arguments]
-    with (checkout.home.parent / "said").open("w") as said:
-        return subprocess.Popen(
-            argv, cwd=checkout.folder, env=checkout.environment(), stdout=said, stderr=said
-        )
+    with (checkout.folder.parent / "said").open("w") as said:
+        return checkout.start(*arguments, log=said)
 
 
 def said(checkout):
-    return (checkout.home.parent / "said").read_text()
+    return (checkout.folder.parent / "said").read_text()
 
 
 def ask(checkout, tag):
