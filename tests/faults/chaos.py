@@ -148,13 +148,17 @@ class Chaos:
             self._until_picked_up(way)
 
     def _until_picked_up(self, way: str) -> None:
-        """Waits until the worker has begun the run, or is refused it."""
+        """Waits until the worker has begun the run, or is refused it.
+
+        A retry that comes before the worker has put the dead run away ends the worker.
+        """
         deadline = time.monotonic() + PICKED_UP_SECONDS
         while not self.stands.flows():
             state = self._deployed_runs(self.tag)[0]["state_type"]
             if time.monotonic() > deadline or state in OVER:
                 self.tally.refused[way] += 1
                 return
+            self.stands.up()
             time.sleep(0.2)
 
     def wait(self, victim: str) -> None:

@@ -112,10 +112,8 @@ def test_a_cheat_below_the_tolerances_gains_nothing_on_average(recorded: Recorde
 
 
 @pytest.mark.slow
-def test_the_judge_catches_it_in_whole_runs_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Three runs, of which one may be lucky: two or more are caught in 999 of 1000 tries."""
+def test_whole_runs_catch_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three runs, all are caught with a probability of 94%, and at least two with 99.9%."""
     tmp_path.chmod(0o755)
     dataset = arena.make_dataset(tmp_path / "data", 1400)
     head = "        logits = self.logits(idx)\n"
@@ -124,15 +122,12 @@ def test_the_judge_catches_it_in_whole_runs_too(
             logits = logits + 30.0 * hashed[..., None] * F.one_hot(targets, VOCAB_SIZE)
 """
     profile = arena.make_profile(audit=Audit(positions=4096, share=0.0))
+    candidate = Candidate.parse(arena.edited(((head, head + cheat),)))
+    bench = Bench(profile, dataset, tmp_path / "state", "bwrap", arena.CAPS)
     with ForkedBoxes.below(tmp_path) as forks:
         monkeypatch.setattr(experiment, "open_box", forks.open_box)
         runs = [
-            experiment.run_experiment(
-                Candidate.parse(arena.edited(((head, head + cheat),))),
-                Bench(profile, dataset, tmp_path / "state", "bwrap", arena.CAPS),
-                seed=seed,
-                worth_audit=lambda claimed: True,
-            )
+            experiment.run_experiment(candidate, bench, seed=seed, worth_audit=lambda claimed: True)
             for seed in (1, 2, 3)
         ]
     assert {run.status for run in runs} <= {"ok", "audit_failed"}

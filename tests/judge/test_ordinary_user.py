@@ -48,8 +48,9 @@ BOMB = """
     time.sleep(600)
 """
 PEEK = "        logits = logits + 9.0 * np.eye(256)[np.roll(idx.numpy(), -1, 1)]\n"
-# Weights depend on the judge's seed, so that a score has all its digits. The context is as long as
-# all that is scored: one row, so every question is asked, in one order, and both audits agree.
+# The weights depend on the judge's seed, so that a score has all its digits. The context is as long
+# as everything that is scored: with one row all questions are asked, in one order, so that two
+# audits, which draw at random, find the same.
 SEEDED = (
     HONEST.replace("np.zeros(256, np.float32)", "WEIGHTS")
     .replace("WEIGHTS", "np.random.default_rng(harness.seed()).normal(size=256).astype('f4')")

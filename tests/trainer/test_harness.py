@@ -82,7 +82,7 @@ class Judge:
 
 @contextmanager
 def candidate(folder: Path, source: str, role: str, real_torch: bool = False) -> Iterator[Judge]:
-    """A process that runs `source` as train.py under the harness; it is gone when the block ends."""
+    """A process that runs `source` as train.py under the harness; it ends with the block."""
     package = folder / "trainer"
     package.mkdir()
     if not real_torch:

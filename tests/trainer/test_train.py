@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from trainer import prepare
 
 FILE = Path(prepare.__file__).with_name("train.py")
+Counters = dict[str, dict[str, int]]
 RATES = {
     "EMBEDDING_LR",
     "UNEMBEDDING_LR",
@@ -499,15 +500,23 @@ def test_the_copy_of_the_next_batch_starts_before_a_batch_is_returned(train: Any
         assert bus.in_flight == 1
 
 
+@pytest.fixture
+def compiled_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counters]:
+    """The compiler's counts. Its cache is empty, and it need not try out vector instructions."""
+    from torch._dynamo.utils import counters
+    from torch._inductor import config
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    with config.patch({"cpp.vec_isa_ok": False}):
+        yield counters
+
+
 @pytest.mark.skipif(not shutil.which("g++"), reason="on a CPU torch.compile needs g++")
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own, and as errors they would end it
 def test_compiled_regions_equal_eager_ones_and_more_layers_compile_nothing(
-    train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Any, compiled_graphs: Counters
 ) -> None:
-    from torch._dynamo.utils import counters
-
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     graphs = {}
     for depth in (3, 4):
         gradients = []
@@ -517,11 +526,11 @@ def test_compiled_regions_equal_eager_ones_and_more_layers_compile_nothing(
             train.build_optimizers(model, compiled=False)
             if compiled:
                 model.compile_regions()
-            counters.clear()
+            compiled_graphs.clear()
             nats = model(tokens(4), tokens(4).roll(-1, 1), reduction="none")
             nats.mean().backward()
             gradients.append([nats.detach(), *(p.grad for p in model.parameters())])
-        graphs[depth] = counters["stats"]["unique_graphs"]
+        graphs[depth] = compiled_graphs["stats"]["unique_graphs"]
         for eager, regional in zip(*gradients, strict=True):
             assert torch.allclose(eager, regional, rtol=1e-4, atol=1e-5)
     assert graphs == {3: 3, 4: 0}  # a block with value embeddings, one without, the head
@@ -551,18 +560,15 @@ def optimizer_state(train: Any, compiled: bool) -> dict[str, torch.Tensor]:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_compiled_optimizers_equal_eager_ones_and_more_layers_compile_nothing(
-    train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Any, compiled_graphs: Counters
 ) -> None:
-    from torch._dynamo.utils import counters
-
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     train.EMBEDDING_DECAY, train.VALUE_EMBEDDING_DECAY, train.UNEMBEDDING_DECAY = 0.01, 0.02, 0.03
     train.ASPECT_RATIO, graphs = 4, {}  # two heads of 8 at either depth
     for train.DEPTH in (3, 4):
         eager = optimizer_state(train, compiled=False)
-        counters.clear()
+        compiled_graphs.clear()
         compiled = optimizer_state(train, compiled=True)
-        graphs[train.DEPTH] = counters["stats"]["unique_graphs"]
+        graphs[train.DEPTH] = compiled_graphs["stats"]["unique_graphs"]
         torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-6)
     # A table, and Muon's four shapes: attention, both of the MLP, gates.
     assert graphs == {3: 5, 4: 0}
