@@ -5,7 +5,8 @@ from pathlib import Path
 
 
 def files_with(secret: str, folder: Path) -> list[str]:
-    """The paths of these files; the secret is told to grep by its standard input, where no list of processes shows it."""
+    """The paths of these files; the secret is told to grep by its standard input, where no list of
+    processes shows it."""
     command = ["grep", "-rlaF", "--file=-", "--", str(folder)]
     done = subprocess.run(command, input=secret, capture_output=True, text=True)
     said = done.stderr.splitlines()

@@ -1,4 +1,5 @@
-"""The straightforward packer: a list scan for each pick, slow and plainly right. packing.pack_rows must do the same."""
+"""The straightforward packer: a list scan for each pick, slow and plainly right. packing.pack_rows
+must do the same."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ def _batches(
 def pack(
     documents: Sequence[Document], T: int, *, buffer: int, batch: int, epochs: int
 ) -> list[list[int]]:
-    """Rows of T + 1 tokens: best fit from a buffer of documents, else the shortest one cropped; ties to the oldest."""
+    """Rows of T + 1 tokens: best fit from a buffer of documents, else the shortest one cropped;
+    ties to the oldest."""
     rows: list[list[int]] = []
     row: list[int] = []
     waiting: list[Document] = []

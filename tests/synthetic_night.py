@@ -1,4 +1,5 @@
-"""A long night as a researcher meets it: trials of every kind, with the patches and results that they leave in its folder."""
+"""A long night as a researcher meets it: trials of every kind, with the patches and results that
+they leave in its folder."""
 
 import dataclasses
 import functools
@@ -99,7 +100,8 @@ def make_night(*trials, folder: Path | None = None, **changes) -> NightSoFar:
 
 
 def long_night(count: int, folder: Path) -> NightSoFar:
-    """A mixed night: knobs on 4 trials of 10, a keep now and then, every fifth without a score. The same for the same count."""
+    """A mixed night: knobs on 4 trials of 10, a keep now and then, every fifth without a score. The
+    same for the same count."""
     chance, trials, champion, best = random.Random(7), [], "c0", 1.65
     kinds = [kind for kind in KINDS if kind != EARLY_KIND]
     for number in range(1, count + 1):
@@ -110,7 +112,7 @@ def long_night(count: int, folder: Path) -> NightSoFar:
             "summary": f"Gate each layer by its own norm and widen the MLP, variant {number}"
             if kind
             else f"MATRIX_LR 0.04 -> 0.0{number}",
-            "hypothesis": "The stream grows with depth, so that late layers write less than early ones; "
+            "hypothesis": "The stream grows with depth, so late layers write less than early ones; "
             * 2,
             "expected": "0.002 lower, 3% slower, no more memory",
             "commit": f"c{number}",
@@ -122,7 +124,7 @@ def long_night(count: int, folder: Path) -> NightSoFar:
                 crash(
                     number,
                     status=status,
-                    reason="stopped: ended while training: RuntimeError: shapes [8, 128] and [8, 64]",
+                    reason="stopped: ended while training: RuntimeError: shapes [8, 128], [8, 64]",
                     **words,
                 )
             )

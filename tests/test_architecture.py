@@ -1,4 +1,5 @@
-"""The rules of the house, read from the source: who may import whom, names, sizes, and nothing on import.
+"""The rules of the house, read from the source: who may import whom, names, sizes, and nothing on
+import.
 
 `problems` takes any tree, so that each rule is shown to fail on a small bad one.
 """
@@ -16,7 +17,8 @@ PACKAGES = ("flows", "tasks", "trainer", "configs")
 MOST_TASK_LINES = 20
 MOST_FUNCTION_LINES = 70  # a screen; a table is as long as it is
 TAKEN = {*importlib.metadata.packages_distributions(), *sys.stdlib_module_names, *PACKAGES}
-# A room is a folder. Each row names the rooms, and the single modules of other rooms, that it may import
+# A room is a folder. Each row names the rooms, and the single modules of other rooms, that it may
+# import
 # besides itself.
 GROUND = ("tasks", "configs")
 HISTORY = (*GROUND, "tasks.judge.processes")
@@ -88,7 +90,8 @@ def _bad_names(paths: dict[str, Path], root: Path) -> Iterator[str]:
 
 
 def _imports(name: str, tree: ast.AST, known: set[str]) -> Iterator[str]:
-    """The dotted name of every module imported anywhere below `tree`, by statement or by import_module("...")."""
+    """The dotted name of every module imported anywhere below `tree`, by statement or by
+    import_module("...")."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -162,7 +165,8 @@ def _within(name: str, prefixes: tuple[str, ...]) -> bool:
 
 
 def _run_on_import(tree: ast.Module) -> Iterator[ast.stmt]:
-    """The module's statements, except bodies of functions and of `if TYPE_CHECKING` and `if __name__ == ...`."""
+    """The module's statements, except bodies of functions and of `if TYPE_CHECKING` and `if
+    __name__ == ...`."""
     for statement in tree.body:
         if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             continue
@@ -211,7 +215,8 @@ def _bad_tasks(tree: ast.Module) -> Iterator[str]:
             body = node.body[1:] if ast.get_docstring(node) else node.body
             lines = (node.end_lineno or 0) - body[0].lineno + 1 if body else 0
             if lines > MOST_TASK_LINES:
-                yield f"task {node.name} has {lines} lines; at most {MOST_TASK_LINES}, over a plain function"
+                most = f"at most {MOST_TASK_LINES}, over a plain function"
+                yield f"task {node.name} has {lines} lines; {most}"
 
 
 def _bad_text(source: str, tree: ast.Module) -> Iterator[str]:

@@ -22,8 +22,8 @@ LEVELS: dict[str, tuple[Isolation, ...]] = {
 def choose_isolation(home: Path, profile: configs.Profile, allow_unsandboxed: bool) -> Isolation:
     """The first of the profile's isolation levels that holds on this machine.
 
-    `none` if none does and a human allowed that by name, otherwise BoxError. Raises UsageError for a
-    device that this system cannot have.
+    `none` if none does and a human allowed that by name, otherwise BoxError. Raises UsageError for
+    a device that this system cannot have.
     """
     if profile.device == "mps" and sys.platform != "darwin":
         raise UsageError(

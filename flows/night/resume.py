@@ -45,9 +45,9 @@ def choose_tag(request: Request) -> str:
         state = night_folder.read_state(folder)
         if beat and beat.is_alive:
             raise UsageError(
-                f"night {folder.name} of the deployment {deployment!r} is running (pid {beat.process.pid} "
-                f"on {beat.host}: {beat.phase}): wait for it, `./run stop {folder.name}`, or give "
-                "this one a tag"
+                f"night {folder.name} of the deployment {deployment!r} is running "
+                f"(pid {beat.process.pid} on {beat.host}: {beat.phase}): wait for it, "
+                f"`./run stop {folder.name}`, or give this one a tag"
             )
         on_request = state.stopped is not None and not state.failed
         recent = beat is not None and abs(time.time() - beat.time) < RESTART_HOURS * 3600

@@ -59,8 +59,9 @@ def hold(
     path, beat = folder / LEDGER, heartbeat.last(folder / PULSE)
     if beat and beat.host != platform.node() and beat.is_alive:
         raise UsageError(
-            f"night {folder.name} is running on {beat.host} (pid {beat.process.pid}: {beat.phase}): wait "
-            f"for it; if that machine is dead, the night can be resumed anywhere "
+            f"night {folder.name} is running on {beat.host} "
+            f"(pid {beat.process.pid}: {beat.phase}): wait for it; if that machine is dead, "
+            "the night can be resumed anywhere "
             f"{heartbeat.LEASE_SECONDS:.0f} s after its last heartbeat"
         )
     if header is None:

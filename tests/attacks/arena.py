@@ -1,9 +1,9 @@
 """What an attack is, and where it is run: its data set, its limits, its boxes, and the bait.
 
 Every candidate in a real box, the honest ones too, starts with a few lines of ours that try to
-create a file with a known name wherever a host would keep it, and look for that file from an earlier
-box. An attack that gets through writes `GOT THROUGH` to its log; the suite looks from outside for
-what an attack cannot know.
+create a file with a known name wherever a host would keep it, and look for that file from an
+earlier box. An attack that gets through writes `GOT THROUGH` to its log; the suite looks from
+outside for what an attack cannot know.
 """
 
 from __future__ import annotations
@@ -195,7 +195,8 @@ def make_profile(limits: Limits = LIMITS, budget: Budget = BUDGET, audit: Audit 
 
 
 def make_dataset(folder: Path, validation_documents: int = 32) -> Dataset:
-    """Synthetic text of 48 letters and 15 pairs of them, in which each token has a few likely successors.
+    """Synthetic text of 48 letters and 15 pairs of them, in which each token has a few likely
+    successors.
 
     32 validation documents are 128 rows of 32 tokens; training has 2400 documents.
     """

@@ -3,8 +3,8 @@
 Importing torch costs a box two CPU-seconds. A fork saves them where a test is about what a model
 claims and not about its box. It runs the fixed harness from the candidate's own package, with a
 socket, a log, an environment and a watchdog of its own, as the box's user and under its filter. But
-all forks share the namespaces and scratch folders of their box, they see everything below the folder
-that it was made for, and there is no data gate.
+all forks share the namespaces and scratch folders of their box, they see everything below the
+folder that it was made for, and there is no data gate.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""`./run bench NAME`: measurements, side by side in one call, as a busy machine's seconds mean little by themselves."""
+"""`./run bench NAME`: measurements, side by side in one call, as a busy machine's seconds mean
+little by themselves."""
 
 import argparse
 import importlib

@@ -1,7 +1,9 @@
-"""What it brings that a proposal is made while the trial before trains: trials an hour with `[llm] ahead`, and without.
+"""What it brings that a proposal is made while the trial before trains: trials an hour with `[llm]
+ahead`, and without.
 
-Two nights through the command line, one after the other on the same machine, against a model that takes 30 s to answer;
-each trial trains for 20 s. The model is a script on loopback: its patches change a number that does nothing.
+Two nights through the command line, one after the other on the same machine, against a model that
+takes 30 s to answer; each trial trains for 20 s. The model is a script on loopback: its patches
+change a number that does nothing.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ def run(repeats: int, json_file: Path | None = None) -> bool:
 
 
 def _train_for(checkout: StubCheckout, seconds: float) -> None:
-    """Has every training of the stub take that long, step by step, so that its smoke step stays short."""
+    """Has every training of the stub take that long, step by step, so that its smoke step stays
+    short."""
     path = checkout.folder / "trainer" / "train.py"
     step = "        step, tokens = step + 1, tokens + TOTAL_BATCH_SIZE\n"
     path.write_text(
@@ -61,7 +64,8 @@ def _train_for(checkout: StubCheckout, seconds: float) -> None:
 
 
 def _trials_an_hour(checkout: StubCheckout, ahead: bool) -> float:
-    """Of a whole night, from the first trial's start to the last one's; the first proposal is nobody's to hide."""
+    """Of a whole night, from the first trial's start to the last one's; the first proposal is
+    nobody's to hide."""
     numbers = itertools.count(1)
 
     def answer(body: dict[str, object]) -> Step:

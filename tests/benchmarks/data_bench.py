@@ -1,7 +1,9 @@
-"""`./run bench data`: the data path against the straightforward ways to do the same (plain_data.py), in one call.
+"""`./run bench data`: the data path against the straightforward ways to do the same
+(plain_data.py), in one call.
 
-The reader's batches against those of a loader that tokenizes and packs on the fly: same rows, one core. Then whole
-preparations, each in a process of its own so that its peak of resident memory is its own.
+The reader's batches against those of a loader that tokenizes and packs on the fly: same rows, one
+core. Then whole preparations, each in a process of its own so that its peak of resident memory is
+its own.
 """
 
 from __future__ import annotations
@@ -71,7 +73,8 @@ def run(repeats: int, json_file: Path | None = None) -> bool:
 
 
 def _in_a_process(way: str, shard: Path, folder: Path) -> dict[str, float]:
-    """Seconds and peak resident MiB of one preparation; a server and imports are there before the clock starts."""
+    """Seconds and peak resident MiB of one preparation; a server and imports are there before the
+    clock starts."""
     command = [sys.executable, "-m", "tests.benchmarks.preparing", way, str(shard), str(folder)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

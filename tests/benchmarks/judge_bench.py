@@ -1,7 +1,9 @@
-"""What the judge costs: seconds of each part beside a laptop trial, and the whole as a share of a 300 s trial.
+"""What the judge costs: seconds of each part beside a laptop trial, and the whole as a share of a
+300 s trial.
 
-The parts are taken one after the other from one checkpoint, so nothing hides behind anything else. Then whole runs,
-audited and not in turns, give what is left of it where boxes warm up while others work.
+The parts are taken one after the other from one checkpoint, so nothing hides behind anything else.
+Then whole runs, audited and not in turns, give what is left of it where boxes warm up while others
+work.
 """
 
 from __future__ import annotations
@@ -61,7 +63,8 @@ def run(repeats: int) -> bool:
 def _whole_run(
     source: str, profile: configs.Profile, dataset: Dataset, home: Path, audited: bool, kept: Path
 ) -> tuple[RunResult, float, BoxSpec]:
-    """One run and its wall seconds; its checkpoint and code are copied to `kept`, for a box like its own."""
+    """One run and its wall seconds; its checkpoint and code are copied to `kept`, for a box like
+    its own."""
     finish, specs, module = protocol.finish, [], vars(experiment)
 
     def finish_and_keep(box: Any, begun: Any, checkpoint: Path, **limits: int) -> Any:

@@ -1,8 +1,10 @@
-"""What a night costs around its trainings, early and late: proposer, ledger, git, Prefect, MLflow, report data.
+"""What a night costs around its trainings, early and late: proposer, ledger, git, Prefect, MLflow,
+report data.
 
-A whole night through the command line in a checkout of its own, on a private Prefect server and a SQLite store of MLflow.
-Only the run itself is made up: a score drawn from the candidate's text, and a curve of 200 points, at once. So the time from
-one applied trial to the next is all overhead, and a trial late in the night is compared with one at its beginning.
+A whole night through the command line in a checkout of its own, on a private Prefect server and a
+SQLite store of MLflow. Only the run itself is made up: a score drawn from the candidate's text, and
+a curve of 200 points, at once. So the time from one applied trial to the next is all overhead, and
+a trial late in the night is compared with one at its beginning.
 """
 
 from __future__ import annotations
@@ -64,7 +66,8 @@ with server.prefect_api(home):
 
 
 def run(repeats: int, json_file: Path | None = None, trials: int = TRIALS) -> bool:
-    """One night of `trials` trials; prints the overhead early and late, and returns whether both limits hold."""
+    """One night of `trials` trials; prints the overhead early and late, and returns whether both
+    limits hold."""
     with tempfile.TemporaryDirectory() as folder:
         checkout, steps = StubCheckout(Path(folder)), Path(folder, "steps")
         argv = [sys.executable, "-c", NIGHT, str(steps), PROFILE, str(trials)]

@@ -1,7 +1,9 @@
-"""What the data path is measured against: the straightforward ways to do the same, written as one would at first.
+"""What the data path is measured against: the straightforward ways to do the same, written as one
+would at first.
 
-The loader tokenizes on the fly and packs by a scan of the list of waiting documents, as karpathy/autoresearch's does. The
-pipeline prepares a shard with the most used tokenizer library, one step after the other, all of it in memory.
+The loader tokenizes on the fly and packs by a scan of the list of waiting documents, as
+karpathy/autoresearch's does. The pipeline prepares a shard with the most used tokenizer library,
+one step after the other, all of it in memory.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ BUFFER, BATCH = 1000, 128
 
 
 def packed(documents: Iterator[Sequence[list[int]]], T: int) -> Iterator[list[int]]:
-    """Rows of T + 1 tokens from batches of documents: best fit by list scan, else the shortest document cropped."""
+    """Rows of T + 1 tokens from batches of documents: best fit by list scan, else the shortest
+    document cropped."""
     waiting: list[list[int]] = []
     while True:
         row: list[int] = []
@@ -92,7 +95,8 @@ def _with_tokenizer(shard: Path, vocab_size: int, folder: Path) -> tuple[list[st
 
 
 def prepare_with_our_parts(shard: Path, vocab_size: int, T: int, folder: Path) -> None:
-    """The same with rustbpe and tiktoken, the parts that the project uses too, a document at a time."""
+    """The same with rustbpe and tiktoken, the parts that the project uses too, a document at a
+    time."""
     texts = pq.read_table(shard).column("text").to_pylist()
     tokenizer = train_tokenizer(texts, vocab_size, 1 << 40)
     documents = [[tokenizer.bos, *tokenizer.encode(text)] for text in texts]

@@ -1,8 +1,10 @@
-"""The yardstick of `./run bench train`: a plain eager GPT and loop, as nanoGPT (Karpathy, 2022) has them.
+"""The yardstick of `./run bench train`: a plain eager GPT and loop, as nanoGPT (Karpathy, 2022) has
+them.
 
-LayerNorm, learned positions, GELU MLP of four times the width, untied head, torch's causal attention, torch.optim.AdamW,
-clipped gradients, random crops of one stream of tokens. Nothing in it is slow on purpose. Runs as a process of its own:
-`python -m tests.benchmarks.plain_gpt SHAPES.json`.
+LayerNorm, learned positions, GELU MLP of four times the width, untied head, torch's causal
+attention, torch.optim.AdamW, clipped gradients, random crops of one stream of tokens. Nothing in it
+is slow on purpose. Runs as a process of its own: `python -m tests.benchmarks.plain_gpt
+SHAPES.json`.
 """
 
 from __future__ import annotations

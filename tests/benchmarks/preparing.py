@@ -1,4 +1,5 @@
-"""One preparation in a process of its own, for data_bench: `python -m tests.benchmarks.preparing WAY SHARD FOLDER`.
+"""One preparation in a process of its own, for data_bench: `python -m tests.benchmarks.preparing
+WAY SHARD FOLDER`.
 
 The last line of stdout is {"seconds", "peak_mib"}.
 """

@@ -1,8 +1,10 @@
-"""Text of ClimbMix's shape for machines that cannot fetch it: documents of very unequal length, words as rare as real ones.
+"""Text of ClimbMix's shape for machines that cannot fetch it: documents of very unequal length,
+words as rare as real ones.
 
-Zipf's law in two regimes (Ferrer i Cancho and Sole 2001): 1/rank among the common words, steeper beyond. The tail is set so
-that 17 million words are about 250,000 different ones, as in text8, the first 100 MB of Wikipedia: how many different words
-there are is what a tokenizer's training and an encoder's cache feel.
+Zipf's law in two regimes (Ferrer i Cancho and Sole 2001): 1/rank among the common words, steeper
+beyond. The tail is set so that 17 million words are about 250,000 different ones, as in text8, the
+first 100 MB of Wikipedia: how many different words there are is what a tokenizer's training and an
+encoder's cache feel.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ AT_A_TIME = 400_000
 
 
 def write_shard(path: Path, characters: int, seed: int = 0) -> int:
-    """A shard as ClimbMix's are written: row groups of 1024, zstd, no dictionary, no statistics. Returns its characters."""
+    """A shard as ClimbMix's are written: row groups of 1024, zstd, no dictionary, no statistics.
+    Returns its characters."""
     texts = documents(characters, np.random.default_rng(seed))
     table = pa.table({"text": texts})
     pq.write_table(

@@ -1,8 +1,9 @@
-"""One timing of trainer/train.py in a process of its own, without a box: its `main` over random tokens and a stopwatch.
+"""One timing of trainer/train.py in a process of its own, without a box: its `main` over random
+tokens and a stopwatch.
 
-`python -m tests.benchmarks.timed_train SHAPES.json TRAIN.py` prints one JSON object. The candidate is loaded by path, as a
-box does it; harness and dataset are replaced by what is here. With `--attention` it compares the attention of TRAIN.py with
-exact attention in float32 instead.
+`python -m tests.benchmarks.timed_train SHAPES.json TRAIN.py` prints one JSON object. The candidate
+is loaded by path, as a box does it; harness and dataset are replaced by what is here. With
+`--attention` it compares the attention of TRAIN.py with exact attention in float32 instead.
 """
 
 from __future__ import annotations
@@ -48,14 +49,16 @@ class Shapes:
 
 
 class Stopwatch:
-    """In the place of the harness's Budget: ends the run after its steps and has timed all but the first of them."""
+    """In the place of the harness's Budget: ends the run after its steps and has timed all but the
+    first of them."""
 
     def __init__(self, shapes: Shapes) -> None:
         self.shapes, self.calls = shapes, 0
         self.figures: dict[str, float] = {}
 
     def progress(self, tokens: int) -> float:
-        """Called at the start of each step with the tokens that went before. Waits for the GPU only where it reads a clock."""
+        """Called at the start of each step with the tokens that went before. Waits for the GPU only
+        where it reads a clock."""
         done, last = self.calls, self.shapes.skip + self.shapes.steps
         self.calls += 1
         if done in (0, 1, self.shapes.skip, last) and self.shapes.device == "cuda":
@@ -94,7 +97,8 @@ def load(path: Path) -> Any:
 
 
 def time_training(shapes: Shapes, path: Path) -> dict[str, Any]:
-    """Figures of `main`: seconds from process start, tokens a second, memory, MFU where the card's peak is known."""
+    """Figures of `main`: seconds from process start, tokens a second, memory, MFU where the card's
+    peak is known."""
     watch, ended = Stopwatch(shapes), {}
     bos = {shapes.vocab: shapes.vocab - 1}
     meta = SimpleNamespace(vocab_sizes=(shapes.vocab,), sequence_length=shapes.length, bos=bos)
@@ -131,7 +135,8 @@ def time_training(shapes: Shapes, path: Path) -> dict[str, Any]:
 
 
 def attention_errors(shapes: Shapes, path: Path) -> dict[str, dict[str, float] | str]:
-    """By backend of TRAIN.py: the relative error (2-norm) of y, dq, dk and dv, worst over its windows; or why it failed.
+    """By backend of TRAIN.py: the relative error (2-norm) of y, dq, dk and dv, worst over its
+    windows; or why it failed.
 
     The yardstick is torch's exact attention in float32 under a mask, of the same bf16 numbers.
     """

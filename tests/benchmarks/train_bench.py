@@ -1,7 +1,9 @@
-"""How fast train.py trains: against a plain eager loop on a CPU, and against the public figure of its shapes on a GPU.
+"""How fast train.py trains: against a plain eager loop on a CPU, and against the public figure of
+its shapes on a GPU.
 
-Every figure comes from a fresh process, and those that are compared take turns, so that a busy machine slows both alike.
-Tokens are random. A machine without CUDA says that the GPU part was not run.
+Every figure comes from a fresh process, and those that are compared take turns, so that a busy
+machine slows both alike. Tokens are random. A machine without CUDA says that the GPU part was not
+run.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from tasks.judge.native_code import NativeKernel
 from tests.benchmarks.timed_train import Shapes
 
 SKIP, STEPS = 5, 60
-CPU_TARGET = 1.0  # tokens a CPU-second, of those of the plain loop as it comes: torch's own number of threads
+# tokens a CPU-second, of those of the plain loop as it comes: torch's own number of threads
+CPU_TARGET = 1.0
 UPSTREAM_TOKENS_PER_SECOND = 1.67e6  # karpathy/autoresearch on an H100: 499.6 M tokens in 300 s
 ERROR_LIMIT = 1e-2  # of attention in bf16 against float32
 UPSTREAM = {  # karpathy/autoresearch's train.py
@@ -132,7 +135,8 @@ def _median(runs: list[dict[str, Any]], key: str) -> float:
 
 
 def _cpu(folder: Path, repeats: int) -> dict[str, Any]:
-    """train.py at the laptop profile's shapes and the plain loop, under several settings of the process, in turns."""
+    """train.py at the laptop profile's shapes and the plain loop, under several settings of the
+    process, in turns."""
     profile = configs.load("laptop")
     shapes, path = _shapes(profile.train, "cpu"), _candidate(folder, "laptop", profile.train)
     all_cores = torch.get_num_threads()
@@ -185,7 +189,8 @@ def _ratio(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> float:
 
 
 def _gpu(folder: Path, repeats: int) -> dict[str, Any]:
-    """Upstream's shapes and the h100 profile's, each with an empty compile cache and then with a full one."""
+    """Upstream's shapes and the h100 profile's, each with an empty compile cache and then with a
+    full one."""
     profile = configs.load("h100")
     local = {"LOCAL_KERNELS": kernels} if (kernels := _local_kernels(profile)) else {}
     figures: dict[str, Any] = {"card": torch.cuda.get_device_name()}
@@ -245,7 +250,8 @@ def _gpu(folder: Path, repeats: int) -> dict[str, Any]:
 
 
 def _print_attention(figures: dict[str, Any]) -> bool:
-    """Whether every backend that ran is exact; prints which was chosen, why others were not, and the errors."""
+    """Whether every backend that ran is exact; prints which was chosen, why others were not, and
+    the errors."""
     exact = True
     for name in ("upstream", "h100"):
         print(
@@ -266,7 +272,8 @@ def _print_attention(figures: dict[str, Any]) -> bool:
 
 
 def _local_kernels(profile: configs.Profile) -> str:
-    """LOCAL_KERNELS for the profile's attention kernels: what a box is given, or what this shell has set."""
+    """LOCAL_KERNELS for the profile's attention kernels: what a box is given, or what this shell
+    has set."""
     manifests = attention_kernels.fetch_each(
         profile.attention_kernels, state_home.locate() / "data" / "kernels", print
     )

@@ -1,7 +1,8 @@
-"""Whether a finished night adds up: every trial exactly once in ledger, git, MLflow and results.tsv, and nothing left over.
+"""Whether a finished night adds up: every trial exactly once in ledger, git, MLflow and
+results.tsv, and nothing left over.
 
-Reads with plain means (git's command line, the ledger's lines, MLflow's client) and none of the night's own code, so that
-a mistake there is not made here again.
+Reads with plain means (git's command line, the ledger's lines, MLflow's client) and none of the
+night's own code, so that a mistake there is not made here again.
 """
 
 from __future__ import annotations
@@ -57,9 +58,11 @@ def complaints(
     before: UserTree,
     standing: frozenset[int] = frozenset(),
 ) -> list[str]:
-    """Everything that does not add up about a night that was planned for so many trials and is over; empty if all does.
+    """Everything that does not add up about a night that was planned for so many trials and is
+    over; empty if all does.
 
-    `before` is the user's tree as it was before the night, `standing` the pids of servers and workers that live on.
+    `before` is the user's tree as it was before the night, `standing` the pids of servers and
+    workers that live on.
     """
     events = checkout.ledger(tag)
     return [
@@ -96,7 +99,8 @@ def start_commit(events: list[Event]) -> str | None:
 
 
 def _ledger(events: list[Event], planned: int) -> Iterator[str]:
-    """Decided and applied take turns, 1 to N; each trial was started before and never after; one night, one end."""
+    """Decided and applied take turns, 1 to N; each trial was started before and never after; one
+    night, one end."""
     names = [event["event"] for event in events]
     for name in ("night", "baseline", "finished"):
         if names.count(name) != 1:
@@ -135,7 +139,8 @@ def _ledger(events: list[Event], planned: int) -> Iterator[str]:
 
 
 def _git(checkout: Checkout, tag: str, events: list[Event]) -> Iterator[str]:
-    """refs/trials, each with its commit, parent and trailer; and the branch: the start and the keeps in order."""
+    """refs/trials, each with its commit, parent and trailer; and the branch: the start and the
+    keeps in order."""
     trials, commits = decided(events), applied(events)
     lines = checkout.git(
         "for-each-ref", "--format=%(refname) %(objectname)", f"refs/trials/{tag}"
@@ -211,7 +216,8 @@ def _files(checkout: Checkout, tag: str, events: list[Event]) -> Iterator[str]:
 
 
 def _calls(checkout: Checkout, tag: str, events: list[Event]) -> Iterator[str]:
-    """Requests to language models: as many and as dear in the ledger as in their own file, each under one id."""
+    """Requests to language models: as many and as dear in the ledger as in their own file, each
+    under one id."""
     path = checkout.home / "nights" / tag / "llm_calls.jsonl"
     calls = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     if len({call["id"] for call in calls}) != len(calls):
@@ -231,7 +237,8 @@ def _calls(checkout: Checkout, tag: str, events: list[Event]) -> Iterator[str]:
 
 
 def _mlflow(checkout: Checkout, tag: str, events: list[Event]) -> Iterator[str]:
-    """One parent run, ended, on the champion; one child for each trial and each seed of the baseline, ended, with its score."""
+    """One parent run, ended, on the champion; one child for each trial and each seed of the
+    baseline, ended, with its score."""
     import mlflow
 
     client = mlflow.MlflowClient(f"sqlite:///{checkout.home}/mlflow.db")
@@ -287,7 +294,8 @@ def _mlflow(checkout: Checkout, tag: str, events: list[Event]) -> Iterator[str]:
 
 
 def _processes(home: Path, standing: frozenset[int]) -> Iterator[str]:
-    """Live processes that name the state folder, in their arguments or environment, and those of its boxes."""
+    """Live processes that name the state folder, in their arguments or environment, and those of
+    its boxes."""
     left = {pid: said for pid, said in our_pids(home).items() if pid not in standing}
     yield from (f"process {pid} is left: {said}" for pid, said in left.items())
     boxes = {process.pid for process in live_boxes(home)}

@@ -1,6 +1,8 @@
-"""A scripted OpenAI-compatible endpoint on the loopback, with the answers and the faults of real ones.
+"""A scripted OpenAI-compatible endpoint on the loopback, with the answers and the faults of real
+ones.
 
-A step answers one request to /v1/chat/completions. Steps come from a list or from a function of the request's body:
+A step answers one request to /v1/chat/completions. Steps come from a list or from a function of the
+request's body:
 
     with LlmServer([status(429, "slow down", {"retry-after": "1"}), ok("hello")]) as server: ...  # OPENAI_BASE_URL=server.url
 """
@@ -220,7 +222,8 @@ def reset_mid_body() -> Step:
 
 
 def replay(path: Path) -> list[Step]:
-    """What the requests of a night's llm_calls.jsonl were answered; failures without the client's retries."""
+    """What the requests of a night's llm_calls.jsonl were answered; failures without the client's
+    retries."""
     codes = {"unauthorized": 401, "bad_request": 400, "rate_limited": 429, "context_overflow": 413}
     reasons = {"truncated": "length", "content_filter": "content_filter"}
     return [

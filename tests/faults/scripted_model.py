@@ -1,6 +1,8 @@
-"""A model's part in a night of 12 trials of tests/faults/stub_train.py: good patches, bad answers, a bad endpoint, a bad log.
+"""A model's part in a night of 12 trials of tests/faults/stub_train.py: good patches, bad answers,
+a bad endpoint, a bad log.
 
-`asked` has, for each trial in turn, the steps that answer what is asked for it; `MENDED` those that answer a crash.
+`asked` has, for each trial in turn, the steps that answer what is asked for it; `MENDED` those that
+answer a crash.
 """
 
 from __future__ import annotations

@@ -21,10 +21,11 @@ def can_mount() -> bool:
 
 
 class Disk:
-    """A small disk that holds a checkout's state folder, and perhaps its .git, for processes that are started on it.
+    """A small disk that holds a checkout's state folder, and perhaps its .git, for processes that
+    are started on it.
 
-    A tmpfs in a mount namespace of its own, with a copy of each folder over that folder: nobody else sees it, and it is
-    gone with the process that holds it.
+    A tmpfs in a mount namespace of its own, with a copy of each folder over that folder: nobody
+    else sees it, and it is gone with the process that holds it.
     """
 
     def __init__(self, *folders: Path) -> None:

@@ -1,6 +1,8 @@
-"""A real language model behind llama.cpp's own server: SmolLM2-135M-Instruct, in a process that ends with its parent.
+"""A real language model behind llama.cpp's own server: SmolLM2-135M-Instruct, in a process that
+ends with its parent.
 
-It writes no patch worth a run. What it shows is that a real server's answers, errors and waits are read as they are meant.
+It writes no patch worth a run. What it shows is that a real server's answers, errors and waits are
+read as they are meant.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""A train.py for tests of the night itself: bigram counts instead of a network, trained in milliseconds.
+"""A train.py for tests of the night itself: bigram counts instead of a network, trained in
+milliseconds.
 
-It keeps the whole contract, so the real judge smokes, claims, audits and scores it. Its score follows its knobs and,
-a little, its seed; WARMDOWN_RATIO above 0.7 crashes. In a box it runs on tests/faults/torch_stub.
+It keeps the whole contract, so the real judge smokes, claims, audits and scores it. Its score
+follows its knobs and, a little, its seed; WARMDOWN_RATIO above 0.7 crashes. In a box it runs on
+tests/faults/torch_stub.
 """
 
 from __future__ import annotations
@@ -61,7 +63,8 @@ def fit(counts: Any) -> Any:
 
 
 def use_as_much_as_a_training() -> None:
-    """The caps of every candidate are multiples of what the baseline used, and a millisecond's multiples would stop many."""
+    """The caps of every candidate are multiples of what the baseline used, and a millisecond's
+    multiples would stop many."""
     end = time.process_time() + 0.5
     time.sleep(2.5)
     while time.process_time() < end:

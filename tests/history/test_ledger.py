@@ -1,4 +1,4 @@
-"""The ledger as real files: what a kill, a full disk, a second writer and a damaged line do to it."""
+"""The ledger as real files: kills, a full disk, a second writer, damaged lines."""
 
 import os
 import resource
@@ -110,7 +110,10 @@ def test_a_cleared_ledger_starts_the_night_again(ended, monkeypatch):
 
 
 def test_a_second_writer_is_told_who_has_it(ended):
-    code = "import pathlib, sys; from tasks.history.ledger import Ledger\nwith Ledger.open(pathlib.Path(sys.argv[1])): pass"
+    code = (
+        "import pathlib, sys; from tasks.history.ledger import Ledger\n"
+        "with Ledger.open(pathlib.Path(sys.argv[1])): pass"
+    )
     with Ledger.open(ended):
         done = subprocess.run(
             [sys.executable, "-c", code, ended], cwd=ROOT, capture_output=True, text=True

@@ -1,4 +1,4 @@
-"""The check of a finished night: it has no complaint about a good one, and one about each damage."""
+"""The check of a finished night: no complaint about a good one, one about each damage."""
 
 import contextlib
 import copy

@@ -1,4 +1,5 @@
-"""Whole nights through the real command line: real Prefect server, data, boxes, git, MLflow, in a checkout of its own."""
+"""Whole nights through the real command line: real Prefect server, data, boxes, git, MLflow, in a
+checkout of its own."""
 
 import json
 import os
@@ -122,7 +123,8 @@ def test_a_whole_night_leaves_no_process_and_no_checkpoint(checkout, first):
 
 
 def interrupt(checkout, tag, how):
-    """Starts a night, sends it a signal in the middle of its first run; returns its exit code and what it said."""
+    """Starts a night, sends it a signal in the middle of its first run; returns its exit code and
+    what it said."""
     argv = [
         sys.executable,
         "-m",
@@ -137,7 +139,8 @@ def interrupt(checkout, tag, how):
     ]
     place, environment = checkout.folder, checkout.environment()
 
-    def heed_ctrl_c():  # it is ignored in what a script starts in the background, and by all that starts from there
+    # it is ignored in what a script starts in the background, and by all that starts from there
+    def heed_ctrl_c():
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     with subprocess.Popen(

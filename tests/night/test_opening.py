@@ -1,4 +1,5 @@
-"""What a night is opened with: no box means no night, unless a human said so; asked-for bounds replace the profile's."""
+"""What a night is opened with: no box means no night, unless a human said so; asked-for bounds
+replace the profile's."""
 
 import os
 from pathlib import Path

@@ -1,6 +1,8 @@
-"""Proposals made ahead: used as they are, carried over to a new champion, asked for again, never lost to a kill.
+"""Proposals made ahead: used as they are, carried over to a new champion, asked for again, never
+lost to a kill.
 
-Real command line, servers, boxes, judge and git; the model is a script on loopback, train.py the stub.
+Real command line, servers, boxes, judge and git; the model is a script on loopback, train.py the
+stub.
 """
 
 import itertools
@@ -50,7 +52,7 @@ def run_night(checkout, model, tag, trials, command=(), **changes):
 
 
 def decided(checkout, tag):
-    """The decided trials as the ledger has them, with the fields of their ideas beside the others."""
+    """The decided trials as the ledger has them, with the fields of their ideas."""
     trials = [event["trial"] for event in checkout.ledger(tag) if event["event"] == "decided"]
     return [{**trial, **trial["idea"]} for trial in trials]
 

@@ -1,4 +1,5 @@
-"""Which night a start means: a retried flow run its own, a deployment the one that died, else a new one. And what it keeps."""
+"""Which night a start means: a retried flow run its own, a deployment the one that died, else a new
+one. And what it keeps."""
 
 import dataclasses
 import os

@@ -1,6 +1,8 @@
-"""How a night ends before its time, and that it goes on from there: Ctrl-C, SIGTERM, `./run stop`, Prefect's cancel, kill -9.
+"""How a night ends before its time, and that it goes on from there: Ctrl-C, SIGTERM, `./run stop`,
+Prefect's cancel, kill -9.
 
-Real command line, boxes, judge, git, MLflow, Prefect server and worker; train.py is the stub of tests/faults.
+Real command line, boxes, judge, git, MLflow, Prefect server and worker; train.py is the stub of
+tests/faults.
 """
 
 from __future__ import annotations
@@ -202,7 +204,8 @@ def test_ctrl_c_twice_ends_the_night_at_once_and_the_trial_runs_again(
 def test_ctrl_c_in_a_terminal_reaches_every_process_of_the_night_and_it_still_ends_well(
     checkout, commands, stands
 ):
-    """Without a standing server: the private one and git are below the night, in the terminal's process group."""
+    """Without a standing server: the private one and git are below the night, in the terminal's
+    process group."""
     environment = checkout.environment()
     del environment["PREFECT_API_URL"]
     argv = [sys.executable, "-m", "flows.command_line.cli", *commands.night("terminal"), "--json"]

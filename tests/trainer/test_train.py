@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from trainer import prepare
 
 FILE = Path(prepare.__file__).with_name("train.py")
-Counters = dict[str, dict[str, int]]
+Counters = Any  # torch._dynamo.utils.counters: by topic and name
 RATES = {
     "EMBEDDING_LR",
     "UNEMBEDDING_LR",

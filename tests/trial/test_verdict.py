@@ -67,7 +67,8 @@ def test_the_rule(z, runs, lines, decision):
             1.0,
             1,
             0,
-            "better by 0.0115 bits per byte, 1.0 standard errors: may be luck, a second seed decides",
+            "better by 0.0115 bits per byte, 1.0 standard errors: "
+            "may be luck, a second seed decides",
         ),
         (-4.0, 1, 0, "worse by 0.0462 bits per byte, 4.0 standard errors: no gain"),
         (0.0, 1, 0, "the same score: a tie"),
@@ -173,7 +174,8 @@ def test_more_lines_never_help(champion, candidate, sd, lines):
 
 
 def play(rng: random.Random, trials: int, gain: float = 0.0, lines: int = 0) -> int:
-    """Keeps in a night of candidates that all score `gain` sd better than the first champion, with the sd estimated."""
+    """Keeps in a night of candidates that all score `gain` sd better than the first champion, with
+    the sd estimated."""
     champion = [rng.gauss(0, 0.0026) for _ in range(3)]
     groups, keeps = [champion], 0
     for _ in range(trials):

@@ -1,4 +1,5 @@
-"""What the fixed harness needs of torch, over numpy: importing the real one takes each box two seconds."""
+"""What the fixed harness needs of torch, over numpy: importing the real one takes each box two
+seconds."""
 
 from __future__ import annotations
 
