@@ -32,7 +32,7 @@ PRELOADED = (
     *("prefect.server.api.server", "uvicorn.protocols.http.auto", "uvicorn.lifespan.on"),
     *("mlflow", "mlflow.store.tracking.sqlalchemy_store", "mlflow.store.db.utils"),
     *("optuna", "matplotlib.backends.backend_agg", "matplotlib.figure", "pyarrow.parquet"),
-    *("git", "openai", "rustbpe", "tiktoken", "psutil", "pynvml", "fsspec"),
+    *("git", "openai", "rustbpe", "tiktoken", "psutil", "fsspec"),
 )
 ROOM = 65536  # bytes for the command line, and for the environment, that /proc shows of a fork
 LONGEST_ORDER = 131072  # bytes
