@@ -190,8 +190,8 @@ def new_limits(
 ) -> dict[str, Any]:
     """The limits that the request changes.
 
-    If the night ended by the limit that is not mentioned, that limit is lifted: whoever resumes a
-    night of four trials for eight more hours wants the hours.
+    If the night ended by the limit that is not mentioned, that limit is lifted: a night of four
+    trials that is resumed for eight hours ends by the hours.
     """
     header = state.header
     asked = {"trials": request.trials, "hours": request.hours}
