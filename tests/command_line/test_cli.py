@@ -1,5 +1,6 @@
 """Bad input: one clear line, a non-zero exit code, no traceback, nothing half-written."""
 
+import copy
 import dataclasses
 import importlib.metadata
 import json
@@ -136,9 +137,13 @@ def nights(checkout, tmp_path):
             book.append("baseline", **baseline_event(hardware=hardware, start_commit=COMMIT))
             book.append("decided", trial=dataclasses.asdict(keep(1, summary="\u03bb and \ud800")))
 
-    def run(*arguments, **environment):
-        return checkout.run(*arguments, NIGHTLY_HOME=str(tmp_path), **environment)
+    def run(*arguments, is_warm=True, **environment):
+        """Of a fork the encoding of its output is decided already: `is_warm=False` is a new Python."""
+        where = checkout if is_warm else cold
+        return where.run(*arguments, NIGHTLY_HOME=str(tmp_path), **environment)
 
+    cold = copy.copy(checkout)
+    cold.warm = None
     return run
 
 
@@ -161,9 +166,9 @@ def test_a_trial_is_shown_as_text_and_as_an_object_on_any_terminal(nights):
     )
     assert (
         "trial 1 of night nov1: \u03bb and\n"
-        in nights("show", "nov1", "1", PYTHONIOENCODING="utf-8").stdout
+        in nights("show", "nov1", "1", is_warm=False, PYTHONIOENCODING="utf-8").stdout
     )
-    shown = nights("show", "nov1", "1", PYTHONIOENCODING="ascii")
+    shown = nights("show", "nov1", "1", is_warm=False, PYTHONIOENCODING="ascii")
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "trial 1 of night nov1: \\u03bb and\n" in shown.stdout
 

@@ -15,7 +15,7 @@ from prefect.settings import PREFECT_API_URL
 
 import configs
 from tests.origin import Origin
-from tests.warm_python import WarmProcess, WarmPython, warm_python
+from tests.warm_python import WarmProcess, WarmPython
 
 pytestmark = pytest.mark.slow
 
@@ -38,12 +38,6 @@ sequence_length = 64
 kind = "flops"
 amount = 1e9
 """
-
-
-@pytest.fixture(scope="module")
-def warm() -> Iterator[WarmPython]:
-    with warm_python() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

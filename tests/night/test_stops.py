@@ -304,7 +304,7 @@ def test_the_next_start_ends_what_a_killed_process_left_behind(checkout, command
     try:
         code, said = commands.run("resume", "first")
         assert code == 0, said
-        assert f"ended process {orphan.pid}, which an earlier command left behind" in said
+        assert f"ended process {orphan.pid}, left behind by a command that was killed" in said
         wait_for(lambda: not orphan.is_alive, "the orphan's end")
     finally:
         orphan.kill()
@@ -334,7 +334,7 @@ def test_a_night_goes_on_with_the_baseline_it_began_with_and_no_other_harness(ch
 
 def test_a_finished_night_gets_more_trials_by_resume(checkout, commands):
     refused, why = commands.run("resume", "first", "--trials", "1")
-    assert (refused, "--trials 1: night first has done 1" in why) == (2, True), why
+    assert (refused, "--trials 1: night first has finished 1" in why) == (2, True), why
     code, said = commands.run("resume", "first", "--trials", "2", "--json")
     assert code == 0, said
     assert "baseline: measured" not in said
