@@ -162,6 +162,13 @@ def continue_night(held: Session, request: Request, *, is_resume: bool) -> None:
     """The event `resumed`. A finished night gets one only with more trials or hours."""
     tag, state = held.folder.name, held.state
     champion.check_not_checked_out(state_home.ROOT, tag)
+    trials = request.trials
+    is_asked = is_resume or trials != state.header.trials  # a retried flow run repeats its own
+    if trials and is_asked and trials <= len(state.trials):
+        raise UsageError(
+            f"--trials {trials}: night {tag} has finished {len(state.trials)}, and they count: ask "
+            "for more than that"
+        )
     limits = new_limits(state, request, held.book.used_seconds(), is_resume=is_resume)
     if state.finished and not limits:
         if is_resume or resume.is_retry(state):
@@ -172,12 +179,6 @@ def continue_night(held: Session, request: Request, *, is_resume: bool) -> None:
         raise UsageError(
             f"night {tag} exists and is finished ({state.finished}): `./run resume {tag} --trials "
             "N` extends it, or choose another --tag"
-        )
-    trials = limits.get("trials")
-    if trials and trials <= len(state.trials):
-        raise UsageError(
-            f"--trials {trials}: night {tag} has finished {len(state.trials)}, and they count: ask "
-            "for more than that"
         )
     researcher.check(state.header)
     researcher.ping(held, unattended=not is_resume)

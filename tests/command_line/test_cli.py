@@ -138,7 +138,7 @@ def nights(checkout, tmp_path):
             book.append("decided", trial=dataclasses.asdict(keep(1, summary="\u03bb and \ud800")))
 
     def run(*arguments, is_warm=True, **environment):
-        """Of a fork the encoding of its output is decided already: `is_warm=False` is a new Python."""
+        """With `is_warm=False` in a new Python: a fork's output has its encoding already."""
         where = checkout if is_warm else cold
         return where.run(*arguments, NIGHTLY_HOME=str(tmp_path), **environment)
 
