@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tasks.files import locked
+from tests import fake_docker
 from tests.faults.llm_server import FAKE_KEY
 from tests.faults.prefect_server import PrefectServer, make_deployed
 from tests.leaks import files_with
@@ -32,6 +33,28 @@ def api_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.delenv("OPENAI_BASE_URL", raising=False)
         yield
     assert files_with(FAKE_KEY, tmp_path_factory.getbasetemp()) == []
+
+
+@pytest.fixture
+def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Puts the fake docker first on the PATH; its state folder."""
+    state = fake_docker.install(tmp_path / "commands")
+    monkeypatch.setenv("PATH", f"{state.parent}:{os.environ['PATH']}")
+    return state
+
+
+@pytest.fixture
+def no_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts a docker first on the PATH that reaches no engine."""
+    (tmp_path / "docker").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+
+@pytest.fixture
+def without_bwrap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which no bubblewrap box starts."""
+    monkeypatch.setattr("tasks.judge.bwrap.find_bwrap", lambda: Path("/bin/false"))
 
 
 @pytest.fixture(scope="session")

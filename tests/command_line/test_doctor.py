@@ -13,7 +13,6 @@ import pytest
 
 import configs
 from flows.command_line import doctor
-from tests import fake_docker
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "sk-do-not-show"
@@ -322,27 +321,13 @@ def test_a_missing_device_fails_with_the_remedy():
     assert (check.ok, "TORCH_INDEX" in check.remedy) == (False, True)
 
 
-@pytest.fixture
-def engine(tmp_path, monkeypatch):
-    """An engine, as far as fake_docker goes."""
-    made = fake_docker.install(tmp_path / "commands")
-    monkeypatch.setenv("PATH", f"{made.parent}:{os.environ['PATH']}")
-
-
-@pytest.fixture
-def no_engine(tmp_path, monkeypatch):
-    (tmp_path / "docker").write_text("#!/bin/sh\nexit 1\n")
-    (tmp_path / "docker").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-
-
 def marks(home, wanted):
     """{name: ok} of the lines on isolation, and the detail of the last, which is on docker."""
     found = list(doctor.check_isolation(home, "cpu", wanted))
     return {check.name: check.ok for check in found}, found[-1].detail
 
 
-@pytest.mark.usefixtures("engine")
+@pytest.mark.usefixtures("docker")
 def test_docker_is_not_needed_where_bubblewrap_holds(tmp_path):
     found, said = marks(tmp_path, "auto")
     assert found.pop("docker") is None
@@ -351,9 +336,8 @@ def test_docker_is_not_needed_where_bubblewrap_holds(tmp_path):
     assert said == "engine 0.0.fake answers; not needed: bubblewrap's box holds"
 
 
-@pytest.mark.usefixtures("engine")
-def test_bubblewrap_may_fail_where_a_container_holds_by_a_fake_docker(tmp_path, monkeypatch):
-    monkeypatch.setattr("tasks.judge.bwrap.find_bwrap", lambda: Path("/bin/false"))
+@pytest.mark.usefixtures("without_bwrap", "docker")
+def test_bubblewrap_may_fail_where_a_container_holds_by_a_fake_docker(tmp_path):
     found, said = marks(tmp_path, "auto")
     assert found["isolation, a box starts"] is None
     assert found["docker, a box starts"] is True
@@ -361,9 +345,8 @@ def test_bubblewrap_may_fail_where_a_container_holds_by_a_fake_docker(tmp_path, 
     assert said == "engine 0.0.fake answers"
 
 
-@pytest.mark.usefixtures("no_engine")
-def test_without_box_and_engine_there_is_one_failure(tmp_path, monkeypatch):
-    monkeypatch.setattr("tasks.judge.bwrap.find_bwrap", lambda: Path("/bin/false"))
+@pytest.mark.usefixtures("without_bwrap", "no_engine")
+def test_without_box_and_engine_there_is_one_failure(tmp_path):
     assert marks(tmp_path, "auto") == (
         {"isolation, a box starts": False, "docker": None},
         "no engine answers",

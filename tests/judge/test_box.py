@@ -138,8 +138,8 @@ def test_cpu_seconds_include_children_that_have_ended(folder):
         assert box.watchdog.cpu_seconds() >= 0.5
 
 
-def test_a_box_that_cannot_start_is_one_failed_entry(tmp_path, monkeypatch):
-    monkeypatch.setattr(bwrap, "find_bwrap", lambda: Path("/bin/false"))
+@pytest.mark.usefixtures("without_bwrap")
+def test_a_box_that_cannot_start_is_one_failed_entry(tmp_path):
     found = probe.probe(tmp_path)
     assert [(name, holds) for name, holds, _ in found] == [("a box starts", False)]
 

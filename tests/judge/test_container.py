@@ -37,14 +37,6 @@ OWN_PATH = os.environ["PATH"]
 
 
 @pytest.fixture
-def state(tmp_path, monkeypatch):
-    """Puts the fake docker on the PATH; its state folder."""
-    made = fake_docker.install(tmp_path / "commands")
-    monkeypatch.setenv("PATH", f"{made.parent}:{OWN_PATH}")
-    return made
-
-
-@pytest.fixture
 def script(tmp_path, monkeypatch):
     """Puts a shell script on the PATH as docker."""
 
@@ -200,19 +192,19 @@ def test_other_users_cannot_reach_the_door_and_nothing_of_it_is_left(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_probe_passes_by_a_fake_docker(folder, state):
+def test_the_probe_passes_by_a_fake_docker(folder, docker):
     found = probe.probe(folder / "home", isolation="docker")
     assert [(name, detail) for name, holds, detail in found if not holds] == []
 
 
-def test_the_fixed_harness_connects_from_its_container_by_a_fake_docker(folder, state):
+def test_the_fixed_harness_connects_from_its_container_by_a_fake_docker(folder, docker):
     code = "import sys; from trainer import harness; harness.enter()"
     spec = make_spec(folder, isolation="docker", code=Path(__file__).resolve().parents[2])
     with open_box(spec, ["-c", code]) as box:
         assert answer(box)["msg"] == "up"
 
 
-def test_the_gate_opens_for_a_running_container_by_a_fake_docker(folder, state):
+def test_the_gate_opens_for_a_running_container_by_a_fake_docker(folder, docker):
     spec = make_spec(folder, isolation="docker")
     with open_box(spec, ["-c", GATE]) as box:
         assert answer(box) == "closed"
@@ -221,7 +213,7 @@ def test_the_gate_opens_for_a_running_container_by_a_fake_docker(folder, state):
         assert answer(box) == "rows"
 
 
-def test_a_container_ends_with_its_block_by_a_fake_docker(folder, state):
+def test_a_container_ends_with_its_block_by_a_fake_docker(folder, docker):
     with open_box(
         make_spec(folder, isolation="docker"), ["-c", SAY + "say(1); time.sleep(600)"]
     ) as box:
@@ -229,11 +221,11 @@ def test_a_container_ends_with_its_block_by_a_fake_docker(folder, state):
         tree = process_tree(box.watchdog.root)
         assert len(tree) >= 2
     assert alive(tree) == []
-    assert list(state.iterdir()) == []
+    assert list(docker.iterdir()) == []
     assert list(folder.glob("door-*")) == []
 
 
-def test_the_client_passes_on_the_log_and_the_exit_code_by_a_fake_docker(folder, state):
+def test_the_client_passes_on_the_log_and_the_exit_code_by_a_fake_docker(folder, docker):
     with open_box(
         make_spec(folder, isolation="docker"), ["-c", SAY + "print('last words'); sys.exit(7)"]
     ) as box:
@@ -242,20 +234,20 @@ def test_the_client_passes_on_the_log_and_the_exit_code_by_a_fake_docker(folder,
         assert box.log.text() == "last words\n"
 
 
-def test_the_exit_code_of_a_killed_interpreter_is_137_by_a_fake_docker(folder, state):
+def test_the_exit_code_of_a_killed_interpreter_is_137_by_a_fake_docker(folder, docker):
     with open_box(
         make_spec(folder, isolation="docker"), ["-c", SAY + "os.kill(os.getpid(), 9)"]
     ) as box:
         assert box.process.wait() == 137
 
 
-def test_the_watchdog_ends_the_container_and_gives_the_reason_by_a_fake_docker(folder, state):
+def test_the_watchdog_ends_the_container_and_gives_the_reason_by_a_fake_docker(folder, docker):
     code = SAY + "for _ in range(60):\n    if os.fork() == 0: break\ntime.sleep(600)"
     with open_box(make_spec(folder, isolation="docker"), ["-c", code]) as box:
         assert verdict(box)[0] == "too_many_tasks"
 
 
-def test_cpu_seconds_are_the_containers_and_not_the_clients_by_a_fake_docker(folder, state):
+def test_cpu_seconds_are_the_containers_and_not_the_clients_by_a_fake_docker(folder, docker):
     code = SAY + (
         "\nend = time.process_time() + 0.5\nwhile time.process_time() < end: pass\n"
         "say(1); wire.recv(1)"
@@ -265,16 +257,16 @@ def test_cpu_seconds_are_the_containers_and_not_the_clients_by_a_fake_docker(fol
         assert box.watchdog.cpu_seconds() >= 0.5
 
 
-def test_a_container_that_survives_is_an_error_by_a_fake_docker(folder, state, monkeypatch):
+def test_a_container_that_survives_is_an_error_by_a_fake_docker(folder, docker, monkeypatch):
     monkeypatch.setattr(container, "REPLY_SECONDS", 1.0)
     with open_box(
         make_spec(folder, isolation="docker"), ["-c", SAY + "say(1); time.sleep(600)"]
     ) as box:
         answer(box)
-        (state / "deaf").touch()
+        (docker / "deaf").touch()
         with pytest.raises(BoxUnavailable, match="survived `docker kill`"):
             box.kill()
-        (state / "deaf").unlink()
+        (docker / "deaf").unlink()
 
 
 @pytest.mark.parametrize("said", ["0", "1", "99999999", "<no value>"])
@@ -325,11 +317,11 @@ def run(source, folder):
 
 
 @pytest.mark.usefixtures("stub_torch")
-def test_an_honest_candidate_is_trained_scored_and_audited_by_a_fake_docker(folder, state):
+def test_an_honest_candidate_is_trained_scored_and_audited_by_a_fake_docker(folder, docker):
     result = run(HONEST, folder)
     assert (result.status, result.isolation) == ("ok", "docker"), result.reason
     assert result.val_bpb == pytest.approx(8.0, rel=1e-6)
-    assert list(state.iterdir()) == []
+    assert list(docker.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -340,11 +332,13 @@ def test_an_honest_candidate_is_trained_scored_and_audited_by_a_fake_docker(fold
         ("import os; os.kill(os.getpid(), 9)", "out_of_memory"),
     ],
 )
-def test_a_candidate_that_ends_at_once_is_blamed_by_a_fake_docker(folder, state, source, status):
+def test_a_candidate_that_ends_at_once_is_blamed_by_a_fake_docker(folder, docker, source, status):
     assert run(source, folder).status == status
 
 
-def test_sweep_ends_containers_whose_judge_was_killed_and_no_others_by_a_fake_docker(folder, state):
+def test_sweep_ends_containers_whose_judge_was_killed_and_no_others_by_a_fake_docker(
+    folder, docker
+):
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom tasks.judge.box import open_box\n"
         "from tests.boxes import make_spec\n"

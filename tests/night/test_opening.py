@@ -1,7 +1,6 @@
 """What a night is opened with: no box means no night, unless a human said so; asked-for bounds
 replace the profile's."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from flows import state_home
 from flows.night import isolation, night, opening
 from tasks.errors import BoxError, UsageError
 from tasks.records import NightHeader
-from tests import fake_docker
 from tests.boxes import make_profile
 from tests.checkouts import Checkout
 
@@ -22,25 +20,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 @flow
 def chosen(home: Path, wanted: str, allowed: bool = False) -> str:
     return isolation.choose_isolation(home, make_profile(isolation=wanted), allowed)
-
-
-@pytest.fixture
-def without_bwrap(monkeypatch):
-    monkeypatch.setattr("tasks.judge.bwrap.find_bwrap", lambda: Path("/bin/false"))
-
-
-@pytest.fixture
-def docker(tmp_path, monkeypatch):
-    """An engine, as far as fake_docker goes."""
-    made = fake_docker.install(tmp_path / "commands")
-    monkeypatch.setenv("PATH", f"{made.parent}:{os.environ['PATH']}")
-
-
-@pytest.fixture
-def no_engine(tmp_path, monkeypatch):
-    (tmp_path / "docker").write_text("#!/bin/sh\nexit 1\n")
-    (tmp_path / "docker").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
 
 
 @pytest.mark.usefixtures("docker")

@@ -328,8 +328,8 @@ def test_a_baseline_that_is_stopped_is_the_users_error(dataset, tmp_path):
         )
 
 
-def test_a_box_that_never_starts_is_no_candidates_fault(run, monkeypatch):
-    monkeypatch.setattr("tasks.judge.bwrap.find_bwrap", lambda: Path("/bin/false"))
+@pytest.mark.usefixtures("without_bwrap")
+def test_a_box_that_never_starts_is_no_candidates_fault(run):
     with pytest.raises(BoxError, match="3 tries"):
         run(HONEST)
 
