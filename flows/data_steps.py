@@ -6,6 +6,7 @@ modules. A result is named by `key`, the first argument: see tasks/cache.py.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ MOST_THREADS = 16
 RETRY_SECONDS = (5, 30)  # a source that is away for longer ends the preparation
 
 
+@functools.cache
 def sources() -> dict[str, str]:
     """sha256 of the modules that decide what the prepared files contain: a part of their keys."""
     paths = (Path(str(module.__file__)) for module in (fixed, packing, tokenization, dataset))
