@@ -10,7 +10,6 @@ def files_with(secret: str, folder: Path) -> list[str]:
     command = ["grep", "-rlaF", "--file=-", "--", str(folder)]
     done = subprocess.run(command, input=secret, capture_output=True, text=True)
     said = done.stderr.splitlines()
-    assert done.returncode in (0, 1) or all("Permission denied" in line for line in said), (
-        said
-    )  # 1: no file has it
+    # 1: no file has it
+    assert done.returncode in (0, 1) or all("Permission denied" in line for line in said), said
     return done.stdout.splitlines()

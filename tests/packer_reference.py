@@ -32,9 +32,8 @@ def pack(
             return rows
         room = T + 1 - len(row)
         fitting = [document for document in waiting if len(document) <= room]
-        pick = (
-            max(fitting, key=len) if fitting else min(waiting, key=len)
-        )  # both return the first of equals
+        # both return the first of equals
+        pick = max(fitting, key=len) if fitting else min(waiting, key=len)
         del waiting[next(i for i, document in enumerate(waiting) if document is pick)]
         row.extend(pick[:room])
         if len(row) == T + 1:

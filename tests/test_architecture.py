@@ -38,12 +38,8 @@ MAY_IMPORT = {
     "configs.corpus": (),
 }
 KEPT_OUT_OF_TRAINER = {"prefect", "mlflow", "openai", "git"}
-WITHOUT_TORCH = {
-    "trainer.prepare",
-    "trainer.packing",
-    "trainer.harness",
-    "trainer.roles",
-}  # when they are imported, that is
+# When they are imported, that is.
+WITHOUT_TORCH = {"trainer.prepare", "trainer.packing", "trainer.harness", "trainer.roles"}
 
 
 def problems(root: Path) -> list[str]:

@@ -280,9 +280,8 @@ def _commit_at(root: Path, ref: str, parent: str, source: str, message: str) -> 
     commit = git_plumbing.run(
         root, "commit-tree", "--no-gpg-sign", tree, "-p", parent, "-m", message
     )
-    git_plumbing.run(
-        root, "update-ref", "-m", message.partition("\n")[0], ref, commit, ""
-    )  # "": it must not exist
+    # "": the ref must not exist yet.
+    git_plumbing.run(root, "update-ref", "-m", message.partition("\n")[0], ref, commit, "")
     return commit
 
 

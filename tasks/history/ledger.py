@@ -67,10 +67,8 @@ class Ledger:
                     f"night {tag} exists: `./run resume {tag}` resumes it, or choose another --tag"
                 )
             with _descriptor(path, os.O_CREAT | os.O_TRUNC) as descriptor:
-                for folder in {
-                    path.parent,
-                    *(folder.parent for folder in made),
-                }:  # or a power cut forgets the names
+                # A power cut would forget the names of new files and folders.
+                for folder in {path.parent, *(folder.parent for folder in made)}:
                     sync_folder(folder)
                 yield cls(path, descriptor)
 
@@ -109,9 +107,8 @@ class Ledger:
             **version,
             **fields,
         }
-        line = (
-            json.dumps(entry, default=str).encode() + b"\n"
-        )  # ASCII: also for text that is no valid Unicode
+        # ASCII, also for text that is no valid Unicode.
+        line = json.dumps(entry, default=str).encode() + b"\n"
         state = after(self._state, json.loads(line))  # as the next process will read it
         before, earlier = os.fstat(self._descriptor).st_size, self._state
         try:

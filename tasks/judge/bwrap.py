@@ -26,9 +26,8 @@ SEED_CACHE = "/seed-cache"
 NATIVE = "/kernels"  # native kernels, numbered from 0
 BOX_UID = 64998  # the user of a box's processes on the host if we are root; has no account
 TMPFS = ("/dev/shm", "/tmp", "/scratch")  # all that a box can write to, tmp_bytes each
-STAGE = Path(
-    "/run/nightly-box"
-)  # where the stage is mounted, in a mount namespace of the box's own
+# Where the stage is mounted, in a mount namespace of the box's own
+STAGE = Path("/run/nightly-box")
 STAGE_SCRIPT = """\
 uid=$1; dir=$2; shift 2
 mount -t tmpfs -o mode=755,size=1m,nosuid,nodev stage "$dir"

@@ -17,10 +17,8 @@ CGROUPS = Path("/sys/fs/cgroup")
 CLEAN = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
 # Above the watchdog's limit: bubblewrap's own, and room for a fork bomb to exceed the watchdog's.
 SPARE_TASKS = 64
-COUNTS_PER_NAMESPACE = (
-    5,
-    14,
-)  # Linux version since which RLIMIT_NPROC counts user namespaces apart
+# Linux version since which RLIMIT_NPROC counts user namespaces apart
+COUNTS_PER_NAMESPACE = (5, 14)
 
 
 def per_process(file_bytes: int) -> list[str]:

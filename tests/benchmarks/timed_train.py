@@ -155,9 +155,8 @@ def attention_errors(shapes: Shapes, path: Path) -> dict[str, dict[str, float] |
     found: dict[str, dict[str, float] | str] = {}
     for name, backend in backends.items():
         try:
-            attend = (
-                torch.compile(backend(), dynamic=False) if device == "cuda" else backend()
-            )  # as in training
+            # as in training
+            attend = torch.compile(backend(), dynamic=False) if device == "cuda" else backend()
             errors = [
                 _errors(train, attend, shapes, window, dtype)
                 for window in sorted(set(config.windows()))

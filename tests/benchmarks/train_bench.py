@@ -48,10 +48,11 @@ UPSTREAM = {  # karpathy/autoresearch's train.py
     "TOTAL_BATCH_SIZE": 524288,
     "DEVICE_BATCH_SIZE": 128,
 }
+# what a box sets
 KEPT_PAGES = {
     "MALLOC_TRIM_THRESHOLD_": "1000000000",
     "MALLOC_MMAP_THRESHOLD_": "33554432",
-}  # what a box sets
+}
 OURS, PLAIN = "train.py as in a box", "plain loop as it comes"
 PLAIN_OUR_WAY = "plain loop with a box's settings"
 

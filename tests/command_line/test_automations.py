@@ -130,9 +130,8 @@ def marking() -> Any:
 
 
 def test_one_missed_heartbeat_marks_no_night_crashed():
-    assert marking().trigger.within > timedelta(
-        seconds=180
-    )  # Prefect's own period, where ours is not set
+    # Prefect's own period, where ours is not set
+    assert marking().trigger.within > timedelta(seconds=180)
 
 
 def test_every_flow_of_a_night_is_watched():

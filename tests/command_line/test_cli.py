@@ -48,9 +48,8 @@ def refused(checkout, *arguments, code=2, **environment):
     assert "Traceback" not in said, done.stderr
     assert done.stdout == ""
     assert (checkout.git("for-each-ref"), checkout.git("status", "--porcelain")) == before
-    for night in (checkout.home / "nights").glob(
-        "*"
-    ):  # what failed while it was prepared is on record, and its name is free
+    # what failed while it was prepared is on record, and its name is free
+    for night in (checkout.home / "nights").glob("*"):
         assert code != 2
         assert [event["event"] for event in checkout.ledger(night.name)] == ["night", "stopped"]
     message = said.strip().splitlines()[-1]

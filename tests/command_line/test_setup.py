@@ -52,13 +52,8 @@ class Checkout:
         (self.stub / "version").write_text("3.11\n")
 
     def environment(self, **changes: str) -> dict[str, str]:
-        unset = (
-            "PIP_",
-            "UV_",
-            "NIGHTLY_",
-            "PYTHON",
-            "OPENAI_",
-        )  # no key, as the stub writes its whole environment down
+        # no key, as the stub writes its whole environment down
+        unset = ("PIP_", "UV_", "NIGHTLY_", "PYTHON", "OPENAI_")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(unset)}
         path = f"{self.stub / 'bin'}:{os.environ['PATH']}"
         real = {

@@ -18,11 +18,8 @@ from typing import Any
 from tests.boxes import live_boxes
 from tests.checkouts import Checkout, our_pids
 
-WAITING_FILES = {
-    "train.py",
-    "patch.diff",
-    "proposal.json",
-}  # of a trial that was proposed and never run
+# Of a trial that was proposed and never run.
+WAITING_FILES = {"train.py", "patch.diff", "proposal.json"}
 TRIAL_FILES = {*WAITING_FILES, "run.log", "judge.log", "result.json"}
 NIGHT_FILES = {"report.md", "progress.png", "results.tsv"}
 

@@ -19,9 +19,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-FAKE_KEY = "-".join(
-    ("sk", "made", "up", "for", "tests", "0123456789" * 2)
-)  # in no file as it is: whoever finds it has a leak
+# in no file as it is: whoever finds it has a leak
+FAKE_KEY = "-".join(("sk", "made", "up", "for", "tests", "0123456789" * 2))
 USAGE: dict[str, Any] = {
     "prompt_tokens": 1000,
     "completion_tokens": 100,

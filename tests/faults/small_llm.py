@@ -71,9 +71,8 @@ class SmallLlm:
 
 def _await_health(address: str) -> None:
     until = time.monotonic() + START_SECONDS
-    while (
-        httpx.get(f"{address}/health", timeout=60, trust_env=False).status_code != 200
-    ):  # 503 while it loads the model
+    # 503 while it loads the model
+    while httpx.get(f"{address}/health", timeout=60, trust_env=False).status_code != 200:
         assert time.monotonic() < until, f"{address} is not ready after {START_SECONDS} s"
         time.sleep(0.1)
 

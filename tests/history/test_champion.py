@@ -132,9 +132,8 @@ def test_a_worktree_is_a_checkout_too(root, tmp_path):
 
 def test_a_folder_that_is_no_checkout_is_refused_with_the_remedy(root):
     with pytest.raises(UsageError, match="git init && git add -A && git commit"):
-        champion.open_checkout(
-            root / "trainer"
-        )  # a folder of a checkout would commit to the wrong path
+        # a folder of a checkout would commit to the wrong path
+        champion.open_checkout(root / "trainer")
 
 
 def test_a_broken_repository_is_refused(root):

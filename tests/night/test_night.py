@@ -104,9 +104,8 @@ def test_no_score_decides_anything_unaudited(checkout, first):
                 checkout.home / "nights" / "first" / "trials" / str(trial["number"]) / "result.json"
             ).read_text()
         )["runs"]
-        decisive = (
-            runs if trial["verdict"] == "keep" else runs[:-1]
-        )  # whoever got a second run might have been kept
+        # whoever got a second run might have been kept
+        decisive = runs if trial["verdict"] == "keep" else runs[:-1]
         assert all(run["audit_gap"] is not None for run in decisive)
 
 
@@ -220,9 +219,8 @@ def test_trial_prints_one_object_for_a_champion(checkout, first):
 
 
 def test_trial_of_a_crashing_file_exits_3_with_its_status(checkout, first):
-    done = checkout.run(
-        "trial", "trainer/train.py", "--profile", SMALL, "--json"
-    )  # its VOCAB_SIZE is the laptop's
+    # its VOCAB_SIZE is the laptop's
+    done = checkout.run("trial", "trainer/train.py", "--profile", SMALL, "--json")
     assert done.returncode == 3
     run = json.loads(done.stdout)
     assert list(run) == FIELDS

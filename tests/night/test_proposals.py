@@ -106,13 +106,10 @@ def test_a_kill_loses_no_proposal_that_was_paid_for(checkout, where):
         done = run_night(checkout, model, tag, 3, command=("resume", tag))
     assert done.returncode == 0, done.stderr
     assert [trial["number"] for trial in decided(checkout, tag)] == [1, 2, 3]
-    asked = [
-        trial for trial, _ in calls(checkout, tag) if trial
-    ]  # but for the pings of both processes
-    assert asked[:2] == [
-        1,
-        2,
-    ]  # trial 2's was made while trial 1 trained, and taken up by the process after the kill
+    # but for the pings of both processes
+    asked = [trial for trial, _ in calls(checkout, tag) if trial]
+    # trial 2's was made while trial 1 trained, and taken up by the process after the kill
+    assert asked[:2] == [1, 2]
     assert set(asked[2:]) == {3}
     if where != "started:2":
         assert asked == [1, 2, 3]

@@ -442,9 +442,8 @@ def test_a_retry_after_the_death_of_night_and_worker_completes_the_same_night(
     pid = pid_of(checkout, tag)
     stands.kill_worker()
     kill(pid)
-    prefect.ask(
-        f"/flow_runs/{run}/set_state", state={"type": "CRASHED"}, force=True
-    )  # nobody is there to say so
+    # nobody is there to say so
+    prefect.ask(f"/flow_runs/{run}/set_state", state={"type": "CRASHED"}, force=True)
     retried = subprocess.run(
         [sys.executable, "-m", "prefect", "flow-run", "retry", run],
         cwd=checkout.folder,

@@ -286,9 +286,8 @@ def test_progress_of_seconds_holds_back_a_step_and_the_save(
     monkeypatch.setattr(harness, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     budget = harness.Budget("seconds", 100.0, 1.0)
     assert budget.progress(0) == 0.0
-    assert budget.progress(1) == pytest.approx(
-        4 / 95
-    )  # 100 s less a step of 4 s and 1 s for the checkpoint
+    # 100 s less a step of 4 s and 1 s for the checkpoint
+    assert budget.progress(1) == pytest.approx(4 / 95)
     assert budget.progress(2) == pytest.approx(8 / 95)
     assert budget.progress(3) == 1.0
 

@@ -182,12 +182,8 @@ def asking(usage, *rest):
 @pytest.mark.parametrize("rest", [[], [APPLIED[-1]]])
 def test_spending_includes_trials_that_are_not_decided_yet(night, rest):
     folder = night(asking(Usage(2, 20_000, 1000, 0.05), *rest))
-    calls = [
-        make_call(1, 1),
-        make_call(1, 2),
-        make_call(2, 1),
-        make_call(3, 1, dollars=0.1),
-    ]  # 3 is thought ahead
+    calls = [make_call(1, 1), make_call(1, 2), make_call(2, 1)]
+    calls.append(make_call(3, 1, dollars=0.1))  # thought ahead
     write_calls(folder / night_folder.CALLS, *calls)
     told = describe(folder)
     assert told["budget"]["tokens"] == {"used": 21_000 + 2 * 10_500, "of": 500_000}
@@ -363,15 +359,13 @@ def test_status_tells_the_truth_all_through_a_night_that_is_killed_stopped_broke
     assert seen, said(checkout)
     phases = [told["phase"].partition(",")[0] for _, told, _ in seen]
     assert {"preparing the data", "baseline", "trial 1"} <= set(phases), phases
-    assert {"trial 1: proposing", "trial 2: proposing"} & set(phases), (
-        phases
-    )  # each is over in milliseconds
+    # each is over in milliseconds
+    assert {"trial 1: proposing", "trial 2: proposing"} & set(phases), phases
     for before, told, after in seen:
         assert told["state"] == "running"
         assert told["process"]["pid"] == night.pid
-        assert told["last_error"] is None or told["last_error"] in said(
-            checkout
-        )  # MLflow is slow on a busy machine
+        # MLflow is slow on a busy machine
+        assert told["last_error"] is None or told["last_error"] in said(checkout)
         assert true_of(told, before) or true_of(told, after), (told, before, after)
 
     told = ask(checkout, "a")

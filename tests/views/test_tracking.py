@@ -183,9 +183,8 @@ def test_a_trial_is_a_child_with_knobs_figures_and_tags(store):
     }
     assert run.data.tags.items() >= wanted.items()
     assert "git show c3" in run.data.tags["mlflow.note.content"]
-    assert (
-        run.info.end_time - run.info.start_time >= 7000
-    )  # the trial's own time, not that of writing it down
+    # the trial's own time, not that of writing it down
+    assert run.info.end_time - run.info.start_time >= 7000
 
 
 def test_a_trial_says_what_it_cost_and_why_it_was_tried(store):
