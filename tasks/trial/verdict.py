@@ -96,15 +96,14 @@ def _decide_one_run(z: float, statements_added: int) -> tuple[Decision, str]:
 
 
 def _decide_two_runs(z: float, statements_added: int) -> tuple[Decision, str]:
-    change = _statements(statements_added)
-    if z > CONFIRMED and z > needed(statements_added):
+    change, must = _statements(statements_added), needed(statements_added)
+    if z > max(must, CONFIRMED):
         return "keep", "kept"
-    if z > needed(statements_added):
+    if z > must:
         tie = "a tie" if z <= TIE else "a small gain"
         return "keep", f"{tie} with {change} less, kept as simpler"
     if z > CONFIRMED:
-        must = f"which must buy {needed(statements_added):.1f}"
-        return "discard", f"too little for {change} more, {must}"
+        return "discard", f"too little for {change} more, which must buy {must:.1f}"
     return "discard", "no gain" if z < -TIE else "not confirmed"
 
 
