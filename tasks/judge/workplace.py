@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,9 +35,10 @@ def workplace(home: Path) -> Iterator[Path]:
     for left in boxes.glob(f"{host}~*~*"):
         if not ProcessId.parse(left.name.rsplit("~", 2)[1]).is_alive:
             _remove(left)
-    work = Path(tempfile.mkdtemp(prefix=f"{host}~{ProcessId.current()}~", dir=boxes))
-    work.chmod(0o755)
-    try:
+    work = boxes / f"{host}~{ProcessId.current()}~{secrets.token_hex(4)}"
+    try:  # a Ctrl-C may come at any line
+        work.mkdir()
+        work.chmod(0o755)
         yield work
     finally:
         _remove(work)

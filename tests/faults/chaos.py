@@ -92,13 +92,16 @@ class Chaos:
                 if done.returncode:
                     raise RuntimeError(f"exit code {done.returncode} without a kill: {done.stderr}")
             self.before, began = adds_up.UserTree.of(self.checkout), time.monotonic()
-            while sum(self.tally.victims.values()) < kills:
-                self._one_kill()
-            self.stands.up()
-            self.let_it_end()
-            self.check()
-            for child in self.children:
-                child.wait()
+            try:
+                while sum(self.tally.victims.values()) < kills:
+                    self._one_kill()
+                self.stands.up()
+                self.let_it_end()
+                self.check()
+            finally:  # all have ended, unless something went wrong here
+                for child in self.children:
+                    child.kill()
+                    child.wait()
         self.tally.seconds = round(time.monotonic() - began, 1)
         return self.tally
 
@@ -172,7 +175,9 @@ class Chaos:
         self._until(lambda: len(self._reached()) > 1, 600)
         if victim != "box" and self.random.random() < AIMED:
             known = self._reached()
-            ahead = PHASES[PHASES.index(known[-1]) + 1 :] or PHASES
+            # a night may end, or be refused, before its first milestone
+            passed = PHASES.index(known[-1]) + 1 if len(known) > 1 else 0
+            ahead = PHASES[passed:] or PHASES
             aim = self.random.choice(ahead)
             self._until(lambda: aim in self._reached()[len(known) :], AIM_SECONDS)
         else:

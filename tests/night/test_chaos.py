@@ -59,6 +59,15 @@ def test_every_milestone_of_the_night_is_one_where_it_is_killed():
     assert {place.partition(":")[0] for places in PLACES.values() for place in places} == names
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_night_that_ended_before_its_first_milestone_is_not_waited_for(stands, seed):
+    chaos = Chaos(stands, seed, trials=1)
+    chaos.milestones.write_text("starting\n")
+    for _ in range(8):  # both kinds of moments
+        chaos.wait("flow")
+    chaos.log.close()
+
+
 def test_nights_killed_at_random_add_up_in_the_end(stands):
     tally = Chaos(stands, SEED, trials=3).run(KILLS)
     print(f"figures: {tally}")

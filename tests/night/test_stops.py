@@ -145,6 +145,8 @@ def nothing_left(stands: Standing) -> None:
 def goes_on_to_its_end(
     stands: Standing, commands: Commands, before: adds_up.UserTree, tag: str, trials: int = TRIALS
 ) -> None:
+    # Prefect's process of a run that has ended sends its last logs first
+    wait_for(lambda: not stands.flows(), f"the end of {tag}'s processes")
     code, said = commands.run("resume", tag)
     assert code == 0, said
     assert adds_up.complaints(stands.checkout, tag, trials, before, stands.pids) == []
