@@ -1,9 +1,9 @@
 """Profiles: one TOML file each, checked when it is read.
 
 Each setting is explained here and nowhere else. `load("laptop")` reads configs/laptop.toml and
-`load("mine.toml")` reads any file. With `extends = "h100"` at its top, a file takes every setting
-that it does not have itself from that profile. The ALL_CAPS constants of train.py are in the
-`[train]` table; `configs.knobs` writes them into the file.
+`load("mine.toml")` reads any file. With `extends = "h100"` or `extends = "base.toml"` at its top, a
+file takes every setting that it does not have itself from that profile. The ALL_CAPS constants of
+train.py are in the `[train]` table; `configs.knobs` writes them into the file.
 """
 
 from __future__ import annotations
@@ -226,45 +226,63 @@ def load(name: str) -> Profile:
     Raises ProfileError for an unknown name, a file that cannot be read or is not TOML, an `extends`
     that names no profile or leads back to itself, and a key or a value that is not allowed.
     """
-    path = Path(os.path.expanduser(name)) if name.endswith(".toml") else FOLDER / f"{name}.toml"
-    if not path.is_file() or path.stem == "search_space":
-        raise ProfileError(
-            f"unknown profile {name!r}: choose one of {', '.join(names())}, "
-            "or give the path of a .toml file"
-        )
+    path = _find(name, Path())
+    if path is None:
+        raise ProfileError(f"unknown profile {name!r}: {_choices()}")
     try:
         return Profile(**{**_table(path), "name": path.stem})
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ProfileError(f"profile {path}: not valid TOML: {error}") from error
-    except OSError as error:
-        raise ProfileError(f"profile {path} cannot be read: {error.strerror}") from error
     except pydantic.ValidationError as error:
         raise ProfileError(f"profile {path}: {'; '.join(_problems(error.errors()))}") from error
 
 
-def _table(path: Path, extending: tuple[str, ...] = ()) -> dict[str, Any]:
+def _find(name: str, folder: Path) -> Path | None:
+    """The file of a profile: a path is relative to `folder`. None if there is no such file."""
+    is_path = name.endswith(".toml")
+    path = folder / os.path.expanduser(name) if is_path else FOLDER / f"{name}.toml"
+    return path if path.is_file() and path.stem != "search_space" else None
+
+
+def _choices() -> str:
+    return f"choose one of {', '.join(names())}, or give the path of a .toml file"
+
+
+def _table(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The file's settings over those of the profile that it extends.
 
-    `extending` has the names on the way to this file.
+    `extending` has the files on the way to this one, itself last.
     """
-    table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    table = _read(path)
     if "name" in table:
         raise ProfileError(
             f"profile {path}: name: a profile is named after its file; remove the key"
         )
     if (base := table.pop("extends", None)) is None:
         return table
-    if base not in names():
-        raise ProfileError(
-            f"profile {path}: extends = {base!r}: choose one of {', '.join(names())}"
-        )
-    if base in extending:
-        circle = " -> ".join([*extending, base])
+    found = _find(base, path.parent) if isinstance(base, str) else None
+    if found is None:
+        raise ProfileError(f"profile {path}: extends = {base!r}: {_choices()}")
+    found = found.resolve()
+    if found in extending:
+        circle = " -> ".join(map(_shown, [*extending, found]))
         raise ProfileError(
             f"profile {path}: extends = {base!r} leads back to itself: {circle}. "
             "Remove it from one of them"
         )
-    return _over(_table(FOLDER / f"{base}.toml", (*extending, base)), table)
+    return _over(_table(found, (*extending, found)), table)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ProfileError(f"profile {path}: not valid TOML: {error}") from error
+    except OSError as error:
+        raise ProfileError(f"profile {path} cannot be read: {error.strerror}") from error
+
+
+def _shown(path: Path) -> str:
+    """A profile as `extends` names it."""
+    return path.stem if path.parent == FOLDER else str(path)
 
 
 def _over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

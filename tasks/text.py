@@ -27,6 +27,11 @@ def score(bits_per_byte: float | None) -> str:
     return "-" if bits_per_byte is None else f"{bits_per_byte:.6f}"
 
 
+def difference(bits_per_byte: float | None, other: float | None) -> str:
+    """One score minus another, with its sign; a dash where one is unknown."""
+    return "-" if bits_per_byte is None or other is None else f"{bits_per_byte - other:+.6f}"
+
+
 def short_commit(commit: str | None) -> str:
     """The first characters of a commit; a dash for None."""
     return (commit or "-")[:7]

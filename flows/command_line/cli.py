@@ -8,13 +8,13 @@ imports happen inside the commands, so that --help answers at once.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import math
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import configs
 from flows import state_home
@@ -85,13 +85,11 @@ def _add_night(add: Add) -> None:
     )
     night.add_argument(
         "--trials",
-        type=_positive(int),
+        type=_positive_number,
         metavar="N",
         help="end after N trials (default without --hours: the profile's)",
     )
-    night.add_argument(
-        "--hours", type=_positive(float), metavar="H", help="end within H hours of work"
-    )
+    night.add_argument("--hours", type=_hours, metavar="H", help="end within H hours of work")
     night.add_argument(
         "--proposer",
         choices=configs.PROPOSERS,
@@ -121,13 +119,13 @@ def _add_resume_and_stop(add: Add) -> None:
     _add_tag(resume)
     resume.add_argument(
         "--trials",
-        type=_positive(int),
+        type=_positive_number,
         metavar="N",
         help="a new limit: end after N trials, counting those already done",
     )
     resume.add_argument(
         "--hours",
-        type=_positive(float),
+        type=_hours,
         metavar="H",
         help="a new limit: end within H hours of work, counting those already used",
     )
@@ -248,15 +246,17 @@ def _profile(name: str) -> str:
     return str(Path(name).expanduser().resolve()) if name.endswith(".toml") else name
 
 
-def _positive(kind: type) -> Any:
-    def parse(text: str) -> Any:
-        value = kind(text)
-        if not 0 < value < math.inf:  # excludes NaN too
-            raise ValueError
-        return value
+def _positive_number(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r}: should be a whole number, 1 or more")
+    return int(text)
 
-    parse.__name__ = f"positive {kind.__name__}"  # argparse: invalid positive int value
-    return parse
+
+def _hours(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < math.inf:  # excludes NaN too
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r}: should be a number above 0, such as 8 or 0.5")
 
 
 if __name__ == "__main__":

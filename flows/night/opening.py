@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from prefect import get_run_logger, runtime
 
@@ -30,6 +32,7 @@ from tasks.records import (
     Dataset,
     NightHeader,
 )
+from tasks.text import score
 from tasks.trial import hardware, verdict
 from tasks.trial.baseline import (
     baseline_facts,
@@ -121,9 +124,9 @@ def open_night(held: Session) -> Night:
     base = Candidate.parse(_base_source(held))
     bench = Bench(header.settings, dataset, home, header.isolation, first_caps(header.settings))
     kept = _kept_baseline(held.folder) if began else None
-    baseline = kept or _baseline(base, bench, held.pulse.enter)
+    baseline = kept or _baseline(base, bench, _logging(held.pulse.enter))
     if began:
-        _expect_same("a baseline of", began.scores, baseline.scores, header.tag)
+        _expect_same("a baseline of", began.scores, baseline.scores, header.tag, _listed)
     if kept is None:
         saved = json.dumps(dataclasses.asdict(baseline)).encode()
         FileRef.write(held.folder / night_folder.BASELINE, saved)
@@ -178,13 +181,33 @@ def _base_source(held: Session) -> str:
     return (held.folder / night_folder.BASE).read_bytes().decode("utf-8")
 
 
-def _expect_same(what: str, began: object, found: object, tag: str) -> None:
+def _expect_same(
+    what: str, began: object, found: object, tag: str, shown: Callable[[Any], str] = str
+) -> None:
     if began != found:
         raise UsageError(
-            f"night {tag} started with {what} {began} and would resume with {found}: scores of the "
-            "two are never compared. Resume it where it started, or start a new night with another "
-            "--tag"
+            f"night {tag} started with {what} {shown(began)} and would resume with {shown(found)}: "
+            "scores of the two are never compared. Resume it where it started, or start a new "
+            "night with another --tag"
         )
+
+
+def _listed(scores: Iterable[float]) -> str:
+    return ", ".join(map(score, scores))
+
+
+def _logging(report: Report) -> Report:
+    """The same, and a line in the log when a run begins: on a GPU each takes minutes."""
+    begun: set[str] = set()
+
+    def enter(phase: str) -> None:
+        run = phase.partition(":")[0]
+        if run not in begun:
+            begun.add(run)
+            get_run_logger().info(run)
+        report(phase)
+
+    return enter
 
 
 def _baseline(base: Candidate, bench: Bench, report: Report) -> Baseline:

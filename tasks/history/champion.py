@@ -20,6 +20,11 @@ from tasks.records import TRAIN, Trial
 from tasks.text import one_line, shortened
 
 TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+# What git itself means by such a word: HEAD, FETCH_HEAD, ...; and a whole commit.
+NAMES_OF_GIT = re.compile(
+    r"(?:[A-Z_]+_)?HEAD|AUTO_MERGE|MERGE_AUTOSTASH|BISECT_[A-Z_]+|NOTES_MERGE_[A-Z]+"
+    r"|[0-9a-f]{40}|[0-9a-f]{64}"
+)
 SUBJECT_LENGTH = 72
 LOCK_SECONDS = 5.0
 
@@ -96,6 +101,10 @@ def open_checkout(path: Path) -> Checkout:
 
 def check_tag(root: Path, tag: str) -> None:
     """Raises UsageError unless `tag` can name a new night: a plain name whose refs are free."""
+    if NAMES_OF_GIT.fullmatch(tag):
+        raise UsageError(
+            f"--tag {tag!r} means something else to git: choose another name, as in nov21"
+        )
     if not TAG.fullmatch(tag) or not _is_branch_name(root, f"autoresearch/{tag}"):
         raise UsageError(
             f"--tag {tag!r} cannot name a branch: use 1 to 64 letters, digits and . _ + -, "

@@ -118,7 +118,7 @@ def measure_baseline(
             seed,
             worth_audit=lambda claimed: True,
             export_kernels=exported,
-            report=naming(f"baseline, seed {seed}", report),
+            report=naming(f"baseline, seed {seed} of {len(SEEDS)}", report),
         )
         if run.val_bpb is None:
             raise BaselineStopped(

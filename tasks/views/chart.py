@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from tasks.files import FileRef
 from tasks.records import NightState, Trial
 from tasks.text import counted, one_line, shortened
+from tasks.views import margin
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +22,16 @@ if TYPE_CHECKING:
 GREEN, GREY, BLUE, RED = "#1a7f37", "#a0a6ad", "#3b6ea8", "#c0392b"
 LONGEST_LABEL = 30  # characters
 LABELLED = 14  # keeps: the labels of more would overlap
+# By label in the legend: marker, colour, size, width of its edge, whether it is hollow.
+MARKS = {
+    "discarded": ("o", GREY, 6, 0, False),
+    "discarded, within noise": ("o", GREY, 6, 1.5, True),
+    "discarded, above the chart": ("^", GREY, 6, 0, False),
+    "kept": ("o", GREEN, 9, 0, False),
+    "kept, within noise": ("o", GREEN, 8, 2, True),
+    "stopped, no score": ("|", RED, 11, 2, False),
+    "rejected, not run": ("x", RED, 7, 1.5, False),
+}
 Point = tuple[int, float, Trial]  # number, score in bits per byte
 Spot = tuple[float, float]  # trial number, bits per byte
 
@@ -82,30 +93,37 @@ def _draw_baseline(axes: Axes, state: NightState, kept: Sequence[Point], right: 
 
 
 def _draw_trials(axes: Axes, state: NightState, low: float, top: float) -> None:
-    """A mark for each trial; one whose score is above the chart, or that has none, at its edge."""
-    height = top - low
-    lost: list[Spot] = []
-    above: list[Spot] = []
-    kept: list[Spot] = []
-    for number, score, trial in _scored(state):
-        if trial.verdict == "keep":
-            kept.append((number, score))
-        elif score > top:
-            above.append((number, top - 0.02 * height))
-        else:
-            lost.append((number, score))
-    failed = [trial.number for trial in state.trials if trial.val_bpb is None]
-    stopped: list[Spot] = [(number, low + 0.03 * height) for number in failed]
-    for marker, colour, size, label, spots in (
-        ("o", GREY, 6, "discarded", lost),
-        ("^", GREY, 6, "discarded, above the chart", above),
-        ("o", GREEN, 9, "kept", kept),
-        ("|", RED, 11, "stopped, no score", stopped),
-    ):
-        if spots:
-            width = 2 if marker == "|" else 0
-            x, y = zip(*spots, strict=True)
-            axes.plot(x, y, marker, color=colour, ms=size, mew=width, label=label, zorder=3)
+    """A mark for each trial; one whose score is above the chart, or that has none, at its edge.
+
+    A hollow mark is a difference from the champion that is within noise.
+    """
+    spots: dict[str, list[Spot]] = {label: [] for label in MARKS}
+    for trial in state.trials:
+        label = _label(trial, top)
+        spots[label].append((trial.number, _height(trial, low, top)))
+    for label, (marker, colour, size, width, is_hollow) in MARKS.items():
+        if spots[label]:
+            x, y = zip(*spots[label], strict=True)
+            fill = "white" if is_hollow else colour
+            (marks,) = axes.plot(x, y, marker, color=colour, ms=size, mew=width, label=label)
+            marks.set(markerfacecolor=fill, zorder=3)
+
+
+def _label(trial: Trial, top: float) -> str:
+    """Which of MARKS a trial gets."""
+    if trial.val_bpb is None:
+        return "rejected, not run" if trial.status == "rejected_patch" else "stopped, no score"
+    noise = ", within noise" if margin.is_noise(trial) else ""
+    if trial.verdict == "keep":
+        return f"kept{noise}"
+    return f"discarded{noise}" if trial.val_bpb <= top else "discarded, above the chart"
+
+
+def _height(trial: Trial, low: float, top: float) -> float:
+    """Where the mark goes on the score axis."""
+    if trial.val_bpb is None:
+        return low + 0.03 * (top - low)
+    return trial.val_bpb if trial.val_bpb <= top else top - 0.02 * (top - low)
 
 
 def _draw_label(axes: Axes, point: Point) -> None:

@@ -14,8 +14,16 @@ from pathlib import Path
 
 from tasks.files import FileRef
 from tasks.records import NightHeader, NightState, Trial
-from tasks.text import counted, money, one_line, score, short_commit, shortened
-from tasks.views import costs
+from tasks.text import (
+    counted,
+    difference,
+    money,
+    one_line,
+    score,
+    short_commit,
+    shortened,
+)
+from tasks.views import costs, margin
 
 LONGEST_REASON = 200  # characters
 MOST_NUMBERS = 8  # of trials that are listed for one reason
@@ -95,11 +103,13 @@ def _progress(state: NightState) -> str:
     if not state.trials:
         trials = "No trial is finished"
     else:
-        stopped = sum(trial.status != "ok" for trial in state.trials)
+        rejected = sum(trial.status == "rejected_patch" for trial in state.trials)
+        stopped = sum(trial.status != "ok" for trial in state.trials) - rejected
         kept = len(_kept(state))
         trials = (
             f"{counted(len(state.trials), 'trial')}: {kept} kept, "
-            f"{len(state.trials) - kept - stopped} discarded, {stopped} stopped"
+            f"{len(state.trials) - kept - stopped - rejected} discarded, "
+            f"{f'{rejected} rejected, ' if rejected else ''}{stopped} stopped"
         )
     hours, minutes = divmod(round(state.used_seconds / 60), 60)
     wall = f"{hours} h {minutes:02d} min" if hours else f"{state.used_seconds / 60:.1f} min"
@@ -165,15 +175,21 @@ def _audit(state: NightState) -> str:
         )
     gaps = [trial.audit_gap or 0.0 for trial in audited if trial.status != "audit_failed"]
     failed = len(audited) - len(gaps)
-    others = (
-        f"; the other claims were at most {max(gaps):.6f} nats a token too low, which is charged"
-        if gaps
-        else ""
-    )
     return (
         "every score that led to a keep was measured again from secret prefixes, in "
-        f"{len(audited)} of {counted(len(state.trials), 'trial')}. {failed} failed{others}."
+        f"{len(audited)} of {counted(len(state.trials), 'trial')}. {failed or 'None'} failed"
+        f"{_charged(gaps, 'other claim' if failed else 'claim')}."
     )
+
+
+def _charged(gaps: Sequence[float], claim: str) -> str:
+    """By how much claims were too low, nats a token, where six digits show it."""
+    if not gaps:
+        return ""
+    worst = f"{max(gaps):.6f}"
+    if float(worst) <= 0:
+        return f"; no {claim} was measurably too low"
+    return f"; the {claim}s were at most {worst} nats a token too low, which is charged"
 
 
 def _table(state: NightState) -> str:
@@ -181,29 +197,32 @@ def _table(state: NightState) -> str:
         return "None yet."
     several = len({trial.idea.proposer for trial in state.trials}) > 1
     by, rule = (" by |", "---|") if several else ("", "")
+    champions = margin.to_beat(state)
     rows = [
-        f"| # | what |{by} verdict | val_bpb | vs baseline | z | runs | why |",
-        f"|--:|---|{rule}---|--:|--:|--:|--:|---|",
-        *(f"| {' | '.join(_cells(state, trial, several))} |" for trial in state.trials),
+        f"| # | what |{by} verdict | val_bpb | vs baseline | vs champion | z | runs | why |",
+        f"|--:|---|{rule}---|--:|--:|--:|--:|--:|---|",
+        *(f"| {' | '.join(_cells(state, trial, champions, several))} |" for trial in state.trials),
         "",
-        "Lower is better: a negative difference from the baseline is a gain.",
+        "Lower is better: a negative difference is a gain. *vs champion*: against the best file at "
+        "the time, which is what a trial must beat. Within noise: that difference is smaller than "
+        "its own standard error (z between -1 and 1).",
     ]
     return "\n".join(rows)
 
 
-def _cells(state: NightState, trial: Trial, several: bool) -> Iterator[str]:
+def _cells(
+    state: NightState, trial: Trial, champions: Mapping[int, float], several: bool
+) -> Iterator[str]:
     """A trial's row; `several` adds who proposed it."""
     yield str(trial.number)
     yield _text(trial.idea.summary)
     if several:
         yield _text(trial.idea.proposer)
-    if trial.status == "ok":
-        yield "**keep**" if trial.verdict == "keep" else trial.verdict
-    else:
-        yield f"stopped: {trial.status}"
+    outcome = margin.outcome(trial)
+    yield f"**{outcome}**" if trial.verdict == "keep" else outcome
     yield score(trial.val_bpb)
-    base = state.baseline.val_bpb if state.baseline else None
-    yield "-" if trial.val_bpb is None or base is None else f"{trial.val_bpb - base:+.6f}"
+    yield difference(trial.val_bpb, state.baseline.val_bpb if state.baseline else None)
+    yield difference(trial.val_bpb, champions.get(trial.number))
     yield "-" if trial.z is None else f"{trial.z:.2f}"
     yield str(len(trial.scores))
     yield _text(trial.reason)

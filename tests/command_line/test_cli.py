@@ -78,6 +78,19 @@ def test_usage_errors_exit_2(checkout, arguments):
     assert "error" in refused(checkout, *arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--trials", "0"], "argument --trials: '0': should be a whole number, 1 or more"),
+        (["--trials", "1.5"], "argument --trials: '1.5': should be a whole number, 1 or more"),
+        (["--hours", "0"], "argument --hours: '0': should be a number above 0, such as 8 or 0.5"),
+        (["--hours", "x"], "argument --hours: 'x': should be a number above 0, such as 8 or 0.5"),
+    ],
+)
+def test_a_limit_that_is_refused_says_what_is_allowed(checkout, arguments, said):
+    assert said in refused(checkout, "night", *arguments)
+
+
 def test_prefect_gets_all_arguments_after_its_name(checkout):
     version = checkout.run("prefect", "--version")
     assert (version.returncode, version.stdout.strip()) == (

@@ -223,6 +223,36 @@ def test_an_extended_profile_may_extend_another(tmp_path):
     assert extending(tmp_path, "mps").data.license == configs.load("h100").data.license
 
 
+def test_a_profile_may_extend_a_file_beside_it(tmp_path, monkeypatch):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "base.toml").write_text('extends = "h100"\nthreads = 7\n')
+    monkeypatch.chdir(tmp_path)  # relative to the file, not to where the command runs
+    mine = extending(folder, "base.toml", "[train]\nDEPTH = 4\n")
+    assert (mine.threads, mine.data, mine.train["DEPTH"]) == (7, configs.load("h100").data, 4)
+    assert extending(tmp_path, str(folder / "base.toml")).threads == 7
+
+
+def test_a_broken_file_that_is_extended_is_the_one_that_is_named(tmp_path):
+    (tmp_path / "base.toml").write_text("threads = \n")
+    with pytest.raises(configs.ProfileError, match=r"base\.toml: not valid TOML"):
+        extending(tmp_path, "base.toml")
+
+
+def test_files_that_extend_each_other_are_refused_by_their_paths(tmp_path):
+    (tmp_path / "base.toml").write_text('extends = "./mine.toml"\n')
+    with pytest.raises(
+        configs.ProfileError, match=r"leads back to itself: .*/base\.toml -> .*/mine\.toml -> "
+    ):
+        extending(tmp_path, "base.toml")
+
+
+@pytest.mark.parametrize("base", ["nothing.toml", "search_space"])
+def test_extending_a_file_that_is_no_profile_says_what_is_allowed(tmp_path, base):
+    with pytest.raises(configs.ProfileError, match=r"or give the path of a \.toml file"):
+        extending(tmp_path, base)
+
+
 def test_extending_an_unknown_profile_names_those_that_exist(tmp_path):
     with pytest.raises(
         configs.ProfileError, match="extends = 'h1000': choose one of consumer, h100"

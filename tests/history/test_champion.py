@@ -179,7 +179,26 @@ def test_a_tag_that_cannot_name_a_branch_and_a_folder_is_refused(root, tag):
         champion.check_tag(root, tag)
 
 
-@pytest.mark.parametrize("tag", ["nov21", "a", "x" * 64, "2026-11-21", "a.b_c+d"])
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "HEAD",
+        "FETCH_HEAD",
+        "ORIG_HEAD",
+        "MERGE_HEAD",
+        "AUTO_MERGE",
+        "BISECT_EXPECTED_REV",
+        "a1" * 20,
+    ],
+)
+def test_a_tag_that_means_something_to_git_is_refused(root, tag):
+    with pytest.raises(UsageError, match=f"'{tag}' means something else to git: choose another"):
+        champion.check_tag(root, tag)
+
+
+@pytest.mark.parametrize(
+    "tag", ["head", "AHEAD", "HEAD-2", "nov21", "a", "x" * 64, "2026-11-21", "a.b_c+d"]
+)
 def test_a_plain_tag_is_free_in_a_new_checkout(root, tag):
     champion.check_tag(root, tag)
 

@@ -126,6 +126,7 @@ def test_a_trial_is_a_row_with_its_difference_and_reason():
         "**keep**",
         "1.600000",
         "-0.050000",
+        "-0.050000",
         "4.00",
         "1",
         "better",
@@ -137,9 +138,52 @@ def test_a_trial_is_a_row_with_its_difference_and_reason():
         "-",
         "-",
         "-",
+        "-",
         "0",
         "RuntimeError: boom",
     ]
+
+
+def test_a_trial_is_compared_with_the_champion_of_its_time():
+    state = make_state(
+        make_trial(1, val_bpb=1.64),
+        keep(2, 1.6, scores=(1.59, 1.61)),
+        make_trial(3, val_bpb=1.61),
+        keep(4, 1.5),
+        make_trial(5, val_bpb=1.5),
+    )
+    differences = [(row(state, k)[4], row(state, k)[5]) for k in range(1, 6)]
+    assert differences == [
+        ("-0.010000", "-0.010000"),
+        ("-0.050000", "-0.050000"),
+        ("-0.040000", "+0.010000"),
+        ("-0.150000", "-0.100000"),
+        ("-0.150000", "+0.000000"),
+    ]
+    assert "| vs baseline | vs champion |" in report.markdown(state)
+
+
+@pytest.mark.parametrize(
+    ("trial", "verdict"),
+    [
+        (make_trial(z=0.99), "discard, within noise"),
+        (make_trial(z=-0.99), "discard, within noise"),
+        (make_trial(z=-1.0), "discard"),
+        (keep(z=0.2), "**keep, within noise**"),
+        (keep(z=2.5), "**keep**"),
+        (crash(), "stopped: train_crashed"),
+        (crash(status="rejected_patch"), "rejected"),
+    ],
+)
+def test_the_verdict_names_what_is_within_noise_and_what_was_never_run(trial, verdict):
+    assert row(make_state(trial), 1)[2] == verdict
+
+
+def test_a_patch_that_was_never_run_is_rejected_and_not_stopped():
+    trials = (keep(), make_trial(2), crash(3, status="rejected_patch"), crash(4))
+    assert "4 trials: 1 kept, 1 discarded, 1 rejected, 1 stopped." in report.headline(
+        make_state(*trials)
+    )
 
 
 def test_what_is_unknown_is_a_dash_and_never_none_or_zero():
@@ -168,7 +212,16 @@ def test_trust_covers_noise_runs_selection_audit_and_isolation():
         ((make_trial(),), "no trial came near a keep"),
         (
             (keep(audit_gap=0.0), make_trial(2)),
-            "in 1 of 2 trials. 0 failed; the other claims were at most 0.000000",
+            "in 1 of 2 trials. None failed; no claim was measurably too low.",
+        ),
+        (
+            (keep(audit_gap=4e-7), make_trial(2, audit_gap=-1e-3)),
+            "None failed; no claim was measurably too low.",
+        ),
+        ((keep(audit_gap=2e-5),), "None failed; the claims were at most 0.000020 nats a token"),
+        (
+            (keep(audit_gap=0.0), crash(2, status="audit_failed", audit_gap=3.0)),
+            "1 failed; no other claim was measurably too low.",
         ),
         (
             (keep(audit_gap=2e-5), crash(2, status="audit_failed", audit_gap=3.0)),
@@ -275,10 +328,10 @@ def test_an_agents_cost_is_unknown_and_its_proposals_are_counted():
 def test_the_table_names_the_proposer_if_there_were_several():
     state = make_state(keep(1, proposer="llm"), make_trial(2))
     assert row(state, 1)[:4] == ["1", "DEPTH 3 -> 2", "llm", "**keep**"]
-    assert row(state, 2)[:4] == ["2", "DEPTH 3 -> 2", "tpe", "discard"]
+    assert row(state, 2)[:4] == ["2", "DEPTH 3 -> 2", "tpe", "discard, within noise"]
     table = [line for line in report.markdown(state).splitlines() if line.startswith("|")]
     assert table[0].startswith("| # | what | by | verdict |")
-    assert {line.count("|") for line in table} == {10}
+    assert {line.count("|") for line in table} == {11}
 
 
 @pytest.mark.parametrize("name", [name for name in STATES if name != "of a model"])
@@ -323,7 +376,7 @@ def test_a_candidates_words_are_text():
     cells = row(make_state(crash(summary=evil, reason=evil)), 1)
     assert (
         cells[1]
-        == cells[7]
+        == cells[8]
         == r"!\[x](http://evil) \| \<img src=y> \`rm\` \*\*b\*\* # head ]0;title"
     )
 
@@ -353,9 +406,12 @@ def test_writing_again_replaces_whole_files(tmp_path):
         (keep(), chart.GREEN),
         (make_trial(), chart.GREY),
         (make_trial(val_bpb=9.0), chart.GREY),
+        (make_trial(z=-3.0), chart.GREY),
+        (keep(z=0.2), chart.GREEN),
         (crash(), chart.RED),
+        (crash(status="rejected_patch"), chart.RED),
     ],
-    ids=["keep", "lost", "above", "crash"],
+    ids=["keep", "noise", "above", "lost", "kept noise", "crash", "rejected"],
 )
 def test_each_outcome_has_its_colour_in_the_chart(tmp_path, trial, colour):
     chart.draw(make_state(), tmp_path / "before.png")
@@ -364,6 +420,27 @@ def test_each_outcome_has_its_colour_in_the_chart(tmp_path, trial, colour):
         pixels(read_png(tmp_path / name), colour) for name in ("before.png", "after.png")
     )
     assert after > before + 20
+
+
+@pytest.mark.parametrize(
+    ("trial", "label"),
+    [
+        (make_trial(z=0.3), "discarded, within noise"),
+        (make_trial(z=-3.0), "discarded"),
+        (make_trial(val_bpb=9.0, z=-9.0), "discarded, above the chart"),
+        (keep(z=0.2), "kept, within noise"),
+        (keep(), "kept"),
+        (crash(), "stopped, no score"),
+        (crash(status="rejected_patch"), "rejected, not run"),
+    ],
+)
+def test_the_charts_legend_names_each_outcome(trial, label):
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    chart._draw(axes, make_state(trial))
+    labels = axes.get_legend_handles_labels()[1]
+    assert [name for name in labels if name in chart.MARKS] == [label]
 
 
 def test_a_hopeless_score_does_not_flatten_the_chart():
