@@ -18,6 +18,7 @@ from flows import state_home
 from flows.night import (
     full_disk,
     interruption,
+    mlflow_view,
     night_views,
     researcher,
     resume,
@@ -131,6 +132,7 @@ def research(tag: str, request: Request, *, is_resume: bool = False) -> str:
         else:
             resume.check_request(held.state, request)
             continue_night(held, request, is_resume=is_resume)
+        mlflow_view.prepare_store(state_home.locate())
         night = open_night(held)
         views = Views(night, held.pulse)
         if not held.state.finished:
@@ -279,5 +281,7 @@ def end(night: Night, held: Session, views: Views) -> None:
     if held.state.finished:
         night_views.notify("finished", held.state)
     interruption.reached("reported")
-    over = held.state.finished or held.state.stopped
-    get_run_logger().info(f"night {night.tag} is over: {over}")
+    if held.state.finished:
+        get_run_logger().info(f"night {night.tag} is over: {held.state.finished}")
+    else:
+        session.name_resume(night.tag, f"has stopped: {held.state.stopped}")

@@ -14,7 +14,7 @@ from tasks.trial import device_lock, experiment
 from tasks.trial.baseline import first_caps
 
 
-@flow(name="single-run")
+@flow(name="single-run", flow_run_name="run one file, seed {seed}")
 def single_run(source: str, profile: Profile, seed: int, allow_unsandboxed: bool) -> RunResult:
     """Prepares the data, then trains, scores and audits `source` once.
 

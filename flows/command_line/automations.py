@@ -7,7 +7,6 @@ alone.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
@@ -99,37 +98,3 @@ def _update(client: SyncPrefectClient, name: str, wanted: AutomationCore | None)
 
 def _content(automation: Automation | AutomationCore) -> dict[str, object]:
     return automation.model_dump(include=set(AutomationCore.model_fields) - {"owner_resource"})
-
-
-Schedule = tuple[UUID, UUID, bool]  # ids of deployment and schedule, and whether it is on
-
-
-@contextlib.contextmanager
-def schedules_kept_on() -> Iterator[list[str]]:
-    """Switches the schedules that were on before the block on again after it.
-
-    Yields a list that gets one line per such schedule when the block is over.
-    """
-    lines: list[str] = []
-    with get_client(sync_client=True) as client:
-        before = sorted(name for name, (*_, is_on) in _schedules(client).items() if is_on)
-        try:
-            yield lines
-        finally:
-            after = _schedules(client)
-            for name in before:
-                if name not in after:
-                    lines.append(f"{name} was on and is gone: it is no longer in prefect.yaml")
-                    continue
-                deployment, schedule, is_on = after[name]
-                if not is_on:
-                    client.update_deployment_schedule(deployment, schedule, active=True)
-                lines.append(f"{name} stays on")
-
-
-def _schedules(client: SyncPrefectClient) -> dict[str, Schedule]:
-    return {
-        f"{deployment.name}: {each.schedule}": (deployment.id, each.id, each.active)
-        for deployment in client.read_deployments()
-        for each in deployment.schedules
-    }

@@ -137,7 +137,9 @@ def _add_results(add: Add) -> None:
     status = add(
         "status", commands.status, "Show what a night is doing and what is left of its budgets."
     )
-    _add_tag(status)
+    status.add_argument(
+        "tag", nargs="?", metavar="TAG", help="name of the night (default: a list of all nights)"
+    )
     _add_json(status, "the text")
     _add_tag(
         add("report", commands.report, "Write a night's report again from its ledger and print it.")
@@ -210,6 +212,19 @@ def _add_services(add: Add) -> None:
     )
     worker = add("worker", services.worker, "Run a worker for a pool, one night at a time.")
     worker.add_argument("pool", metavar="POOL", help="a pool that ./run deploy made: local or gpu")
+    schedule = add(
+        "schedule",
+        services.schedule,
+        "Switch a deployment's schedule on or off. It stays so at the next ./run deploy.",
+    )
+    schedule.add_argument("state", choices=("on", "off"), metavar="ON|OFF", help="on or off")
+    schedule.add_argument(
+        "name",
+        nargs="?",
+        default="nightly-research",
+        metavar="NAME",
+        help="a deployment of prefect.yaml (default: nightly-research)",
+    )
     add("prefect", services.prefect, "Run Prefect's own command line on the same server.")
 
 

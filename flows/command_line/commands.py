@@ -134,8 +134,25 @@ def status(arguments: argparse.Namespace, home: Path) -> int:
     from tasks.history import night_folder
     from tasks.views import status
 
+    if arguments.tag is None:
+        return _list_nights(home, as_json=arguments.json)
     night = status.describe(night_folder.find(home, arguments.tag))
     print(json.dumps(dataclasses.asdict(night)) if arguments.json else status.text(night))
+    return 0
+
+
+def _list_nights(home: Path, *, as_json: bool) -> int:
+    from tasks.history import night_folder
+    from tasks.views import status
+
+    nights, damaged = status.describe_all(night_folder.all_of(home))
+    if as_json:
+        found = [dataclasses.asdict(night) for night in nights]
+        print(json.dumps({"nights": found, "damaged": damaged}))
+    elif nights or damaged:
+        print(status.listing(nights, damaged))
+    else:
+        print(f"no night yet in {home}: `./run night` starts one", file=sys.stderr)
     return 0
 
 

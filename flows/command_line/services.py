@@ -9,11 +9,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from flows import state_home
-from flows.command_line import server
+from flows.command_line import api_outage, server
 from tasks.errors import NightlyError, UsageError
 from tasks.views import mlflow_client
+
+FLOW = "nightly-research"
 
 
 def serve(arguments: argparse.Namespace, home: Path) -> int:
@@ -58,21 +63,32 @@ def deploy(arguments: argparse.Namespace, home: Path) -> int:
     for template in sorted((state_home.ROOT / "deployments").glob("pool-*.json")):
         pool = template.stem.removeprefix("pool-")
         options = ["--type", "process", "--base-job-template", str(template), "--overwrite"]
-        if code := _run_prefect("work-pool", "create", pool, *options):
+        if code := _run_quietly("work-pool", "create", pool, *options):
             return code
-    from flows.command_line import automations  # imports Prefect, whose settings are set by now
+    from flows.command_line import automations, schedules  # they import Prefect: not before
 
-    with automations.schedules_kept_on() as lines:
-        code = _run_prefect("deploy", "--all", "--no-prompt")
-    for line in lines:
-        print(f"schedule of {line}")
+    with schedules.kept_on() as lines:
+        code = _run_quietly("deploy", "--all", "--no-prompt")
     if not code:
-        print("automations:", ", ".join(automations.register()))
+        for deployment in _deployments():
+            pool = deployment["work_pool"]["name"]
+            lines.append(f"deployment {deployment['name']}: `./run worker {pool}` runs its nights")
+        lines.append(f"automations: {', '.join(automations.register())}")
+    print(*lines, sep="\n")
     return code
+
+
+def schedule(arguments: argparse.Namespace, home: Path) -> int:
+    _require_server(home)
+    from flows.command_line import schedules  # imports Prefect, whose settings are set by now
+
+    print(*schedules.switch(arguments.name, on=arguments.state == "on"), sep="\n")
+    return 0
 
 
 def worker(arguments: argparse.Namespace, home: Path) -> int:
     _require_server(home)
+    _require_pool(arguments.pool)
     os.environ["NIGHTLY_CHECKOUT"] = str(state_home.ROOT)
     os.chdir(state_home.ROOT)
     # The deployments' concurrency limit allows one night at a time. A worker limited to one flow
@@ -85,7 +101,36 @@ def worker(arguments: argparse.Namespace, home: Path) -> int:
 def prefect(arguments: argparse.Namespace, home: Path) -> int:
     if url := server.running_server(home):
         os.environ.setdefault("PREFECT_API_URL", url)
-    return _run_prefect(*arguments.arguments)
+    return _run_prefect(*_with_flow(arguments.arguments))
+
+
+def _with_flow(arguments: list[str]) -> list[str]:
+    """Prefect's own command line, where the name of a deployment of ours may lack its flow."""
+    names = [deployment["name"] for deployment in _deployments()]
+    if arguments[:1] == ["deployment"]:
+        for i, argument in enumerate(arguments[2:], start=2):
+            if argument in names and not arguments[i - 1].startswith("-"):
+                return [*arguments[:i], f"{FLOW}/{argument}", *arguments[i + 1 :]]
+    return arguments
+
+
+def _deployments() -> list[dict[str, Any]]:
+    described = yaml.safe_load((state_home.ROOT / "prefect.yaml").read_text(encoding="utf-8"))
+    deployments: list[dict[str, Any]] = described["deployments"]
+    return deployments
+
+
+def _require_pool(pool: str) -> None:
+    """Raises UsageError for a pool that the server lacks: Prefect would make one and wait there."""
+    from prefect import get_client  # slow, and its settings must be set
+
+    with api_outage.reported(os.environ["PREFECT_API_URL"]), get_client(sync_client=True) as client:
+        known = sorted(found.name for found in client.read_work_pools())
+    if pool not in known:
+        raise UsageError(
+            f"there is no work pool {pool!r} on this server; there are: "
+            f"{', '.join(known) or 'none yet'}. `./run deploy` makes those of this project"
+        )
 
 
 def _require_server(home: Path) -> None:
@@ -100,3 +145,14 @@ def _require_server(home: Path) -> None:
 def _run_prefect(*arguments: str) -> int:
     argv = [sys.executable, "-m", "prefect", *arguments]
     return subprocess.run(argv, cwd=state_home.ROOT).returncode
+
+
+def _run_quietly(*arguments: str) -> int:
+    """The same without Prefect's hints, which name its own commands; all of it if that failed."""
+    argv = [sys.executable, "-m", "prefect", *arguments]
+    done = subprocess.run(
+        argv, cwd=state_home.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if done.returncode:
+        print(done.stdout, file=sys.stderr, end="")
+    return done.returncode

@@ -17,8 +17,8 @@ from types import FrameType
 
 REQUEST = "stop"  # file in the night's folder; its text says who asked
 MESSAGE = (
-    b"\nThe night ends after this trial. Press Ctrl-C again to end it now: "
-    b"./run resume then runs this trial again.\n"
+    "\nThe night ends after this trial. Press Ctrl-C again to end it now: "
+    "`./run resume {tag}` then runs this trial again.\n"
 )
 
 
@@ -61,7 +61,7 @@ def ctrl_c_handled(folder: Path, in_trial: Callable[[], bool]) -> Iterator[None]
         except OSError:  # the file cannot be made: there is no way to end later
             raise KeyboardInterrupt("Ctrl-C") from None
         with contextlib.suppress(OSError):  # nobody may be there to read it
-            os.write(2, MESSAGE)
+            os.write(2, MESSAGE.format(tag=folder.name).encode())
 
     before = signal.signal(signal.SIGINT, interrupt)
     try:

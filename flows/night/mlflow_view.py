@@ -7,8 +7,10 @@ What MLflow has missed is written as soon as it answers again, at the night's en
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from prefect import task
@@ -35,6 +37,23 @@ Done = frozenset[int]  # trials whose runs are complete in MLflow
 T = TypeVar("T")
 
 
+class Unfinished(NightlyError):
+    """MLflow is still writing, which takes a while and is no failure."""
+
+
+def prepare_store(home: Path) -> None:
+    """Makes a missing store in the background, as that takes most of a minute on a busy machine.
+
+    What goes wrong is reported when the first run is written, which tries it again.
+    """
+
+    def make() -> None:
+        with contextlib.suppress(NightlyError):
+            mlflow_client.make_if_missing(state_home.mlflow_uri(home))
+
+    threading.Thread(target=make, name="mlflow-store", daemon=True).start()
+
+
 class MlflowView:
     """What MLflow has of one night, and the one job that may be writing to it."""
 
@@ -42,15 +61,18 @@ class MlflowView:
         self._night = night
         self._done: Done | None = None
         self._job: PrefectFuture[Done] | None = None
+        self._since = 0.0  # time.monotonic() at which the job was begun
 
     def follow(self, state: NightState, patience: float) -> None:
         """Writes what MLflow lacks, and waits `patience` seconds for it.
 
-        Raises NightlyError if that failed, for whatever reason.
+        Raises Unfinished while it goes on, NightlyError if it failed, for whatever reason, or has
+        taken longer than LAST_PATIENCE.
         """
         with contextlib.suppress(NightlyError):  # of a job for an earlier state
             self._collect(0.0)
         if self._job is None:
+            self._since = time.monotonic()
             self._job = catch_up.submit(
                 unscanned(self._night), unscanned(state), unscanned(self._done)
             )
@@ -62,8 +84,10 @@ class MlflowView:
         try:
             self._done = _result(self._job, patience)
         except TimeoutError:
+            if time.monotonic() - self._since < LAST_PATIENCE:
+                raise Unfinished(f"MLflow is not done after {patience:.0f} s") from None
             raise NightlyError(
-                f"MLflow is not done after {patience:.0f} s; the night continues meanwhile"
+                f"MLflow is not done after {LAST_PATIENCE:.0f} s; the night continues meanwhile"
             ) from None
         except BaseException:
             self._job = None
@@ -112,7 +136,7 @@ def _retry(write: Callable[[], None], until: float) -> None:
         time.sleep(RETRY_SECONDS)
 
 
-@task(name="log-to-mlflow", cache_policy=NO_CACHE)
+@task(name="log-to-mlflow", task_run_name="log to MLflow", cache_policy=NO_CACHE)
 def catch_up(night: Night, state: NightState, done: Done | None) -> Done:
     """Logs the baseline and each applied trial that is not `done`; finished runs are left alone."""
     return log_missing(night, state, done)
@@ -136,7 +160,11 @@ def log_missing(night: Night, state: NightState, done: Done | None) -> Done:
     return done | {trial.number for trial in state.trials}
 
 
-@task(name="finish-night-in-mlflow", cache_policy=NO_CACHE)
+@task(
+    name="finish-night-in-mlflow",
+    task_run_name="finish the night in MLflow",
+    cache_policy=NO_CACHE,
+)
 def finish_night(night: Night, state: NightState) -> None:
     """Logs the report, the chart, the table and the calls of no trial, and ends the night's run."""
     unused = _calls(night, {0, len(state.trials) + 1})  # pings, and a proposal that was not run

@@ -28,11 +28,13 @@ from tasks.errors import NightlyError
 from tasks.files import FULL
 from tasks.history import heartbeat
 from tasks.records import NightState, Trial
-from tasks.views import chart, notification, report
+from tasks.text import difference, one_line, score, shortened
+from tasks.views import chart, margin, notification, report
 
 BACK_SECONDS = 15.0  # for which a finished night waits for Prefect's API to come back
 PATIENCE = 5.0  # seconds for which a trial waits for Prefect's API
 FILES = ("report", "chart")  # views in the night's folder: they wait for room on the disk
+LONGEST_SUMMARY = 40  # characters, in that table
 ROWS = 20  # of the table on Prefect's page, besides the keeps: it is sent whole after each trial
 
 
@@ -90,7 +92,7 @@ class Views:
 
     def show(self, state: NightState) -> None:
         """The baseline and every applied trial so far, in MLflow and in the night's table."""
-        self._try("MLflow", lambda: self._mlflow.follow(state, mlflow_view.PATIENCE))
+        self._try("MLflow", lambda: self._follow_in_mlflow(state))
         self._try("Prefect", lambda: _send_table(state))
 
     def show_end(self, state: NightState) -> None:
@@ -98,9 +100,12 @@ class Views:
 
         Raises OSError if the disk is too full for the report: the night waits for room.
         """
-        if self._try("report", lambda: write_report(unscanned(self._night), unscanned(state))):
-            self._try("Prefect", lambda: _send_report(self._night))
-        self._try("chart", lambda: draw_chart(unscanned(self._night), unscanned(state)))
+        written = self._try(
+            "report", lambda: write_report(unscanned(self._night), unscanned(state))
+        )
+        drawn = self._try("chart", lambda: draw_chart(unscanned(self._night), unscanned(state)))
+        if written:
+            self._try("Prefect", lambda: _send_report(self._night, has_chart=drawn))
         self._try("MLflow", lambda: self._mlflow.finish(state))
 
     def rebuild(self, state: NightState) -> None:
@@ -109,7 +114,13 @@ class Views:
         draw_chart(unscanned(self._night), unscanned(state))
         self._mlflow.finish(state)
         _send_table(state)
-        _send_report(self._night)
+        _send_report(self._night, has_chart=True)
+
+    def _follow_in_mlflow(self, state: NightState) -> None:
+        try:
+            self._mlflow.follow(state, mlflow_view.PATIENCE)
+        except mlflow_view.Unfinished as unfinished:
+            get_run_logger().debug(str(unfinished))
 
     def _try(self, view: str, show: Callable[[], None]) -> bool:
         """Whether a view could be shown. Logs an outage once, not after each trial, and its end."""
@@ -138,13 +149,13 @@ def _message(view: str, error: Exception) -> str:
     return f"the {view} view failed: {type(error).__name__}: {error}"
 
 
-@task(name="write-report", cache_policy=NO_CACHE)
+@task(name="write-report", task_run_name="write the report", cache_policy=NO_CACHE)
 def write_report(night: Night, state: NightState) -> None:
     """report.md and results.tsv in the night's folder."""
     report.write(state, night.folder)
 
 
-@task(name="draw-chart", cache_policy=NO_CACHE)
+@task(name="draw-chart", task_run_name="draw the chart", cache_policy=NO_CACHE)
 def draw_chart(night: Night, state: NightState) -> None:
     """progress.png in the night's folder."""
     chart.draw(state, night.folder / "progress.png")
@@ -154,17 +165,32 @@ def _send_table(state: NightState) -> None:
     first = len(state.trials) - ROWS
     shown = [t for t in state.trials if t.verdict == "keep" or t.number > first]
     description = f"night {state.header.tag}"
-    _send("table", "trials", description, json.dumps([_row(trial) for trial in shown]))
+    champions = margin.to_beat(state)
+    rows = [_row(trial, champions.get(trial.number)) for trial in shown]
+    _send("table", "trials", description, json.dumps(rows))
 
 
-def _row(trial: Trial) -> dict[str, object]:
-    fields = ("verdict", "status", "val_bpb", "z", "reason")
-    row = {name: getattr(trial, name) for name in fields}
-    return {"number": trial.number, "summary": trial.idea.summary, **row}
+def _row(trial: Trial, champion: float | None) -> dict[str, object]:
+    """What fits beside each other on Prefect's page, where nothing wraps."""
+    why = trial.reason
+    if trial.status == "ok":  # before the last colon are figures, and those have their columns
+        why = why.rpartition(": ")[2]
+    return {
+        "trial": trial.number,
+        "what": shortened(one_line(trial.idea.summary), LONGEST_SUMMARY),
+        "verdict": margin.outcome(trial),
+        "val_bpb": score(trial.val_bpb),
+        "vs champion": difference(trial.val_bpb, champion),
+        "z": "-" if trial.z is None else f"{trial.z:.2f}",
+        "why": one_line(why),
+    }
 
 
-def _send_report(night: Night) -> None:
-    _send("markdown", "report", night.tag, (night.folder / "report.md").read_text(encoding="utf-8"))
+def _send_report(night: Night, *, has_chart: bool) -> None:
+    """The report with the chart in it: Prefect's pages show no file of the night's folder."""
+    text = (night.folder / report.FILE).read_text(encoding="utf-8")
+    picture = (night.folder / report.PICTURE).read_bytes() if has_chart else None
+    _send("markdown", "report", f"night {night.tag}", report.alone(text, picture))
 
 
 def _send(kind: str, key: str, description: str, data: str) -> None:

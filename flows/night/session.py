@@ -80,8 +80,15 @@ def hold(
             except BaseException as error:
                 if book.has_night and book.state is not before:  # a refused night stays as it was
                     _record_end(session, error)
+                    if not (session.state.finished or isinstance(error, Exception)):
+                        name_resume(folder.name, f"has stopped: {session.state.stopped}")
                     night_views.report_stop(folder, session.state)
                 raise
+
+
+def name_resume(tag: str, end: str) -> None:
+    """Logs how a night that is not finished goes on."""
+    get_run_logger().info(f"night {tag} {end}: `./run resume {tag}` resumes it")
 
 
 def _record_end(session: Session, error: BaseException) -> None:

@@ -21,13 +21,15 @@ def find(home: Path, tag: str) -> Path:
     """The folder of a night that exists. Raises UsageError if there is none."""
     folder = home / "nights" / tag
     if not ledger.exists(folder / LEDGER):
-        known = sorted(
-            path.parent.name
-            for path in (home / "nights").glob(f"*/{LEDGER}")
-            if ledger.exists(path)
-        )
+        known = [night.name for night in all_of(home)]
         raise UsageError(f"no night {tag!r} in {home}; there are: {', '.join(known) or 'none yet'}")
     return folder
+
+
+def all_of(home: Path) -> list[Path]:
+    """The folders of all nights, by name."""
+    paths = (home / "nights").glob(f"*/{LEDGER}")
+    return sorted(path.parent for path in paths if ledger.exists(path))
 
 
 def read_state(folder: Path) -> NightState:

@@ -137,7 +137,12 @@ def read_baseline(path: Path) -> Baseline:
     return Baseline(**{**saved, "runs": tuple(map(RunResult.from_json, saved["runs"]))})
 
 
-@task(name="measure-baseline", persist_result=True, cache_key_fn=cache.given_key)
+@task(
+    name="measure-baseline",
+    task_run_name="measure the baseline",
+    persist_result=True,
+    cache_key_fn=cache.given_key,
+)
 def baseline_files(
     key: str, candidate: Candidate, bench: Bench, hardware: str, report: Report
 ) -> tuple[FileRef, ...]:

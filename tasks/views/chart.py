@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 GREEN, GREY, BLUE, RED = "#1a7f37", "#a0a6ad", "#3b6ea8", "#c0392b"
+LEGEND = 5  # columns: the widest labels of more would be cut off
 LONGEST_LABEL = 30  # characters
 LABELLED = 14  # keeps: the labels of more would overlap
 # By label in the legend: marker, colour, size, width of its edge, whether it is hollow.
@@ -50,7 +51,7 @@ def draw(state: NightState, path: Path) -> None:
         _draw(axes, state)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if axes.get_legend_handles_labels()[0]:
-            figure.legend(frameon=False, loc="outside lower center", ncols=6, fontsize=9)
+            figure.legend(frameon=False, loc="outside lower center", ncols=LEGEND, fontsize=9)
         content = io.BytesIO()
         figure.savefig(content, format="png")
     FileRef.write(path, content.getvalue())

@@ -150,7 +150,6 @@ def text(nights: Sequence[NightFigures]) -> str:
 
 def _column(night: NightFigures, kinds: Iterable[str]) -> dict[str, str]:
     """A night's cells by the name of their row."""
-    is_gain = night.gain is not None and night.gain > 0
     return {
         "night": night.tag,
         "profile": PurePath(night.profile).name.removesuffix(".toml"),
@@ -171,13 +170,25 @@ def _column(night: NightFigures, kinds: Iterable[str]) -> dict[str, str]:
         "  in sd": "-" if night.gain_sd is None else f"{night.gain_sd:.1f}",
         "  confirmed": {None: "-", True: "yes", False: "no: one seed"}[night.confirmed],
         "trials to best": "-" if night.trials_to_best is None else str(night.trials_to_best),
-        "model calls": "unknown" if night.calls is None else str(night.calls),
-        "tokens": "unknown" if night.tokens is None else f"{night.tokens:,}",
-        "cost": money(night.dollars),
-        "  per own keep": money(night.dollars_per_keep) if night.own_keeps else "-",
-        f"  per {GAIN} gained": money(night.dollars_per_gain) if is_gain else "-",
+        **_spending(night),
         **{f"keeps: {one_line(kind)}": str(night.keeps_by_kind.get(kind, 0)) for kind in kinds},
     }
+
+
+def _spending(night: NightFigures) -> dict[str, str]:
+    """Dashes for a night that asked no model: one that cost nothing is no bargain."""
+    names = ("model calls", "tokens", "cost", "  per own keep", f"  per {GAIN} gained")
+    if night.calls == 0:
+        return dict.fromkeys(names, "-")
+    is_gain = night.gain is not None and night.gain > 0
+    cells = (
+        "unknown" if night.calls is None else str(night.calls),
+        "unknown" if night.tokens is None else f"{night.tokens:,}",
+        money(night.dollars),
+        money(night.dollars_per_keep) if night.own_keeps else "-",
+        money(night.dollars_per_gain) if is_gain else "-",
+    )
+    return dict(zip(names, cells, strict=True))
 
 
 def _fingerprint(value: str) -> str:

@@ -7,6 +7,7 @@ cell.
 
 from __future__ import annotations
 
+import base64
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,8 @@ from tasks.text import (
 )
 from tasks.views import costs, margin
 
+FILE = "report.md"
+PICTURE = "progress.png"  # the chart, beside the report
 LONGEST_REASON = 200  # characters
 MOST_NUMBERS = 8  # of trials that are listed for one reason
 # karpathy/autoresearch, program.md
@@ -33,8 +36,17 @@ COLUMNS = ("commit", "val_bpb", "memory_gb", "status", "description")
 
 def write(state: NightState, folder: Path) -> None:
     """Writes report.md and results.tsv into the night's folder, each whole or not at all."""
-    FileRef.write(folder / "report.md", markdown(state).encode("utf-8", "replace"))
+    FileRef.write(folder / FILE, markdown(state).encode("utf-8", "replace"))
     FileRef.write(folder / "results.tsv", results_tsv(state).encode("utf-8", "replace"))
+
+
+def alone(text: str, picture: bytes | None) -> str:
+    """The report for a page that shows no file beside it: the PNG is in it, or only its name."""
+    if picture is None:
+        shown = f"The chart of all trials: `{PICTURE}`"
+    else:
+        shown = f"![Progress](data:image/png;base64,{base64.b64encode(picture).decode()})"
+    return text.replace(f"![Progress]({PICTURE})", shown, 1)
 
 
 def results_tsv(state: NightState) -> str:
@@ -65,7 +77,7 @@ def markdown(state: NightState) -> str:
     parts = [
         f"# Night {state.header.tag}",
         headline(state),
-        "![Progress](progress.png)",
+        f"![Progress]({PICTURE})",
         "## How far to trust it",
         "\n".join(_trust(state)),
         "## Trials",

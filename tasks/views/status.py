@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tasks.errors import NightlyError
@@ -127,6 +128,17 @@ def describe(folder: Path) -> NightStatus:
     )
 
 
+def describe_all(folders: Iterable[Path]) -> tuple[list[NightStatus], dict[str, str]]:
+    """These nights, the one with the latest event last; and what is wrong with each damaged one."""
+    nights, damaged = [], {}
+    for folder in folders:
+        try:
+            nights.append(describe(folder))
+        except NightlyError as error:
+            damaged[folder.name] = str(error)
+    return sorted(nights, key=lambda night: night.updated), damaged
+
+
 def _word(state: NightState, is_alive: bool) -> str:
     if is_alive:
         return "running"
@@ -187,6 +199,19 @@ def text(night: NightStatus) -> str:
         _scores(night),
     )
     return "\n".join(line for line in lines if line)
+
+
+def listing(nights: Sequence[NightStatus], damaged: Mapping[str, str]) -> str:
+    """A line for each night, for a terminal."""
+    rows = [("night", "state", "trials", "kept", "baseline", "champion", "last event (UTC)")]
+    for night in nights:
+        trials = night.budget.trials
+        done = f"{trials.used:.0f}{f' of {trials.of:.0f}' if trials.of else ''}"
+        figures = (done, str(night.kept), score(night.baseline), score(night.champion))
+        rows.append((night.tag, night.state, *figures, night.updated[:16].replace("T", " ")))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return "\n".join([*lines, *(f"{tag}: {problem}" for tag, problem in damaged.items())])
 
 
 def _used(night: NightStatus) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from tasks.records import NightState, RunResult, Trial
 from tasks.usage import Call, Usage, total
+from tasks.views import report
 from tasks.views.mlflow_client import SQLITE, Store, connect, plain
 from tasks.views.mlflow_tags import night_tags, trial_tags
 from tasks.views.tracing import log_calls
@@ -30,7 +31,7 @@ WORDS_A_BATCH = 100
 LONGEST_KEY = 250
 LONGEST_NAME = 200  # ours
 RUNS_A_PAGE = 1000
-NIGHT_FILES = ("report.md", "progress.png", "results.tsv")
+NIGHT_FILES = (report.FILE, report.PICTURE, "results.tsv")
 # Figures of a run of which a trial shows the mean.
 MEASURED = (
     *("seconds", "cpu_seconds", "tokens", "startup_seconds", "startup_gpu_seconds"),
@@ -105,7 +106,11 @@ def finish_night(store: Store, state: NightState, folder: Path, calls: Sequence[
         night = _night(client, store, state)
         _update_night(client, night, state, _progress(night, state))
         for path in filter(Path.is_file, (folder / name for name in NIGHT_FILES)):
-            client.log_artifact(night.info.run_id, str(path))
+            if path.name == report.FILE:  # its page shows no picture in Markdown
+                text = report.alone(path.read_text(encoding="utf-8"), None)
+                client.log_text(night.info.run_id, text, path.name)
+            else:
+                client.log_artifact(night.info.run_id, str(path))
         _log_calls(store, night, state, calls)
         unfinished = "FAILED" if state.failed else "KILLED"
         client.set_terminated(night.info.run_id, "FINISHED" if state.finished else unfinished)

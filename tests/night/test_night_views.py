@@ -3,7 +3,9 @@
 A real MLflow store and a real Prefect server; the night is made up.
 """
 
+import base64
 import errno
+import json
 import logging
 import os
 import shutil
@@ -12,6 +14,8 @@ import threading
 
 import pytest
 from prefect import flow, get_client, runtime
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.client.schemas.sorting import ArtifactSort
 from prefect.exceptions import ObjectNotFound
 
 import configs
@@ -26,7 +30,8 @@ from tasks.history.llm_calls import CallLog
 from tasks.records import Baseline, Bench, Candidate, Caps, Dataset
 from tasks.views import chart, notification, report, tracking
 from tasks.views.mlflow_client import Store
-from tests.trials import keep, make_state, make_trial, night_event
+from tests.trials import crash, keep, make_state, make_trial, night_event
+from tests.waiting import wait_for
 
 FIRST = make_state(make_trial(1), finished=None)
 SECOND = make_state(make_trial(1), keep(2, summary="DEPTH 2 -> 1"), finished=None)
@@ -187,6 +192,91 @@ def test_a_report_or_chart_that_a_monkeypatch_makes_raise_is_missing_and_the_res
     assert {"1 DEPTH 3 -> 2", "2 DEPTH 2 -> 1"} <= run_names(night)
 
 
+def artifact(key: str) -> str:
+    """The data of the latest artifact with this key."""
+    with get_client(sync_client=True) as client:
+        (found,) = client.read_artifacts(
+            artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])),
+            sort=ArtifactSort.CREATED_DESC,
+            limit=1,
+        )
+    return str(found.data)
+
+
+def test_the_report_on_prefects_page_has_its_picture_in_it(night):
+    assert show(night, SECOND, end=True) is None
+    picture = base64.b64encode((night.folder / report.PICTURE).read_bytes()).decode()
+    assert f"![Progress](data:image/png;base64,{picture})" in artifact("report")
+    assert f"![Progress]({report.PICTURE})" in (night.folder / report.FILE).read_text()
+
+
+def test_a_report_whose_picture_a_monkeypatch_keeps_from_being_drawn_has_no_broken_link(
+    night, monkeypatch
+):
+    def broken(*_):
+        raise ValueError("no such backend")
+
+    monkeypatch.setattr(chart, "_draw", broken)
+    show(night, SECOND, end=True)
+    assert "![" not in artifact("report")
+
+
+def test_the_table_on_prefects_page_has_rounded_figures_and_whole_reasons(night):
+    reason = "stopped: ended while training: RuntimeError: loss nan at step 6: it has diverged"
+    trials = (
+        make_trial(1, val_bpb=1.6612345678, z=-1.2345, reason="worse by 0.01: no gain"),
+        keep(2, 1.5987654321, summary="x" * 99),
+        crash(3, reason=reason),
+        crash(4, status="rejected_patch", reason="not run: no block matches"),
+    )
+    show(night, make_state(*trials, finished=None))
+    rows = json.loads(artifact("trials"))
+    assert [list(row) for row in rows] == [
+        ["trial", "what", "verdict", "val_bpb", "vs champion", "z", "why"]
+    ] * 4
+    assert [list(row.values())[2:] for row in rows] == [
+        ["discard", "1.661235", "+0.011235", "-1.23", "no gain"],
+        ["keep", "1.598765", "-0.051235", "4.00", "better"],
+        ["stopped: train_crashed", "-", "-", "-", reason],
+        ["rejected", "-", "-", "-", "not run: no block matches"],
+    ]
+    assert len(rows[1]["what"]) == night_views.LONGEST_SUMMARY
+
+
+@pytest.fixture
+def slow_store(monkeypatch):
+    """MLflow is not done until the second state has been shown."""
+    shown, log_missing = threading.Event(), mlflow_view.log_missing
+
+    def wait(*arguments):
+        shown.wait()
+        return log_missing(*arguments)
+
+    def send_table(state):
+        if state == SECOND:
+            shown.set()
+
+    monkeypatch.setattr(mlflow_view, "log_missing", wait)
+    monkeypatch.setattr(mlflow_view, "PATIENCE", 0.0)
+    monkeypatch.setattr(night_views, "_send_table", send_table)
+
+
+@pytest.mark.usefixtures("slow_store")
+def test_a_store_that_a_monkeypatch_makes_slow_is_no_error(night, caplog):
+    caplog.set_level(logging.DEBUG, "prefect.flow_runs")
+    assert show(night, FIRST, SECOND) is None
+    assert warnings(caplog) == []
+    assert caplog.messages.count("MLflow is not done after 0 s") == 2
+
+
+@pytest.mark.usefixtures("slow_store")
+def test_a_store_that_a_monkeypatch_makes_hang_is_one_warning(night, caplog, monkeypatch):
+    monkeypatch.setattr(mlflow_view, "LAST_PATIENCE", 0.0)
+    error = show(night, FIRST, SECOND)
+    assert error == "MLflow is not done after 0 s; the night continues meanwhile"
+    assert warnings(caplog) == [error]
+
+
 def test_a_full_disk_is_left_to_the_night_which_waits_for_room(night, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -257,6 +347,22 @@ def test_a_notice_whose_text_cannot_be_made_is_a_warning(caplog, monkeypatch):
     monkeypatch.setattr(report, "headline", broken)
     flow(night_views.notify)("new-champion", SECOND)
     assert warnings(caplog) == ["the notice view failed: KeyError: 'sd'"]
+
+
+def test_a_missing_store_is_made_in_the_background(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    mlflow_view.prepare_store(tmp_path)
+    wait_for((tmp_path / "mlflow.db").exists, "the store")
+
+
+def test_a_store_that_cannot_be_made_ahead_is_left_to_the_first_run(tmp_path, monkeypatch):
+    (tmp_path / "home").write_text("a file, where the folder should be")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    raised: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+    mlflow_view.prepare_store(tmp_path / "home")
+    wait_for(lambda: "mlflow-store" not in [t.name for t in threading.enumerate()], "its thread")
+    assert raised == []
 
 
 def test_a_night_without_a_report_names_the_command_that_writes_it(tmp_path, capsys):

@@ -9,7 +9,7 @@ import pytest
 from tasks.errors import NightlyError
 from tasks.records import NightState, Program, RunResult, Trial
 from tasks.usage import Usage
-from tasks.views import tracking
+from tasks.views import report, tracking
 from tasks.views.mlflow_client import Store, connect
 from tests import synthetic_night, trials
 from tests.trials import keep, make_baseline, make_call
@@ -397,6 +397,18 @@ def test_a_finished_night_has_its_report(store, tmp_path):
     assert {file.path for file in store.client.list_artifacts(run.info.run_id)} == set(
         tracking.NIGHT_FILES
     )
+
+
+def test_the_report_in_mlflow_names_its_picture_which_that_page_would_not_show(store, tmp_path):
+    state = make_state(make_trial())
+    report.write(state, tmp_path)
+    (tmp_path / report.PICTURE).write_bytes(b"png")
+    tracking.finish_night(store, state, tmp_path)
+    run = store.runs()["nov21"]
+    found = store.client.download_artifacts(run.info.run_id, report.FILE, str(tmp_path / ""))
+    text = Path(found).read_text()
+    assert "![" not in text
+    assert "The chart of all trials: `progress.png`" in text
 
 
 def test_nothing_is_printed_on_stdout(store, capfd):
