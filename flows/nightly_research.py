@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow, get_run_logger
+from pydantic import Field
 
+import configs
 from flows import state_home
 from flows.night import (
     full_disk,
@@ -26,7 +28,7 @@ from flows.night import (
 )
 from flows.night.night import Night, Request
 from flows.night.night_views import Views
-from flows.night.opening import baseline_event, check_comparable, new_night, open_night
+from flows.night.opening import baseline_event, check_comparable, new_night, open_night, plan
 from flows.night.proposals import Proposals
 from flows.night.session import Session
 from flows.night.trial_steps import (
@@ -42,16 +44,24 @@ from tasks.history import champion, night_budget, night_folder
 from tasks.records import NightHeader, NightState
 from tasks.views import notification
 
+# Types of the flows' parameters: the server checks them when somebody asks for a deployment's run,
+# so that a value that cannot be right makes none. Its profiles are those at the last ./run deploy.
+Tag = Annotated[str, Field(pattern=f"^{champion.TAG.pattern}$")]
+ProfileName = Annotated[str, Field(pattern=rf"^({'|'.join(configs.names())}|.*\.toml)$")]
+Proposer = Annotated[str, Field(pattern=f"^({'|'.join(configs.PROPOSERS)})$")]
+Trials = Annotated[int, Field(gt=0)]
+Hours = Annotated[float, Field(gt=0)]
+
 MOST_TRIES = 20  # of work that a full disk stops while there seems to be room
 
 
 @flow(name="nightly-research")
 def nightly_research(
-    tag: str | None = None,
-    profile: str = "laptop",
-    trials: int | None = None,
-    hours: float | None = None,
-    proposer: str | None = None,
+    tag: Tag | None = None,
+    profile: ProfileName = "laptop",
+    trials: Trials | None = None,
+    hours: Hours | None = None,
+    proposer: Proposer | None = None,
     patches: str | None = None,
     seed: int = 1,
     allow_unsandboxed: bool = False,
@@ -80,7 +90,7 @@ def nightly_research(
 
 
 @flow(name="resume-night", flow_run_name="resume {tag}")
-def resume_night(tag: str, trials: int | None = None, hours: float | None = None) -> str:
+def resume_night(tag: Tag, trials: Trials | None = None, hours: Hours | None = None) -> str:
     """Resumes a night: finishes what was decided, runs only the trial in flight again.
 
     Args:
@@ -88,21 +98,7 @@ def resume_night(tag: str, trials: int | None = None, hours: float | None = None
         trials: its number of trials from now on, finished ones included.
         hours: its hours from now on, used ones included. A finished night continues with either.
     """
-    folder = night_folder.find(state_home.locate(), tag)
-    header = night_folder.read_state(folder).header
-    if resume.starts_over(folder) and not (trials or hours):
-        trials, hours = header.trials, header.hours
-    request = Request(
-        profile=header.profile,
-        trials=trials,
-        hours=hours,
-        proposer=header.proposer,
-        patches=header.patches,
-        seed=header.seed,
-        allow_unsandboxed=header.isolation == "none",
-        model=header.model,
-    )
-    return research(tag, request, is_resume=True)
+    return research(tag, resume.request_of(tag, trials, hours), is_resume=True)
 
 
 @flow(name="rebuild-night", flow_run_name="rebuild {tag}")
@@ -117,6 +113,24 @@ def rebuild_night(tag: str) -> None:
         night = open_night(held)
         resume.repair(night, held.state)
         Views(night, held.pulse).rebuild(held.state)
+
+
+def check(tag: str, request: Request, *, is_resume: bool = False) -> None:
+    """Raises, without a flow run, the UsageError with which `research` would refuse this request.
+
+    What is wrong only on another machine, or shows only once the data is there, is not looked for.
+    """
+    folder = state_home.locate() / "nights" / tag
+    notification.check()
+    if resume.starts_over(folder):
+        header, _ = plan(tag, request)
+    else:
+        state = night_folder.read_state(folder)
+        header = state.header
+        resume.check_request(state, request)
+        if asked_limits(state, request, state.used_seconds, is_resume=is_resume) is not None:
+            researcher.check(header)
+    session.check_free(folder, header)
 
 
 def research(tag: str, request: Request, *, is_resume: bool = False) -> str:
@@ -163,29 +177,42 @@ def begin(held: Session, header: NightHeader, base: str) -> None:
 def continue_night(held: Session, request: Request, *, is_resume: bool) -> None:
     """The event `resumed`. A finished night gets one only with more trials or hours."""
     tag, state = held.folder.name, held.state
+    limits = asked_limits(state, request, held.book.used_seconds(), is_resume=is_resume)
+    if limits is None:
+        get_run_logger().info(
+            f"night {tag} is finished ({state.finished}); --trials or --hours would extend it"
+        )
+        return
+    researcher.check(state.header)
+    researcher.ping(held, unattended=not is_resume)
+    held.book.append("resumed", **limits)
+    get_run_logger().info(f"night {tag} resumes with trial {len(held.state.trials) + 1}")
+
+
+def asked_limits(
+    state: NightState, request: Request, used_seconds: float, *, is_resume: bool
+) -> dict[str, Any] | None:
+    """`new_limits`; None for a finished night that only repeats its end.
+
+    Raises UsageError if the night cannot go on like that.
+    """
+    tag, trials = state.header.tag, request.trials
     champion.check_not_checked_out(state_home.ROOT, tag)
-    trials = request.trials
     is_asked = is_resume or trials != state.header.trials  # a retried flow run repeats its own
     if trials and is_asked and trials <= len(state.trials):
         raise UsageError(
             f"--trials {trials}: night {tag} has finished {len(state.trials)}, and they count: ask "
             "for more than that"
         )
-    limits = new_limits(state, request, held.book.used_seconds(), is_resume=is_resume)
-    if state.finished and not limits:
-        if is_resume or resume.is_retry(state):
-            get_run_logger().info(
-                f"night {tag} is finished ({state.finished}); --trials or --hours would extend it"
-            )
-            return
-        raise UsageError(
-            f"night {tag} exists and is finished ({state.finished}): `./run resume {tag} --trials "
-            "N` extends it, or choose another --tag"
-        )
-    researcher.check(state.header)
-    researcher.ping(held, unattended=not is_resume)
-    held.book.append("resumed", **limits)
-    get_run_logger().info(f"night {tag} resumes with trial {len(held.state.trials) + 1}")
+    limits = new_limits(state, request, used_seconds, is_resume=is_resume)
+    if not state.finished or limits:
+        return limits
+    if is_resume or resume.is_retry(state):
+        return None
+    raise UsageError(
+        f"night {tag} exists and is finished ({state.finished}): `./run resume {tag} --trials N` "
+        "extends it, or choose another --tag"
+    )
 
 
 def new_limits(
@@ -284,4 +311,4 @@ def end(night: Night, held: Session, views: Views) -> None:
     if held.state.finished:
         get_run_logger().info(f"night {night.tag} is over: {held.state.finished}")
     else:
-        session.name_resume(night.tag, f"has stopped: {held.state.stopped}")
+        session.name_resume(night.tag, f"has stopped ({held.state.stopped})")

@@ -6,12 +6,18 @@ from prefect import flow
 
 from configs import Profile
 from flows import state_home
-from flows.night.isolation import choose_isolation, end_orphans
+from flows.night.isolation import check_device, choose_isolation, end_orphans
 from flows.preparation import prepare_dataset
 from tasks.proposers import proposal
 from tasks.records import Bench, Candidate, RunResult
 from tasks.trial import device_lock, experiment
 from tasks.trial.baseline import first_caps
+
+
+def check(profile: Profile) -> None:
+    """Raises, without a flow run, UsageError for a device that is missing or in use."""
+    check_device(profile)
+    device_lock.check(state_home.locate(), profile, "a single run")
 
 
 @flow(name="single-run", flow_run_name="run one file, seed {seed}")

@@ -208,6 +208,8 @@ def _bad_tasks(tree: ast.Module) -> Iterator[str]:
             ast.unparse(mark).partition("(")[0] in ("task", "prefect.task")
             for mark in node.decorator_list
         ):
+            if "task_run_name=" not in ast.unparse(node.decorator_list[0]):
+                yield f"task {node.name} has no task_run_name, which Prefect's pages show"
             body = node.body[1:] if ast.get_docstring(node) else node.body
             lines = (node.end_lineno or 0) - body[0].lineno + 1 if body else 0
             if lines > MOST_TASK_LINES:
@@ -318,8 +320,13 @@ BAD = {
     "not ASCII": ("tasks/one.py", "x = '\u00e4'", "not ASCII"),
     "a fat task": (
         "tasks/one.py",
-        "@task(name='x')\ndef f():\n" + "    g()\n" * 21,
+        "@task(task_run_name='x')\ndef f():\n" + "    g()\n" * 21,
         "has 21 lines",
+    ),
+    "a task without a name for its runs": (
+        "tasks/one.py",
+        "@task(name='x')\ndef f():\n    g()",
+        "task f has no task_run_name",
     ),
 }
 

@@ -55,7 +55,7 @@ PLACEHOLDERS = {
 }
 CANNOT_RUN = (  # here: a GPU, an endpoint, a set-up, a server that stays up, somebody else's night
     *("--profile h100", "OPENAI_", "TORCH_INDEX", "PYTHON="),
-    *("./run server", "./run worker", "./run deploy", "prefect "),
+    *("./run server", "./run worker", "./run deploy", "./run schedule", "prefect "),
 )
 
 

@@ -39,21 +39,24 @@ JSON_FIELDS = (  # of a run, in the order in which they are printed
 def night(arguments: argparse.Namespace, home: Path) -> int:
     _check_request(arguments, home)
     with server.prefect_api(home):
+        from flows.night.night import Request
         from flows.night.night_views import PrefectUnreachable
-        from flows.nightly_research import nightly_research
+        from flows.night.resume import choose_tag
+        from flows.nightly_research import check, nightly_research
 
+        request = Request(
+            profile=arguments.profile,
+            trials=arguments.trials,
+            hours=arguments.hours,
+            proposer=arguments.proposer,
+            patches=arguments.patches and str(Path(arguments.patches).resolve()),
+            seed=arguments.seed,
+            allow_unsandboxed=arguments.allow_unsandboxed,
+            model=arguments.model,
+        )
+        check(arguments.tag or choose_tag(request), request)
         try:
-            tag = nightly_research(
-                tag=arguments.tag,
-                profile=arguments.profile,
-                trials=arguments.trials,
-                hours=arguments.hours,
-                proposer=arguments.proposer,
-                patches=arguments.patches and str(Path(arguments.patches).resolve()),
-                seed=arguments.seed,
-                allow_unsandboxed=arguments.allow_unsandboxed,
-                model=arguments.model,
-            )
+            tag = nightly_research(tag=arguments.tag, **vars(request))
         except PrefectUnreachable as over:
             tag = over.tag
     return _print_night(home, tag, as_json=arguments.json)
@@ -77,8 +80,11 @@ def resume(arguments: argparse.Namespace, home: Path) -> int:
     night_folder.find(home, arguments.tag)
     with server.prefect_api(home):
         from flows.night.night_views import PrefectUnreachable
-        from flows.nightly_research import resume_night
+        from flows.night.resume import request_of
+        from flows.nightly_research import check, resume_night
 
+        request = request_of(arguments.tag, arguments.trials, arguments.hours)
+        check(arguments.tag, request, is_resume=True)
         with contextlib.suppress(PrefectUnreachable):
             resume_night(arguments.tag, arguments.trials, arguments.hours)
     return _print_night(home, arguments.tag, as_json=arguments.json)
@@ -88,8 +94,9 @@ def trial(arguments: argparse.Namespace, home: Path) -> int:
     source = _read_candidate(arguments.file)
     profile = configs.load(arguments.profile)
     with server.prefect_api(home):
-        from flows.single_run import single_run
+        from flows.single_run import check, single_run
 
+        check(profile)
         run = single_run(source, profile, arguments.seed, arguments.allow_unsandboxed)
     if arguments.json:
         print(json.dumps({name: getattr(run, name) for name in JSON_FIELDS}))
@@ -113,8 +120,9 @@ def replay(arguments: argparse.Namespace, home: Path) -> int:
     recorded = recorded_score.find(state_home.ROOT, home, arguments.commit, arguments.profile)
     scores = []
     with server.prefect_api(home):
-        from flows.single_run import single_run
+        from flows.single_run import check, single_run
 
+        check(recorded.profile)
         for seed in recorded.seeds:
             run = single_run(recorded.source, recorded.profile, seed, arguments.allow_unsandboxed)
             if run.val_bpb is None:
@@ -216,10 +224,12 @@ def show(arguments: argparse.Namespace, home: Path) -> int:
 def rebuild(arguments: argparse.Namespace, home: Path) -> int:
     from tasks.history import night_folder
 
-    night_folder.find(home, arguments.tag)
+    folder = night_folder.find(home, arguments.tag)
     with server.prefect_api(home):
+        from flows.night import session
         from flows.nightly_research import rebuild_night
 
+        session.check_free(folder)
         rebuild_night(arguments.tag)
     return _print_night(home, arguments.tag, as_json=False)
 

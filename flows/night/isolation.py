@@ -22,14 +22,10 @@ LEVELS: dict[str, tuple[Isolation, ...]] = {
 def choose_isolation(home: Path, profile: configs.Profile, allow_unsandboxed: bool) -> Isolation:
     """The first of the profile's isolation levels that holds on this machine.
 
-    `none` if none does and a human allowed that by name, otherwise BoxError. Raises UsageError for
-    a device that this system cannot have.
+    `none` if none does and a human allowed that by name, otherwise BoxError. Raises UsageError like
+    `check_device`.
     """
-    if profile.device == "mps" and sys.platform != "darwin":
-        raise UsageError(
-            f"profile {profile.name} needs an Apple GPU (device mps), and this is {sys.platform}: "
-            "choose another --profile"
-        )
+    check_device(profile)
     failed = []
     for level in LEVELS[profile.limits.isolation]:
         checks = probe.probe(home, profile.device, level)
@@ -48,6 +44,15 @@ def choose_isolation(home: Path, profile: configs.Profile, allow_unsandboxed: bo
         f"candidates cannot be sandboxed here: {'. '.join(failed)}. `./run doctor` has the "
         "details; --allow-unsandboxed would run them with your rights"
     )
+
+
+def check_device(profile: configs.Profile) -> None:
+    """Raises UsageError for a device that this system cannot have."""
+    if profile.device == "mps" and sys.platform != "darwin":
+        raise UsageError(
+            f"profile {profile.name} needs an Apple GPU (device mps), and this is {sys.platform}: "
+            "choose another --profile"
+        )
 
 
 def end_orphans(home: Path, isolation: str) -> None:

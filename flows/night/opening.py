@@ -15,7 +15,7 @@ import configs
 from configs import knobs
 from flows import preparation, state_home
 from flows.night import researcher
-from flows.night.isolation import choose_isolation, end_orphans
+from flows.night.isolation import check_device, choose_isolation, end_orphans
 from flows.night.night import Night, Request
 from flows.night.session import Session
 from tasks import cache
@@ -47,13 +47,25 @@ from tasks.trial.experiment import Report
 def new_night(tag: str, request: Request) -> tuple[NightHeader, str]:
     """The header of a new night and the source of its baseline.
 
-    The header has every choice of the night: the profile's where none was asked for.
-
-    Raises, before any work is done:
-        UsageError: the request cannot become a night.
-        BoxError: no box can be made.
+    Raises, before any work is done, UsageError like `plan` and BoxError if no box can be made.
     """
-    home, settings = state_home.locate(), _settings(request)
+    header, source = plan(tag, request)
+    settings, home = header.settings, state_home.locate()
+    isolation = choose_isolation(home, settings, request.allow_unsandboxed)
+    checkout = champion.Checkout(
+        state_home.ROOT, header.head, header.branch, header.dirty, header.train_dirty
+    )
+    get_run_logger().info(f"night {tag}: profile {settings.name}, from {checkout.describe()}")
+    return dataclasses.replace(header, isolation=isolation), source
+
+
+def plan(tag: str, request: Request) -> tuple[NightHeader, str]:
+    """The header of a new night but for its isolation, and the source of its baseline.
+
+    The header has every choice of the night: the profile's where none was asked for. Needs no flow
+    run. Raises UsageError if the request cannot become a night.
+    """
+    settings = _settings(request)
     checkout = champion.open_checkout(state_home.ROOT)
     champion.check_tag(checkout.root, tag)
     trials, hours = request.trials, request.hours
@@ -80,14 +92,14 @@ def new_night(tag: str, request: Request) -> tuple[NightHeader, str]:
         branch=checkout.branch,
         dirty=checkout.dirty,
         train_dirty=checkout.train_dirty,
-        isolation=choose_isolation(home, settings, request.allow_unsandboxed),
+        isolation="",
         flow_run=str(runtime.flow_run.id),
         deployment=runtime.deployment.name,
         program=None,
     )
     researcher.check(header)  # a missing key or folder is reported now, not after the baseline
+    check_device(settings)
     header = dataclasses.replace(header, program=researcher.program_of(header))
-    get_run_logger().info(f"night {tag}: profile {settings.name}, from {checkout.describe()}")
     return header, base_source(checkout.root, settings)
 
 

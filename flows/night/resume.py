@@ -56,6 +56,27 @@ def choose_tag(request: Request) -> str:
     return _free_tag(home)
 
 
+def request_of(tag: str, trials: int | None, hours: float | None) -> Request:
+    """What a resumed night asks for: what it began with, and new limits.
+
+    Raises UsageError if there is no such night.
+    """
+    folder = night_folder.find(state_home.locate(), tag)
+    header = night_folder.read_state(folder).header
+    if starts_over(folder) and not (trials or hours):
+        trials, hours = header.trials, header.hours
+    return Request(
+        profile=header.profile,
+        trials=trials,
+        hours=hours,
+        proposer=header.proposer,
+        patches=header.patches,
+        seed=header.seed,
+        allow_unsandboxed=header.isolation == "none",
+        model=header.model,
+    )
+
+
 def starts_over(folder: Path) -> bool:
     """Whether there is nothing to resume: no night, or one that has measured nothing yet."""
     if not ledger.exists(folder / night_folder.LEDGER):

@@ -46,6 +46,18 @@ class Session:
         return self.book.has_night and bool(self.state.in_flight or self.state.pending)
 
 
+def check_free(folder: Path, header: NightHeader | None = None) -> None:
+    """Raises UsageError if another process has the night of this folder, or its header's device."""
+    beat = heartbeat.last(folder / PULSE)
+    if beat and beat.is_alive:
+        raise UsageError(
+            f"night {folder.name} is running on {beat.host} (pid {beat.process.pid}: "
+            f"{beat.phase}): wait for it, or `./run stop {folder.name}`"
+        )
+    if header:
+        device_lock.check(folder.parent.parent, header.settings, f"night {folder.name}")
+
+
 @contextlib.contextmanager
 def hold(
     folder: Path, header: NightHeader | None = None, *, measures: bool = True
@@ -81,7 +93,7 @@ def hold(
                 if book.has_night and book.state is not before:  # a refused night stays as it was
                     _record_end(session, error)
                     if not (session.state.finished or isinstance(error, Exception)):
-                        name_resume(folder.name, f"has stopped: {session.state.stopped}")
+                        name_resume(folder.name, f"has stopped ({session.state.stopped})")
                     night_views.report_stop(folder, session.state)
                 raise
 

@@ -37,6 +37,12 @@ def device_of(profile: Profile) -> str | None:
     return f"cuda-{name.replace('/', '_')}"
 
 
+def check(home: Path, profile: Profile, who: str) -> None:
+    """Raises UsageError if `who` could not have the device of this profile now."""
+    with held(home, device_of(profile), who):
+        pass
+
+
 @contextlib.contextmanager
 def held(home: Path, device: str | None, who: str) -> Iterator[None]:
     """Holds the device for `who`, such as "night nov21", as long as the block or the process lives.

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import shutil
 import subprocess
+import urllib.request
 from typing import Any
 
 import pyarrow as pa
@@ -216,6 +217,45 @@ def test_a_state_folder_that_cannot_be_made(checkout):
 @pytest.mark.parametrize("tag", ["a b", "-x"])
 def test_a_tag_that_cannot_be_a_branch_name(checkout, tag):
     assert "cannot name a branch" in refused(checkout, "night", "--profile", SMALL, f"--tag={tag}")
+
+
+def flow_runs(checkout) -> int:
+    with urllib.request.urlopen(
+        urllib.request.Request(
+            f"{checkout.api}/flow_runs/count", b"{}", {"Content-Type": "application/json"}
+        )
+    ) as answer:
+        return int(json.load(answer))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["night", "--proposer", "llm"], "model"),
+        (["night", "--model", "m1"], "--model m1 is for the proposers"),
+        (["night", "--proposer", "replay", "--patches", "nothing"], "no folder of patches"),
+        (["night", "--profile", "mps"], "needs an Apple GPU"),
+        (["trial", "trainer/train.py", "--profile", "mps"], "needs an Apple GPU"),
+    ],
+)
+def test_a_usage_error_makes_no_flow_run(checkout, arguments, said):
+    before = flow_runs(checkout)
+    assert said in refused(checkout, *arguments)
+    assert flow_runs(checkout) == before
+
+
+def test_the_status_of_all_nights_is_a_table_or_an_object(nights):
+    shown = nights("status")
+    assert shown.returncode == 0, shown.stderr
+    assert [line.split()[0] for line in shown.stdout.splitlines()] == ["night", "nov1", "nov2"]
+    told = json.loads(nights("status", "--json").stdout)
+    assert ([night["tag"] for night in told["nights"]], told["damaged"]) == (["nov1", "nov2"], {})
+
+
+def test_the_status_of_no_night_says_how_to_start_one(checkout, tmp_path):
+    done = checkout.run("status", NIGHTLY_HOME=str(tmp_path))
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "`./run night` starts one" in done.stderr
 
 
 def test_a_folder_without_git(tmp_path, prefect_api, warm):

@@ -137,10 +137,18 @@ def test_a_schedule_that_is_on_stays_on_at_the_next_deploy(deployed):
     assert [(each["schedule"]["cron"], each["active"]) for each in schedules] == [
         ("0 22 * * *", True)
     ]
-    assert (
-        "schedule of nightly-research: cron='0 22 * * *' timezone=None day_or=True stays on"
-        in deployed["said"]
-    )
+    assert "schedule of nightly-research (0 22 * * *) stays on" in deployed["said"]
+
+
+@pytest.mark.slow
+def test_a_deploy_names_our_own_commands_and_none_of_prefects(deployed):
+    first, _ = deployed["said"].split("schedule of nightly-research")
+    assert first.splitlines() == [
+        "deployment nightly-research: `./run worker gpu` runs its nights",
+        "deployment local: `./run worker local` runs its nights",
+        "automations: nightly-research: mark crashed",
+    ] * (first.count("automations") or 1)
+    assert "prefect worker start" not in deployed["said"]
 
 
 @pytest.mark.slow

@@ -8,10 +8,11 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from prefect import flow
 
 import configs
 from flows import nightly_research
-from flows.night import opening, resume, session
+from flows.night import mlflow_view, opening, resume, session
 from flows.night.night import Request
 from tasks.errors import NightlyError, UsageError
 from tasks.files import FileRef
@@ -134,6 +135,61 @@ def test_a_night_does_not_go_on_as_another_one(changes, said):
         resume.check_request(state, dataclasses.replace(REQUEST, **changes))
 
 
+@pytest.mark.parametrize(
+    ("asks", "said"),
+    [
+        ({"seed": 2}, "was started with seed 1, not 2"),
+        ({}, r"is finished \(all 4 trials are done\): `\./run resume died --trials N` extends it"),
+    ],
+)
+def test_what_the_flow_would_refuse_is_refused_without_a_flow_run(night, asks, said):
+    night(FINISHED)
+    with pytest.raises(UsageError, match=said):
+        nightly_research.check("died", dataclasses.replace(REQUEST, **asks))
+
+
+def test_a_night_that_goes_on_passes_the_check_of_its_start(night):
+    night(STOPPED)
+    nightly_research.check("died", REQUEST)
+    nightly_research.check("died", resume.request_of("died", 7, None), is_resume=True)
+
+
+def test_a_night_that_runs_is_not_begun_again(night):
+    night(alive=True)
+    with pytest.raises(UsageError, match=rf"night died is running on .*pid {os.getpid()}"):
+        nightly_research.check("died", REQUEST)
+
+
+def test_a_resume_that_asks_for_too_little_is_refused_without_a_flow_run(night):
+    trial = dataclasses.asdict(make_trial())
+    started = {"trial": 1, "proposer": "tpe", "summary": "x", "parent": "c0"}
+    night(
+        ("started", started),
+        ("decided", {"trial": trial}),
+        ("applied", {"trial": 1, "commit": "c1"}),
+    )
+    with pytest.raises(UsageError, match="--trials 1: night died has finished 1"):
+        nightly_research.check("died", resume.request_of("died", 1, None), is_resume=True)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect_server")
+def test_a_missing_store_of_mlflow_is_made_while_the_data_is_prepared(night, tmp_path, monkeypatch):
+    night(STOPPED)
+    begun: list[object] = []
+
+    def no_data(held):
+        begun.append("data")
+        raise UsageError("no data")
+
+    monkeypatch.setattr(mlflow_view, "prepare_store", begun.append)
+    monkeypatch.setattr(nightly_research, "open_night", no_data)
+    monkeypatch.delenv("PREFECT__RUNTIME__FLOW_RUN__ID")
+    with pytest.raises(UsageError, match="no data"):
+        flow(nightly_research.research)("died", REQUEST, is_resume=True)
+    assert begun == [tmp_path, "data"]
+
+
 def test_a_night_that_is_refused_to_go_on_stays_as_it_was(night, tmp_path):
     night(STOPPED)
     folder = tmp_path / "nights" / "died"
@@ -251,6 +307,13 @@ def test_a_night_does_not_go_on_where_a_fact_of_its_baseline_is_another(opened, 
         UsageError, match=f"night nov21 started with {fact} c0ffee and would resume with "
     ):
         opening.check_comparable(found, began)
+
+
+def test_another_baseline_is_told_in_rounded_scores():
+    scores = (1.7128908536363106, 1.75), (1.7128908536363106, 1.76)
+    with pytest.raises(UsageError) as refused:
+        opening._expect_same("a baseline of", *scores, "nov21", opening._listed)
+    assert "of 1.712891, 1.750000 and would resume with 1.712891, 1.760000:" in str(refused.value)
 
 
 def test_a_night_does_not_resume_on_other_hardware(opened):

@@ -180,6 +180,8 @@ def test_ctrl_c_once_ends_the_night_after_its_trial(stands, checkout, commands, 
         "stopped",
     ]
     assert end_of(checkout, "once") == ("stopped", False, "stopped by Ctrl-C")
+    assert "`./run resume once` then runs this trial again." in said
+    assert "night once has stopped (stopped by Ctrl-C): `./run resume once` resumes it" in said
     assert "stopped by Ctrl-C" in (checkout.home / "nights" / "once" / "report.md").read_text()
     assert mlflow_status(checkout, "once") == "KILLED"
     nothing_left(stands)
@@ -259,6 +261,7 @@ def test_sigterm_ends_the_night_at_once(stands, checkout, commands):
     code, said = night.result()
     assert code == 143, said
     assert end_of(checkout, "term") == ("stopped", False, "interrupted (SIGTERM)")
+    assert "has stopped (interrupted (SIGTERM)): `./run resume term` resumes it" in said
     nothing_left(stands)
 
 

@@ -52,6 +52,13 @@ def table(*states):
     return {name: cells for name, *cells in split}
 
 
+def test_a_night_that_asked_no_model_has_no_dollars():
+    rows = table(RESEARCH, SEARCH)
+    for name in ("model calls", "tokens", "cost", "per own keep", "per 0.001 gained"):
+        assert rows[name][1] == "-", name
+        assert rows[name][0] != "-", name
+
+
 def test_the_figures_of_a_night_are_those_of_its_ledger():
     assert dataclasses.asdict(comparison.figures(RESEARCH)) == dict(
         tag="llm1",

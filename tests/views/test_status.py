@@ -284,6 +284,24 @@ def test_a_person_reads_it_in_a_few_lines(night):
     ]
 
 
+def test_the_list_of_nights_has_a_line_for_each_and_names_a_damaged_one(night, tmp_path):
+    here = night(APPLIED, **DEAD)
+    broken = here.parent / "nov22"
+    broken.mkdir()
+    (broken / night_folder.LEDGER).write_text('{"event": "nothing"}\n')
+    folders = night_folder.all_of(here.parent.parent)
+    assert folders == [here, broken]
+    nights, damaged = status.describe_all(folders)
+    lines = status.listing(nights, damaged).splitlines()
+    assert lines[0].split() == [
+        *("night", "state", "trials", "kept", "baseline", "champion", "last", "event", "(UTC)")
+    ]
+    assert lines[1].split()[:8] == [
+        *("nov21", "interrupted", "1", "of", "4", "1", "1.650000", "1.500000")
+    ]
+    assert (len(lines), lines[2].startswith("nov22: ")) == (3, True)
+
+
 def test_a_running_night_says_what_it_is_doing(night):
     said = text(night(APPLIED)).splitlines()
     assert said[1] == (
