@@ -28,8 +28,11 @@ def score(bits_per_byte: float | None) -> str:
 
 
 def difference(bits_per_byte: float | None, other: float | None) -> str:
-    """One score minus another, with its sign; a dash where one is unknown."""
-    return "-" if bits_per_byte is None or other is None else f"{bits_per_byte - other:+.6f}"
+    """One score minus another, with its sign unless it rounds to 0; a dash for the unknown."""
+    if bits_per_byte is None or other is None:
+        return "-"
+    shown = f"{bits_per_byte - other:+.6f}"
+    return shown if float(shown) else shown[1:]
 
 
 def short_commit(commit: str | None) -> str:

@@ -211,12 +211,13 @@ def _listed(scores: Iterable[float]) -> str:
 def _logging(report: Report) -> Report:
     """The same, and a line in the log when a run begins: on a GPU each takes minutes."""
     begun: set[str] = set()
+    log = get_run_logger()  # the flow's: inside the task of the baseline it would be the task's
 
     def enter(phase: str) -> None:
         run = phase.partition(":")[0]
         if run not in begun:
             begun.add(run)
-            get_run_logger().info(run)
+            log.info(run)
         report(phase)
 
     return enter

@@ -110,8 +110,8 @@ def _gain(state: NightState, is_kept: bool) -> float | None:
 
 def _budget(budget: Budget) -> str:
     """Of one training, exactly: where seconds are counted, the slack is part of it."""
-    slack = f", {budget.slack_seconds} slack" if budget.kind == "seconds" else ""
-    return f"{budget.amount} {budget.kind}{slack}"
+    slack = f", {budget.slack_seconds:.15g} slack" if budget.kind == "seconds" else ""
+    return f"{budget.amount:.15g} {budget.kind}{slack}"
 
 
 def obstacles(nights: Sequence[NightFigures]) -> list[str]:

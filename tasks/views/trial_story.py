@@ -18,7 +18,7 @@ from tasks.history.night_state import fold
 from tasks.records import TRAIN, Idea, NightState, RunResult, Trial
 from tasks.statuses import Decision, Outcome, Status
 from tasks.usage import Call, Usage
-from tasks.views import costs
+from tasks.views import costs, margin
 
 POINTS = 10  # of a training curve
 LOG_TAIL = 3000  # characters
@@ -103,6 +103,7 @@ class TrialStory:
     k: int
     baseline: float | None  # bits per byte
     champion: float | None  # bits per byte
+    to_beat: float | None  # the champion's score while it ran
     status: Status | None
     verdict: Decision | None
     reason: str | None
@@ -198,6 +199,7 @@ def _trial(
     return TrialStory(
         **_night(state),
         k=files.number,
+        to_beat=margin.to_beat(state).get(files.number, state.champion_bpb),
         **judged,
         **vars(idea),
         state=("decided" if trial.commit else "pending") if trial else "in flight",

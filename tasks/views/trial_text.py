@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tasks.history import night_folder
-from tasks.text import money, one_line, score, short_commit, shortened
+from tasks.text import difference, money, one_line, score, short_commit, shortened
 from tasks.views.trial_story import BaselineStory, Request, Run, SeedScore, TrialStory
 
 LEVELS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
@@ -87,10 +87,15 @@ def _verdict(story: TrialStory) -> str | None:
 def _score(story: TrialStory) -> str | None:
     if story.val_bpb is None:
         return None
-    base, found = story.baseline, f"{score(story.val_bpb)} bits per byte"
-    if base is None:
-        return found
-    return f"{found}, {story.val_bpb - base:+.6f} against the baseline's {score(base)}"
+    others = {"the baseline's": story.baseline}
+    if story.to_beat != story.baseline:
+        others["the champion's of its time,"] = story.to_beat
+    found = [
+        f"{difference(story.val_bpb, other)} against {whose} {score(other)}"
+        for whose, other in others.items()
+        if other is not None
+    ]
+    return ", ".join([f"{score(story.val_bpb)} bits per byte", *found])
 
 
 def _of_baseline(story: BaselineStory) -> dict[str, str | None]:

@@ -86,7 +86,6 @@ def test_a_parameter_that_cannot_be_right_makes_no_flow_run(checkout):
         '{"tag": "a b"}',
         '{"profile": "laptob"}',
         '{"proposer": "oracle"}',
-        '{"trails": 3}',
     )
     _, refused, runs, _ = ask(checkout, *bad)
     assert (list(refused), runs) == (list(bad), 0)

@@ -244,7 +244,7 @@ def test_the_table_on_prefects_page_has_rounded_figures_and_whole_reasons(night)
 
 
 @pytest.fixture
-def slow_store(monkeypatch):
+def slow_store(night, monkeypatch):
     """MLflow is not done until the second state has been shown."""
     shown, log_missing = threading.Event(), mlflow_view.log_missing
 

@@ -158,7 +158,7 @@ def test_a_trial_is_compared_with_the_champion_of_its_time():
         ("-0.050000", "-0.050000"),
         ("-0.040000", "+0.010000"),
         ("-0.150000", "-0.100000"),
-        ("-0.150000", "+0.000000"),
+        ("-0.150000", "0.000000"),
     ]
     assert "| vs baseline | vs champion |" in report.markdown(state)
 

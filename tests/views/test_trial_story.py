@@ -171,6 +171,16 @@ def test_a_kept_trial_has_its_idea_verdict_runs_and_patch(night):
         assert said in text
 
 
+def test_a_score_is_compared_with_the_champion_of_its_time_too(night):
+    night.apply(KEPT, make_run())
+    night.apply(make_trial(2, val_bpb=1.62, scores=(1.62,)), make_run())
+    assert (
+        "score       1.620000 bits per byte, -0.030000 against the baseline's 1.650000, "
+        "+0.020000 against the champion's of its time, 1.600000\n"
+    ) in night.text(2)
+    assert (night.story(1)["to_beat"], night.story(2)["to_beat"]) == (1.65, 1.6)
+
+
 def test_the_curve_has_ten_points_from_the_first_to_the_last(night):
     night.apply(KEPT, make_run())
     (run,) = night.story(1)["runs"]
