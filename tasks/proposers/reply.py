@@ -16,7 +16,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from tasks.proposers.answer import without_thinking
+from tasks.proposers.thinking import without_thinking
 from tasks.statuses import Outcome
 from tasks.usage import estimate_tokens
 
