@@ -124,10 +124,12 @@ def research(tag: str, request: Request, *, is_resume: bool = False) -> str:
     notification.check()
     night_views.name_flow_run(tag)
     new = new_night(tag, request) if resume.starts_over(folder) else None
+    # A model that refuses ends a new night before it has a folder.
+    ping = researcher.ping(new[0]) if new else None
     with session.hold(folder, new[0] if new else None) as held:
         if new:
             begin(held, *new)
-            researcher.ping(held)
+            researcher.keep_ping(folder, ping)
         else:
             resume.check_request(held.state, request)
             continue_night(held, request, is_resume=is_resume)
@@ -181,7 +183,8 @@ def continue_night(held: Session, request: Request, *, is_resume: bool) -> None:
             "N` extends it, or choose another --tag"
         )
     researcher.check(state.header)
-    researcher.ping(held, unattended=not is_resume)
+    held.pulse.enter("asking the model for a word")
+    researcher.keep_ping(held.folder, researcher.ping(state.header, unattended=not is_resume))
     held.book.append("resumed", **limits)
     get_run_logger().info(f"night {tag} resumes with trial {len(held.state.trials) + 1}")
 
