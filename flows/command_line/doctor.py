@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import configs
-from flows import state_home
+from flows import process_state, state_home
 from flows.command_line import server
 from tasks.errors import UsageError
 from tasks.text import one_line
@@ -52,6 +52,7 @@ class Check:
 def checks(home: Path, profile: configs.Profile) -> Iterator[Check]:
     """Every check in turn, each made when it is asked for."""
     yield check_python()
+    yield check_process(int(profile.limits.memory_gib * 2**30))
     yield check_torch(profile.device)
     yield from check_isolation(home, profile.device, profile.limits.isolation)
     yield check_disk(home, FREE_BYTES[profile.device])
@@ -79,6 +80,12 @@ def check_python() -> Check:
     found = f"{sys.version.split()[0]} in {sys.prefix}"
     supported = (3, 11) <= sys.version_info[:2] < (3, 15)
     return Check("python", supported, found, "use Python 3.11 to 3.14: PYTHON=python3.12 ./run")
+
+
+def check_process(box_bytes: int) -> Check:
+    """What this shell hands down to every command; a box may use `box_bytes` of memory."""
+    found = "; ".join(process_state.findings(box_bytes))
+    return Check("process", None if found else True, found or "inherits nothing that is in the way")
 
 
 def check_torch(device: str) -> Check:
