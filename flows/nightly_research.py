@@ -37,7 +37,7 @@ from flows.night.trial_steps import (
 )
 from tasks.errors import NightlyError, UsageError
 from tasks.files import FileRef
-from tasks.history import champion, night_budget, night_folder
+from tasks.history import champion, git_readiness, night_budget, night_folder
 from tasks.records import NightHeader, NightState
 from tasks.views import notification
 
@@ -163,6 +163,7 @@ def begin(held: Session, header: NightHeader, base: str) -> None:
 def continue_night(held: Session, request: Request, *, is_resume: bool) -> None:
     """The event `resumed`. A finished night gets one only with more trials or hours."""
     tag, state = held.folder.name, held.state
+    git_readiness.check_writable(state_home.ROOT)
     champion.check_not_checked_out(state_home.ROOT, tag)
     trials = request.trials
     is_asked = is_resume or trials != state.header.trials  # a retried flow run repeats its own

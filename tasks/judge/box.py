@@ -165,6 +165,7 @@ def _popen(
         stderr=subprocess.STDOUT,
         start_new_session=True,
         pass_fds=inherited,
+        umask=0o022,
     )
 
 

@@ -170,7 +170,8 @@ class _Attempt:
         """Training, claims and audit. A scoring box imports torch while the one before it works."""
         dataset, profile = self.bench.dataset, self.bench.profile
         checkpoint = folder / "checkpoint" / "model.pt"
-        checkpoint.parent.mkdir(mode=0o755)
+        checkpoint.parent.mkdir()
+        checkpoint.parent.chmod(0o755)
         claim_box = _scoring_box(spec, "claim", folder, checkpoint)
         audit_box = _scoring_box(spec, "audit", folder, checkpoint)
         validation = scoring.Validation(Path(dataset.public), Path(dataset.validation))
