@@ -97,7 +97,7 @@ def run_names(night: Night) -> set[str]:
 def add_child(night: Night, tags: dict[str, str]) -> None:
     """A finished run below the night's, as a person makes one in a notebook."""
     store = Store(f"sqlite:///{night.bench.home}/mlflow.db", night.bench.home / "mlartifacts")
-    tracking.log_baseline(store, FIRST, [])
+    tracking.log_progress(store, FIRST)
     parent = tracking._night(client(night), store, FIRST).info
     child = client(night).create_run(
         parent.experiment_id, tags={"mlflow.parentRunId": parent.run_id, **tags}, run_name="mine"
@@ -113,10 +113,10 @@ def test_runs_of_somebody_else_below_the_nights_are_passed_over(night, caplog, r
     if resumed:
         assert show(night, FIRST) is None
     add_child(night, {})
-    add_child(night, {"trial_id": "nov21:\u00b2"})  # a digit, but no number
+    add_child(night, {"trial_id": "nov21:\u00b2"})
     assert show(night, FIRST, SECOND) is None
     assert warnings(caplog) == []
-    assert run_names(night) == {"nov21", "mine", "1 DEPTH 3 -> 2", "2 DEPTH 2 -> 1"}
+    assert run_names(night) == {"nov21", "mine", "DEPTH 3 -> 2 (trial 1)", "DEPTH 2 -> 1 (trial 2)"}
 
 
 @RESUMED
@@ -141,7 +141,7 @@ def test_a_private_function_of_mlflow_that_a_monkeypatch_makes_raise_costs_that_
     caplog.clear()
     assert show(night, SECOND, end=True) is None  # the next session writes what was missed
     assert warnings(caplog) == []
-    assert {"1 DEPTH 3 -> 2", "2 DEPTH 2 -> 1"} <= run_names(night)
+    assert {"DEPTH 3 -> 2 (trial 1)", "DEPTH 2 -> 1 (trial 2)"} <= run_names(night)
 
 
 def test_a_timeout_inside_the_job_is_a_failure_and_no_job_that_still_runs(
@@ -154,10 +154,10 @@ def test_a_timeout_inside_the_job_is_a_failure_and_no_job_that_still_runs(
             raise errors.pop()
         return frozenset()
 
-    monkeypatch.setattr(tracking, "finished_trials", late)
+    monkeypatch.setattr(tracking, "finished_runs", late)
     assert show(night, FIRST, SECOND) is None
     assert warnings(caplog) == ["MLflow failed: TimeoutError: stale file handle"]
-    assert {"1 DEPTH 3 -> 2", "2 DEPTH 2 -> 1"} <= run_names(night)
+    assert {"DEPTH 3 -> 2 (trial 1)", "DEPTH 2 -> 1 (trial 2)"} <= run_names(night)
 
 
 @RESUMED
@@ -184,7 +184,7 @@ def test_a_report_or_chart_that_a_monkeypatch_makes_raise_is_missing_and_the_res
     assert str(error) in noted
     assert warnings(caplog) == [noted]
     assert (night.folder / there).is_file()
-    assert {"1 DEPTH 3 -> 2", "2 DEPTH 2 -> 1"} <= run_names(night)
+    assert {"DEPTH 3 -> 2 (trial 1)", "DEPTH 2 -> 1 (trial 2)"} <= run_names(night)
 
 
 def test_a_full_disk_is_left_to_the_night_which_waits_for_room(night, monkeypatch):

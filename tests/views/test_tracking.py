@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tasks.errors import NightlyError
-from tasks.records import NightState, Program, RunResult, Trial
+from tasks.records import Candidate, NightState, Program, RunResult, Trial
 from tasks.usage import Usage
 from tasks.views import tracking
 from tasks.views.mlflow_client import Store, connect
@@ -56,6 +56,9 @@ def make_run(**changes) -> RunResult:
         "curve": ((0, 100, 5.0), (1, 200, 4.0), (2, 300, 3.0)),
     }
     return synthetic_night.make_run(**{**fields, **changes})
+
+
+BASE = Candidate.parse("DEPTH = 3\n")
 
 
 def make_trial(**changes) -> Trial:
@@ -145,11 +148,8 @@ def test_an_experiment_deleted_by_the_user_comes_back(store):
 
 def test_every_seed_of_the_baseline_is_a_child(store):
     for _ in range(2):
-        tracking.log_baseline(
-            store,
-            make_state(),
-            [make_run(seed=1), make_run(seed=2, val_bpb=1.7)],
-        )
+        for run in (make_run(seed=1), make_run(seed=2, val_bpb=1.7)):
+            tracking.log_baseline_run(store, make_state(), BASE, run)
     runs = store.runs()
     assert set(runs) == {"nov21", "baseline seed 1", "baseline seed 2"}
     child = runs["baseline seed 2"]
@@ -160,7 +160,7 @@ def test_every_seed_of_the_baseline_is_a_child(store):
 
 def test_a_trial_is_a_child_with_knobs_figures_and_tags(store):
     log_trial(store, make_trial(), make_run())
-    run = store.runs()["3 DEPTH 3 -> 2"]
+    run = store.runs()["DEPTH 3 -> 2 (trial 3)"]
     assert run.info.status == "FINISHED"
     assert run.data.params == {"DEPTH": "2", "ADAM_BETAS": "(0.8, 0.95)", "WINDOW_PATTERN": "L"}
     assert run.data.metrics == {
@@ -171,7 +171,7 @@ def test_a_trial_is_a_child_with_knobs_figures_and_tags(store):
         "tokens": 1000,
         "startup_seconds": 2.0,
         "peak_memory_gib": 0.5,
-        "self_reported/mfu": 0.5,
+        "self_reported_mfu": 0.5,
         "train_loss": 3.0,
     }
     wanted = {
@@ -198,7 +198,7 @@ def test_a_trial_says_what_it_cost_and_why_it_was_tried(store):
         "note": "a fix",
     }
     log_trial(store, make_trial(usage=asked, **told), make_run())
-    run = store.runs()["3 DEPTH 3 -> 2"]
+    run = store.runs()["DEPTH 3 -> 2 (trial 3)"]
     spent = {"llm_calls": 3, "prompt_tokens": 20_000, "completion_tokens": 900, "dollars": 0.25}
     assert run.data.metrics.items() >= spent.items()
     assert run.data.tags.items() >= {"kind": "optimizer", "outcome": "ok", "fixes": "1"}.items()
@@ -208,7 +208,7 @@ def test_a_trial_says_what_it_cost_and_why_it_was_tried(store):
 
 def test_a_trial_without_a_model_says_nothing_of_one(store):
     log_trial(store, make_trial(), make_run())
-    run = store.runs()["3 DEPTH 3 -> 2"]
+    run = store.runs()["DEPTH 3 -> 2 (trial 3)"]
     assert not {"kind", "outcome", "fixes"} & set(run.data.tags)
     assert not {"llm_calls", "prompt_tokens", "dollars"} & {
         *run.data.metrics,
@@ -263,7 +263,7 @@ def test_a_trials_requests_are_traces_of_its_run(store):
 def test_a_second_seed_has_its_score_and_curve_too(store):
     trial = make_trial(val_bpb=1.65, scores=(1.6, 1.7), seeds=(1, 2))
     log_trial(store, trial, make_run(), make_run(seed=2, val_bpb=1.7, curve=((0, 9, 4.5),)))
-    run = store.runs()["3 DEPTH 3 -> 2"]
+    run = store.runs()["DEPTH 3 -> 2 (trial 3)"]
     assert (
         run.data.metrics.items()
         >= {"val_bpb": 1.65, "val_bpb_seed_1": 1.6, "val_bpb_seed_2": 1.7}.items()
@@ -280,7 +280,7 @@ def test_a_failed_trial_is_failed_and_has_no_score(store):
         status="train_crashed", val_bpb=None, cpu_seconds=None, tokens=None, peak_memory_bytes=None
     )
     log_trial(store, trial, failed)
-    run = store.runs()["3 DEPTH 3 -> 2"]
+    run = store.runs()["DEPTH 3 -> 2 (trial 3)"]
     assert (run.info.status, run.data.tags["status"]) == ("FAILED", "train_crashed")
     assert not {"val_bpb", "z", "cpu_seconds", "tokens", "peak_memory_gib"} & set(run.data.metrics)
 
@@ -290,7 +290,7 @@ def test_a_rejected_patch_has_a_run_without_figures(store):
         store,
         make_trial(status="rejected_patch", verdict="discard", val_bpb=None, z=None, knobs={}),
     )
-    assert store.runs()["3 DEPTH 3 -> 2"].data.metrics == {}
+    assert store.runs()["DEPTH 3 -> 2 (trial 3)"].data.metrics == {}
 
 
 def test_every_file_of_the_trial_is_an_artifact(store, tmp_path):
@@ -314,7 +314,7 @@ def test_a_half_written_run_is_completed_and_no_point_is_doubled(store):
     run_id = log_trial(store, make_trial(), make_run())
     store.client.update_run(run_id, "RUNNING")  # as a kill before the last call leaves it
     assert log_trial(store, make_trial(), make_run()) == run_id
-    run = store.runs()["3 DEPTH 3 -> 2"]
+    run = store.runs()["DEPTH 3 -> 2 (trial 3)"]
     assert run.info.status == "FINISHED"
     assert store.history(run, "train_loss") == [(0, 5.0), (1, 4.0), (2, 3.0)]
 
@@ -325,7 +325,7 @@ def test_a_long_curve_takes_several_batches(store):
         make_trial(),
         make_run(curve=tuple((step, step, float(step)) for step in range(2000))),
     )
-    assert len(store.history(store.runs()["3 DEPTH 3 -> 2"], "train_loss")) == 2000
+    assert len(store.history(store.runs()["DEPTH 3 -> 2 (trial 3)"], "train_loss")) == 2000
 
 
 def test_a_strange_candidate_cannot_keep_itself_out_of_the_record(store):
