@@ -185,14 +185,21 @@ def _night(client: MlflowClient, store: Store, state: NightState) -> Run:
     """The parent run, found by tag and start time; made if need be."""
     experiment = _experiment(client, store, state)
     if found := _find_night(client, experiment, state):
-        # A resumed night is running again; a job that began before the night's end is only late.
-        is_later = state.updated > found.data.tags.get(ENDED, "")
-        if found.info.status != "RUNNING" and is_later and not (state.finished or state.stopped):
-            client.update_run(found.info.run_id, "RUNNING")
+        is_over = state.finished or state.stopped or _is_late(found, state)
+        if found.info.status != "RUNNING" and not is_over:
+            client.update_run(found.info.run_id, "RUNNING")  # a resumed night
         return found
     run = client.create_run(experiment, run_name=state.header.tag, tags=_identity(state))
     _update_night(client, run, state, _progress(run, state))
     return run
+
+
+def _is_late(night: Run, state: NightState) -> bool:
+    """Whether the run was ended by a later event: this job began before a signal ended the night.
+
+    A resumed night has an event that is later still.
+    """
+    return state.updated < night.data.tags.get(ENDED, "")
 
 
 def _update_night(
@@ -201,7 +208,8 @@ def _update_night(
     """What changes in the parent run with each trial, and `points` of its curves."""
     params = {name: getattr(state.header, name) for name in ("profile", "seed", "proposer")}
     sd = state.baseline.sd if state.baseline else None
-    _log(client, night, points, {**params, "baseline_sd": sd}, night_tags(state))
+    tags = {} if _is_late(night, state) else night_tags(state)
+    _log(client, night, points, {**params, "baseline_sd": sd}, tags)
 
 
 def _progress(night: Run, state: NightState) -> list[Metric]:

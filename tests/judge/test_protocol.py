@@ -121,7 +121,21 @@ def test_only_well_named_finite_numbers_are_metrics(trained):
     bad = {"": 1, "a b": 1, "n" * 41: 1, "t": True, "s": "1", "h": 1e18, "i": 10**400, "l": -1e18}
     run, *_ = trained(f'say("done", bytes=1, metrics={ {**bad, **good} }); wire.sendall(b"x")')
     assert run.metrics == good
-    refused = [".", "..", "../..", "a/../b", "a/b", "/x", "a/", "a//b", "./a", "-a", "a\n", "ä", "A"]
+    refused = [
+        ".",
+        "..",
+        "../..",
+        "a/../b",
+        "a/b",
+        "/x",
+        "a/",
+        "a//b",
+        "./a",
+        "-a",
+        "a\n",
+        "ä",
+        "A",
+    ]
     shown = {"a": 1, **dict.fromkeys(refused, 2)}
     run, *_ = trained(f'say("done", bytes=1, metrics={shown!r}); wire.sendall(b"x")')
     assert run.metrics == {"a": 1}  # MLflow takes none of those but "A", some databases not both
