@@ -28,7 +28,7 @@ from tasks.errors import NightlyError
 from tasks.files import FULL
 from tasks.history import heartbeat
 from tasks.records import NightState, Trial
-from tasks.views import chart, notification, report
+from tasks.views import chart, notification, refusals, report
 
 BACK_SECONDS = 15.0  # for which a finished night waits for Prefect's API to come back
 PATIENCE = 5.0  # seconds for which a trial waits for Prefect's API
@@ -101,15 +101,26 @@ class Views:
         if self._try("report", lambda: write_report(unscanned(self._night), unscanned(state))):
             self._try("Prefect", lambda: _send_report(self._night))
         self._try("chart", lambda: draw_chart(unscanned(self._night), unscanned(state)))
-        self._try("MLflow", lambda: self._mlflow.finish(state))
+        self._try("MLflow", lambda: self._finish_mlflow(state))
 
     def rebuild(self, state: NightState) -> None:
         """Everything, once more. Raises NightlyError if a view cannot be written."""
         write_report(unscanned(self._night), unscanned(state))
         draw_chart(unscanned(self._night), unscanned(state))
-        self._mlflow.finish(state)
+        self._finish_mlflow(state)
         _send_table(state)
         _send_report(self._night)
+        if refused := refusals.read(self._night.folder):
+            raise NightlyError(refusals.message(self._night.tag, refused))
+
+    def _finish_mlflow(self, state: NightState) -> None:
+        known = refusals.read(self._night.folder)
+
+        def name_refused() -> None:
+            if refusals.read(self._night.folder) != known:
+                write_report(unscanned(self._night), unscanned(state))
+
+        self._mlflow.finish(state, name_refused)
 
     def _try(self, view: str, show: Callable[[], None]) -> bool:
         """Whether a view could be shown. Logs an outage once, not after each trial, and its end."""
@@ -218,10 +229,16 @@ def _notice(kind: notification.Kind, state: NightState) -> str:
 
 
 def report_stop(folder: Path, state: NightState) -> None:
-    """After an unexpected end: a report, if there is room for it, and a notice of a failure."""
+    """After an unexpected end: a report, if there is room for it, a notice of a failure, and the
+    end of the night's run in MLflow.
+    """
     try:
         report.write(state, folder)
     except Exception as error:
         get_run_logger().warning(_message("report", error))
     if state.failed:
         notify("failed", state)
+    try:
+        mlflow_view.stop(folder, state)
+    except Exception as error:
+        get_run_logger().warning(_message("MLflow", error))

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import re
@@ -34,7 +35,9 @@ from tasks.judge.wire import Closed, Malformed, Silent, Wire
 CURVE_POINTS = 2000
 LOG_MESSAGES = 100_000  # more are not a curve but an attack on our memory or time
 SIGKILLED = (-9, 128 + 9)  # bubblewrap and docker return 128 + the signal that ended the box
-METRIC_NAME = re.compile(r"[A-Za-z0-9_./-]{1,40}")
+MOST_METRICS = 30
+# What every view takes: MLflow refuses a name that is no plain file name, such as `..` or `a//b`.
+METRIC_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,39}", re.ASCII)
 
 
 class Stopped(Exception):
@@ -273,13 +276,16 @@ def _point(message: dict[str, Any]) -> tuple[int, int, float] | None:
 
 
 def _metrics(shown: Any) -> dict[str, float]:
-    """At most 30 finite numbers with good names; the rest is dropped."""
+    """At most MOST_METRICS finite numbers with good names; the rest is dropped.
+
+    Of names that differ only in case, which are one name to some databases, the first stays.
+    """
     if not isinstance(shown, dict):
         return {}
-    good: dict[str, float] = {}
+    good: dict[str, tuple[str, float]] = {}
     for name, value in shown.items():
         # Compared before it is converted, as a Python int may be too large for a float.
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if len(good) < 30 and METRIC_NAME.fullmatch(name) and number and -1e18 < value < 1e18:
-            good[name] = float(value)
-    return good
+        if METRIC_NAME.fullmatch(name) and number and -1e18 < value < 1e18:
+            good.setdefault(name.lower(), (name, float(value)))
+    return dict(itertools.islice(good.values(), MOST_METRICS))

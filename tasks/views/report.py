@@ -8,6 +8,7 @@ cell.
 from __future__ import annotations
 
 import re
+import types
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 from tasks.files import FileRef
 from tasks.records import NightHeader, NightState, Trial
 from tasks.text import counted, money, one_line, score, short_commit, shortened
-from tasks.views import costs
+from tasks.views import costs, refusals
 
 LONGEST_REASON = 200  # characters
 MOST_NUMBERS = 8  # of trials that are listed for one reason
@@ -25,7 +26,8 @@ COLUMNS = ("commit", "val_bpb", "memory_gb", "status", "description")
 
 def write(state: NightState, folder: Path) -> None:
     """Writes report.md and results.tsv into the night's folder, each whole or not at all."""
-    FileRef.write(folder / "report.md", markdown(state).encode("utf-8", "replace"))
+    text = markdown(state, refusals.read(folder))
+    FileRef.write(folder / "report.md", text.encode("utf-8", "replace"))
     FileRef.write(folder / "results.tsv", results_tsv(state).encode("utf-8", "replace"))
 
 
@@ -52,8 +54,11 @@ def _gib(size: int | None) -> str:
     return "" if size is None else f"{size / 2**30:.1f}"
 
 
-def markdown(state: NightState) -> str:
-    """The report: what was won, how far to trust it, every trial, what to do next, provenance."""
+def markdown(state: NightState, refused: Mapping[str, str] = types.MappingProxyType({})) -> str:
+    """The report: what was won, how far to trust it, every trial, what to do next, provenance.
+
+    `refused` are the runs that MLflow does not take, see refusals.py.
+    """
     parts = [
         f"# Night {state.header.tag}",
         headline(state),
@@ -65,7 +70,7 @@ def markdown(state: NightState) -> str:
     ]
     if state.trials and state.header.is_researched:
         parts += ["## What it cost", "\n".join(_costs(state))]
-    parts += ["## Next steps", "\n".join(_next_steps(state))]
+    parts += ["## Next steps", "\n".join([*_next_steps(state), *_refused(state, refused)])]
     parts += ["## Provenance", "\n".join(_provenance(state))]
     return "\n\n".join(parts) + "\n"
 
@@ -270,6 +275,12 @@ def _next_steps(state: NightState) -> Iterator[str]:
         number = state.trials[-1].number
         yield f"- See a trial's idea, patch and training: `./run show {tag} {number}`"
         yield f"- Every candidate, kept or not, is a commit: `git show refs/trials/{tag}/{number}`"
+
+
+def _refused(state: NightState, refused: Mapping[str, str]) -> Iterator[str]:
+    tag = state.header.tag
+    if refused:
+        yield f"- {_text(refusals.summary(tag, refused))}: `./run rebuild {tag}` tries again"
 
 
 def _provenance(state: NightState) -> Iterator[str]:

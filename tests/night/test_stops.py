@@ -259,6 +259,7 @@ def test_sigterm_ends_the_night_at_once(stands, checkout, commands):
     code, said = night.result()
     assert code == 143, said
     assert end_of(checkout, "term") == ("stopped", False, "interrupted (SIGTERM)")
+    assert mlflow_status(checkout, "term") == "KILLED"
     nothing_left(stands)
 
 
