@@ -96,12 +96,13 @@ class Validation:
     def score(self, shape: Shape, rows: Rows, claims: Nats) -> float:
         """Bits per byte of the claims, nats float32 [R, T], by metric version 1.
 
-        Raises Stopped if they cannot be negative log-probabilities. The reason holds no figure of a
-        claim, as it reaches the proposer.
+        Raises Stopped if those that are scored cannot be negative log-probabilities; the others may
+        be anything. The reason holds no figure of a claim, as it reaches the proposer.
         """
-        if not np.isfinite(claims).all():
+        scored = claims[self.scored(shape, rows)]
+        if not np.isfinite(scored).all():
             raise Stopped("bad_claims", "claimed losses that are not finite")
-        if claims.min() < LOWEST_CLAIM:
+        if (scored < LOWEST_CLAIM).any():
             raise Stopped("bad_claims", "claimed losses below 0: no probability is above 1")
         return prepare.score(
             claims, rows, self._token_bytes[shape.vocab_size], self.documents_bytes

@@ -94,11 +94,18 @@ def test_losses_are_those_of_the_logits():
     )
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_logits_that_are_not_finite_fail_the_audit(bad):
+@pytest.mark.parametrize(
+    "logits", [[0, np.nan], [0, np.inf], [np.nan, 0], [np.inf, 0], [-np.inf, 0], [-np.inf] * 2]
+)
+def test_logits_without_a_finite_loss_fail_the_audit(logits):
     with pytest.raises(Stopped, match="not finite") as stopped:
-        cross_entropy(np.array([[0, bad]], np.float32), np.array([0]))
+        cross_entropy(np.array([[0, 1], logits], np.float32), np.array([0, 0]))
     assert stopped.value.status == "audit_failed"
+
+
+def test_a_logit_of_minus_infinity_rules_a_token_out():
+    logits = np.array([[0, -np.inf, np.log(3)], [-np.inf, 7, -np.inf]], np.float32)
+    assert cross_entropy(logits, np.array([0, 1])) == pytest.approx([np.log(4), 0.0])
 
 
 @pytest.fixture

@@ -255,5 +255,9 @@ def test_only_possible_losses_are_scored(tmp_path):
         assert stopped.value.status == "bad_claims"
     claims[0, 0] = scoring.LOWEST_CLAIM
     assert validation.score(shape, rows, claims) < 1.0
+    honest = validation.score(shape, rows, claims)
+    for unscored in (np.nan, np.inf, -1.0):
+        claims[~validation.scored(shape, rows)] = unscored
+        assert validation.score(shape, rows, claims) == honest
     with pytest.raises(Stopped, match="VOCAB_SIZE = 9 is not prepared"):
         validation.rows(Shape(9, 8, 1))
