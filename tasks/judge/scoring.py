@@ -6,6 +6,7 @@ import dataclasses
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +47,11 @@ def load(box: Box, gate: Gate, phase: str, startup_seconds: float) -> tuple[Wire
         gate.open()
         wire.send({"msg": "load"}, deadline)
         ready = expect(wire.read(deadline), "ready")
+    return wire, shape_of(ready, "bad_claims" if phase == "eval_startup" else "audit_failed")
+
+
+def shape_of(message: dict[str, Any], status: str) -> Shape:
+    """The shape that a box says its model has. Raises Stopped with `status` if it cannot be."""
     names = {
         "vocab_size": "VOCAB_SIZE",
         "sequence_length": "MAX_SEQ_LEN",
@@ -53,14 +59,13 @@ def load(box: Box, gate: Gate, phase: str, startup_seconds: float) -> tuple[Wire
     }
     limits = {"vocab_size": 2**16, "sequence_length": LONGEST_ROW, "batch_rows": MOST_ROWS}
     for field, most in limits.items():
-        value = ready.get(field)
+        value = message.get(field)
         if not is_whole(value, 1, most):
-            status = "bad_claims" if phase == "eval_startup" else "audit_failed"
             raise Stopped(
                 status,
                 f"{names[field]} = {value!r:.40}; it must be a whole number from 1 to {most}",
             )
-    return wire, Shape(*(ready[field] for field in limits))
+    return Shape(*(message[field] for field in limits))
 
 
 class Validation:

@@ -185,7 +185,8 @@ def test_a_box_that_does_not_start_is_not_the_candidates_fault(spec, script, rea
         pytest.raises(BoxUnavailable, match=reason),
         open_box(spec, ["-u", "-c", SAY + script]) as box,
     ):
-        protocol.smoke(box, startup_seconds=PATIENCE)
+        budget = Budget("flops", 1.0, PATIENCE, cpu_seconds=None)
+        protocol.smoke(box, spec.gate, budget, startup_seconds=PATIENCE, max_bytes=1)
 
 
 def test_a_box_that_is_ready_before_it_is_warm_is_not_the_candidates_fault(loaded):
