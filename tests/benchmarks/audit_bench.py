@@ -55,9 +55,6 @@ class Shape:
         scored[-1] = np.arange(self.length) < self.in_last_row
         return scored
 
-    def questions(self, scored: npt.NDArray[np.bool_], seed: int) -> Questions:
-        return draw(scored, self.count, 16, np.random.default_rng(seed))
-
 
 # Only a GPU has the lax tolerances, and its profiles have no fewer questions than 4096.
 SHAPES = (
@@ -219,32 +216,34 @@ class Row:
         return f"| {self.tolerance} | {self.shape} | {self.false_alarms:.1%} | {best} | {lost} |"
 
 
-def rows(shapes: Iterable[Shape] = SHAPES, draws: int = DRAWS) -> Iterator[Row]:
+def cases(shape: Shape, tolerance: Tolerance, draws: int) -> list[Case]:
+    """TIMES audits with each of `draws` sets of questions."""
+    scored, random = shape.scored(), np.random.default_rng(1)
+    in_row, ends = scored.sum(axis=1), int(scored[:, -1].sum())
+    return [
+        Case(asked, in_row, ends, shape.length, tolerance, random)
+        for seed in range(draws)
+        for asked in [draw(scored, shape.count, 16, np.random.default_rng(seed))]
+        for _ in range(TIMES)
+    ]
+
+
+def false_alarms(cases: Iterable[Case]) -> float:
+    return share(found(case, honest(case)).problem(case.tolerance) is not None for case in cases)
+
+
+def rows() -> Iterator[Row]:
     """The table, row by row."""
-    for shape in shapes:
-        scored = shape.scored()
-        questions = [shape.questions(scored, seed) for seed in range(draws)]
-        in_row, ends = scored.sum(axis=1), int(scored[:, -1].sum())
+    for shape in SHAPES:
+        strict = cases(shape, STRICT, DRAWS)
         for tolerance in shape.tolerances:
-            random = np.random.default_rng(1)
-            cases = [
-                Case(asked, in_row, ends, shape.length, tolerance, random)
-                for asked in questions
-                for _ in range(TIMES)
-            ]
-            passed, strategy, debt = max(
-                (beaten(cases, strategy, debt), name, debt)
+            these = [dataclasses.replace(case, tolerance=tolerance) for case in strict]
+            best = max(
+                (beaten(these, strategy, debt), name, debt)
                 for (name, strategy), debt in itertools.product(STRATEGIES.items(), DEBTS)
             )
-            yield Row(
-                str(shape),
-                NAMES[tolerance],
-                share(found(case, honest(case)).problem(tolerance) is not None for case in cases),
-                passed,
-                strategy,
-                debt,
-                tuple(lost(cases, lie, shape.count) for lie in LIES),
-            )
+            lotteries = tuple(lost(these, lie, shape.count) for lie in LIES)
+            yield Row(str(shape), NAMES[tolerance], false_alarms(these), *best, lotteries)
 
 
 def lost(cases: list[Case], lie: float, count: int) -> float:
