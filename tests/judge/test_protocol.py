@@ -1,5 +1,6 @@
 """The judge's side of the conversation with real processes that send what they should not."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ UP = 'say("up", python=sys.version)\n'
 READY = UP + 'say("ready")\nwait()\n'
 WARM = UP + 'say("warm")\nwait()\n'
 PATIENCE = 60.0  # seconds that no test here needs
+ONE_FLOP = Budget("flops", 1.0, PATIENCE, cpu_seconds=None)
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def trained(spec, folder):
     def trained(
         script: str, seconds: float = PATIENCE, max_bytes: int = 100
     ) -> tuple[Trained, bytes, bytes | None]:
-        budget = Budget("flops", 1.0, seconds, cpu_seconds=None)
+        budget = dataclasses.replace(ONE_FLOP, deadline_seconds=seconds)
         with open_box(spec, ["-u", "-c", SAY + READY + script]) as box:
             begun: Begun = protocol.begin(box, spec.gate, budget, startup_seconds=PATIENCE)
             found = protocol.finish(box, begun, folder / "model", max_bytes=max_bytes)
@@ -203,7 +205,7 @@ def test_a_box_that_does_not_start_is_not_the_candidates_fault(spec, script, rea
         pytest.raises(BoxUnavailable, match=reason),
         open_box(spec, ["-u", "-c", SAY + script]) as box,
     ):
-        protocol.smoke(box, startup_seconds=PATIENCE)
+        protocol.smoke(box, spec.gate, ONE_FLOP, startup_seconds=PATIENCE, max_bytes=1)
 
 
 def test_a_box_that_is_ready_before_it_is_warm_is_not_the_candidates_fault(loaded):
@@ -273,5 +275,9 @@ def test_only_possible_losses_are_scored(tmp_path):
         assert stopped.value.status == "bad_claims"
     claims[0, 0] = scoring.LOWEST_CLAIM
     assert validation.score(shape, rows, claims) < 1.0
+    honest = validation.score(shape, rows, claims)
+    for unscored in (np.nan, np.inf, -1.0):
+        claims[~validation.scored(shape, rows)] = unscored
+        assert validation.score(shape, rows, claims) == honest
     with pytest.raises(Stopped, match="VOCAB_SIZE = 9 is not prepared"):
         validation.rows(Shape(9, 8, 1))
