@@ -25,7 +25,7 @@ Number = int | float
 
 # Lines as Python's parser sees them: str.splitlines knows more line ends.
 LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)?")
-CAPITALS = re.compile(r"[A-Z][A-Z0-9_]*")
+CAPITALS = re.compile(r"[A-Z][A-Z0-9_]{0,99}")  # MLflow takes no parameter of a longer name
 LARGEST = 2**63  # a larger int is not a knob, so that 9**9**9 does not stop the night
 ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,

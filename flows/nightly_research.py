@@ -40,7 +40,7 @@ from flows.night.trial_steps import (
 )
 from tasks.errors import NightlyError, UsageError
 from tasks.files import FileRef
-from tasks.history import champion, night_budget, night_folder
+from tasks.history import champion, git_readiness, night_budget, night_folder
 from tasks.records import NightHeader, NightState
 from tasks.views import notification
 
@@ -139,10 +139,12 @@ def research(tag: str, request: Request, *, is_resume: bool = False) -> str:
     notification.check()
     night_views.name_flow_run(tag)
     new = new_night(tag, request) if resume.starts_over(folder) else None
+    # A model that refuses ends a new night before it has a folder.
+    ping = researcher.ping(new[0]) if new else None
     with session.hold(folder, new[0] if new else None) as held:
         if new:
             begin(held, *new)
-            researcher.ping(held)
+            researcher.keep_ping(folder, ping)
         else:
             resume.check_request(held.state, request)
             continue_night(held, request, is_resume=is_resume)
@@ -184,7 +186,8 @@ def continue_night(held: Session, request: Request, *, is_resume: bool) -> None:
         )
         return
     researcher.check(state.header)
-    researcher.ping(held, unattended=not is_resume)
+    held.pulse.enter("asking the model for a word")
+    researcher.keep_ping(held.folder, researcher.ping(state.header, unattended=not is_resume))
     held.book.append("resumed", **limits)
     get_run_logger().info(f"night {tag} resumes with trial {len(held.state.trials) + 1}")
 
@@ -197,6 +200,7 @@ def asked_limits(
     Raises UsageError if the night cannot go on like that.
     """
     tag, trials = state.header.tag, request.trials
+    git_readiness.check_writable(state_home.ROOT)
     champion.check_not_checked_out(state_home.ROOT, tag)
     is_asked = is_resume or trials != state.header.trials  # a retried flow run repeats its own
     if trials and is_asked and trials <= len(state.trials):

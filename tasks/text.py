@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 
@@ -11,6 +12,14 @@ def one_line(text: str) -> str:
         " " if unicodedata.category(character)[0] == "C" else character for character in text
     )
     return " ".join(visible.split())
+
+
+def in_markdown(text: str) -> str:
+    """Untrusted text as one line that Markdown shows as it is, also in a table's cell.
+
+    No link, image, HTML or code.
+    """
+    return re.sub(r"([\\|\[*`]|<(?=[A-Za-z/!?]))", r"\\\1", one_line(text))
 
 
 def shortened(text: str, most: int) -> str:

@@ -122,8 +122,9 @@ def _wall(options: dict[str, list[str]], info_fd: int, filter_fd: int) -> list[s
     for text in options["--tmpfs"]:
         target, _, given = text.partition(":")
         chosen = dict(option.split("=") for option in given.split(",") if "=" in option)
-        size = chosen["size"].replace("1m", str(2**20))
-        mounts[target] = ["--perms", chosen["mode"], "--size", size, "--tmpfs", target]
+        # Bubblewrap's tmpfs is root's: where another owner is asked for, everybody may write.
+        mode = "1777" if "uid" in chosen else chosen["mode"]
+        mounts[target] = ["--perms", mode, "--size", chosen["size"], "--tmpfs", target]
     for fields in csv.reader(options["--mount"]):
         bind = dict(field.split("=", 1) for field in fields if "=" in field)
         mounts[bind["target"]] = ["--ro-bind", bind["source"], bind["target"]]

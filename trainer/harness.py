@@ -23,11 +23,14 @@ import time
 from collections import deque
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 from trainer import prepare, roles, speed
 from trainer.link import Link
 
+SMOKE_STEPS = 2  # the first is unlike the others: schedules, states and what is logged one behind
+MOST_METRICS = 30  # more are left out, here and by the judge
+LONGEST_NAME = 40  # of a metric, characters
 SAVE_SECONDS = 1.0  # held back for the checkpoint of a `seconds` budget, at most 2% of it
 CURVE_POINTS = 1000  # of the training curve: one for each thousandth of the budget
 
@@ -52,18 +55,35 @@ class Budget:
         From a `seconds` budget the longest of the last 16 steps and the time to save are held back:
         the checkpoint's last byte must reach the judge before the deadline.
         """
+        tokens = int(tokens)
+        self.done = max(self.done, min(self._spent(tokens), 1.0))
         self.tokens = tokens
-        if self.kind == "flops":
-            spent = tokens * self.flops_per_token / self.amount
-        else:
-            now = time.monotonic()
-            self._steps.append(now - self._called)
-            self._called = now
-            held_back = max(self._steps) + min(SAVE_SECONDS, 0.02 * self.amount)
-            usable = self.amount - held_back
-            spent = (now - self.started) / usable if usable > 0 else 1.0
-        self.done = max(self.done, min(spent, 1.0))
         return self.done
+
+    def _spent(self, tokens: int) -> float:
+        if self.kind == "flops":
+            return tokens * self.flops_per_token / self.amount
+        now = time.monotonic()
+        self._steps.append(now - self._called)
+        self._called = now
+        held_back = max(self._steps) + min(SAVE_SECONDS, 0.02 * self.amount)
+        usable = self.amount - held_back
+        return (now - self.started) / usable if usable > 0 else 1.0
+
+
+class _SmokeBudget(Budget):
+    """A budget of SMOKE_STEPS steps, whatever its amount. It looks like the real one."""
+
+    def __init__(self, kind: str, amount: float, flops_per_token: float) -> None:
+        super().__init__(kind, amount, flops_per_token)
+        self._taken = 0
+
+    def _spent(self, tokens: int) -> float:
+        # Time passes with each call but the first, and FLOPs with tokens alone: a training that
+        # never ends in its budget must not end here.
+        self._taken += tokens > self.tokens if self.kind == "flops" else bool(self._steps)
+        super()._spent(tokens)
+        return self._taken / SMOKE_STEPS
 
 
 class _Run:
@@ -71,6 +91,7 @@ class _Run:
 
     budget: Budget | None = None  # set by `ready`
     logged: int = -1  # the last thousandth of the budget with a point in the curve
+    as_imported: ClassVar[dict[str, Any]] = {}  # smoke role: the candidate's names before `main`
 
 
 @functools.cache
@@ -111,6 +132,7 @@ def enter() -> None:
     elif role == "audit":
         roles.answer(link, candidate, device())
     elif role == "smoke":
+        _Run.as_imported.update(vars(candidate))
         roles.smoke(link, candidate, device())
     else:
         candidate.main()
@@ -152,12 +174,16 @@ def ready(flops_per_token: float) -> Budget:
     else:
         print("not in a box: this run is unsandboxed and scores itself", file=sys.stderr)
         go = prepare.current()["budget"]
-    _Run.budget = Budget(go["kind"], float(go["amount"]), flops_per_token)
+    made = _SmokeBudget if os.environ.get("NIGHTLY_ROLE") == "smoke" else Budget
+    _Run.budget = made(go["kind"], float(go["amount"]), flops_per_token)
     return _Run.budget
 
 
 def log(*, step: int, tokens: int, loss: float) -> None:
-    """A point of the curve, `loss` in nats per token; at most one per thousandth of the budget."""
+    """A point of the curve, `loss` in nats per token; at most one per thousandth of the budget.
+
+    The judge leaves out a point with a value that is no finite number.
+    """
     budget = _Run.budget
     if budget is None:
         raise RuntimeError("harness.log() before harness.ready()")
@@ -166,16 +192,43 @@ def log(*, step: int, tokens: int, loss: float) -> None:
         return
     last, _Run.logged = _Run.logged, thousandth
     if link := _link():
-        shown = float(loss) if math.isfinite(loss) else None
-        link.send({"msg": "log", "step": step, "tokens": tokens, "loss": shown})
+        point = {"step": _whole(step), "tokens": _whole(tokens), "loss": _number(loss)}
+        link.send({"msg": "log", **point})
     elif thousandth * 20 // CURVE_POINTS > last * 20 // CURVE_POINTS:
         print(f"step {step:6d}  {budget.done:4.0%}  loss {loss:.4f}", file=sys.stderr)
+
+
+def _number(value: Any) -> float | None:
+    """As a finite float, also a tensor or an array of one element; None if it is none."""
+    if isinstance(value, (str, bytes)):  # "3" is a text
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: a tensor of several
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _whole(value: Any) -> int | None:
+    number = _number(value)
+    return None if number is None else int(number)
+
+
+def _shown(metrics: dict[str, Any]) -> dict[str, float]:
+    """The metrics that are numbers, the first MOST_METRICS of them: they fit in one message."""
+    numbers = {name: _number(value) for name, value in metrics.items()}
+    good = [
+        (name, number)
+        for name, number in numbers.items()
+        if number is not None and len(name) <= LONGEST_NAME
+    ]
+    return dict(good[:MOST_METRICS])
 
 
 def finish(state_dict: dict[str, Any], **metrics: float) -> None:
     """Hands over the checkpoint, inside the budget; in a box, then waits until the judge ends it.
 
-    `metrics` are shown beside the score and never trusted; those that are not finite are left out.
+    `metrics` are shown beside the score and never trusted; what is no finite number is left out.
     Outside a box it scores all validation rows in this process and prints a summary.
     """
     import torch
@@ -185,30 +238,31 @@ def finish(state_dict: dict[str, Any], **metrics: float) -> None:
         raise RuntimeError("harness.finish() before harness.ready()")
     gpu = torch.cuda.get_device_name() if device() == "cuda" else ""
     seconds = time.monotonic() - budget.started
-    metrics |= speed.figures(budget.flops_per_token, budget.tokens, seconds, gpu)
+    figures = speed.figures(budget.flops_per_token, budget.tokens, seconds, gpu)
+    shown = _shown(figures | {k: v for k, v in metrics.items() if k not in figures})
     blob = io.BytesIO()
     torch.save({name: tensor.detach().to("cpu") for name, tensor in state_dict.items()}, blob)
     if link := _link():
-        _hand_over(link, blob, budget.tokens, metrics)
+        _hand_over(link, blob, budget.tokens, shown)
         return
     from trainer import alone  # not in a box: it reads the validation data
 
-    metrics["training_seconds"] = time.monotonic() - budget.started
-    metrics["val_bpb"] = alone.self_score(blob, device())
-    metrics["total_tokens_M"] = budget.tokens / 1e6
-    print(alone.summary(metrics | {"total_seconds": time.monotonic() - _STARTED}))
+    shown["training_seconds"] = time.monotonic() - budget.started
+    shown["val_bpb"] = alone.self_score(blob, device())
+    shown["total_tokens_M"] = budget.tokens / 1e6
+    print(alone.summary(shown | {"total_seconds": time.monotonic() - _STARTED}))
 
 
 def _hand_over(link: Link, blob: io.BytesIO, tokens: int, metrics: dict[str, float]) -> None:
     """Sends the checkpoint, or in a smoke box tries it out, and waits for the judge to hang up."""
+    done = {"bytes": blob.getbuffer().nbytes, "tokens": tokens, "metrics": metrics}
     if os.environ["NIGHTLY_ROLE"] == "smoke":
-        roles.try_out(sys.modules["trainer.train"], blob.getbuffer(), device())
-        link.send({"msg": "smoked"})
+        candidate = sys.modules["trainer.train"]
+        roles.forget(candidate, _Run.as_imported)
+        shape = roles.try_out(candidate, blob.getbuffer(), device())
+        link.send({"msg": "smoked", **shape, **done})
         return link.wait_for_the_end()
-    shown = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
-    size = blob.getbuffer().nbytes
-    done = {"msg": "done", "bytes": size, "tokens": tokens, "metrics": shown}
-    link.send(done, blob.getbuffer())
+    link.send({"msg": "done", **done}, blob.getbuffer())
     if "NIGHTLY_EXPORT_CACHE" in os.environ:
         kernels = roles.compiled_kernels()
         link.send({"msg": "cache", "bytes": len(kernels)}, kernels)

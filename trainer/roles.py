@@ -2,7 +2,7 @@
 
     claim role   load  ->  ready  ->  nll + rows  ->  nats of every target
     audit role   load  ->  ready  ->  (logits + prefixes + positions  ->  logits there)*
-    smoke role   one training step, its checkpoint loaded again, one batch evaluated  ->  smoked
+    smoke role   two training steps, the checkpoint loaded again, one batch evaluated  ->  smoked
 
 The model always sees batches of one shape, [DEVICE_BATCH_SIZE, MAX_SEQ_LEN]: the same kernels run
 in every role, so an honest model's claims and answers differ by rounding alone. Fixed, like the
@@ -61,14 +61,24 @@ def claim(link: Link, candidate: ModuleType, device: str) -> None:
 def claim_nats(
     model: Any, rows: prepare.Tokens, batch_rows: int, on: str
 ) -> Iterator[npt.NDArray[np.float32]]:
-    """Nats of every target of `rows`, uint16 [n, T+1], in order: float32, one array per batch."""
+    """Nats of every target of `rows`, uint16 [n, T+1], in order: float32, one array per batch.
+
+    Raises ValueError if the model gives another number of losses.
+    """
     import torch
 
+    expected = batch_rows * (rows.shape[1] - 1)
     for first in range(0, len(rows), batch_rows):
         batch = rows[first : first + batch_rows]
         tokens = torch.from_numpy(_filled(batch, batch_rows).astype(np.int64)).to(on)
         nats = model(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), reduction="none")
-        yield nats.float().cpu().numpy().reshape(batch_rows, -1)[: len(batch)].reshape(-1)
+        losses = nats.float().cpu().numpy().reshape(-1)
+        if losses.size != expected:
+            raise ValueError(
+                f'model(idx, targets, reduction="none") gave {losses.size} losses '
+                f"for {expected} targets"
+            )
+        yield losses[: len(batch) * (rows.shape[1] - 1)]
 
 
 def _filled(batch: prepare.Tokens, batch_rows: int) -> prepare.Tokens:
@@ -81,19 +91,42 @@ def answer(link: Link, candidate: ModuleType, device: str) -> None:
     import torch
 
     model, T, batch_rows = _load_for_judge(link, candidate, device)
+    V = int(candidate.VOCAB_SIZE)
     with torch.inference_mode():
         while True:
             count = int(link.read("logits")["rows"])
             prefixes = np.frombuffer(link.read_bytes(count * T * 2), "<u2").reshape(count, T)
             positions = np.frombuffer(link.read_bytes(count * 4), "<i4").astype(np.int64)
-            tokens = torch.from_numpy(_filled(prefixes, batch_rows).astype(np.int64)).to(device)
-            places = torch.arange(count, device=device), torch.from_numpy(positions).to(device)
-            asked = model(tokens)[places]
-            link.send_bytes(asked.float().cpu().numpy().astype("<f4").tobytes())
+            asked = _logits(model, prefixes, positions, (batch_rows, T, V), device)
+            link.send_bytes(asked.astype("<f4").tobytes())
+
+
+def _logits(
+    model: Any,
+    prefixes: prepare.Tokens,
+    positions: npt.NDArray[np.int64],
+    shape: tuple[int, int, int],
+    device: str,
+) -> npt.NDArray[np.float32]:
+    """Logits, float32 [n, V], at one position of each of `prefixes`, uint16 [n, T].
+
+    `shape` is [B, T, V]. Raises ValueError if the model's logits have another.
+    """
+    import torch
+
+    tokens = torch.from_numpy(_filled(prefixes, shape[0]).astype(np.int64)).to(device)
+    logits = model(tokens)
+    if tuple(logits.shape) != shape:
+        raise ValueError(
+            f"model(idx) gave logits of shape {tuple(logits.shape)}, not [B, T, V] = {shape}"
+        )
+    places = torch.arange(len(prefixes), device=device), torch.from_numpy(positions).to(device)
+    asked: npt.NDArray[np.float32] = logits[places].float().cpu().numpy()
+    return asked
 
 
 def smoke(link: Link, candidate: ModuleType, device: str) -> None:
-    """Runs `main` with a budget of one step; its `harness.finish` calls `try_out` and reports."""
+    """Runs `main` with a budget of two steps; its `harness.finish` calls `try_out` and reports."""
     import torch
 
     try:
@@ -107,8 +140,19 @@ def smoke(link: Link, candidate: ModuleType, device: str) -> None:
         link.send({"msg": "smoked"})
 
 
-def try_out(candidate: ModuleType, checkpoint: memoryview, device: str) -> None:
-    """Loads a checkpoint as a scoring box would, and checks the output. Raises ValueError."""
+def forget(candidate: ModuleType, as_imported: dict[str, Any]) -> None:
+    """Takes back what `main` did to the candidate's own names: a scoring box never runs `main`."""
+    names = vars(candidate)
+    for name in names.keys() - as_imported.keys():
+        del names[name]
+    names.update(as_imported)
+
+
+def try_out(candidate: ModuleType, checkpoint: memoryview, device: str) -> dict[str, int]:
+    """Loads a checkpoint, claims and answers as the scoring boxes would; the shape for the judge.
+
+    Raises ValueError for output of a wrong shape.
+    """
     import torch
 
     with tempfile.TemporaryDirectory() as folder:
@@ -116,20 +160,12 @@ def try_out(candidate: ModuleType, checkpoint: memoryview, device: str) -> None:
         path.write_bytes(checkpoint)
         model, shape = _load(candidate, str(path), device)
     V, T, batch_rows = shape.values()
-    tokens = torch.arange(batch_rows * (T + 1), device=device).view(batch_rows, T + 1) % V
-    inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    rows = (np.arange(batch_rows * (T + 1)) % V).astype(np.uint16).reshape(batch_rows, T + 1)
+    last = np.full(batch_rows, T - 1)
     with torch.inference_mode():
-        nats, logits = model(inputs, targets, reduction="none"), model(inputs)
-    if nats.numel() != batch_rows * T:
-        raise ValueError(
-            f'model(idx, targets, reduction="none") gave {nats.numel()} losses '
-            f"for {batch_rows * T} targets"
-        )
-    if tuple(logits.shape) != (batch_rows, T, V):
-        raise ValueError(
-            f"model(idx) gave logits of shape {tuple(logits.shape)}, "
-            f"not [B, T, V] = {(batch_rows, T, V)}"
-        )
+        list(claim_nats(model, rows, batch_rows, device))
+        _logits(model, rows[:, :-1], last, (batch_rows, T, V), device)
+    return shape
 
 
 def compiled_kernels() -> bytes:

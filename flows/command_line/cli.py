@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import configs
-from flows import state_home
+from flows import process_state, state_home
 from flows.command_line import api_outage, commands, services
 from tasks.errors import NightlyError, UsageError
 
@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     arguments = parse(sys.argv[1:] if argv is None else argv)
     try:
+        process_state.settle()
         home = state_home.locate()
         state_home.configure(home)
         return int(arguments.command(arguments, home))

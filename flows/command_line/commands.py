@@ -251,9 +251,9 @@ def doctor(arguments: argparse.Namespace, home: Path) -> int:
 
 
 def _read_candidate(path: Path) -> str:
-    """The file with its own line ends, which `read_text` would change."""
+    """The file with its own line ends, which `read_text` would change, but no byte order mark."""
     try:
-        return path.read_bytes().decode("utf-8")
+        return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise UsageError(f"candidate {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import urllib.error
@@ -24,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import configs
-from flows import state_home
+from flows import process_state, state_home
 from flows.command_line import server
-from tasks.errors import UsageError
+from tasks.errors import NightlyError, UsageError
 from tasks.text import one_line
 
 PATIENCE_SECONDS = 5.0  # for an address to answer
@@ -52,10 +51,11 @@ class Check:
 def checks(home: Path, profile: configs.Profile) -> Iterator[Check]:
     """Every check in turn, each made when it is asked for."""
     yield check_python()
+    yield check_process(int(profile.limits.memory_gib * 2**30))
     yield check_torch(profile.device)
     yield from check_isolation(home, profile.device, profile.limits.isolation)
     yield check_disk(home, FREE_BYTES[profile.device])
-    yield from check_git(state_home.ROOT)
+    yield check_git(state_home.ROOT)
     yield check_mlflow(state_home.mlflow_uri(home))
     yield check_prefect(os.environ.get("PREFECT_API_URL") or server.running_server(home))
     yield from check_proposer(profile)
@@ -79,6 +79,12 @@ def check_python() -> Check:
     found = f"{sys.version.split()[0]} in {sys.prefix}"
     supported = (3, 11) <= sys.version_info[:2] < (3, 15)
     return Check("python", supported, found, "use Python 3.11 to 3.14: PYTHON=python3.12 ./run")
+
+
+def check_process(box_bytes: int) -> Check:
+    """What this shell hands down to every command; a box may use `box_bytes` of memory."""
+    found = "; ".join(process_state.findings(box_bytes))
+    return Check("process", None if found else True, found or "inherits nothing that is in the way")
 
 
 def check_torch(device: str) -> Check:
@@ -147,29 +153,15 @@ def check_disk(home: Path, need: int) -> Check:
     return Check("disk", free >= need, f"{free / 2**30:.1f} GiB free in {home}", remedy)
 
 
-def check_git(checkout: Path) -> Iterator[Check]:
-    """The checkout a night would start from. Nights commit as their own author."""
+def check_git(folder: Path) -> Check:
+    """The checkout that a night would start from, by the night's own check."""
+    from tasks.history import champion
 
-    def git(*arguments: str) -> str | None:
-        argv = ["git", "-C", str(checkout), *arguments]
-        done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    head = git("rev-parse", "--short", "--verify", "HEAD")
-    if head is None:
-        remedy = (
-            "a night needs a git checkout with a commit: git clone the project, "
-            "or git init && git add -A && git commit -m start"
-        )
-        yield Check("git", False, f"{checkout} has no commit", remedy)
-        return
-    branch = git("symbolic-ref", "--short", "--quiet", "HEAD") or "detached"
-    is_dirty = git("status", "--porcelain")
-    state = "with uncommitted changes, which a night leaves alone" if is_dirty else "clean"
-    yield Check("git", True, f"{branch} at {head}, {state}")
-    name, email = git("config", "user.name"), git("config", "user.email")
-    found = f"{name} <{email}>" if name and email else "not set"
-    yield Check("git identity", None, f"{found}; not needed: nights commit as their own author")
+    try:
+        found = champion.open_checkout(folder)
+    except NightlyError as error:
+        return Check("git", False, str(error))
+    return Check("git", True, f"{found.describe()}{'' if found.dirty else ', clean'}")
 
 
 def check_mlflow(uri: str) -> Check:

@@ -28,6 +28,7 @@ from flows.command_line import api_outage
 from flows.night import interruption
 from tasks.errors import NightlyError, UsageError
 from tasks.judge import processes
+from tasks.views import mlflow_page
 
 START_SECONDS = 120.0
 LOCALHOST = "127.0.0.1"
@@ -138,17 +139,14 @@ def wait_for_prefect(api_url: str, server: subprocess.Popen[bytes]) -> None:
 
 
 def mlflow_pages(url: str, server: subprocess.Popen[bytes]) -> list[str]:
-    """Waits for MLflow; returns one address per experiment of ours, which opens its list of runs.
-
-    The plain address of an experiment opens the traces of its LLM calls instead.
-    """
+    """Waits for MLflow; returns one address per experiment of ours: its runs, by score."""
     deadline = time.monotonic() + START_SECONDS
     search = f"{url}/api/2.0/mlflow/experiments/search?max_results=100"
     while time.monotonic() < deadline and server.poll() is None:
         with contextlib.suppress(OSError), urllib.request.urlopen(search, timeout=5) as answer:
             found = json.load(answer).get("experiments", [])
-            ids = [e["experiment_id"] for e in found if e["name"].startswith("nightly-research/")]
-            return [f"{url}/#/experiments/{i}/runs?workflowType=machine_learning" for i in ids]
+            ours = [e for e in found if e["name"].startswith("nightly-research/")]
+            return [mlflow_page.address(url, experiment) for experiment in ours]
         time.sleep(0.2)
     raise NightlyError(f"the MLflow server did not answer at {url}; its own message is above")
 

@@ -7,13 +7,16 @@ What MLflow has missed is written as soon as it answers again, at the night's en
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
+import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from prefect import task
+from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 
@@ -22,19 +25,27 @@ from flows.night.night import Night
 from tasks.cache import unscanned
 from tasks.errors import NightlyError
 from tasks.history import llm_calls, night_folder, trial_folder
-from tasks.records import NightState
+from tasks.records import Baseline, NightState, RunResult, Trial
 from tasks.usage import Call
-from tasks.views import mlflow_client, tracking
+from tasks.views import mlflow_client, mlflow_tags, refusals, tracking
 
 # Seconds that the night waits for MLflow: after a trial, at its end for a slow store, and at its
 # end for a store that is down and may be coming back.
 PATIENCE = 5.0
 LAST_PATIENCE = 120.0
 BACK_SECONDS = 60.0
+STOP_SECONDS = 10.0  # at an unexpected end
 RETRY_SECONDS = 3.0
 
-Done = frozenset[int]  # trials whose runs are complete in MLflow
 T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Logged:
+    """What MLflow has of a night's runs, by their tag `trial_id`."""
+
+    done: frozenset[str]
+    refused: Mapping[str, str]  # with MLflow's reason
 
 
 class Unfinished(NightlyError):
@@ -59,8 +70,9 @@ class MlflowView:
 
     def __init__(self, night: Night) -> None:
         self._night = night
-        self._done: Done | None = None
-        self._job: PrefectFuture[Done] | None = None
+        self._logged: Logged | None = None
+        self._said: set[str] = set()  # refused runs that are in the log
+        self._job: PrefectFuture[Logged] | None = None
         self._since = 0.0  # time.monotonic() at which the job was begun
 
     def follow(self, state: NightState, patience: float) -> None:
@@ -74,7 +86,7 @@ class MlflowView:
         if self._job is None:
             self._since = time.monotonic()
             self._job = catch_up.submit(
-                unscanned(self._night), unscanned(state), unscanned(self._done)
+                unscanned(self._night), unscanned(state), unscanned(self._logged)
             )
         self._collect(patience)
 
@@ -82,7 +94,7 @@ class MlflowView:
         if self._job is None:
             return
         try:
-            self._done = _result(self._job, patience)
+            self._logged = _result(self._job, patience)
         except TimeoutError:
             if time.monotonic() - self._since < LAST_PATIENCE:
                 raise Unfinished(f"MLflow is not done after {patience:.0f} s") from None
@@ -93,13 +105,24 @@ class MlflowView:
             self._job = None
             raise
         self._job = None
+        refused = self._logged.refused
+        if new := {run: why for run, why in refused.items() if run not in self._said}:
+            get_run_logger().warning(refusals.message(self._night.tag, new))
+        self._said |= new.keys()
 
-    def finish(self, state: NightState) -> None:
-        """Writes everything, and the night's own files. Raises NightlyError like `follow`."""
+    def finish(self, state: NightState, before_end: Callable[[], None]) -> None:
+        """Writes everything, what MLflow refused as well, and the night's own files.
+
+        `before_end` is called once it is known what MLflow lacks. Raises NightlyError like
+        `follow`.
+        """
         until = time.monotonic() + BACK_SECONDS
         if self._job is not None:  # of an earlier state
             _retry(lambda: self.follow(state, LAST_PATIENCE), until)
+        if self._logged:
+            self._logged = Logged(self._logged.done, {})
         _retry(lambda: self.follow(state, LAST_PATIENCE), until)
+        before_end()
         _retry(lambda: self._end(state), until)
 
     def _end(self, state: NightState) -> None:
@@ -137,27 +160,67 @@ def _retry(write: Callable[[], None], until: float) -> None:
 
 
 @task(name="log-to-mlflow", task_run_name="log to MLflow", cache_policy=NO_CACHE)
-def catch_up(night: Night, state: NightState, done: Done | None) -> Done:
-    """Logs the baseline and each applied trial that is not `done`; finished runs are left alone."""
-    return log_missing(night, state, done)
+def catch_up(night: Night, state: NightState, known: Logged | None) -> Logged:
+    """Logs the baseline's runs and applied trials that MLflow lacks, but for refused ones."""
+    return log_missing(night, state, known)
 
 
-def log_missing(night: Night, state: NightState, done: Done | None) -> Done:
-    """`catch_up` without Prefect."""
-    store = _store(night)
-    if done is None:
+def log_missing(night: Night, state: NightState, known: Logged | None) -> Logged:
+    """`catch_up` without Prefect.
+
+    A run that cannot be logged while the night's own can is refused: the others go on without it.
+    """
+    store = _store(night.bench.home)
+    if known is None:
         mlflow_client.make_if_missing(store.uri)
-        tracking.log_baseline(store, state, night.baseline.runs)
-        done = tracking.finished_trials(store, state)
-    missing = [trial for trial in state.trials if trial.number not in done]
+        known = Logged(tracking.finished_runs(store, state), {})
+    done, refused = set(known.done), dict(known.refused)
+    for trial_id, log in _missing(night, store, state, done | refused.keys()):
+        try:
+            log()
+        except NightlyError as error:
+            tracking.log_progress(store, state)  # raises if MLflow takes nothing at all
+            refused[trial_id] = str(error)
+        else:
+            done.add(trial_id)
+    refusals.write(night.folder, refused)
+    return Logged(frozenset(done), refused)
+
+
+def _missing(
+    night: Night, store: mlflow_client.Store, state: NightState, known: set[str]
+) -> Iterator[tuple[str, Callable[[], object]]]:
+    """The `trial_id` of the runs that are not `known`, each with what logs it."""
+    for run in night.baseline.runs:
+        if (trial_id := mlflow_tags.baseline_id(state, run)) not in known:
+            log_run = functools.partial(tracking.log_baseline_run, store, state, night.base, run)
+            yield trial_id, log_run
+    ids = {trial.number: mlflow_tags.trial_id(state, trial) for trial in state.trials}
+    missing = [trial for trial in state.trials if ids[trial.number] not in known]
     asked = any(trial.usage.calls for trial in missing)
     calls = _calls(night, {trial.number for trial in missing}) if asked else ()
     for trial in missing:
-        folder = night.trial_folder(trial.number)
-        runs = trial_folder.read_runs(folder)
         its_calls = [call for call in calls if call.trial == trial.number]
-        tracking.log_trial(store, state, trial, runs, folder, its_calls)
-    return done | {trial.number for trial in state.trials}
+        log = functools.partial(_log_trial, night, store, state, trial, its_calls)
+        yield ids[trial.number], log
+
+
+def _log_trial(
+    night: Night, store: mlflow_client.Store, state: NightState, trial: Trial, calls: list[Call]
+) -> None:
+    folder = night.trial_folder(trial.number)
+    runs = [_charted(run, night.baseline) for run in trial_folder.read_runs(folder)]
+    tracking.log_trial(store, state, trial, runs, folder, calls)
+
+
+def _charted(run: RunResult, baseline: Baseline) -> RunResult:
+    """The run with those of its own figures that the baseline reports too.
+
+    Each name is a chart on MLflow's page, where a figure of one trial alone compares nothing.
+    """
+    known = {name for other in baseline.runs for name in other.metrics}
+    metrics = {name: value for name, value in run.metrics.items() if name in known}
+    return dataclasses.replace(run, metrics=metrics)
 
 
 @task(
@@ -168,11 +231,40 @@ def log_missing(night: Night, state: NightState, done: Done | None) -> Done:
 def finish_night(night: Night, state: NightState) -> None:
     """Logs the report, the chart, the table and the calls of no trial, and ends the night's run."""
     unused = _calls(night, {0, len(state.trials) + 1})  # pings, and a proposal that was not run
-    tracking.finish_night(_store(night), state, night.folder, unused)
+    tracking.finish_night(_store(night.bench.home), state, night.folder, unused)
 
 
-def _store(night: Night) -> mlflow_client.Store:
-    home = night.bench.home
+def stop(folder: Path, state: NightState) -> None:
+    """Ends the night's run in MLflow after an unexpected end, if it is there.
+
+    Waits STOP_SECONDS at most, as whoever sent a SIGTERM may send SIGKILL soon. Raises NightlyError
+    if that failed; a resumed or rebuilt night then finds its run again.
+    """
+    store = _store(folder.parent.parent)
+    path = Path(store.uri.removeprefix(mlflow_client.SQLITE))
+    if store.uri.startswith(mlflow_client.SQLITE) and not path.exists():
+        return
+    failures: queue.SimpleQueue[NightlyError | None] = queue.SimpleQueue()
+
+    def write() -> None:
+        try:
+            tracking.stop_night(store, state)
+            failures.put(None)
+        except NightlyError as error:
+            failures.put(error)
+
+    threading.Thread(target=write, name="stop-night-in-mlflow", daemon=True).start()
+    try:
+        failure = failures.get(timeout=STOP_SECONDS)
+    except queue.Empty:
+        raise NightlyError(
+            f"MLflow did not record the night's end within {STOP_SECONDS:.0f} s"
+        ) from None
+    if failure:
+        raise failure
+
+
+def _store(home: Path) -> mlflow_client.Store:
     return mlflow_client.Store(state_home.mlflow_uri(home), home / "mlartifacts")
 
 

@@ -28,8 +28,8 @@ from tasks.errors import NightlyError
 from tasks.files import FULL
 from tasks.history import heartbeat
 from tasks.records import NightState, Trial
-from tasks.text import difference, one_line, score, shortened
-from tasks.views import chart, margin, notification, report
+from tasks.text import difference, in_markdown, one_line, score, shortened
+from tasks.views import chart, margin, notification, refusals, report
 
 BACK_SECONDS = 15.0  # for which a finished night waits for Prefect's API to come back
 PATIENCE = 5.0  # seconds for which a trial waits for Prefect's API
@@ -106,21 +106,32 @@ class Views:
         drawn = self._try("chart", lambda: draw_chart(unscanned(self._night), unscanned(state)))
         if written:
             self._try("Prefect", lambda: _send_report(self._night, has_chart=drawn))
-        self._try("MLflow", lambda: self._mlflow.finish(state))
+        self._try("MLflow", lambda: self._finish_mlflow(state))
 
     def rebuild(self, state: NightState) -> None:
         """Everything, once more. Raises NightlyError if a view cannot be written."""
         write_report(unscanned(self._night), unscanned(state))
         draw_chart(unscanned(self._night), unscanned(state))
-        self._mlflow.finish(state)
+        self._finish_mlflow(state)
         _send_table(state)
         _send_report(self._night, has_chart=True)
+        if refused := refusals.read(self._night.folder):
+            raise NightlyError(refusals.message(self._night.tag, refused))
 
     def _follow_in_mlflow(self, state: NightState) -> None:
         try:
             self._mlflow.follow(state, mlflow_view.PATIENCE)
         except mlflow_view.Unfinished as unfinished:
             get_run_logger().debug(str(unfinished))
+
+    def _finish_mlflow(self, state: NightState) -> None:
+        known = refusals.read(self._night.folder)
+
+        def name_refused() -> None:
+            if refusals.read(self._night.folder) != known:
+                write_report(unscanned(self._night), unscanned(state))
+
+        self._mlflow.finish(state, name_refused)
 
     def _try(self, view: str, show: Callable[[], None]) -> bool:
         """Whether a view could be shown. Logs an outage once, not after each trial, and its end."""
@@ -171,18 +182,18 @@ def _send_table(state: NightState) -> None:
 
 
 def _row(trial: Trial, champion: float | None) -> dict[str, object]:
-    """What fits beside each other on Prefect's page, where nothing wraps."""
+    """What fits beside each other on Prefect's page, where nothing wraps and a cell is Markdown."""
     why = trial.reason
     if trial.status == "ok":  # before the last colon are figures, and those have their columns
         why = why.rpartition(": ")[2]
     return {
         "trial": trial.number,
-        "what": shortened(one_line(trial.idea.summary), LONGEST_SUMMARY),
+        "what": in_markdown(shortened(one_line(trial.idea.summary), LONGEST_SUMMARY)),
         "verdict": margin.outcome(trial),
-        "val_bpb": score(trial.val_bpb),
-        "vs champion": difference(trial.val_bpb, champion),
-        "z": "-" if trial.z is None else f"{trial.z:.2f}",
-        "why": one_line(why),
+        "val_bpb": "" if trial.val_bpb is None else score(trial.val_bpb),
+        "vs champion": "" if trial.val_bpb is None else difference(trial.val_bpb, champion),
+        "z": "" if trial.z is None else f"{trial.z:.2f}",
+        "why": in_markdown(why),
     }
 
 
@@ -244,10 +255,16 @@ def _notice(kind: notification.Kind, state: NightState) -> str:
 
 
 def report_stop(folder: Path, state: NightState) -> None:
-    """After an unexpected end: a report, if there is room for it, and a notice of a failure."""
+    """After an unexpected end: a report, if there is room for it, a notice of a failure, and the
+    end of the night's run in MLflow.
+    """
     try:
         report.write(state, folder)
     except Exception as error:
         get_run_logger().warning(_message("report", error))
     if state.failed:
         notify("failed", state)
+    try:
+        mlflow_view.stop(folder, state)
+    except Exception as error:
+        get_run_logger().warning(_message("MLflow", error))

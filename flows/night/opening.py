@@ -112,11 +112,10 @@ def _settings(request: Request) -> configs.Profile:
 
 def base_source(root: Path, profile: configs.Profile) -> str:
     """The checkout's train.py with the profile's knobs written into it, all else as it is."""
-    path = root / TRAIN
+    # Python ignores the mark that some editors put at a file's beginning, and its parser does not.
+    source = (root / TRAIN).read_bytes().decode("utf-8-sig")
     try:
-        return knobs.write(path.read_bytes().decode("utf-8"), profile.train)
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from error
+        return knobs.write(source, profile.train)
     except knobs.KnobError as error:
         raise UsageError(f"profile {profile.name}, [train]: {error}") from error
 

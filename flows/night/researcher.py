@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from pathlib import Path
 
@@ -23,7 +24,17 @@ from tasks.proposers.prompt import PROMPTS, Briefing
 from tasks.proposers.replay import ReplayProposer
 from tasks.proposers.tpe import TpeProposer
 from tasks.records import Baseline, Bench, NightHeader, Program
+from tasks.statuses import Outcome
 from tasks.trial import hardware, verdict
+from tasks.usage import Call
+
+# What a person can do about a ping's outcome; other failures may pass.
+REMEDIES: dict[Outcome, str] = {
+    "unauthorized": "Check OPENAI_API_KEY",
+    "bad_request": "Check OPENAI_BASE_URL (most end in /v1), --model and [llm] in the profile",
+    "no_completion": "Check OPENAI_BASE_URL: most end in /v1",
+    "context_overflow": "Lower [llm] max_tokens, or give the model a longer context",
+}
 
 
 def check(header: NightHeader) -> None:
@@ -77,27 +88,34 @@ def keep_program(folder: Path, header: NightHeader) -> None:
         FileRef.write(folder / night_folder.PROGRAM, read_program(header.settings).encode())
 
 
-def ping(held: Session, *, unattended: bool = False) -> None:
+def ping(header: NightHeader, *, unattended: bool = False) -> Call | None:
     """Asks the model for one word before anything is measured, so that a wrong key is reported now.
 
-    Raises UsageError for what only a person can fix, unless the night starts `unattended`. All
-    other failures are logged, as the night can do without the model.
+    None if the night has no model. Raises UsageError for what only a person can fix, unless the
+    night starts `unattended`. All other failures are logged, as the night can do without the model.
     """
-    header = held.state.header
     if not configs.traits(header.proposer).asks_a_model:
-        return
-    held.pulse.enter("asking the model for a word")
-    calls = CallLog(held.folder / night_folder.CALLS)
-    call = llm.ping(Endpoint.from_environment(header.settings.llm), calls)
-    if call.outcome in ("unauthorized", "bad_request") and not unattended:
+        return None
+    get_run_logger().info(f"night {header.tag}: asking the model for a word")
+    call = llm.ping(Endpoint.from_environment(header.settings.llm))
+    if call.outcome in REMEDIES and not unattended:
         raise UsageError(
             f"model {call.model!r} at {call.endpoint} refuses: {call.outcome}: {call.error}. "
-            "Check OPENAI_API_KEY, OPENAI_BASE_URL (most end in /v1) and --model"
+            f"{REMEDIES[call.outcome]}"
         )
     if call.outcome != "ok":
         get_run_logger().warning(
-            f"the model does not answer ({call.outcome}: {call.error}); until it does, tpe proposes"
+            "the model does not answer with text "
+            f"({call.outcome}: {call.error}); until it does, tpe proposes"
         )
+    return call
+
+
+def keep_ping(folder: Path, call: Call | None) -> None:
+    """Appends the ping to the calls of the night in `folder`."""
+    if call is not None:
+        calls = CallLog(folder / night_folder.CALLS)
+        calls.append(dataclasses.replace(call, id=calls.next_id(call.trial)))
 
 
 def proposer_of(

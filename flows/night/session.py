@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import platform
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,8 +66,9 @@ def hold(
     """Holds the night of this folder, a new one with its `header` or an old one, during the block.
 
     With `measures` it holds the night's device, too. An exception out of the block is recorded as
-    the event `stopped`: who asked for it, or what failed. Raises UsageError if another process
-    holds the night or the device.
+    the event `stopped`: who asked for it, or what failed. Before the first event it is nobody's
+    night, and its folder is removed. Raises UsageError if another process holds the night or the
+    device.
     """
     path, beat = folder / LEDGER, heartbeat.last(folder / PULSE)
     if beat and beat.host != platform.node() and beat.is_alive:
@@ -80,6 +82,7 @@ def hold(
         header = night_folder.read_state(folder).header
     device = device_lock.device_of(header.settings) if measures else None
     opened = (ledger.Ledger.open if ledger.exists(path) else ledger.Ledger.create)(path)
+    is_new = not folder.exists()
     with device_lock.held(folder.parent.parent, device, f"night {folder.name}"), opened as book:
         if beat:
             book.count_used(beat.used_seconds)
@@ -95,6 +98,8 @@ def hold(
                     if not (session.state.finished or isinstance(error, Exception)):
                         name_resume(folder.name, f"has stopped ({session.state.stopped})")
                     night_views.report_stop(folder, session.state)
+                elif is_new and not book.has_night:  # it was refused before its first event
+                    shutil.rmtree(folder)
                 raise
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.errors import NightlyError, UsageError
-from tasks.history import git_plumbing
+from tasks.history import git_plumbing, git_readiness
 from tasks.records import TRAIN, Trial
 from tasks.text import one_line, shortened
 
@@ -59,7 +59,8 @@ class CommittedTrial:
 def open_checkout(path: Path) -> Checkout:
     """What the checkout at `path` holds.
 
-    Raises UsageError if it is none, or has no commit or no trainer/train.py.
+    Raises UsageError if it is none, has no commit or no sound trainer/train.py, or takes no
+    commits.
     """
     root = path.resolve()
     remedy = (
@@ -80,22 +81,18 @@ def open_checkout(path: Path) -> Checkout:
             f"{root} has no commit yet, and a night starts from one: "
             "git add -A && git commit -m start"
         )
-    if not (root / TRAIN).is_file():
-        raise UsageError(
-            f"{root / TRAIN} is missing: `git checkout HEAD -- {TRAIN}` brings it back"
-        )
+    git_readiness.check_train(root)
+    git_readiness.rehearse(root, head)
     branch = git_plumbing.run(root, "rev-parse", "--symbolic-full-name", "HEAD").removeprefix(
         "refs/heads/"
     )
-    changed = git_plumbing.run(
-        root, "status", "--porcelain", "-z", "--untracked-files=no", "--ignore-submodules"
-    ).split("\0")
+    changed = git_readiness.changed_files(root)
     return Checkout(
         root=root,
         head=head,
         branch=None if branch == "HEAD" else branch,
-        dirty=any(changed),
-        train_dirty=any(entry[3:] == TRAIN for entry in changed),
+        dirty=bool(changed),
+        train_dirty=TRAIN in changed,
     )
 
 

@@ -15,6 +15,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from tasks.errors import NightlyError
 from tasks.files import FileRef
@@ -86,6 +87,16 @@ def write_fixed(
 
 def write_result(folder: Path, runs: tuple[RunResult, ...], trial: Trial) -> None:
     """The runs' figures and logs. The scoring boxes' log is separate: no proposer sees it."""
+    _write_runs(folder, runs, {"trial": dataclasses.asdict(trial)})
+
+
+def write_baseline_run(folder: Path, source: str, run: RunResult) -> None:
+    """The files of a baseline's run, which has no folder of its own, as a trial has them."""
+    _write(folder / "train.py", source)
+    _write_runs(folder, (run,), {})
+
+
+def _write_runs(folder: Path, runs: tuple[RunResult, ...], known: dict[str, Any]) -> None:
     FileRef.write(folder / "run.log", _logs(runs))
     withheld = [
         f"--- seed {run.seed}: what the scoring boxes printed; no proposer sees it\n{run.judge_log}"
@@ -97,10 +108,7 @@ def write_result(folder: Path, runs: tuple[RunResult, ...], trial: Trial) -> Non
         {name: value for name, value in dataclasses.asdict(run).items() if name not in logs_apart}
         for run in runs
     ]
-    FileRef.write(
-        folder / "result.json",
-        json.dumps({"trial": dataclasses.asdict(trial), "runs": shown}, indent=1).encode(),
-    )
+    FileRef.write(folder / "result.json", json.dumps({**known, "runs": shown}, indent=1).encode())
 
 
 def restore(folder: Path, source: str, parent: str) -> None:

@@ -3,10 +3,19 @@
 The claim box sees whole rows and may peek; the audit box sees only prefixes, one position of a row
 at a time and the rest of the row filled with BOS, and returns logits, from which the judge computes
 the loss itself. The audit box cannot know the answer, and the claim box could not know the
-positions, which are drawn after its end. So the mean difference (the gap) estimates without bias
-how far the claims are below the candidate's true causal loss, however it cheats; honest models
-differ by rounding alone. This is a difference estimator (Cochran, Sampling Techniques, 1977,
-ch. 7): its noise is that of the difference, not of the loss.
+positions, which are drawn after its end. So the mean difference (the gap) estimates how far the
+claims are below the candidate's true causal loss, however it cheats; honest models differ by
+rounding alone. This is a difference estimator (Cochran, Sampling Techniques, 1977, ch. 7): its
+noise is that of the difference, not of the loss.
+
+The gap counts what the score counts. Each question stands for as many targets as its probability
+of being asked is small (Horvitz and Thompson, 1952), or a debt on long rows could be repaid on a
+short one that is asked whole. A claim that is too high pays back rounding and no more. And where
+the differences scatter so much that chance could hide a debt of the tolerance, the claims are not
+believed. `./run bench audit` simulates all this: no debt that is spread out and larger than 0.001
+nats a target passes more than once in 20 audits. What is left is luck: a lie of L nats at a share
+f of the targets is not asked about with probability (1-f)^N, so one audit in 20 misses a debt of
+3L/N.
 """
 
 from __future__ import annotations
@@ -28,9 +37,11 @@ HONEST_TIMES = 10  # a candidate may differ by this many times the baseline's ow
 MOST_ROUNDS = 16  # times that the rows may be claimed in, at most, is what an audit may take
 EARLY = 4  # the first quarter of the batches
 LAX_SHARE = 0.004  # of the positions may be off if the position tolerance is at its widest
+SURE = 2.0  # standard errors: chance moves a mean down by more less than once in 40 times
 
 Index = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
+Weights = npt.NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +75,14 @@ class Questions:
 
     rows: Index  # [n]; batch_rows of them are a batch
     positions: Index  # [n, K], ascending in a row: no answer is asked for after it was shown
-    counted: Mask  # [n, K]: the target has bytes, and no prefix shown before gives it away
+    # [n, K], how many scored targets each answer stands for. 0: the answer does not count, as the
+    # target has no bytes or a prefix shown before gives it away.
+    weights: Weights
     batch_rows: int
+
+    @property
+    def counted(self) -> Mask:
+        return self.weights > 0
 
 
 def draw(scored: Mask, count: int, batch_rows: int, random: np.random.Generator) -> Questions:
@@ -77,15 +94,30 @@ def draw(scored: Mask, count: int, batch_rows: int, random: np.random.Generator)
     """
     R, T = scored.shape
     rows = random.permutation(R)[:count].astype(np.int64)
+    K = min(T, count // len(rows))
     # In a single batch every row would give away the last target of the row before it.
     batch_rows = min(batch_rows, -(-len(rows) // EARLY))
     keys = random.random((len(rows), T)) + ~scored[rows]  # targets without bytes are last
-    positions = np.sort(np.argsort(keys, axis=1)[:, : min(T, count // len(rows))], axis=1)
+    positions = np.sort(np.argpartition(keys, K - 1, axis=1)[:, :K], axis=1)
     batch_of = np.full(R + 1, R)  # a row that is not drawn is never shown
     batch_of[rows] = np.arange(len(rows)) // batch_rows
     given_away = batch_of[rows + 1] <= batch_of[rows]
-    counted = scored[rows[:, None], positions] & ~(given_away[:, None] & (positions == T - 1))
-    return Questions(rows, positions, counted, batch_rows)
+    last = positions == T - 1
+    counted = scored[rows[:, None], positions] & ~(given_away[:, None] & last)
+    in_row = scored[rows].sum(axis=1)
+    weights = (R / len(rows)) * (in_row / np.clip(in_row, 1, K))[:, None] * counted
+    weights[last & (rows < R - 1)[:, None]] /= _last_counts(R, len(rows), batch_rows)
+    return Questions(rows, positions, weights, batch_rows)
+
+
+def _last_counts(R: int, drawn: int, batch_rows: int) -> float:
+    """How likely the last target of a drawn row, not the last row, is not given away."""
+    if drawn == 1:
+        return 1.0
+    whole, rest = divmod(drawn, batch_rows)
+    pairs = whole * batch_rows * (batch_rows - 1) + rest * (rest - 1)
+    same_batch = pairs / (drawn * (drawn - 1))
+    return 1 - (drawn - 1) / (R - 1) * (1 + same_batch) / 2
 
 
 def ask(
@@ -99,6 +131,7 @@ def ask(
 ) -> npt.NDArray[Any]:
     """The losses at the questions, nats float64 [n, K], from a loaded box's logits. Raises Stopped.
 
+    An answer that does not count is not looked at; its loss is 0 here.
     `eval_seconds` is the limit for claiming all rows. It is allowed again for each of the K
     positions of a row, up to MOST_ROUNDS times: a candidate with few long rows is asked as much as
     any other, and may run out of time.
@@ -106,7 +139,7 @@ def ask(
     V, T = shape.vocab_size, shape.sequence_length
     allowed = eval_seconds * min(questions.positions.shape[1], MOST_ROUNDS)
     deadline = time.monotonic() + allowed
-    nats = np.empty(questions.positions.shape)
+    nats = np.zeros(questions.positions.shape)
     most = max(1, ANSWER_BYTES // (4 * V))
     with blaming(box, "audit", allowed):
         for first in range(0, len(questions.rows), questions.batch_rows):
@@ -120,20 +153,28 @@ def ask(
                     answer = np.frombuffer(
                         wire.read_bytes(len(chosen) * V * 4, deadline), "<f4"
                     ).reshape(-1, V)
-                    nats[chosen, k] = cross_entropy(answer, asked[np.arange(len(chosen)), at + 1])
+                    targets = asked[np.arange(len(chosen)), at + 1]
+                    here = questions.counted[chosen, k]
+                    nats[chosen[here], k] = cross_entropy(answer[here], targets[here])
     return nats
 
 
 def cross_entropy(logits: Nats, targets: Rows) -> npt.NDArray[Any]:
     """Nats float64 [n] of `targets`, uint16 [n], under `logits`, float32 [n, V].
 
-    Raises Stopped if a logit is not finite.
+    Minus infinity is the logit of what a model rules out. Raises Stopped if that is a target, and
+    for NaN and infinity.
     """
-    if not np.isfinite(logits).all():
-        raise Stopped("audit_failed", "answered the audit with logits that are not finite")
     z = logits.astype(np.float64)
-    z -= z.max(axis=1, keepdims=True)
-    losses: npt.NDArray[Any] = np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), targets]
+    wanted = z[np.arange(len(z)), targets]
+    if np.isnan(z).any() or (z == np.inf).any() or not np.isfinite(wanted).all():
+        raise Stopped(
+            "audit_failed",
+            "answered the audit with logits that are not finite: NaN, infinity, or minus infinity "
+            "for a token that came",
+        )
+    highest = z.max(axis=1, keepdims=True, initial=-np.inf)
+    losses: npt.NDArray[Any] = np.log(np.exp(z - highest).sum(axis=1)) + highest[:, 0] - wanted
     return losses
 
 
@@ -142,6 +183,7 @@ class Finding:
     """What an audit found: answers minus claims, in nats."""
 
     gap: float  # mean of all, or of the early ones if larger; to 1e-6, as claims are float32
+    margin: float  # by how much chance may have lowered either mean: SURE standard errors
     worst: float  # the largest
     off: int  # positions above the tolerance
     asked: int  # positions that count
@@ -152,29 +194,58 @@ class Finding:
     ) -> Finding:
         """Compares the answers `nats` [n, K] with the claims, float32 [R, T], where they count.
 
-        A model that learns from the questions predicts late ones better: its early ones count.
+        A claim that is too high counts up to the position tolerance: what exceeds it is no
+        rounding, and pays for nothing. A model that learns from the questions predicts late ones
+        better: its early ones count, the first batches that stand for a quarter of the targets.
         """
         difference = nats - claims[questions.rows[:, None], questions.positions]
-        early = -(-len(questions.rows) // (EARLY * questions.batch_rows)) * questions.batch_rows
-        means = [
-            float(part.mean())
-            for first in (len(difference), early)
-            if len(part := difference[:first][questions.counted[:first]])
-        ]
-        if not means:
+        weights, counted = questions.weights, questions.counted
+        if not counted.any():
             raise ValueError("no position was audited: no target of the validation rows has bytes")
-        counting = difference[questions.counted]
+        share = np.cumsum(weights.sum(axis=1)) / weights.sum()
+        first_batches = int((share < 1 / EARLY).sum()) // questions.batch_rows + 1
+        means, margins = [], []
+        for first in (len(weights), first_batches * questions.batch_rows):
+            here = counted[:first]
+            mean, margin = _mean(
+                np.maximum(difference[:first][here], -tolerance.position),
+                weights[:first][here],
+                float(share[min(first, len(share)) - 1]),
+            )
+            means.append(mean)
+            margins.append(margin)
+        counting = difference[counted]
         off = int((counting > tolerance.position).sum())
-        return cls(round(max(means), 6), float(counting.max()), off, len(counting))
+        return cls(round(max(means), 6), max(margins), float(counting.max()), off, len(counting))
 
     def problem(self, tolerance: Tolerance) -> str | None:
         """Why the claims are not believed, or None."""
-        if self.gap <= tolerance.gap and self.off <= tolerance.allowed(self.asked):
-            return None
+        allowed = tolerance.allowed(self.asked)
+        if self.gap <= tolerance.gap and self.off <= allowed:
+            if self.margin <= tolerance.gap:
+                return None
+            return (
+                "its claims and its predictions differ by too much, now in its favour and now "
+                f"against it: chance could hide {self.margin:.3g} nats a token in an audit of "
+                f"{self.asked} positions (allowed {tolerance.gap:g}); a model must predict the "
+                "same each time"
+            )
         return (
             f"claimed {self.gap:.3g} nats a token less than its predictions cost when what "
             f"follows is hidden (allowed {tolerance.gap:g}); {self.off} of {self.asked} audited "
             f"positions are off by more than {tolerance.position:g} (allowed "
-            f"{tolerance.allowed(self.asked)}): it uses its targets, later tokens or other rows, "
+            f"{allowed}): it uses its targets, later tokens or other rows, "
             "or its loss is not the cross-entropy of its logits"
         )
+
+
+def _mean(difference: Weights, weights: Weights, share: float) -> tuple[float, float]:
+    """The weighted mean, and how far below the truth chance may put it: SURE standard errors.
+
+    The questions are `share` of an audit: each is among them with probability share / weight. Where
+    every target is asked about, chance has no part.
+    """
+    total = weights.sum()
+    mean = float(weights @ difference / total)
+    spread = (1 - share / weights) * (weights * (difference - mean)) ** 2
+    return mean, SURE * float(np.sqrt(np.maximum(spread, 0).sum()) / total)

@@ -132,7 +132,7 @@ def _spawn(spec: BoxSpec, python: list[str], undo: contextlib.ExitStack) -> Box:
 
 def _contain(spec: BoxSpec, python: list[str], undo: contextlib.ExitStack) -> Box:
     """A box of docker's: our child is only the client, which passes on log and exit code."""
-    door = undo.enter_context(open_door(spec.gate.folder.parent))
+    door = undo.enter_context(open_door(spec.gate.folder.parent, spec.device))
     name, started = container.new_name(spec.home), time.monotonic()
     client = _popen(container.command(spec, name, door, python), dict(os.environ), "/", [])
     undo.callback(_end, client, name)
@@ -165,6 +165,7 @@ def _popen(
         stderr=subprocess.STDOUT,
         start_new_session=True,
         pass_fds=inherited,
+        umask=0o022,
     )
 
 

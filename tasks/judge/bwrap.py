@@ -233,7 +233,8 @@ def command(
     bwrap, sources = find_bwrap(), [source for source, _ in mounts(spec)]
     enter, places = limits, {source: str(source) for source in sources}
     if os.geteuid() == 0:
-        STAGE.mkdir(mode=0o755, exist_ok=True)
+        STAGE.mkdir(exist_ok=True)
+        STAGE.chmod(0o755)
         places = {source: str(STAGE / str(i)) for i, source in enumerate(sources)}
         for source, place in places.items():  # a wheel's bwrap may be below a 0700 home itself
             if bwrap.is_relative_to(source):

@@ -6,7 +6,7 @@ libraries (an older libc or a missing libffi would break them, another libm woul
 and the compilers come with it. That rules two options out: `--init` mounts its binary below /usr,
 where nothing can be created (so a shell is the first process and reaps), and `--gpus` puts driver
 libraries where the host's own are and fails ("file exists", NVIDIA/nvidia-container-toolkit #289),
-so device nodes are passed as bubblewrap gets them. Docker's default seccomp profile stays on.
+so device nodes are passed as bubblewrap gets them. The seccomp filter is bubblewrap's, too.
 
 The first process connects to a unix socket: a container inherits no descriptor. The engine must run
 on this kernel, as the judge reads CPU time from /proc; a remote engine or one in a virtual machine
@@ -112,11 +112,16 @@ def command(spec: BoxSpec, name: str, door: Door, python: list[str]) -> list[str
     argv += ["--network", "none", "--ipc", "private", "--cgroupns", "private"]
     argv += ["--read-only", "--user", USER, "--cap-drop", "ALL", "--log-driver", "none"]
     argv += ["--security-opt", "no-new-privileges", "--pids-limit", str(tasks)]
+    if door.seccomp:
+        argv += ["--security-opt", f"seccomp={door.seccomp}"]
     argv += ["--memory", str(memory), "--memory-swap", str(memory), "--shm-size", str(size)]
     argv += ["--ulimit", "core=0", "--ulimit", "nofile=4096", "--ulimit", f"fsize={size}"]
-    # Docker's default is noexec, and compiled kernels are loaded from there.
+    # Docker's default is noexec, and compiled kernels are loaded from there. The user owns them:
+    # the engine gives a tmpfs the mode of the image's folder below it, whatever mode is asked for.
+    user, group = USER.split(":")
     for target in ("/tmp", "/scratch"):
-        argv += ["--tmpfs", f"{target}:rw,exec,nosuid,nodev,size={size},mode=1777"]
+        owner = f"uid={user},gid={group},mode=0755"
+        argv += ["--tmpfs", f"{target}:rw,exec,nosuid,nodev,size={size},{owner}"]
     argv += _mount_options(spec, door)
     for node in gpu.nodes() if spec.device == "cuda" else ():
         argv += ["--device", str(node)]
@@ -140,11 +145,10 @@ def _mount_options(spec: BoxSpec, door: Door) -> list[str]:
     for name in ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives"):
         if (path := Path("/etc", name)).exists():
             binds.append((path, str(path)))
-    options: list[str] = []
     base = Path(sys.base_prefix).resolve()
-    # The interpreter may be below a folder that is its owner's alone in the image, such as /root.
-    if not base.is_relative_to("/usr"):
-        options += ["--tmpfs", f"/{base.parts[1]}:rw,nosuid,nodev,size=1m,mode=0755"]
+    if not base.is_relative_to("/usr") and len(base.parts) > 2:
+        binds.append((door.above_base, f"/{base.parts[1]}"))
+    options: list[str] = []
     for source, target in binds:
         # --mount takes a line of CSV. --volume could not hold a colon, and creates missing sources.
         line = io.StringIO()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import resource
 import shutil
 import subprocess
 from pathlib import Path
@@ -26,8 +27,15 @@ def per_process(file_bytes: int) -> list[str]:
 
     Address space is not limited: CUDA reserves far more of it than it uses.
     """
-    limits = ["--core=0", "--nofile=4096", f"--fsize={file_bytes}", "--memlock=65536"]
-    return ["prlimit", *limits, "--msgqueue=0", "--"]
+    wanted = {"core": 0, "nofile": 4096, "fsize": file_bytes, "memlock": 65536, "msgqueue": 0}
+    limits = [f"--{name}={_at_most(name, value)}" for name, value in wanted.items()]
+    return ["prlimit", *limits, "--"]
+
+
+def _at_most(name: str, wanted: int) -> int:
+    """The limit, or our own hard one if that is lower: only a privileged process may raise it."""
+    _, hard = resource.getrlimit(getattr(resource, f"RLIMIT_{name.upper()}"))
+    return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
 
 
 def processes(tasks: int) -> list[str]:
@@ -38,7 +46,7 @@ def processes(tasks: int) -> list[str]:
     version = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
     if version < COUNTS_PER_NAMESPACE:
         return []
-    return ["prlimit", f"--nproc={tasks + SPARE_TASKS}", "--"]
+    return ["prlimit", f"--nproc={_at_most('nproc', tasks + SPARE_TASKS)}", "--"]
 
 
 def cgroup(memory_bytes: int, tasks: int) -> tuple[list[str], dict[str, str]]:

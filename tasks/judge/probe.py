@@ -8,18 +8,28 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import stat
 import sys
+import sysconfig
 import tempfile
 import time
 from pathlib import Path
 
 from tasks.judge import container, protocol, seccomp
 from tasks.judge.box import open_box
-from tasks.judge.bwrap import BoxSpec, BoxUnavailable, Gate, Isolation, find_bwrap
+from tasks.judge.bwrap import (
+    BOX_UID,
+    BoxSpec,
+    BoxUnavailable,
+    Gate,
+    Isolation,
+    find_bwrap,
+    mounts,
+)
 from tasks.judge.wire import Closed, Malformed, Silent, Wire
 
 MARKER = "NIGHTLY_PROBE_SECRET"
-OWN_FILTER = (  # docker has a filter of its own
+FILTERED = (  # by seccomp alone
     "system calls filtered by us",
     "ptrace refused",
     "memory outside its processes refused",
@@ -125,7 +135,8 @@ def _probe(
     by = container.prepare() if isolation == "docker" else str(find_bwrap())
     work.chmod(0o755)
     content = work / "content"
-    content.mkdir(mode=0o755)
+    content.mkdir()
+    content.chmod(0o755)
     (content / "rows").write_text("rows")
     (content / "rows").chmod(0o644)
     gate = Gate.closed(work / "gate", content)
@@ -143,6 +154,8 @@ def _probe(
         tasks=16,
         tmp_bytes=2**20,
     )
+    if isolation == "bwrap":
+        _check_readable(spec)
     deadline = time.monotonic() + 30.0
     with open_box(spec, ["-I", "-u", "-c", INSIDE]) as running:
         wire = Wire(running.wire)
@@ -163,15 +176,16 @@ def _probe(
     return [
         ("a box starts", True, f"{by}, Python {sys.version.split()[0]}"),
         *(
-            (name, bool(holds), unfiltered if name in OWN_FILTER else "")
+            (name, bool(holds), unfiltered if name in FILTERED else "")
             for name, holds in {**before, **after}.items()
-            if isolation == "bwrap" or name not in OWN_FILTER
         ),
     ]
 
 
 def _explain(error: str) -> str:
-    """Adds the usual cause and remedy to bubblewrap's own message."""
+    """Adds the usual cause and remedy to the message of whatever stopped the box."""
+    if "prlimit:" in error:
+        return f"{error}. A limit of this shell is in the way: `ulimit -Ha` shows them"
     signs = ("userns", "uid map", "namespace", "Namespace", "Operation not permitted")
     if not any(sign in error for sign in signs):
         return error
@@ -180,3 +194,23 @@ def _explain(error: str) -> str:
         "allow them (sysctl kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile "
         "for bwrap), or run on the host"
     )
+
+
+def _check_readable(spec: BoxSpec) -> None:
+    """Raises BoxUnavailable for a Python or packages that root installed under a umask of 077.
+
+    The box of an ordinary user is that same user.
+    """
+    if os.geteuid() != 0:
+        return
+    library = Path(sysconfig.get_paths()["stdlib"])
+    folders = [source for source, _ in mounts(spec) if source != spec.gate.folder]
+    for folder in (*folders, library):
+        for path in (folder, *folder.glob("*")):
+            mode = path.lstat().st_mode
+            needed = 0o005 if stat.S_ISDIR(mode) else 0o004  # a link has all of them
+            if mode & needed != needed:
+                raise BoxUnavailable(
+                    f"a box runs as another user (uid {BOX_UID}), who may not read {path} "
+                    f"(mode {stat.S_IMODE(mode):04o}): chmod -R a+rX {folder}"
+                )

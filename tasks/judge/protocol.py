@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import re
@@ -34,7 +35,9 @@ from tasks.judge.wire import Closed, Malformed, Silent, Wire
 CURVE_POINTS = 2000
 LOG_MESSAGES = 100_000  # more are not a curve but an attack on our memory or time
 SIGKILLED = (-9, 128 + 9)  # bubblewrap and docker return 128 + the signal that ended the box
-METRIC_NAME = re.compile(r"[A-Za-z0-9_./-]{1,40}")
+MOST_METRICS = 30
+# What every view takes: MLflow refuses a name that is no plain file name, such as `..` or `a//b`.
+METRIC_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,39}", re.ASCII)
 
 
 class Stopped(Exception):
@@ -79,7 +82,7 @@ class Begun:
 
 PHASES = {  # the first part of a status, and what a box was doing
     "startup": ("startup", "starting up"),
-    "smoke": ("startup", "in its smoke step, one step and one evaluation before the budget"),
+    "smoke": ("startup", "in its smoke step, two steps and one evaluation before the budget"),
     "train": ("train", "training"),
     "eval_startup": ("eval_startup", "loading its checkpoint"),
     "eval": ("eval", "scoring"),
@@ -184,10 +187,14 @@ def finish(box: Box, begun: Begun, checkpoint: Path, *, max_bytes: int) -> Train
     )
 
 
-def smoke(box: Box, *, startup_seconds: float) -> None:
-    """Waits until a box with an open gate has made one step and one evaluation. Raises Stopped.
+def smoke(
+    box: Box, gate: Gate, budget: Budget, *, startup_seconds: float, max_bytes: int
+) -> dict[str, Any] | None:
+    """Waits until a box has made two steps and one evaluation. Raises Stopped.
 
-    `smoked` may come before `ready`: see `smoke` in trainer/roles.py.
+    Everything is as in the run itself, but for the harness's own end of the budget. Returns what
+    the box says of its shape, unchecked; None if its GPU had too little memory for a step that is
+    not compiled, which may be before `ready`: see `smoke` in trainer/roles.py.
     """
     wire, deadline = Wire(box.wire), box.started + startup_seconds
     expect_up(box, wire, deadline)
@@ -195,8 +202,13 @@ def smoke(box: Box, *, startup_seconds: float) -> None:
         message = wire.read(deadline)
         if message["msg"] != "smoked":
             expect(message, "ready")
-            wire.send({"msg": "go", "kind": "flops", "amount": 1.0}, deadline)
-            _read_logs(wire, "smoked", deadline, [])
+            gate.open()
+            wire.send({"msg": "go", "kind": budget.kind, "amount": budget.amount}, deadline)
+            message = _read_logs(wire, "smoked", deadline, [])
+    if "bytes" not in message:
+        return None
+    _checkpoint_bytes(message, max_bytes)
+    return message
 
 
 def take_kernels(begun: Begun, path: Path, *, seconds: float, max_bytes: int) -> bool:
@@ -241,15 +253,20 @@ def _read_logs(
     raise Malformed(f"more than {LOG_MESSAGES} log messages")
 
 
-def _take_checkpoint(
-    wire: Wire, done: dict[str, Any], path: Path, deadline: float, max_bytes: int
-) -> None:
-    size = done.get("bytes")
+def _checkpoint_bytes(message: dict[str, Any], max_bytes: int) -> int:
+    size = message.get("bytes")
     if not is_whole(size, 1, max_bytes):
         raise Stopped(
             "bad_checkpoint",
             f"announced a checkpoint of {size!r:.40} bytes; it must have 1 to {max_bytes}",
         )
+    return size
+
+
+def _take_checkpoint(
+    wire: Wire, done: dict[str, Any], path: Path, deadline: float, max_bytes: int
+) -> None:
+    size = _checkpoint_bytes(done, max_bytes)
     try:
         wire.read_to_file(size, path, deadline)
     except Silent:
@@ -273,13 +290,16 @@ def _point(message: dict[str, Any]) -> tuple[int, int, float] | None:
 
 
 def _metrics(shown: Any) -> dict[str, float]:
-    """At most 30 finite numbers with good names; the rest is dropped."""
+    """At most MOST_METRICS finite numbers with good names; the rest is dropped.
+
+    Of names that differ only in case, which are one name to some databases, the first stays.
+    """
     if not isinstance(shown, dict):
         return {}
-    good: dict[str, float] = {}
+    good: dict[str, tuple[str, float]] = {}
     for name, value in shown.items():
         # Compared before it is converted, as a Python int may be too large for a float.
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if len(good) < 30 and METRIC_NAME.fullmatch(name) and number and -1e18 < value < 1e18:
-            good[name] = float(value)
-    return good
+        if METRIC_NAME.fullmatch(name) and number and -1e18 < value < 1e18:
+            good.setdefault(name.lower(), (name, float(value)))
+    return dict(itertools.islice(good.values(), MOST_METRICS))

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +47,11 @@ def load(box: Box, gate: Gate, phase: str, startup_seconds: float) -> tuple[Wire
         gate.open()
         wire.send({"msg": "load"}, deadline)
         ready = expect(wire.read(deadline), "ready")
+    return wire, shape_of(ready, "bad_claims" if phase == "eval_startup" else "audit_failed")
+
+
+def shape_of(message: dict[str, Any], status: str) -> Shape:
+    """The shape that a box says its model has. Raises Stopped with `status` if it cannot be."""
     names = {
         "vocab_size": "VOCAB_SIZE",
         "sequence_length": "MAX_SEQ_LEN",
@@ -53,14 +59,13 @@ def load(box: Box, gate: Gate, phase: str, startup_seconds: float) -> tuple[Wire
     }
     limits = {"vocab_size": 2**16, "sequence_length": LONGEST_ROW, "batch_rows": MOST_ROWS}
     for field, most in limits.items():
-        value = ready.get(field)
+        value = message.get(field)
         if not is_whole(value, 1, most):
-            status = "bad_claims" if phase == "eval_startup" else "audit_failed"
             raise Stopped(
                 status,
                 f"{names[field]} = {value!r:.40}; it must be a whole number from 1 to {most}",
             )
-    return wire, Shape(*(ready[field] for field in limits))
+    return Shape(*(message[field] for field in limits))
 
 
 class Validation:
@@ -96,12 +101,13 @@ class Validation:
     def score(self, shape: Shape, rows: Rows, claims: Nats) -> float:
         """Bits per byte of the claims, nats float32 [R, T], by metric version 1.
 
-        Raises Stopped if they cannot be negative log-probabilities. The reason holds no figure of a
-        claim, as it reaches the proposer.
+        Raises Stopped if those that are scored cannot be negative log-probabilities; the others may
+        be anything. The reason holds no figure of a claim, as it reaches the proposer.
         """
-        if not np.isfinite(claims).all():
+        scored = claims[self.scored(shape, rows)]
+        if not np.isfinite(scored).all():
             raise Stopped("bad_claims", "claimed losses that are not finite")
-        if claims.min() < LOWEST_CLAIM:
+        if (scored < LOWEST_CLAIM).any():
             raise Stopped("bad_claims", "claimed losses below 0: no probability is above 1")
         return prepare.score(
             claims, rows, self._token_bytes[shape.vocab_size], self.documents_bytes

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import platform
 import struct
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 # Classic BPF: load a word, compare it, test its bits, return.
 LOAD, IF_EQUAL, IF_ANY_BIT, RETURN = 0x20, 0x15, 0x45, 0x06
@@ -25,12 +27,15 @@ KILL_PROCESS, ALLOW, FAIL = 0x80000000, 0x7FFF0000, 0x00050000  # SECCOMP_RET_*;
 # Offsets in struct seccomp_data; those of arguments are of their low halves.
 NUMBER, MACHINE, FIRST_ARGUMENT, THIRD_ARGUMENT = 0, 4, 16, 32
 MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # AUDIT_ARCH_*
+DOCKER_MACHINES = {"x86_64": "SCMP_ARCH_X86_64", "aarch64": "SCMP_ARCH_AARCH64"}
 X32 = 0x40000000  # bit of x86-64's second table, whose calls this filter does not know
 NEW_NAMESPACE = 0x7E020000  # CLONE_NEW* flags of clone(); CLONE_NEWTIME is not one of its flags
 # AF_UNIX and AF_NETLINK. AF_VSOCK (40) would reach a virtual machine's host, and the buffers of
 # loopback connections hide memory.
 FAMILIES = (1, 16)
+MOST_FAMILIES = 64  # above the highest AF_* of any kernel
 
+Rule = dict[str, Any]  # of docker's JSON, or one of its tests of an argument
 # name: (x86-64, aarch64); None where the machine has no such call.
 Calls = dict[str, tuple[int, int | None]]
 NOT_PERMITTED: Calls = {
@@ -177,6 +182,57 @@ def descriptor(device: str) -> Iterator[int | None]:
         file.write(code)
         file.seek(0)
         yield file.fileno()
+
+
+def docker_profile(machine: str, device: str = "cpu") -> str | None:
+    """The same filter as a file for `docker run --security-opt seccomp=FILE`; None as `program`.
+
+    It replaces the engine's own, which before Docker 23 lets AF_VSOCK pass. A call that the
+    engine's libseccomp does not know is allowed.
+    """
+    if machine not in DOCKER_MACHINES:
+        return None
+
+    def refuse(calls: Iterable[str], number: int, *arguments: Rule) -> Rule:
+        names = list(numbered(calls, machine))
+        return {
+            "names": names,
+            "action": "SCMP_ACT_ERRNO",
+            "errnoRet": number,
+            "args": list(arguments),
+        }
+
+    def equal(index: int, value: int) -> Rule:
+        return {"index": index, "value": value, "op": "SCMP_CMP_EQ"}
+
+    needed = {CUDA_NEEDS} if device == "cuda" else set()
+    flags = [1 << bit for bit in range(32) if NEW_NAMESPACE >> bit & 1]
+    unknown = [family for family in range(MOST_FAMILIES) if family not in FAMILIES]
+    beyond = {"index": 0, "value": MOST_FAMILIES, "op": "SCMP_CMP_GE"}
+    rules = [
+        refuse(NOT_PERMITTED, errno.EPERM),
+        refuse([name for name in NOT_THERE if name not in needed], errno.ENOSYS),
+        refuse(NOTHING_DONE, 0),
+        *(refuse(MADVISE, 0, equal(2, advice)) for advice in EVICT),
+        # a rule that compares an argument twice means either, so there is one for each bit
+        *(
+            refuse(
+                CLONE,
+                errno.EPERM,
+                {"index": 0, "value": flag, "valueTwo": flag, "op": "SCMP_CMP_MASKED_EQ"},
+            )
+            for flag in flags
+        ),
+        *(refuse(SOCKET, errno.EAFNOSUPPORT, equal(0, family)) for family in unknown),
+        refuse(SOCKET, errno.EAFNOSUPPORT, beyond),
+    ]
+    return json.dumps(
+        {
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "architectures": [DOCKER_MACHINES[machine]],
+            "syscalls": rules,
+        }
+    )
 
 
 def _line(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:

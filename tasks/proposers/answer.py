@@ -18,7 +18,8 @@ import difflib
 import re
 from dataclasses import dataclass
 
-from tasks.records import CONTRACT
+from tasks.proposers import thinking
+from tasks.proposers.thinking import FENCE, HEADER, REPLACE, SEARCH
 from tasks.statuses import Outcome
 from tasks.text import one_line, shortened
 from tasks.usage import KINDS
@@ -29,17 +30,8 @@ MOST_ERROR = 2000  # characters of an EditError
 MOST_SUMMARY = 72  # characters
 MOST_WORDS = 1000  # characters of a hypothesis and of an expected effect
 
-SEARCH = re.compile(r"^ {0,3}<{5,9}[ \t]*SEARCH\b", re.IGNORECASE | re.MULTILINE)
 # Never indented, as the line below a title in a docstring may be.
 DIVIDER = re.compile(r"={5,9}[ \t]*")
-REPLACE = re.compile(r"^ {0,3}>{5,9}[ \t]*REPLACE\b", re.IGNORECASE | re.MULTILINE)
-FENCE = re.compile(r" {0,3}(`{3,}|~{3,})([^`]*)")
-HEADER = re.compile(
-    r"^[ \t>*#_`+\d.)-]{0,12}(SUMMARY|KIND|HYPOTHESIS|EXPECTED)[ \t*_`]*(?::|$)",
-    re.IGNORECASE | re.MULTILINE,
-)
-# A tag before a quote or a backslash is in a string of the code.
-TAG = re.compile(r"<(/?)think(?:ing)?>(?![\"'\\])", re.IGNORECASE)
 NO_EDIT = (
     'The answer has no SEARCH/REPLACE block. Write "<<<<<<< SEARCH", lines of train.py, "=======", '
     'the lines in their place, ">>>>>>> REPLACE", each on a line of its own. Fenced code is used '
@@ -106,9 +98,13 @@ def parse(text: str) -> Answer:
         raise EditError(
             Problem("malformed", f"The answer has {size} bytes, the limit is {MOST_BYTES}.")
         )
-    outside, blocks, problems = _blocks(text.replace("\r\n", "\n").split("\n"))
-    prose, files, cut_short = _whole_files(outside)
-    if cut_short:
+    lines, doubt = thinking.last_answer(text.replace("\r\n", "\n"))
+    outside, blocks, problems = _blocks(lines)
+    problems += [doubt] if doubt else []
+    fenced = thinking.whole_files(outside)
+    files = [_text(outside[file.start + 1 : file.stop - 1]) for file in fenced if len(file) > 1]
+    code = {place for file in fenced for place in file[1:-1]}
+    if len(files) < len(fenced):
         problems.append(
             "The fence around the whole file has no end: the answer may have been cut short."
         )
@@ -120,6 +116,7 @@ def parse(text: str) -> Answer:
         raise EditError(*(Problem("malformed", problem) for problem in problems))
     if not blocks and not files:
         raise EditError(Problem("no_edit", NO_EDIT))
+    prose = [line for place, line in enumerate(outside) if place not in code]
     said = dict(reversed(headers(prose)))  # the first of each counts
     hypothesis = one_line(said.get("hypothesis", ""))
     summary = one_line((said.get("summary") or said.get("hypothesis", "")).partition("\n")[0])
@@ -132,44 +129,6 @@ def parse(text: str) -> Answer:
         blocks=tuple(blocks),
         whole_file=files[0] if files else None,
     )
-
-
-def without_thinking(text: str) -> str:
-    """The text without its <think> sections; what is in a SEARCH/REPLACE block stays as it is.
-
-    A closing tag without an opening one ends a section that began in the prompt. A section without
-    an end, whose opening tag begins a line, ends at the last SUMMARY. Takes linear time.
-    """
-    kept: list[str] = []
-    start, opened = 0, -1  # of the text that comes next; of the section, -1 outside of one
-    for tag in _tags(text):
-        if tag[1]:
-            kept.append(text[start : max(opened, start)])
-            start, opened = tag.end(), -1
-        elif opened < 0:
-            opened = tag.start()
-    if opened < 0 or text[text.rfind("\n", 0, opened) + 1 : opened].strip():
-        return "".join([*kept, text[start:]])
-    summaries = [
-        header.start() for header in HEADER.finditer(text, opened) if header[1].lower() == "summary"
-    ]
-    return "".join([*kept, text[start:opened], text[summaries[-1] :] if summaries else ""])
-
-
-def _tags(text: str) -> list[re.Match[str]]:
-    """The tags of thinking outside of blocks. A SEARCH without a REPLACE begins no block."""
-    marks = [*SEARCH.finditer(text), *REPLACE.finditer(text), *TAG.finditer(text)]
-    tags: list[re.Match[str]] = []
-    inside: list[re.Match[str]] | None = None  # the tags since a SEARCH
-    for mark in sorted(marks, key=lambda mark: mark.start()):
-        if mark.re is TAG:
-            (tags if inside is None else inside).append(mark)
-        elif mark.re is SEARCH:
-            tags += inside or []
-            inside = []
-        else:
-            inside = None
-    return tags + (inside or [])
 
 
 def _blocks(lines: list[str]) -> tuple[list[str], list[Block], list[str]]:
@@ -228,33 +187,6 @@ def _block(lines: list[str]) -> Block | str:
 
 def _text(lines: list[str]) -> str:
     return "".join(f"{line}\n" for line in lines)
-
-
-def _whole_files(lines: list[str]) -> tuple[list[str], list[str], bool]:
-    """The other lines; every fenced whole file; whether one more has a fence without an end."""
-    others: list[str] = []
-    files: list[str] = []
-    inside: list[str] = []
-    fence, cut_short = "", False
-    for line in lines:
-        mark = FENCE.fullmatch(line)
-        if not mark:
-            (inside if fence else others).append(line)
-        elif fence and mark[1].startswith(fence) and not mark[2].strip():
-            if _is_whole(inside):
-                files.append(_text(inside))
-                inside = []
-            others += [*inside, line]
-            fence, inside = "", []
-        else:  # within another fence too, which may be around the whole answer
-            cut_short |= _is_whole(inside)
-            others += [*inside, line]
-            fence, inside = mark[1], []
-    return [*others, *inside], files, cut_short or _is_whole(inside)
-
-
-def _is_whole(lines: list[str]) -> bool:
-    return all(any(line.startswith(f"def {name}(") for line in lines) for name in CONTRACT)
 
 
 def headers(lines: list[str]) -> list[tuple[str, str]]:

@@ -37,6 +37,13 @@ MOST_ERROR = 500  # characters
 UNSUPPORTED = re.compile(
     r"unsupported|not support|deprecated|only the default|not permitted|unrecognized", re.IGNORECASE
 )
+OUT_OF_RANGE = re.compile(
+    r"range|too (large|small|big|high|low)|at (most|least)|(less|greater|more) than|exceed|between"
+    r"|must be|maximum",
+    re.IGNORECASE,
+)
+# Of a refusal that is about [llm] max_tokens; the last is vLLM's.
+LIMIT = re.compile(r"max_(completion_|new_|output_)?tokens|in the completion", re.IGNORECASE)
 
 
 class Endpoint:
@@ -105,7 +112,7 @@ class Endpoint:
         return dataclasses.replace(
             reply,
             text=None if reply.text is None else self.redact(reply.text),
-            error=None if reply.error is None else self._line(reply.error),
+            error=None if reply.error is None else self._line(self._about_limit(reply)),
             request_id=None if reply.request_id is None else self._line(reply.request_id),
             seconds=time.monotonic() - began,
         )
@@ -122,6 +129,14 @@ class Endpoint:
         for secret in self._secrets:
             text = text.replace(secret, "[key]")
         return text
+
+    def _about_limit(self, reply: Reply) -> str:
+        """A reply's error, with the setting that it is about where that is the limit of tokens."""
+        error = reply.error or ""
+        is_refused = reply.outcome in ("bad_request", "context_overflow", "error_body")
+        if not (is_refused and LIMIT.search(error)):
+            return error
+        return f"[llm] max_tokens = {self.settings.max_tokens} is not accepted: {error}"
 
     def _line(self, text: str) -> str:
         return one_line(self.redact(text))[:MOST_ERROR]  # cut last: half a key is not redacted
@@ -203,7 +218,8 @@ class Endpoint:
 
     def _learned(self, said: str, sent: dict[str, Any]) -> bool:
         """Whether to repeat a refused request, without the option that it was refused for."""
-        if "max_tokens" in sent and "max_tokens" in said:
+        is_unknown = UNSUPPORTED.search(said) or not OUT_OF_RANGE.search(said)
+        if "max_tokens" in sent and "max_tokens" in said and is_unknown:
             self._limit = "max_completion_tokens"
         elif "temperature" in sent and "temperature" in said and UNSUPPORTED.search(said):
             self._temperature = None

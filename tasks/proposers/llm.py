@@ -167,7 +167,8 @@ class LlmProposer:
             asking = _Asking(night.next_trial, "repair" if repairs else purpose, messages)
             reply = self.endpoint.ask(messages, self.settings.answer_seconds)
             judged = self._judged(reply, current, night)
-            _record(self.endpoint, self.calls, asking, judged.reply)
+            name = self.calls.next_id(night.next_trial)
+            self.calls.append(_call(self.endpoint, name, asking, judged.reply))
             outcome = judged.reply.outcome
             is_first = digest_tokens == self.settings.digest_tokens and not repairs
             if outcome == "context_overflow" and is_first:
@@ -222,21 +223,24 @@ class LlmProposer:
         return Proposal(judged.candidate or current, idea, None if judged.candidate else problem)
 
 
-def ping(endpoint: Endpoint, calls: CallLog) -> Call:
-    """Asks for one word: whether the endpoint accepts the key and has the model."""
+def ping(endpoint: Endpoint) -> Call:
+    """Asks for one word: whether the endpoint accepts the key, has the model and sends its text.
+
+    The call is for the caller to log, as the first one of the night.
+    """
     asking = _Asking(0, "ping", PING)
     reply = endpoint.ask(PING, endpoint.settings.answer_seconds)
-    if reply.outcome in NO_PATCH:  # it answers, and the answer does not matter
+    if reply.outcome in NO_PATCH and reply.text:  # it answers, and the answer does not matter
         reply = dataclasses.replace(reply, outcome="ok", error=None)
-    return _record(endpoint, calls, asking, reply)
+    return _call(endpoint, "0.1", asking, reply)
 
 
-def _record(endpoint: Endpoint, calls: CallLog, asking: _Asking, reply: Reply) -> Call:
-    """Appends a request and its reply to the log."""
+def _call(endpoint: Endpoint, name: str, asking: _Asking, reply: Reply) -> Call:
+    """The record of a request and its reply."""
     fields = {field.name: getattr(reply, field.name) for field in dataclasses.fields(reply)}
     counts = (reply.prompt_tokens, reply.cached_tokens, reply.completion_tokens)
-    call = Call(
-        id=calls.next_id(asking.trial),
+    return Call(
+        id=name,
         trial=asking.trial,
         purpose=asking.purpose,
         time=asking.began.isoformat(),
@@ -247,5 +251,3 @@ def _record(endpoint: Endpoint, calls: CallLog, asking: _Asking, reply: Reply) -
         dollars=dollars(endpoint.settings, *counts),
         **{**fields, "error": reply.error and one_line(reply.error)},
     )
-    calls.append(call)
-    return call

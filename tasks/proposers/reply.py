@@ -16,7 +16,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from tasks.proposers.answer import without_thinking
+from tasks.proposers.thinking import at_the_end, edits, without_thinking
 from tasks.statuses import Outcome
 from tasks.usage import estimate_tokens
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 MOST_BYTES = 8 * 2**20  # read of a body
 MOST_TEXT = 400_000  # characters kept of an answer; a whole train.py has at most 64 KiB
 MOST_WORDS = 4000  # characters read of an error
+# Where DeepSeek's and OpenRouter's interfaces put the thinking.
+THINKING = ("reasoning_content", "reasoning")
 MOST_TOKENS = 10**9  # of one answer; a larger number is not a count
 # The words of OpenAI, llama.cpp, vLLM and LM Studio; then Anthropic, Google, xAI, Groq and TGI.
 OVERFLOW = re.compile(
@@ -41,7 +43,8 @@ class Reply:
     """The result of one request, its retries included."""
 
     outcome: Outcome  # "ok": there is text to use
-    text: str | None = None  # the answer without its thinking; kept for ok and truncated
+    # The answer without its thinking; kept for ok and truncated, and for what goes back.
+    text: str | None = None
     error: str | None = None  # one line; None for ok
     prompt_tokens: int | None = None  # None without an answer
     # Of the prompt_tokens; None if the endpoint does not report it.
@@ -119,9 +122,7 @@ def _completion(body: Any, sent: int) -> Reply:
         return Reply("no_completion", error=f"status 200 with no completion: {_words(body)}")
     content = _content(message.get("content"))
     outcome, text, error = _answer(message, content, choice.get("finish_reason"))
-    # DeepSeek's and OpenRouter's names for thinking.
-    thinking = [message.get(name) for name in ("reasoning_content", "reasoning")]
-    written = len(content) + sum(len(value) for value in thinking if isinstance(value, str))
+    written = len(content) + sum(len(_content(message.get(name))) for name in THINKING)
     counts = _counts(given.get("usage"), sent, written)
     return dataclasses.replace(counts, outcome=outcome, text=text, error=error)
 
@@ -143,7 +144,24 @@ def _answer(
         return "ok", text, None
     if refusal := message.get("refusal"):
         return "refusal", None, f"the model declines: {str(refusal)[:MOST_WORDS]}"
-    return "empty", None, f"the answer has no text; it ended with {str(finish)[:99]!r}"
+    return _from_thinking(message, f"the answer has no text; it ended with {str(finish)[:99]!r}")
+
+
+def _from_thinking(message: dict[str, Any], empty: str) -> tuple[Outcome, str | None, str | None]:
+    """The answer of a message whose text is all in a field for thinking, if it has one."""
+    for name in THINKING:
+        thinking = without_thinking(_content(message.get(name))).strip()
+        if len(thinking) > MOST_TEXT or not edits(thinking.split("\n")):
+            continue
+        if answer := at_the_end(thinking):
+            return "ok", answer, None
+        error = f"The message has no text, only thinking ({name}), and that does not end with an "
+        return "malformed", thinking, f"{error}answer. Answer after the thinking."
+    for name in THINKING:
+        if found := len(_content(message.get(name)).strip()):
+            remedy = "turn off the model's thinking, or the server's option that sets it apart"
+            return "empty", None, f"{empty}, and {found} characters are in {name}: {remedy}"
+    return "empty", None, empty
 
 
 def _content(content: Any) -> str:

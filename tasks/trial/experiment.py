@@ -60,7 +60,7 @@ def run_experiment(
 ) -> RunResult:
     """Trains the candidate with one seed and scores it.
 
-    With `smoke` it must first get through one step. Runs that are worth it and a random share of
+    With `smoke` it must first get through two steps. Runs that are worth it and a random share of
     the others are audited. `export_kernels` is where to put what a trusted source compiled; that
     file need not appear.
 
@@ -149,16 +149,31 @@ class _Attempt:
         self.result = dataclasses.replace(self.result, **figures)
 
     def smoke(self, spec: BoxSpec, folder: Path) -> None:
-        """One step and one evaluation in a box of their own.
+        """Two steps, the checkpoint and one evaluation in a box of their own.
 
         A candidate that cannot run at all stops within seconds, and not after a whole budget.
         """
         self.report("trying out")
         gate = Gate.closed(folder / "smoke-gate", spec.gate.content)
-        gate.open()
         with self._box(dataclasses.replace(spec, role="smoke", gate=gate)) as trying:
-            protocol.smoke(trying, startup_seconds=self.bench.caps.startup_seconds)
+            said = protocol.smoke(
+                trying,
+                gate,
+                _budget(self.bench),
+                startup_seconds=self.bench.caps.startup_seconds,
+                max_bytes=self._checkpoint_bytes,
+            )
+        if said is not None:
+            self._validation().rows(scoring.shape_of(said, "bad_claims"))
         self.note(log="")  # the log of the run itself is the one to read
+
+    def _validation(self) -> scoring.Validation:
+        dataset = self.bench.dataset
+        return scoring.Validation(Path(dataset.public), Path(dataset.validation))
+
+    @property
+    def _checkpoint_bytes(self) -> int:
+        return self.bench.profile.limits.checkpoint_mib * 2**20
 
     def run(
         self,
@@ -168,12 +183,13 @@ class _Attempt:
         export_kernels: Path | None,
     ) -> None:
         """Training, claims and audit. A scoring box imports torch while the one before it works."""
-        dataset, profile = self.bench.dataset, self.bench.profile
+        profile = self.bench.profile
         checkpoint = folder / "checkpoint" / "model.pt"
-        checkpoint.parent.mkdir(mode=0o755)
+        checkpoint.parent.mkdir()
+        checkpoint.parent.chmod(0o755)
         claim_box = _scoring_box(spec, "claim", folder, checkpoint)
         audit_box = _scoring_box(spec, "audit", folder, checkpoint)
-        validation = scoring.Validation(Path(dataset.public), Path(dataset.validation))
+        validation = self._validation()
         with contextlib.ExitStack() as boxes:
             with self._box(spec) as training:
                 begun = self._start(training, spec)
@@ -221,10 +237,8 @@ class _Attempt:
         self, box: Box, begun: protocol.Begun, checkpoint: Path, export_kernels: Path | None
     ) -> None:
         """Takes the checkpoint, and what was compiled where it is asked for."""
-        max_bytes = self.bench.profile.limits.checkpoint_mib * 2**20
-        self.note(
-            **dataclasses.asdict(protocol.finish(box, begun, checkpoint, max_bytes=max_bytes))
-        )
+        trained = protocol.finish(box, begun, checkpoint, max_bytes=self._checkpoint_bytes)
+        self.note(**dataclasses.asdict(trained))
         if export_kernels:
             protocol.take_kernels(
                 begun, export_kernels, seconds=KERNEL_SECONDS, max_bytes=KERNEL_BYTES

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasks.records import TRAIN, NightState, Trial
+from tasks.records import TRAIN, NightState, RunResult, Trial
 from tasks.text import counted, one_line, score, shortened
 
 LONGEST_QUOTE = 800  # characters; a note of these stays below MLflow's limit, so that none is cut
@@ -29,6 +29,35 @@ def night_tags(state: NightState) -> dict[str, str | None]:
     }
 
 
+def baseline_id(state: NightState, run: RunResult) -> str:
+    return f"{state.header.tag}:baseline:{run.seed}"
+
+
+def trial_id(state: NightState, trial: Trial) -> str:
+    return f"{state.header.tag}:{trial.number}"
+
+
+def baseline_tags(state: NightState, run: RunResult) -> dict[str, str]:
+    commit = state.start_commit or "-"
+    result = "no score" if run.val_bpb is None else f"{score(run.val_bpb)} bits per byte"
+    return {
+        "trial_id": baseline_id(state, run),
+        "commit": commit,
+        "verdict": "baseline",
+        "reason": f"what every trial is compared with, trained with seed {run.seed}",
+        "status": run.status,
+        "isolation": run.isolation,
+        "seeds": str(run.seed),
+        "mlflow.source.name": TRAIN,
+        "mlflow.source.git.commit": commit,
+        "mlflow.note.content": (
+            f"The `{TRAIN}` that the night started with, trained with seed {run.seed} "
+            f"({run.status}, {result}). Every trial is compared with the mean over the seeds.\n\n"
+            f"The file: `git show {commit}:{TRAIN}`."
+        ),
+    }
+
+
 def trial_tags(state: NightState, trial: Trial) -> dict[str, str]:
     commit = trial.commit or "-"
     known = {
@@ -37,7 +66,7 @@ def trial_tags(state: NightState, trial: Trial) -> dict[str, str]:
         "fixes": str(trial.fixes) if trial.fixes else None,
     }
     return {
-        "trial_id": f"{state.header.tag}:{trial.number}",
+        "trial_id": trial_id(state, trial),
         "commit": commit,
         "verdict": trial.verdict,
         "reason": trial.reason,

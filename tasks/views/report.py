@@ -8,7 +8,7 @@ cell.
 from __future__ import annotations
 
 import base64
-import re
+import types
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +24,8 @@ from tasks.text import (
     short_commit,
     shortened,
 )
-from tasks.views import costs, margin
+from tasks.text import in_markdown as _text
+from tasks.views import costs, margin, refusals
 
 FILE = "report.md"
 PICTURE = "progress.png"  # the chart, beside the report
@@ -36,7 +37,8 @@ COLUMNS = ("commit", "val_bpb", "memory_gb", "status", "description")
 
 def write(state: NightState, folder: Path) -> None:
     """Writes report.md and results.tsv into the night's folder, each whole or not at all."""
-    FileRef.write(folder / FILE, markdown(state).encode("utf-8", "replace"))
+    text = markdown(state, refusals.read(folder))
+    FileRef.write(folder / FILE, text.encode("utf-8", "replace"))
     FileRef.write(folder / "results.tsv", results_tsv(state).encode("utf-8", "replace"))
 
 
@@ -72,8 +74,11 @@ def _gib(size: int | None) -> str:
     return "" if size is None else f"{size / 2**30:.1f}"
 
 
-def markdown(state: NightState) -> str:
-    """The report: what was won, how far to trust it, every trial, what to do next, provenance."""
+def markdown(state: NightState, refused: Mapping[str, str] = types.MappingProxyType({})) -> str:
+    """The report: what was won, how far to trust it, every trial, what to do next, provenance.
+
+    `refused` are the runs that MLflow does not take, see refusals.py.
+    """
     parts = [
         f"# Night {state.header.tag}",
         headline(state),
@@ -85,7 +90,7 @@ def markdown(state: NightState) -> str:
     ]
     if state.trials and state.header.is_researched:
         parts += ["## What it cost", "\n".join(_costs(state))]
-    parts += ["## Next steps", "\n".join(_next_steps(state))]
+    parts += ["## Next steps", "\n".join([*_next_steps(state), *_refused(state, refused)])]
     parts += ["## Provenance", "\n".join(_provenance(state))]
     return "\n\n".join(parts) + "\n"
 
@@ -303,6 +308,12 @@ def _next_steps(state: NightState) -> Iterator[str]:
         yield f"- Every candidate, kept or not, is a commit: `git show refs/trials/{tag}/{number}`"
 
 
+def _refused(state: NightState, refused: Mapping[str, str]) -> Iterator[str]:
+    tag = state.header.tag
+    if refused:
+        yield f"- {_text(refusals.summary(tag, refused))}: `./run rebuild {tag}` tries again"
+
+
 def _provenance(state: NightState) -> Iterator[str]:
     header, baseline = state.header, state.baseline
     branch = header.branch or "a detached HEAD"
@@ -346,8 +357,3 @@ def _listed(values: Iterable[object]) -> str:
 
 def _counts(counts: Mapping[str, int]) -> str:
     return _listed(f"{_text(name)} {count}" for name, count in counts.items()) or "none"
-
-
-def _text(text: str) -> str:
-    """One line that Markdown shows as it is: no link, image, HTML or code, also in a table cell."""
-    return re.sub(r"([\\|\[*`]|<(?=[A-Za-z/!?]))", r"\\\1", one_line(text))

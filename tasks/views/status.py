@@ -14,7 +14,7 @@ from tasks.records import NightState, Trial
 from tasks.statuses import Decision, Status
 from tasks.text import counted, money, score, short_commit
 from tasks.usage import Usage, total
-from tasks.views import costs
+from tasks.views import costs, refusals
 
 # The fields of these records are the keys of `--json`.
 
@@ -79,6 +79,7 @@ class NightStatus(Results):
     kept: int
     budget: Budget
     last_error: str | None
+    not_in_mlflow: str | None  # which runs MLflow does not take, and what to do
     stopped: str | None
     finished: str | None
     process: Process | None
@@ -109,6 +110,7 @@ def describe(folder: Path) -> NightStatus:
     elapsed = max(since, 0.0) if is_alive else 0.0
     used = max(state.used_seconds, beat.used_seconds if beat else 0.0) + elapsed
     left = night_budget.seconds_left(state, used)
+    refused = refusals.read(folder)
     return NightStatus(
         **vars(results(state)),
         state=_word(state, is_alive),
@@ -121,6 +123,7 @@ def describe(folder: Path) -> NightStatus:
         kept=sum(trial.verdict == "keep" for trial in state.trials),
         budget=_budget(state, used, _spent(folder, state)),
         last_error=_last_error(state, beat, is_alive),
+        not_in_mlflow=refusals.message(folder.name, refused) if refused else None,
         stopped=state.stopped,
         finished=state.finished,
         process=Process(beat.host, beat.process.pid, round(since, 1)) if beat else None,
@@ -195,6 +198,7 @@ def text(night: NightStatus) -> str:
         _now(night),
         f"end: {end}" if end else None,
         f"last error: {night.last_error}" if night.last_error else None,
+        night.not_in_mlflow,
         _resume(night),
         _scores(night),
     )

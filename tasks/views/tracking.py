@@ -8,17 +8,21 @@ calls again later.
 
 from __future__ import annotations
 
+import shutil
 import statistics
+import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
-from tasks.records import NightState, RunResult, Trial
+from tasks.history import trial_folder
+from tasks.records import Candidate, NightState, RunResult, Trial
+from tasks.text import one_line, shortened
 from tasks.usage import Call, Usage, total
-from tasks.views import report
+from tasks.views import mlflow_page, report
 from tasks.views.mlflow_client import SQLITE, Store, connect, plain
-from tasks.views.mlflow_tags import night_tags, trial_tags
+from tasks.views.mlflow_tags import baseline_tags, night_tags, trial_tags
 from tasks.views.tracing import log_calls
 
 if TYPE_CHECKING:
@@ -28,9 +32,10 @@ if TYPE_CHECKING:
 # MLflow's limits; "words" are parameters and tags.
 METRICS_A_BATCH = 1000
 WORDS_A_BATCH = 100
-LONGEST_KEY = 250
-LONGEST_NAME = 200  # ours
+LONGEST_NAME = 200  # of a run; ours
+LONGEST_PARAMETER = 500  # ours: MLflow's server takes 1 MB a batch, where a character may be six
 RUNS_A_PAGE = 1000
+ENDED = "ended"  # tag of the night's run: the ledger's last event when that run was ended
 NIGHT_FILES = (report.FILE, report.PICTURE, "results.tsv")
 # Figures of a run of which a trial shows the mean.
 MEASURED = (
@@ -39,17 +44,18 @@ MEASURED = (
 )
 
 
-def log_baseline(store: Store, state: NightState, runs: Sequence[RunResult]) -> None:
-    """A child run for each run of the baseline, named by its seed."""
-    with connect(store.uri) as client:
+def log_baseline_run(store: Store, state: NightState, base: Candidate, run: RunResult) -> None:
+    """A child run for one run of the baseline, which trained `base`; named by its seed."""
+    with connect(store.uri) as client, tempfile.TemporaryDirectory() as made:
         night = _night(client, store, state)
-        for run in runs:
-            tags = {"trial_id": f"{state.header.tag}:baseline:{run.seed}", "status": run.status}
-            child = _child(client, night, f"baseline seed {run.seed}", tags, [run])
-            if child.info.status == "RUNNING":
-                figures = _figures(child, [run], {"val_bpb": run.val_bpb})
-                _log(client, child, [*figures, *_curves(child, [run])], {}, {})
-                _end(client, child, run.status == "ok")
+        child = _child(client, night, f"baseline seed {run.seed}", baseline_tags(state, run), [run])
+        if child.info.status == "RUNNING":
+            figures = _figures(child, [run], {"val_bpb": run.val_bpb})
+            _log(client, child, [*figures, *_curves(child, [run])], base.knobs, {})
+            folder = Path(made)
+            trial_folder.write_baseline_run(folder, base.source, run)
+            _upload(client, child, folder)
+            _end(client, child, run.status == "ok")
 
 
 def log_trial(
@@ -67,14 +73,13 @@ def log_trial(
     """
     with connect(store.uri) as client:
         night = _night(client, store, state)
-        name = f"{trial.number} {trial.idea.summary}"
-        child = _child(client, night, name, trial_tags(state, trial), runs)
+        child = _child(client, night, _name(trial), trial_tags(state, trial), runs)
         if child.info.status == "RUNNING":
             known = {"val_bpb": trial.val_bpb, "z": trial.z, **_spending(trial.usage)}
             points = [*_figures(child, runs, known), *_curves(child, runs)]
             _log(client, child, points, trial.knobs, {})
             if folder.is_dir():
-                client.log_artifacts(child.info.run_id, str(folder))
+                _upload(client, child, folder)
             _log_calls(store, child, state, calls)
             progress = [point for point in _progress(night, state) if point.step == trial.number]
             _update_night(client, night, state, progress)
@@ -82,8 +87,15 @@ def log_trial(
         return str(child.info.run_id)
 
 
-def finished_trials(store: Store, state: NightState) -> frozenset[int]:
-    """Numbers of the trials whose runs are complete in MLflow."""
+def log_progress(store: Store, state: NightState) -> None:
+    """The night's own run alone, with nothing in it that a candidate wrote."""
+    with connect(store.uri) as client:
+        night = _night(client, store, state)
+        _update_night(client, night, state, _progress(night, state))
+
+
+def finished_runs(store: Store, state: NightState) -> frozenset[str]:
+    """The tags `trial_id` of the runs that are complete in MLflow."""
     found: list[Run] = []
     with connect(store.uri) as client:
         night = _night(client, store, state).info
@@ -95,9 +107,8 @@ def finished_trials(store: Store, state: NightState) -> frozenset[int]:
             )
             found += page
             token = page.token or None
-    # A person may have put a run there: without our tag, or with another text in it.
-    ids = (run.data.tags.get("trial_id", "").removeprefix(f"{state.header.tag}:") for run in found)
-    return frozenset(int(number) for number in ids if number.isdecimal())
+    # A person may have put a run there, without our tag.
+    return frozenset(run.data.tags.get("trial_id", "") for run in found)
 
 
 def finish_night(store: Store, state: NightState, folder: Path, calls: Sequence[Call] = ()) -> None:
@@ -111,9 +122,24 @@ def finish_night(store: Store, state: NightState, folder: Path, calls: Sequence[
                 client.log_text(night.info.run_id, text, path.name)
             else:
                 client.log_artifact(night.info.run_id, str(path))
+        _end_night(client, night, state)
         _log_calls(store, night, state, calls)
-        unfinished = "FAILED" if state.failed else "KILLED"
-        client.set_terminated(night.info.run_id, "FINISHED" if state.finished else unfinished)
+
+
+def stop_night(store: Store, state: NightState) -> None:
+    """Ends the night's run after an unexpected end of the night, if MLflow has that run."""
+    with connect(store.uri) as client:
+        experiment = client.get_experiment_by_name(_experiment_name(state))
+        night = experiment and _find_night(client, str(experiment.experiment_id), state)
+        if night:
+            _update_night(client, night, state, [])
+            _end_night(client, night, state)
+
+
+def _end_night(client: MlflowClient, night: Run, state: NightState) -> None:
+    unfinished = "FAILED" if state.failed else "KILLED"
+    client.set_tag(night.info.run_id, ENDED, state.updated)
+    client.set_terminated(night.info.run_id, "FINISHED" if state.finished else unfinished)
 
 
 def _end(client: MlflowClient, run: Run, is_ok: bool) -> None:
@@ -125,8 +151,13 @@ def _log_calls(store: Store, run: Run, state: NightState, calls: Sequence[Call])
     log_calls(store.uri, run.info.run_id, run.info.experiment_id, night, calls)
 
 
+def _experiment_name(state: NightState) -> str:
+    return f"nightly-research/{PurePath(state.header.profile).name.removesuffix('.toml')}"
+
+
 def _experiment(client: MlflowClient, store: Store, state: NightState) -> str:
-    name = f"nightly-research/{PurePath(state.header.profile).name.removesuffix('.toml')}"
+    """The id of the profile's experiment; made if need be, with the view of its runs."""
+    name = _experiment_name(state)
     found = client.get_experiment_by_name(name)
     if found is None:
         # A server has a place of its own for artifacts.
@@ -134,24 +165,45 @@ def _experiment(client: MlflowClient, store: Store, state: NightState) -> str:
             (store.artifacts.resolve() / name).as_uri() if store.uri.startswith(SQLITE) else None
         )
         kind = {"mlflow.experimentKind": "custom_model_development"}
-        return str(client.create_experiment(name, location, kind))
+        return str(client.create_experiment(name, location, {**kind, **mlflow_page.TAG}))
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
+    for key, value in mlflow_page.TAG.items():
+        if found.tags.get(key) != value:
+            client.set_experiment_tag(found.experiment_id, key, value)
     return str(found.experiment_id)
+
+
+def _find_night(client: MlflowClient, experiment: str, state: NightState) -> Run | None:
+    query = " and ".join(f"tags.{name} = '{value}'" for name, value in _identity(state).items())
+    found = client.search_runs([experiment], query, max_results=1)
+    return found[0] if found else None
+
+
+def _identity(state: NightState) -> dict[str, str]:
+    """The tags by which the night's run is found."""
+    return {"night": state.header.tag, "night_started": state.header.began}
 
 
 def _night(client: MlflowClient, store: Store, state: NightState) -> Run:
     """The parent run, found by tag and start time; made if need be."""
     experiment = _experiment(client, store, state)
-    tags = {"night": state.header.tag, "night_started": state.header.began}
-    query = " and ".join(f"tags.{name} = '{value}'" for name, value in tags.items())
-    if found := client.search_runs([experiment], query, max_results=1):
-        if found[0].info.status != "RUNNING" and not (state.finished or state.stopped):
-            client.update_run(found[0].info.run_id, "RUNNING")  # a resumed night
-        return found[0]
-    run = client.create_run(experiment, run_name=tags["night"], tags=tags)
+    if found := _find_night(client, experiment, state):
+        is_over = state.finished or state.stopped or _is_late(found, state)
+        if found.info.status != "RUNNING" and not is_over:
+            client.update_run(found.info.run_id, "RUNNING")  # a resumed night
+        return found
+    run = client.create_run(experiment, run_name=state.header.tag, tags=_identity(state))
     _update_night(client, run, state, _progress(run, state))
     return run
+
+
+def _is_late(night: Run, state: NightState) -> bool:
+    """Whether the run was ended by a later event: this job began before a signal ended the night.
+
+    A resumed night has an event that is later still.
+    """
+    return state.updated < night.data.tags.get(ENDED, "")
 
 
 def _update_night(
@@ -160,7 +212,8 @@ def _update_night(
     """What changes in the parent run with each trial, and `points` of its curves."""
     params = {name: getattr(state.header, name) for name in ("profile", "seed", "proposer")}
     sd = state.baseline.sd if state.baseline else None
-    _log(client, night, points, {**params, "baseline_sd": sd}, night_tags(state))
+    tags = {} if _is_late(night, state) else night_tags(state)
+    _log(client, night, points, {**params, "baseline_sd": sd}, tags)
 
 
 def _progress(night: Run, state: NightState) -> list[Metric]:
@@ -199,7 +252,25 @@ def _child(
     took = sum((run.startup_seconds or 0.0) + (run.seconds or 0.0) for run in runs)
     began = int((time.time() - took) * 1000)  # so that the page shows the trial's duration
     clean = {key: plain(value) for key, value in {**tags, "mlflow.parentRunId": parent}.items()}
-    return client.create_run(experiment, began, clean, plain(name)[:LONGEST_NAME])
+    return client.create_run(experiment, began, clean, plain(name))
+
+
+def _name(trial: Trial) -> str:
+    """What changed comes first: lists and charts cut a name's end."""
+    number = f" (trial {trial.number})"
+    return f"{shortened(one_line(trial.idea.summary), LONGEST_NAME - len(number))}{number}"
+
+
+def _upload(client: MlflowClient, run: Run, folder: Path) -> None:
+    """The folder's files as artifacts; `patch.diff` as `patch.diff.txt`.
+
+    MLflow's page shows a file only if the end of its name is on a list, which `.diff` is not.
+    """
+    with tempfile.TemporaryDirectory() as made:
+        copy = shutil.copytree(folder, Path(made) / "files")
+        for patch in list(copy.rglob("*.diff")):
+            patch.rename(f"{patch}.txt")
+        client.log_artifacts(run.info.run_id, str(copy))
 
 
 def _figures(
@@ -215,8 +286,9 @@ def _figures(
     if len(runs) > 1:
         values |= {f"val_bpb_seed_{run.seed}": run.val_bpb for run in runs}
     for run in runs[:1]:
+        # A slash, which an older night's name may have, makes a section of charts.
         reported = {name.replace("/", "_"): value for name, value in run.metrics.items()}
-        values |= {f"self_reported/{name}": value for name, value in reported.items()}
+        values |= {f"self_reported_{name}": value for name, value in reported.items()}
     start = child.info.start_time
     return [_metric(name, value, start) for name, value in values.items() if value is not None]
 
@@ -269,7 +341,9 @@ def _log(
     from mlflow.entities import Param, RunTag
 
     known = [
-        (name[:LONGEST_KEY], plain(value)) for name, value in params.items() if value is not None
+        (name, shortened(plain(value), LONGEST_PARAMETER))
+        for name, value in params.items()
+        if value is not None
     ]
     marks = [RunTag(name, plain(value)) for name, value in tags.items() if value is not None]
     for i in range(0, max(len(known), len(marks)), WORDS_A_BATCH):

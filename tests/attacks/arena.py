@@ -17,14 +17,14 @@ import threading
 from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from configs import Audit, Budget, Data, Limits, Profile
 from tasks.judge import processes, workplace
-from tasks.judge.bwrap import box_name
+from tasks.judge.bwrap import Isolation, box_name
 from tasks.records import Bench, Candidate, Caps, Dataset, RunResult
 from tasks.statuses import Status
 from tasks.trial.experiment import run_experiment
@@ -38,6 +38,8 @@ SECRET = "sk-attack-suite-secret"
 MARKER = "NIGHTLY_ATTACK_WAS_HERE"
 THROUGH = "GOT THROUGH"
 LEAKED = "LEAKED-VALIDATION"  # what an attack writes in front of validation text
+# The real boxes of all attacks; `docker` needs an engine, and NIGHTLY_DOCKER_IMAGE to name its image
+ISOLATION = cast(Isolation, os.environ.get("NIGHTLY_ATTACK_BOXES", "bwrap"))
 HONEST = (Path(__file__).parent / "honest_candidate.py").read_text(encoding="utf-8")
 BEFORE_TORCH = "import torch\nimport torch.nn.functional as F\n"
 
@@ -160,7 +162,7 @@ class Arena:
                 make_profile(candidate.limits, candidate.budget, candidate.audit),
                 self.dataset,
                 self.home(boxes_of(candidate)),
-                "bwrap",
+                "bwrap" if candidate.forked else ISOLATION,
                 candidate.caps,
             ),
             seed=1,

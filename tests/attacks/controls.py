@@ -122,6 +122,21 @@ CONTROLS = [
         ((LOADED, LOADED + '    globals()["DEVICE_BATCH_SIZE"] = 256\n'),),
     ),
     Control(
+        "bos-ruled-out",
+        "gives BOS, which is never scored, a probability of 0",
+        (
+            (
+                HEAD,
+                HEAD
+                + "        logits = logits.index_fill(-1, torch.tensor([63]), float('-inf'))\n",
+            ),
+            (
+                "targets.reshape(-1), reduction=reduction\n",
+                "targets.reshape(-1), reduction=reduction, ignore_index=63 if self.training else -1\n",
+            ),
+        ),
+    ),
+    Control(
         "causal-convolution",
         "mixes each token with the two before it",
         ((EMBED, EMBED + "        x = x + F.avg_pool1d(F.pad(x.mT, (2, 0)), 3, 1).mT\n"),),

@@ -20,6 +20,13 @@ def tries(name, action, *given):
     except (OSError, ValueError): return
     if result is None or not isinstance(result, int) or result >= 0: through.append(name)
 """
+# The number of the judge's socket: an inherited one, in a container one that the harness opened.
+WIRE = """
+def is_socket(name):
+    try: return os.readlink(f"/proc/self/fd/{name}").startswith("socket:")
+    except OSError: return False
+wire = next(int(name) for name in os.listdir("/proc/self/fd") if is_socket(name))
+"""
 END = """
 raise SystemExit(f"GOT THROUGH {through}" if through else "held")
 """
@@ -294,7 +301,7 @@ if platform.machine() == "x86_64":
     tries("32 bit", call)
 """),
         status="startup_crashed",
-        reason="held|exit code",
+        reason="held|exit code|Bad system call",
         by="seccomp",
     ),
     Attack(
@@ -429,16 +436,21 @@ for end in ends: os.close(end)
         name="descriptors for the judge",
         room=ROOM,
         what="passes open files over the socket, to fill the judge's table or to have it hold them",
-        edits=before_torch("""
-import socket, time
-wire = socket.socket(fileno=os.dup(int(os.environ["NIGHTLY_FD"])))
+        edits=before_torch(
+            """
+import socket
+"""
+            + WIRE
+            + """
+wire = socket.socket(fileno=os.dup(wire))
 ends = [end for _ in range(100) for end in os.pipe()]
 socket.send_fds(wire, [b'{"msg": "ready", '], ends)
 for _ in range(20): socket.send_fds(wire, [b" "], ends)
 wire.sendall(b'"flops_per_token": 1.0}\\n')
 wire.recv(1000)
 raise SystemExit("held: nobody took them")
-"""),
+"""
+        ),
         status="train_crashed",
         reason="held",
         by="the judge reads bytes only",
@@ -447,15 +459,19 @@ raise SystemExit("held: nobody took them")
         name="inherited descriptors",
         room=ROOM,
         what="looks for a file of the host among its open descriptors, and reopens the socket by /proc",
-        edits=reaching("""
-wire = int(os.environ["NIGHTLY_FD"])
+        edits=reaching(
+            """
+"""
+            + WIRE
+            + """
 for number in map(int, os.listdir("/proc/self/fd")):
     try: target = os.readlink(f"/proc/self/fd/{number}")
     except OSError: continue
     if number > 2 and number != wire and not target.startswith(("/proc/", "/box/")): through.append(f"{number} {target}")
     if number in (1, 2) and not target.startswith("pipe:") or number == 0 and target != "/dev/null": through.append(target)
 tries("reopen", lambda: os.open(f"/proc/self/fd/{wire}", os.O_RDWR))
-"""),
+"""
+        ),
         status="startup_crashed",
         reason="held",
         by="closed descriptors",
@@ -480,7 +496,7 @@ for number in (0, 1, 2):
         what="kills and stops its parent, process 1 and every process it can name",
         edits=before_torch("""
 import signal
-if "bwrap" not in open("/proc/1/comm").read(): raise SystemExit("GOT THROUGH: process 1 is the host's")
+if open("/proc/1/comm").read() not in ("bwrap\\n", "sh\\n"): raise SystemExit("GOT THROUGH: process 1 is the host's")
 for signal_number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGKILL):
     for pid in (1, os.getppid(), -1):
         try: os.kill(pid, signal_number) if pid != -1 or signal_number == signal.SIGKILL else None

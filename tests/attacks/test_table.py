@@ -30,6 +30,8 @@ The suite runs each one in boxes and compares its status with this table, which 
 list (`NIGHTLY_WRITE_TABLE=1 pytest tests/attacks -k table`). `ok` with nothing to gain: the score is
 the honest one. Attacks on a box have real boxes. Most of those on the score have boxes forked from a
 real one that has imported torch (`forked_boxes.py`); some of each room have real ones.
+`NIGHTLY_ATTACK_BOXES=docker pytest tests/attacks` makes the real ones containers of this machine's
+engine.
 """
 
 

@@ -265,6 +265,104 @@ def test_dotenv_sets_unset_variables_and_runs_nothing(checkout):
     assert not list(checkout.folder.glob("**/pwned"))
 
 
+def seen(checkout, *names):
+    """What these variables are for the command line; None for one that is not set."""
+    lines = (checkout.stub / "environment").read_text().splitlines()
+    found = dict(line.split("=", 1) for line in lines if "=" in line)
+    return [found.get(name) for name in names]
+
+
+def test_dotenv_of_a_windows_editor_with_blanks_around_the_equals_signs_is_read(checkout):
+    text = '\ufeffFIRST=a\r\nSPACED = b c \r\n\tTABBED\t=\t" d "\r\n\r\n  # a comment\r\n'
+    (checkout.folder / ".env").write_bytes(text.encode())
+    done = checkout.run("status", "a")
+    assert "ignored" not in done.stderr
+    assert seen(checkout, "FIRST", "SPACED", "TABBED") == ["a", "b c", " d "]
+
+
+def test_a_line_of_dotenv_that_sets_nothing_is_named_and_not_shown(checkout):
+    (checkout.folder / ".env").write_text("A=1\nOPENAI_API_KEY: sk-secret\nB=2\n")
+    done = checkout.run("status", "a")
+    assert "./run: .env, line 2 is not NAME=VALUE: ignored\n" in done.stderr
+    assert "sk-secret" not in done.stderr
+    assert seen(checkout, "A", "B") == ["1", "2"]
+
+
+def test_a_link_to_the_script_runs_the_checkout_it_leads_to(checkout, tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "nightly").symlink_to("../checkout/link")
+    (checkout.folder / "link").symlink_to("run")
+    argv = [str(tmp_path / "bin" / "nightly"), "status", "a"]
+    done = subprocess.run(argv, cwd=tmp_path, env=checkout.environment(), capture_output=True)
+    assert done.returncode == 0
+    assert f"with path {checkout.folder}:" in done.stdout.decode()
+    assert not (tmp_path / "bin" / ".venv").exists()
+
+
+def test_an_exported_cdpath_changes_nothing(checkout, tmp_path):
+    (tmp_path / "elsewhere" / "checkout").mkdir(parents=True)
+    argv = ["bash", "checkout/run", "status", "a"]
+    environment = checkout.environment(CDPATH=str(tmp_path / "elsewhere"))
+    done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, f"path {checkout.folder}:" in done.stdout) == (0, True), done.stderr
+
+
+def test_a_user_without_account_and_home_gets_a_name_and_a_home(checkout):
+    environment = checkout.environment(HOME="/nowhere")
+    for name in ("USER", "LOGNAME"):
+        environment.pop(name, None)
+    argv = ["unshare", "--user", "--map-user=54321", str(checkout.folder / "run"), "status", "a"]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    home = checkout.folder / ".nightly" / "home"
+    assert (seen(checkout, "HOME", "USER"), home.is_dir()) == ([str(home), "uid-54321"], True)
+
+
+def test_no_home_and_none_that_can_be_made_is_said_in_one_line(checkout):
+    done = checkout.run("status", "a", HOME="/nowhere", NIGHTLY_HOME="/dev/null/x")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "set HOME or NIGHTLY_HOME" in done.stderr
+
+
+def test_a_home_that_works_is_kept(checkout, tmp_path):
+    checkout.run("status", "a", HOME=str(tmp_path))
+    assert seen(checkout, "HOME") == [str(tmp_path)]
+    assert not (checkout.folder / ".nightly").exists()
+
+
+def test_settings_of_another_python_reach_no_command(checkout):
+    given = {
+        "PYTHONWARNINGS": "error",
+        "PYTHONPATH": "/other/packages",
+        "PYTHONINSPECT": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    assert checkout.run("status", "a", **given).returncode == 0
+    assert seen(checkout, *given) == [None, str(checkout.folder), None, None]
+
+
+def test_every_user_can_read_what_is_installed(checkout):
+    argv = ["bash", "-c", f"umask 077; exec {checkout.folder}/run status a"]
+    assert subprocess.run(argv, env=checkout.environment(), capture_output=True).returncode == 0
+    installed = [checkout.folder / ".venv", *(checkout.folder / ".venv").rglob("*")]
+    assert [path for path in installed if path.stat().st_mode & 0o044 != 0o044] == []
+
+
+def test_a_clone_has_the_same_bytes_where_git_converts_line_ends(tmp_path):
+    (tmp_path / "origin").mkdir()
+    for name in ("run", ".gitattributes"):
+        shutil.copy(ROOT / name, tmp_path / "origin")
+    who = ("-c", "user.name=A", "-c", "user.email=a@example.org")
+    for folder, *arguments in (
+        ("origin", "init", "-q"),
+        ("origin", "add", "-A"),
+        ("origin", *who, "commit", "-qm", "start"),
+        (".", "-c", "core.autocrlf=true", "clone", "-q", "origin", "clone"),
+    ):
+        subprocess.run(["git", *arguments], cwd=tmp_path / folder, check=True)
+    assert (tmp_path / "clone" / "run").read_bytes() == (ROOT / "run").read_bytes()
+
+
 def test_works_from_another_folder_and_keeps_it(checkout, tmp_path):
     done = checkout.run("trial", "x.py", cwd=tmp_path)
     assert done.stdout == f"in {tmp_path} with path {checkout.folder}: trial x.py\n"

@@ -1,5 +1,6 @@
 """The audit's arithmetic: what is asked, that no answer is given away, what a difference costs."""
 
+import dataclasses
 from dataclasses import astuple
 
 import numpy as np
@@ -71,6 +72,20 @@ def test_every_scored_target_is_asked_about_equally_often():
     assert hits[:, 7].min() > 0.3 * usual.mean()
 
 
+@pytest.mark.parametrize(("R", "T", "count"), [(30, 8, 60), (200, 3, 60), (2, 16, 20), (9, 1, 9)])
+def test_the_answers_stand_for_each_scored_target_alike(R, T, count):
+    """On average for one, wherever it is and whatever else its row has, as in the score."""
+    random, stood_for = np.random.default_rng(0), np.zeros((R, T))
+    scored = random.random((R, T)) < 0.9
+    scored[0, 2:] = scored[-1, T // 2 + 1 :] = False
+    for _ in range(3000):
+        questions = draw(scored, count, 4, random)
+        np.add.at(stood_for, (questions.rows[:, None], questions.positions), questions.weights)
+    assert (stood_for[~scored] == 0).all()
+    assert stood_for[scored] / 3000 == pytest.approx(1.0, abs=0.25)
+    assert stood_for[scored].mean() / 3000 == pytest.approx(1.0, abs=0.02)
+
+
 def test_the_last_target_of_a_row_counts_though_a_batch_could_hold_all_rows():
     random, last = np.random.default_rng(0), np.zeros(30)
     for _ in range(400):
@@ -94,11 +109,18 @@ def test_losses_are_those_of_the_logits():
     )
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_logits_that_are_not_finite_fail_the_audit(bad):
+@pytest.mark.parametrize(
+    "logits", [[0, np.nan], [0, np.inf], [np.nan, 0], [np.inf, 0], [-np.inf, 0], [-np.inf] * 2]
+)
+def test_logits_without_a_finite_loss_fail_the_audit(logits):
     with pytest.raises(Stopped, match="not finite") as stopped:
-        cross_entropy(np.array([[0, bad]], np.float32), np.array([0]))
+        cross_entropy(np.array([[0, 1], logits], np.float32), np.array([0, 0]))
     assert stopped.value.status == "audit_failed"
+
+
+def test_a_logit_of_minus_infinity_rules_a_token_out():
+    logits = np.array([[0, -np.inf, np.log(3)], [-np.inf, 7, -np.inf]], np.float32)
+    assert cross_entropy(logits, np.array([0, 1])) == pytest.approx([np.log(4), 0.0])
 
 
 @pytest.fixture
@@ -151,6 +173,43 @@ def test_a_model_that_learns_from_the_questions_is_judged_by_the_early_ones(aske
 
 def test_claims_that_are_too_high_pass(asked):
     assert found(asked, -0.5).problem(STRICT) is None
+
+
+@pytest.mark.parametrize(("tolerance", "theft"), [(STRICT, 0.00995), (LAX, 0.249)])
+@pytest.mark.parametrize("R", [2, 40])
+def test_a_debt_is_not_repaid_on_a_short_row_that_is_asked_whole(R, tolerance, theft):
+    scored = np.ones((R, 4096), bool)
+    scored[-1, 40:] = False
+    thefts = np.full(scored.shape, theft)
+    # As much as makes the unweighted mean of all answers 0.
+    asked_whole, others = min(40, 4096 // R), (R - 1) * (4096 // R)
+    thefts[-1] = -theft * others / asked_whole
+    claims = (25.0 - thefts).astype(np.float32)
+    for seed in range(20):
+        questions = draw(scored, 4096, 16, np.random.default_rng(seed))
+        nats = np.full(questions.positions.shape, 25.0)
+        assert Finding.of(questions, claims, nats, tolerance).problem(tolerance) is not None
+
+
+@pytest.mark.parametrize("tolerance", [STRICT, LAX])
+def test_a_claim_that_is_too_high_pays_for_no_more_than_rounding(asked, tolerance):
+    debt = 0.9 * tolerance.position
+    repaid = np.random.default_rng(3).random((100, 40)) < 0.01
+    finding = found(asked, np.where(repaid, -200 * debt, debt), tolerance)
+    assert finding.gap == pytest.approx(debt, rel=0.1)
+    assert finding.problem(tolerance) is not None
+
+
+@pytest.mark.parametrize("tolerance", [STRICT, LAX])
+def test_claims_that_scatter_so_that_chance_could_hide_a_debt_are_not_believed(asked, tolerance):
+    """Their mean is 0 here; with other questions it would not be."""
+    scattered = np.resize([tolerance.position, -tolerance.position], (100, 40)) * 0.99
+    questions, _ = asked
+    sampled = dataclasses.replace(questions, weights=20 * questions.weights)
+    finding = found((sampled, asked[1]), scattered, tolerance)
+    assert finding.off == 0
+    assert finding.gap <= tolerance.gap
+    assert "chance could hide" in finding.problem(tolerance)
 
 
 def test_the_reason_names_what_was_claimed_and_what_is_allowed(asked):

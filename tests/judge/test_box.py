@@ -2,8 +2,11 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
+import tempfile
 import time
 from pathlib import Path
 
@@ -36,6 +39,53 @@ with open_box(make_spec(Path(sys.argv[1])), ["-c", SAY + "say(1); time.sleep(600
 def test_the_probe_passes_on_this_machine(tmp_path, device):
     """A box with a GPU sees the host's /sys too; that much can be tried without a GPU."""
     assert [name for name, holds, _ in probe.probe(tmp_path, device) if not holds] == []
+
+
+@pytest.fixture
+def closed_umask(monkeypatch):
+    """A umask of 077, and a stage that is made under it."""
+    place = Path(tempfile.mkdtemp(dir="/run" if os.geteuid() == 0 else None))
+    place.chmod(0o755)
+    monkeypatch.setattr(bwrap, "STAGE", place / "stage")
+    before = os.umask(0o077)
+    yield
+    os.umask(before)
+    shutil.rmtree(place)
+
+
+@pytest.mark.usefixtures("closed_umask")
+def test_a_box_can_read_what_it_needs_under_a_closed_umask(tmp_path):
+    tmp_path.chmod(0o755)
+    assert [check for check in probe.probe(tmp_path) if not check[1]] == []
+
+
+@pytest.mark.usefixtures("closed_umask")
+def test_a_box_does_not_inherit_our_umask(folder):
+    with open_box(make_spec(folder), ["-c", SAY + "say(os.umask(0))"]) as box:
+        assert answer(box) == 0o022
+
+
+@pytest.mark.parametrize("limit", ["n 64", "l 0", "f 4096", "u 4000"])
+def test_a_box_starts_under_a_hard_limit_that_is_lower_than_its_own(tmp_path, limit):
+    code = "import sys; from pathlib import Path; from tasks.judge import probe\n"
+    code += "print([check for check in probe.probe(Path(sys.argv[1])) if not check[1]])"
+    shell = f'ulimit -{limit}; exec "$@"'
+    argv = ["bash", "-c", shell, "bash", sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(argv, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's box is that user")
+def test_packages_that_a_box_may_not_read_are_named_with_the_remedy(tmp_path, monkeypatch):
+    package = tmp_path / "site-packages" / "numpy"
+    package.mkdir(parents=True)
+    package.chmod(0o700)
+    paths = {**sysconfig.get_paths(), "purelib": str(package.parent)}
+    monkeypatch.setattr("sysconfig.get_paths", lambda: paths)
+    ((name, holds, detail),) = probe.probe(tmp_path)
+    assert (name, holds) == ("a box starts", False)
+    assert f"may not read {package} (mode 0700): chmod -R a+rX {package.parent}" in detail
+    assert "namespaces" not in detail
 
 
 def test_a_box_sees_no_secret_of_ours(folder, monkeypatch):

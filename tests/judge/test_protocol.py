@@ -1,5 +1,6 @@
 """The judge's side of the conversation with real processes that send what they should not."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ UP = 'say("up", python=sys.version)\n'
 READY = UP + 'say("ready")\nwait()\n'
 WARM = UP + 'say("warm")\nwait()\n'
 PATIENCE = 60.0  # seconds that no test here needs
+ONE_FLOP = Budget("flops", 1.0, PATIENCE, cpu_seconds=None)
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def trained(spec, folder):
     def trained(
         script: str, seconds: float = PATIENCE, max_bytes: int = 100
     ) -> tuple[Trained, bytes, bytes | None]:
-        budget = Budget("flops", 1.0, seconds, cpu_seconds=None)
+        budget = dataclasses.replace(ONE_FLOP, deadline_seconds=seconds)
         with open_box(spec, ["-u", "-c", SAY + READY + script]) as box:
             begun: Begun = protocol.begin(box, spec.gate, budget, startup_seconds=PATIENCE)
             found = protocol.finish(box, begun, folder / "model", max_bytes=max_bytes)
@@ -117,10 +119,28 @@ def test_an_impossible_number_of_tokens_is_dropped(trained, tokens):
 
 
 def test_only_well_named_finite_numbers_are_metrics(trained):
-    good = {"a": 1, "B/c.d_-9": -0.5, "n" * 40: 1e17}
+    good = {"a": 1, "B_c.d_-9": -0.5, "n" * 40: 1e17, "_": 0, "9..": 2}
     bad = {"": 1, "a b": 1, "n" * 41: 1, "t": True, "s": "1", "h": 1e18, "i": 10**400, "l": -1e18}
     run, *_ = trained(f'say("done", bytes=1, metrics={ {**bad, **good} }); wire.sendall(b"x")')
     assert run.metrics == good
+    refused = [
+        ".",
+        "..",
+        "../..",
+        "a/../b",
+        "a/b",
+        "/x",
+        "a/",
+        "a//b",
+        "./a",
+        "-a",
+        "a\n",
+        "ä",
+        "A",
+    ]
+    shown = {"a": 1, **dict.fromkeys(refused, 2)}
+    run, *_ = trained(f'say("done", bytes=1, metrics={shown!r}); wire.sendall(b"x")')
+    assert run.metrics == {"a": 1}  # MLflow takes none of those but "A", some databases not both
     many = {f"m{i}": i for i in range(31)}
     run, *_ = trained(f'say("done", bytes=1, metrics={many}); wire.sendall(b"x")')
     assert list(run.metrics) == list(many)[:30]
@@ -185,7 +205,7 @@ def test_a_box_that_does_not_start_is_not_the_candidates_fault(spec, script, rea
         pytest.raises(BoxUnavailable, match=reason),
         open_box(spec, ["-u", "-c", SAY + script]) as box,
     ):
-        protocol.smoke(box, startup_seconds=PATIENCE)
+        protocol.smoke(box, spec.gate, ONE_FLOP, startup_seconds=PATIENCE, max_bytes=1)
 
 
 def test_a_box_that_is_ready_before_it_is_warm_is_not_the_candidates_fault(loaded):
@@ -255,5 +275,9 @@ def test_only_possible_losses_are_scored(tmp_path):
         assert stopped.value.status == "bad_claims"
     claims[0, 0] = scoring.LOWEST_CLAIM
     assert validation.score(shape, rows, claims) < 1.0
+    honest = validation.score(shape, rows, claims)
+    for unscored in (np.nan, np.inf, -1.0):
+        claims[~validation.scored(shape, rows)] = unscored
+        assert validation.score(shape, rows, claims) == honest
     with pytest.raises(Stopped, match="VOCAB_SIZE = 9 is not prepared"):
         validation.rows(Shape(9, 8, 1))

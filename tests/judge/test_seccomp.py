@@ -1,11 +1,13 @@
 """The filter: its decision on each call, by an interpreter of its program, and in a real box."""
 
 import errno
+import json
 import os
 import platform
 import re
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -120,6 +122,39 @@ def test_the_call_that_cudas_driver_needs_is_allowed_for_cuda():
     assert on("x86_64", "shmget", device="cuda") == seccomp.FAIL | errno.ENOSYS
 
 
+def refusal(profile: dict[str, Any], name: str, arguments: tuple[int, ...]) -> int | None:
+    """The error number of docker's first rule that fits a call; None if it is allowed."""
+    tests = {
+        "SCMP_CMP_EQ": lambda has, rule: has == rule["value"],
+        "SCMP_CMP_GE": lambda has, rule: has >= rule["value"],
+        "SCMP_CMP_MASKED_EQ": lambda has, rule: has & rule["value"] == rule["valueTwo"],
+    }
+    assert profile["defaultAction"] == "SCMP_ACT_ALLOW"
+    for rule in profile["syscalls"]:
+        if name in rule["names"] and all(
+            tests[test["op"]](arguments[test["index"]], test) for test in rule["args"]
+        ):
+            assert rule["action"] == "SCMP_ACT_ERRNO"
+            return int(rule["errnoRet"])
+    return None
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("machine", seccomp.MACHINES)
+def test_dockers_filter_decides_as_ours(machine, device):
+    text = seccomp.docker_profile(machine, device)
+    assert text is not None
+    profile = json.loads(text)
+    tested = {*seccomp.CLONE, *seccomp.SOCKET, *seccomp.MADVISE}  # for their arguments
+    values = [*range(65), 0x3D0F00, *(1 << bit for bit in range(7, 32)), 0xFFFFFFFF]
+    for name in seccomp.numbered(ALL, machine):
+        for value in values if name in tested else [0]:
+            ours = on(machine, name, value, value, device)
+            docker = refusal(profile, name, (value, 0, value))
+            expected = seccomp.ALLOW if docker is None else seccomp.FAIL | docker
+            assert ours == expected, (name, value)
+
+
 @pytest.mark.parametrize("machine", seccomp.MACHINES)
 def test_numbers_are_those_of_the_kernel(machine):
     if not HEADERS[machine].exists():
@@ -140,6 +175,7 @@ def test_no_filter_for_an_unknown_machine(monkeypatch):
     monkeypatch.setattr("platform.machine", lambda: "riscv64")
     with seccomp.descriptor("cpu") as fd:
         assert fd is None
+    assert seccomp.docker_profile("riscv64") is None
 
 
 @pytest.mark.skipif(platform.machine() not in seccomp.MACHINES, reason="no filter for this machine")
@@ -152,7 +188,7 @@ def test_the_descriptor_is_at_the_start_of_the_program():
 def test_without_the_filter_the_probe_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(seccomp, "program", lambda *_: None)
     failed = {name for name, holds, _ in probe.probe(tmp_path / "home") if not holds}
-    assert set(probe.OWN_FILTER) | {"kernel keyring refused"} <= failed
+    assert set(probe.FILTERED) | {"kernel keyring refused"} <= failed
 
 
 def test_threads_processes_and_sockets_work_under_the_filter(folder):

@@ -15,6 +15,7 @@ def main():
     {first}
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 83.80 GiB")
 """
+BUDGET = protocol.Budget("flops", 1.0, 1.0, cpu_seconds=None)
 FIRST = {
     "before ready": "pass",
     "after go": "harness.ready(flops_per_token=1.0)",
@@ -26,9 +27,8 @@ def smoke(folder, first: str, device: str) -> str:
     """The log of a candidate that runs out of memory there, if the judge lets it pass."""
     assemble(CANDIDATE.format(first=first), folder)
     spec = make_spec(folder, role="smoke", device=device, memory_bytes=2**31, tasks=64)
-    spec.gate.open()
     with open_box(spec) as box:
-        protocol.smoke(box, startup_seconds=120)
+        assert protocol.smoke(box, spec.gate, BUDGET, startup_seconds=120, max_bytes=1) is None
         box.kill()
         return box.log.text()
 

@@ -4,6 +4,7 @@ A real MLflow store and a real Prefect server; the night is made up.
 """
 
 import base64
+import dataclasses
 import errno
 import json
 import logging
@@ -24,12 +25,14 @@ from flows.command_line import commands
 from flows.night import mlflow_view, night_views, session
 from flows.night.night import Night
 from flows.night.night_views import Views
-from tasks.history import heartbeat, night_folder
+from tasks.errors import NightlyError
+from tasks.history import heartbeat, night_folder, trial_folder
 from tasks.history.ledger import Ledger
 from tasks.history.llm_calls import CallLog
 from tasks.records import Baseline, Bench, Candidate, Caps, Dataset
-from tasks.views import chart, notification, report, tracking
+from tasks.views import chart, notification, refusals, report, tracking
 from tasks.views.mlflow_client import Store
+from tests import synthetic_night
 from tests.trials import crash, keep, make_state, make_trial, night_event
 from tests.waiting import wait_for
 
@@ -93,16 +96,26 @@ def client(night: Night):
     return mlflow.MlflowClient(f"sqlite:///{night.bench.home}/mlflow.db")
 
 
-def run_names(night: Night) -> set[str]:
+@flow
+def rebuild(night: Night, state) -> None:
+    with heartbeat.beating(night.folder / night_folder.PULSE, lambda: 0.0) as pulse:
+        Views(night, pulse).rebuild(state)
+
+
+def all_runs(night: Night) -> list:
     found = client(night)
     experiments = [experiment.experiment_id for experiment in found.search_experiments()]
-    return {run.info.run_name for run in found.search_runs(experiments)}
+    return list(found.search_runs(experiments))
+
+
+def run_names(night: Night) -> set[str]:
+    return {run.info.run_name for run in all_runs(night)}
 
 
 def add_child(night: Night, tags: dict[str, str]) -> None:
     """A finished run below the night's, as a person makes one in a notebook."""
     store = Store(f"sqlite:///{night.bench.home}/mlflow.db", night.bench.home / "mlartifacts")
-    tracking.log_baseline(store, FIRST, [])
+    tracking.log_progress(store, FIRST)
     parent = tracking._night(client(night), store, FIRST).info
     child = client(night).create_run(
         parent.experiment_id, tags={"mlflow.parentRunId": parent.run_id, **tags}, run_name="mine"
@@ -118,10 +131,10 @@ def test_runs_of_somebody_else_below_the_nights_are_passed_over(night, caplog, r
     if resumed:
         assert show(night, FIRST) is None
     add_child(night, {})
-    add_child(night, {"trial_id": "nov21:\u00b2"})  # a digit, but no number
+    add_child(night, {"trial_id": "nov21:\u00b2"})
     assert show(night, FIRST, SECOND) is None
     assert warnings(caplog) == []
-    assert run_names(night) == {"nov21", "mine", "1 DEPTH 3 -> 2", "2 DEPTH 2 -> 1"}
+    assert run_names(night) == {"nov21", "mine", "DEPTH 3 -> 2 (trial 1)", "DEPTH 2 -> 1 (trial 2)"}
 
 
 @RESUMED
@@ -146,7 +159,72 @@ def test_a_private_function_of_mlflow_that_a_monkeypatch_makes_raise_costs_that_
     caplog.clear()
     assert show(night, SECOND, end=True) is None  # the next session writes what was missed
     assert warnings(caplog) == []
-    assert {"1 DEPTH 3 -> 2", "2 DEPTH 2 -> 1"} <= run_names(night)
+    assert {"DEPTH 3 -> 2 (trial 1)", "DEPTH 2 -> 1 (trial 2)"} <= run_names(night)
+
+
+def refused_trial(**changes):
+    """A trial that MLflow refuses for the name of its knob, which is too long to be one of ours."""
+    return make_trial(1, knobs={"K" * 300: 1}, **changes)
+
+
+REFUSED = make_state(refused_trial(), keep(2, summary="DEPTH 2 -> 1"), finished=None)
+
+
+def test_a_trial_that_mlflow_refuses_keeps_no_other_out(night, caplog):
+    first = make_state(refused_trial(), finished=None)
+    assert show(night, first, REFUSED, end=True) is None
+    (warning,) = warnings(caplog)
+    assert warning.startswith("MLflow lacks trial 1 (MLflow at sqlite:")
+    assert "'Param key' exceeds the maximum length of 250 characters" in warning
+    assert warning.endswith(": `./run rebuild nov21` tries again")
+    assert "- MLflow lacks trial 1 (" in (night.folder / "report.md").read_text()
+    assert list(refusals.read(night.folder)) == ["nov21:1"]
+    runs = {run.info.run_name: run.info.status for run in all_runs(night)}
+    assert runs["DEPTH 2 -> 1 (trial 2)"] == "FINISHED"
+    assert (runs["nov21"], runs["DEPTH 3 -> 2 (trial 1)"]) == ("KILLED", "RUNNING")
+
+    with pytest.raises(NightlyError, match="MLflow lacks trial 1"):
+        rebuild(night, REFUSED)
+    rebuild(night, SECOND)  # as a version that gets on with that trial
+    assert refusals.read(night.folder) == {}
+    assert "MLflow lacks" not in (night.folder / "report.md").read_text()
+    assert {run.info.status for run in all_runs(night)} == {"FINISHED", "KILLED"}
+
+
+def test_a_damaged_result_keeps_no_other_trial_out_of_mlflow(night, caplog):
+    place = night.trial_folder(1)
+    place.mkdir(parents=True)
+    (place / "result.json").write_text("{")
+    assert show(night, SECOND) is None
+    assert "DEPTH 2 -> 1 (trial 2)" in run_names(night)
+    (warning,) = warnings(caplog)
+    assert f"MLflow lacks trial 1 ({place / 'result.json'} is damaged" in warning
+
+
+def test_what_fails_while_mlflow_is_down_is_not_refused(night, monkeypatch):
+    known = mlflow_view.log_missing(night, FIRST, None)
+    with socket.socket() as taken, monkeypatch.context() as patch:
+        taken.bind(("127.0.0.1", 0))  # not listening: connections are refused
+        patch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        with pytest.raises(NightlyError, match="Ledger and git have the data"):
+            mlflow_view.log_missing(night, SECOND, known)
+    assert refusals.read(night.folder) == {}
+    assert mlflow_view.log_missing(night, SECOND, known).done == {"nov21:1", "nov21:2"}
+
+
+def test_a_figure_that_the_baseline_does_not_report_is_no_chart(night):
+    def run(**metrics):
+        return synthetic_night.make_run(metrics=metrics)
+
+    night = dataclasses.replace(night, baseline=Baseline((run(depth=3.0),), "a CPU"))
+    trial = keep(commit="c1")
+    night.trial_folder(1).mkdir(parents=True)
+    runs = (run(depth=2.0, mine=1.0),)
+    trial_folder.write_result(night.trial_folder(1), runs, trial)
+    mlflow_view.log_missing(night, make_state(trial, finished=None), None)
+    (found,) = [each for each in all_runs(night) if "trial 1" in each.info.run_name]
+    reported = {name for name in found.data.metrics if name.startswith("self_reported")}
+    assert reported == {"self_reported_depth"}
 
 
 def test_a_timeout_inside_the_job_is_a_failure_and_no_job_that_still_runs(
@@ -159,10 +237,10 @@ def test_a_timeout_inside_the_job_is_a_failure_and_no_job_that_still_runs(
             raise errors.pop()
         return frozenset()
 
-    monkeypatch.setattr(tracking, "finished_trials", late)
+    monkeypatch.setattr(tracking, "finished_runs", late)
     assert show(night, FIRST, SECOND) is None
     assert warnings(caplog) == ["MLflow failed: TimeoutError: stale file handle"]
-    assert {"1 DEPTH 3 -> 2", "2 DEPTH 2 -> 1"} <= run_names(night)
+    assert {"DEPTH 3 -> 2 (trial 1)", "DEPTH 2 -> 1 (trial 2)"} <= run_names(night)
 
 
 @RESUMED
@@ -189,7 +267,7 @@ def test_a_report_or_chart_that_a_monkeypatch_makes_raise_is_missing_and_the_res
     assert str(error) in noted
     assert warnings(caplog) == [noted]
     assert (night.folder / there).is_file()
-    assert {"1 DEPTH 3 -> 2", "2 DEPTH 2 -> 1"} <= run_names(night)
+    assert {"DEPTH 3 -> 2 (trial 1)", "DEPTH 2 -> 1 (trial 2)"} <= run_names(night)
 
 
 def artifact(key: str) -> str:
@@ -227,7 +305,7 @@ def test_the_table_on_prefects_page_has_rounded_figures_and_whole_reasons(night)
         make_trial(1, val_bpb=1.6612345678, z=-1.2345, reason="worse by 0.01: no gain"),
         keep(2, 1.5987654321, summary="x" * 99),
         crash(3, reason=reason),
-        crash(4, status="rejected_patch", reason="not run: no block matches"),
+        crash(4, status="rejected_patch", reason="not run: [x](http) **b**"),
     )
     show(night, make_state(*trials, finished=None))
     rows = json.loads(artifact("trials"))
@@ -237,8 +315,8 @@ def test_the_table_on_prefects_page_has_rounded_figures_and_whole_reasons(night)
     assert [list(row.values())[2:] for row in rows] == [
         ["discard", "1.661235", "+0.011235", "-1.23", "no gain"],
         ["keep", "1.598765", "-0.051235", "4.00", "better"],
-        ["stopped: train_crashed", "-", "-", "-", reason],
-        ["rejected", "-", "-", "-", "not run: no block matches"],
+        ["stopped: train_crashed", "", "", "", reason],
+        ["rejected", "", "", "", r"not run: \[x](http) \*\*b\*\*"],
     ]
     assert len(rows[1]["what"]) == night_views.LONGEST_SUMMARY
 

@@ -10,7 +10,7 @@ import json
 
 import pytest
 
-from tests.faults.llm_server import FAKE_KEY, LlmServer, ok, stall, status
+from tests.faults.llm_server import FAKE_KEY, LlmServer, html, ok, stall, status
 from tests.faults.scripted_model import EMBEDDING, FIRST, INJECTING, SINGLE, answer
 from tests.faults.stub_checkout import PROFILE, StubCheckout
 
@@ -206,11 +206,40 @@ def test_an_agent_researches_a_night_and_one_without_an_idea_leaves_it_to_tpe(ch
     assert "has changed nothing" in second["stands_in"]
 
 
-def test_a_wrong_key_is_said_before_anything_is_measured(checkout):
-    with LlmServer([status(401, f"Incorrect API key provided: {FAKE_KEY}")]) as model:
-        done = run_night(checkout, model, "key", 2)
+@pytest.mark.parametrize(
+    ("step", "told"),
+    [
+        (
+            status(401, f"Incorrect API key provided: {FAKE_KEY}"),
+            ("unauthorized", "[key]", "OPENAI_API_KEY"),
+        ),
+        (html(), ("no_completion", "Sign in to", "OPENAI_BASE_URL: most end in /v1")),
+        (
+            status(400, "max_tokens is too large: 16384"),
+            ("[llm] max_tokens = 16384 is not accepted",),
+        ),
+    ],
+    ids=["wrong key", "no /v1", "max_tokens"],
+)
+def test_a_night_that_its_model_refuses_leaves_no_folder_and_sends_no_notice(checkout, step, told):
+    with LlmServer([step]) as model, LlmServer([]) as receiver:
+        done = run_night(checkout, model, "refused", 2, NIGHTLY_WEBHOOK=receiver.url)
     assert done.returncode == 2
-    assert "unauthorized" in done.stderr
-    assert "[key]" in done.stderr
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("nightly-research:")]
+    assert [words for words in told if words not in said] == []
     assert "Traceback" not in done.stderr
-    assert not any(event["event"] == "baseline" for event in checkout.ledger("key"))
+    assert not (checkout.home / "nights" / "refused").exists()
+    assert receiver.answered == []
+
+
+def test_a_resumed_night_that_its_model_refuses_stays_as_it_was(checkout):
+    with LlmServer([ok("ready"), ok(BETTER)]) as model:
+        assert run_night(checkout, model, "once", 1).returncode == 0
+    before = checkout.ledger("once")
+    with LlmServer([html()]) as model, LlmServer([]) as receiver:
+        flags = ("resume", "once", "--trials", "2")
+        done = run_night(checkout, model, "once", 2, flags, NIGHTLY_WEBHOOK=receiver.url)
+    assert done.returncode == 2
+    assert "most end in /v1" in done.stderr
+    assert checkout.ledger("once") == before
+    assert receiver.answered == []

@@ -232,6 +232,27 @@ def test_a_second_night_on_one_gpu_is_refused_and_leaves_nothing(tmp_path):
         assert not second.exists()
 
 
+def test_a_night_that_is_refused_before_its_first_event_leaves_no_folder(tmp_path):
+    folder = tmp_path / "nights" / "refused"
+    with pytest.raises(UsageError, match="no"), session.hold(folder, CPU) as held:
+        _refuse(held)
+    assert not folder.exists()
+
+
+def _refuse(held):
+    FileRef.write(held.folder / night_folder.BASE, b"")
+    raise UsageError("no")
+
+
+def test_a_refusal_removes_no_folder_that_was_there_before(tmp_path):
+    folder = tmp_path / "nights" / "kept"
+    folder.mkdir(parents=True)
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="no"), session.hold(folder, CPU):
+        raise UsageError("no")
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
 def test_two_nights_on_a_cpu_with_a_budget_of_flops_do_not_disturb_each_other(tmp_path):
     with (
         session.hold(tmp_path / "nights" / "first", CPU),

@@ -262,6 +262,7 @@ def test_sigterm_ends_the_night_at_once(stands, checkout, commands):
     assert code == 143, said
     assert end_of(checkout, "term") == ("stopped", False, "interrupted (SIGTERM)")
     assert "has stopped (interrupted (SIGTERM)): `./run resume term` resumes it" in said
+    assert mlflow_status(checkout, "term") == "KILLED"
     nothing_left(stands)
 
 

@@ -11,8 +11,8 @@ from tasks.proposers.answer import (
     Block,
     EditError,
     Problem,
-    without_thinking,
 )
+from tasks.proposers.thinking import without_thinking
 from tasks.usage import KINDS
 
 BLOCK = "<<<<<<< SEARCH\nA = 1\n=======\nA = 2\n>>>>>>> REPLACE\n"

@@ -249,6 +249,36 @@ def test_an_answer_without_text_is_empty(ask, content):
     assert answer.completion_tokens == 100
 
 
+WRITTEN = "SUMMARY: it\n<<<<<<< SEARCH\nA = 1\n=======\nA = 2\n>>>>>>> REPLACE"
+
+
+@pytest.mark.parametrize("content", [None, "", "<think>hm</think>"])
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_an_answer_in_the_field_for_thinking_is_used(ask, name, content):
+    for before in ("", "hm, so:\n", f"{WRITTEN}\nno, rather\n", "hm</think>\n"):
+        answer = ask(message({"content": content, name: f"{before}{WRITTEN}\n"}))
+        assert (answer.outcome, answer.text, answer.error) == ("ok", WRITTEN, None)
+
+
+def test_a_draft_in_the_field_for_thinking_goes_back(ask):
+    draft = f"{WRITTEN}\nno, that diverges"
+    answer = ask(message({"content": "", "reasoning_content": draft}))
+    assert (answer.outcome, answer.text) == ("malformed", draft)
+    assert "Answer after the thinking" in answer.error
+
+
+def test_an_answer_beside_a_draft_in_the_field_for_thinking_is_the_answer(ask):
+    answer = ask(message({"content": "hello", "reasoning_content": WRITTEN}))
+    assert (answer.outcome, answer.text) == ("ok", "hello")
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_thinking_alone_is_said_to_be_in_its_field(ask, name):
+    answer = ask(message({"content": "", name: "I should answer."}))
+    assert (answer.outcome, answer.text) == ("empty", None)
+    assert f"16 characters are in {name}: turn off the model's thinking" in answer.error
+
+
 def test_an_answer_that_is_cut_off_is_kept(ask):
     answer = ask(finish("length", "half an answ"))
     assert (answer.outcome, answer.text) == ("truncated", "half an answ")
@@ -899,18 +929,37 @@ def test_the_newer_name_of_max_tokens(serve, code, body):
 
 def test_max_tokens_refused_under_both_names(serve):
     server, endpoint = serve(
-        status(
-            400,
-            error(
-                "max_tokens is too large: 16384. This model supports at most 4096 completion "
-                "tokens."
-            ),
-        ),
-        status(400, error("max_completion_tokens is too large: 16384.")),
+        status(400, NEWER), status(400, error("max_completion_tokens is too large: 16384."))
     )
     answer = endpoint.ask(MESSAGES, LONG)
     assert (answer.outcome, len(server.requests)) == ("bad_request", 2)
-    assert "too large" in answer.error
+    assert answer.error == (
+        "[llm] max_tokens = 16384 is not accepted: status 400: max_completion_tokens is too large: "
+        "16384. (invalid_request_error)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (400, "max_tokens is too large: 16384. This model supports at most 4096 completion tokens"),
+        (400, "Invalid max_tokens value, the valid range of max_tokens is [1, 8192]"),
+        (422, "`max_new_tokens` must be strictly positive and at most 2048. Given: 16384"),
+        (400, "max_output_tokens must be less than 8193"),
+        (
+            400,
+            "This model's maximum context length is 4096 tokens. However, you requested 16400 "
+            "tokens (16 in the messages, 16384 in the completion).",
+        ),
+        (200, "max_tokens: 16384 > 8192, which is the maximum allowed number of output tokens"),
+    ],
+)
+def test_max_tokens_out_of_range_names_its_setting_at_once(serve, code, words):
+    server, endpoint = serve(status(code, error(words)), ok("never"))
+    answer = endpoint.ask(MESSAGES, LONG)
+    assert answer.error.startswith("[llm] max_tokens = 16384 is not accepted: status ")
+    assert words.partition(" (")[0] in answer.error
+    assert len(server.requests) == 1
 
 
 def test_the_change_of_name_is_not_a_retry(serve):

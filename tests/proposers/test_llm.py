@@ -20,7 +20,16 @@ from tasks.proposers.llm import LlmProposer
 from tasks.proposers.prompt import Briefing
 from tasks.records import Candidate, NightSoFar, Proposal, RunResult
 from tasks.trial.experiment import without_figures
-from tests.faults.llm_server import FAKE_KEY, LlmServer, finish, html, ok, refusal, status
+from tests.faults.llm_server import (
+    FAKE_KEY,
+    LlmServer,
+    finish,
+    html,
+    message,
+    ok,
+    refusal,
+    status,
+)
 from tests.faults.scripted_model import COMMENT, CONTINUATIONS, HALF, PROSE, UNMATCHED, answer
 from tests.trials import make_proposal
 
@@ -305,3 +314,36 @@ def test_a_cancelled_researcher_asks_nothing_more(researcher, tmp_path):
     assert proposer.propose(night()).idea.outcome == "cancelled"
     assert server.requests == []
     assert datetime.fromisoformat(read(tmp_path / "llm_calls.jsonl")[0].time).tzinfo is UTC
+
+
+@pytest.mark.parametrize(
+    ("step", "outcome"),
+    [
+        (ok("ready"), "ok"),
+        (ok(PROSE), "ok"),
+        (finish("length", "rea"), "ok"),
+        (ok(""), "empty"),
+        (ok("<think>hm</think>"), "empty"),
+        (message({"content": "", "reasoning_content": "ready"}), "empty"),
+        (finish("length", None), "truncated"),
+        (refusal(), "refusal"),
+        (finish("content_filter", None), "content_filter"),
+        (html(), "no_completion"),
+        (OVERFLOW, "context_overflow"),
+    ],
+)
+def test_a_ping_without_text_is_no_success(researcher, step, outcome):
+    proposer, _ = researcher(step)
+    call = llm.ping(proposer.endpoint)
+    assert call.outcome == outcome
+    assert (call.error is None) == (outcome == "ok")
+    assert (call.id, call.purpose) == ("0.1", "ping")
+
+
+def test_a_draft_in_the_field_for_thinking_is_repaired(researcher):
+    draft = message({"content": "", "reasoning_content": f"{CONTINUATIONS}no, that diverges"})
+    proposer, server = researcher(draft, ok(COMMENT), message({"reasoning": CONTINUATIONS}))
+    proposed = proposer.propose(night())
+    assert (proposed.idea.outcome, proposed.idea.summary) == ("ok", "count what a token follows")
+    told = server.requests[1]["messages"][-1]["content"]
+    assert "only thinking (reasoning_content)" in told

@@ -188,7 +188,7 @@ def main():
     steps = 0
     while budget.progress(steps * 8) < 1.0:
         steps += 1
-    assert steps == 1
+    assert steps == 2
     harness.finish({"steps": torch.from_numpy(np.array(steps))})
 """
 
@@ -221,11 +221,64 @@ def test_no_line_of_a_candidate_runs_in_a_scoring_box_before_load(tmp_path: Path
 
 
 @pytest.mark.parametrize("real_torch", [False, True])
-def test_a_smoke_step_is_one_step_and_one_evaluation(tmp_path: Path, real_torch: bool) -> None:
+def test_a_smoke_step_is_two_steps_and_one_evaluation(tmp_path: Path, real_torch: bool) -> None:
     with candidate(tmp_path, ANSWERS, "smoke", real_torch) as judge:
         assert [judge.read()["msg"], judge.read()["msg"]] == ["up", "ready"]
-        judge.send(msg="go", kind="flops", amount=1.0)
-        assert judge.read() == {"msg": "smoked"}
+        judge.send(msg="go", kind="flops", amount=1e9)
+        smoked = judge.read()
+        assert smoked["msg"] == "smoked"
+        assert smoked["bytes"] > 0
+        shape = {"vocab_size": 16, "sequence_length": 4, "batch_rows": 2}
+        assert {name: smoked[name] for name in shape} == shape
+
+
+@pytest.mark.parametrize("kind", ["flops", "seconds"])
+def test_a_smoke_budget_is_two_steps_of_any_size(kind: str) -> None:
+    budget = harness._SmokeBudget(kind, 1e12, 1.0)
+    assert [budget.progress(tokens) for tokens in (0, 5, 10)] == [0.0, 0.5, 1.0]
+
+
+def test_a_smoke_budget_of_flops_lasts_as_long_as_no_token_is_reported() -> None:
+    budget = harness._SmokeBudget("flops", 1e12, 1.0)
+    assert [budget.progress(0) for _ in range(5)] == [0.0] * 5
+
+
+METRICS = """
+import numpy as np
+import torch
+import trainer.harness as harness
+
+def main():
+    budget = harness.ready(flops_per_token=2.0)
+    harness.log(step="1", tokens=None, loss="a loss")
+    budget.progress(np.int64(5))
+    harness.finish({}, **METRICS)
+"""
+
+
+@pytest.mark.parametrize(
+    ("metrics", "shown"),
+    [
+        ("{'name': 'adamw', 'text': '3', 'raw': b'3', 'none': None, 'ok': 1}", {"ok": 1.0}),
+        ("{'list': [1], 'set': {1}, 'complex': 1j, 'ok': np.float32(2)}", {"ok": 2.0}),
+        ("{'large': 10**400, 'inf': float('inf'), 'ok': np.array(3)}", {"ok": 3.0}),
+        ("{'several': torch.ones(2), 'one': torch.tensor(4.0)}", {"one": 4.0}),
+        ("{'n' * 41: 1, 'm' * 40: 5}", {"m" * 40: 5.0}),
+        ("{f'm{i}': i for i in range(10_000)}", {f"m{i}": float(i) for i in range(29)}),
+    ],
+)
+def test_metrics_that_are_no_numbers_are_left_out(
+    tmp_path: Path, metrics: str, shown: dict[str, float]
+) -> None:
+    source = METRICS.replace("METRICS", metrics)
+    with candidate(tmp_path, source, "train", real_torch="torch." in metrics) as judge:
+        assert [judge.read()["msg"], judge.read()["msg"]] == ["up", "ready"]
+        judge.send(msg="go", kind="flops", amount=10.0)
+        assert judge.read() == {"msg": "log", "step": None, "tokens": None, "loss": None}
+        done = judge.read()
+        assert done["tokens"] == 5
+        assert done["metrics"].pop("tokens_per_second") > 0
+        assert done["metrics"] == shown
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ The boxes have the stub of torch, but for those of two tests: an honest run and 
 import dataclasses
 import hashlib
 import platform
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,55 @@ def test_a_smoke_step_stops_what_cannot_be_evaluated_before_it_is_trained(run):
     assert "[B, T, V]" in result.reason
     assert result.seconds is None
     assert "Traceback" in result.log
+
+
+@pytest.mark.parametrize(
+    ("edits", "status", "reason"),
+    [
+        (
+            (
+                (
+                    "    budget = harness.ready",
+                    "    prepare.train_rows(8)\n    budget = harness.ready",
+                ),
+            ),
+            "startup_crashed",
+            "smoke step, .*Permission denied",
+        ),
+        (
+            (("        tokens += rows", "        assert tokens == 0\n        tokens += rows"),),
+            "startup_crashed",
+            "smoke step, .*AssertionError",
+        ),
+        (
+            (
+                ("    tokens = 0\n", "    global SCALE\n    SCALE = 1.0\n    tokens = 0\n"),
+                ("Uniform(torch", "Uniform(SCALE * torch"),
+            ),
+            "startup_crashed",
+            "smoke step, .*SCALE",
+        ),
+        (
+            (("finish({", "finish({'more': torch.from_numpy(np.zeros(2**18)), "),),
+            "bad_checkpoint",
+            "must have 1 to 1048576",
+        ),
+        (
+            (("VOCAB_SIZE = 256", "VOCAB_SIZE = 257"), ("np.zeros(256,", "np.zeros(257,")),
+            "bad_claims",
+            "VOCAB_SIZE = 257 is not prepared",
+        ),
+    ],
+    ids=["data before ready", "second step", "a name that main makes", "checkpoint", "vocabulary"],
+)
+def test_a_smoke_step_finds_what_would_cost_a_whole_budget(run, edits, status, reason):
+    source = HONEST
+    for old, new in edits:
+        assert source.count(old) == 1
+        source = source.replace(old, new)
+    result = run(source, smoke=True, checkpoint_mib=1)
+    assert (result.status, result.startup_seconds) == (status, None), result.reason
+    assert re.search(reason, result.reason), result.reason
 
 
 def test_the_log_of_a_smoke_step_is_not_that_of_the_run(run):

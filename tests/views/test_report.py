@@ -9,7 +9,7 @@ import pytest
 
 from tasks.records import NightState, Program
 from tasks.usage import Usage
-from tasks.views import chart, report
+from tasks.views import chart, refusals, report
 from tests.trials import crash, keep, make_baseline, make_state, make_trial
 
 ASKING = {
@@ -388,6 +388,13 @@ def test_every_state_has_a_report_and_a_chart(state, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["progress.png", "report.md", "results.tsv"]
     assert (tmp_path / "report.md").read_text() == report.markdown(state)
     assert read_png(tmp_path / "progress.png").shape == (600, 1200, 3)
+
+
+def test_what_mlflow_does_not_take_is_named(tmp_path):
+    refusals.write(tmp_path, {"nov21:1": "named ![x](http://evil)"})
+    report.write(make_state(keep()), tmp_path)
+    said = r"- MLflow lacks trial 1 (named !\[x](http://evil)): `./run rebuild nov21` tries again"
+    assert said in (tmp_path / "report.md").read_text().splitlines()
 
 
 def test_writing_again_replaces_whole_files(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from tasks.history import heartbeat, ledger, night_folder
 from tasks.judge.processes import ProcessId
 from tasks.usage import Usage
-from tasks.views import status
+from tasks.views import refusals, status
 from tests.faults.stub_checkout import PROFILE, StubCheckout
 from tests.trials import baseline_event, make_call, make_trial, night_event, write_calls
 from tests.waiting import wait_for
@@ -156,6 +156,15 @@ def test_the_budget_used_is_the_later_of_ledger_and_heartbeat(night):
     assert told["budget"]["hours"] == {"used": 0.1, "of": 2.0}
 
 
+def test_what_mlflow_does_not_take_is_named(night):
+    folder = night(APPLIED)
+    assert describe(folder)["not_in_mlflow"] is None
+    refusals.write(folder, {"nov21:1": "its name"})
+    said = "MLflow lacks trial 1 (its name): `./run rebuild nov21` tries again"
+    assert describe(folder)["not_in_mlflow"] == said
+    assert said in text(folder).splitlines()
+
+
 def test_a_night_that_asks_no_model_spends_nothing_and_says_nothing_of_it(night):
     folder = night(APPLIED)
     told = describe(folder)
@@ -265,7 +274,7 @@ def test_the_keys_of_json_are_what_programs_rely_on(night):
     assert list(told) == [
         *("tag", "baseline", "champion", "trials", "state", "phase", "phase_seconds", "trial"),
         *("in_flight", "seconds_left", "champion_commit", "kept", "budget", "last_error"),
-        *("stopped", "finished", "process", "updated"),
+        *("not_in_mlflow", "stopped", "finished", "process", "updated"),
     ]
     assert list(told["trials"][0]) == ["k", "status", "verdict", "reason", "val_bpb", "commit"]
     assert list(told["budget"]) == ["trials", "hours", "tokens", "dollars"]
@@ -399,7 +408,12 @@ def test_status_tells_the_truth_all_through_a_night_that_is_killed_stopped_broke
             told["trial"] == 2 and told["state"] == "running" and told["phase"] is not None
         ),
     )
-    wait_for(lambda: lines(folder)[-1]["event"] == "started", "the trial once more")
+
+    def runs_again() -> bool:
+        names = [event["event"] for event in lines(folder)]
+        return "resumed" in names and names[-1] == "started"
+
+    wait_for(runs_again, "the trial once more")
     night.send_signal(signal.SIGINT)
     assert night.wait() == 0, said(checkout)
     told = ask(checkout, "a")

@@ -1,15 +1,21 @@
 """A night in real MLflow stores: names, figures, curves, files, and nothing twice."""
 
+import itertools
+import json
 import shutil
 import socket
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from configs import knobs
 from tasks.errors import NightlyError
-from tasks.records import NightState, Program, RunResult, Trial
+from tasks.judge import protocol
+from tasks.records import Candidate, NightState, Program, RunResult, Trial
 from tasks.usage import Usage
-from tasks.views import report, tracking
+from tasks.views import mlflow_page, report, tracking
 from tasks.views.mlflow_client import Store, connect
 from tests import synthetic_night, trials
 from tests.trials import keep, make_baseline, make_call
@@ -56,6 +62,9 @@ def make_run(**changes) -> RunResult:
         "curve": ((0, 100, 5.0), (1, 200, 4.0), (2, 300, 3.0)),
     }
     return synthetic_night.make_run(**{**fields, **changes})
+
+
+BASE = Candidate.parse("DEPTH = 3\n")
 
 
 def make_trial(**changes) -> Trial:
@@ -145,11 +154,8 @@ def test_an_experiment_deleted_by_the_user_comes_back(store):
 
 def test_every_seed_of_the_baseline_is_a_child(store):
     for _ in range(2):
-        tracking.log_baseline(
-            store,
-            make_state(),
-            [make_run(seed=1), make_run(seed=2, val_bpb=1.7)],
-        )
+        for run in (make_run(seed=1), make_run(seed=2, val_bpb=1.7)):
+            tracking.log_baseline_run(store, make_state(), BASE, run)
     runs = store.runs()
     assert set(runs) == {"nov21", "baseline seed 1", "baseline seed 2"}
     child = runs["baseline seed 2"]
@@ -158,9 +164,124 @@ def test_every_seed_of_the_baseline_is_a_child(store):
     assert store.history(child, "train_loss") == [(0, 5.0), (1, 4.0), (2, 3.0)]
 
 
+def test_a_run_of_the_baseline_has_what_a_trial_has(store):
+    run = make_run(log="step 1", judge_log="scored")
+    tracking.log_baseline_run(store, make_state(), BASE, run)
+    child = store.runs()["baseline seed 1"]
+    assert child.data.params == {"DEPTH": "3"}
+    wanted = {
+        "trial_id": "nov21:baseline:1",
+        "verdict": "baseline",
+        "reason": "what every trial is compared with, trained with seed 1",
+        "status": "ok",
+        "commit": "c0",
+    }
+    assert child.data.tags.items() >= wanted.items()
+    assert "`git show c0:trainer/train.py`" in child.data.tags["mlflow.note.content"]
+
+    def text(name: str) -> str:
+        return Path(store.client.download_artifacts(child.info.run_id, name)).read_text()
+
+    assert (text("train.py"), "step 1" in text("run.log")) == ("DEPTH = 3\n", True)
+    assert "scored" in text("judge.log")
+    assert [run["seed"] for run in json.loads(text("result.json"))["runs"]] == [1]
+
+
+def test_a_long_name_keeps_the_trials_number(store):
+    log_trial(store, make_trial(summary="DEPTH 3 -> 2 because " + "x" * 900), make_run())
+    (name,) = store.runs().keys() - {"nov21"}
+    assert name.startswith("DEPTH 3 -> 2 because")
+    assert name.endswith("... (trial 3)")
+    assert len(name) == tracking.LONGEST_NAME
+
+
+NUMBERS = itertools.count(1)
+WORDS = st.text(max_size=60) | st.just("\ud800\0" * 20) | st.just("x" * 9000)
+
+
+@settings(
+    max_examples=5,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    metrics=st.lists(
+        st.from_regex(protocol.METRIC_NAME, fullmatch=True), unique_by=str.lower, max_size=30
+    ),
+    names=st.lists(st.from_regex(knobs.CAPITALS, fullmatch=True), max_size=30),
+    words=WORDS,
+)
+def test_every_name_that_is_let_in_is_taken(store, metrics, names, words):
+    number = next(NUMBERS)
+    trial = make_trial(
+        number=number,
+        summary=words,
+        reason=words,
+        hypothesis=words,
+        knobs=dict.fromkeys(names, words),
+    )
+    calls = [make_call(number, error=words, answer=words, model=words, request_id=words)]
+    run_id = log_trial(store, trial, make_run(metrics=dict.fromkeys(metrics, 1.5)), calls=calls)
+    run = store.client.get_run(run_id)
+    assert run.data.params.keys() == set(names)
+    assert run.data.metrics.items() >= {f"self_reported_{name}": 1.5 for name in metrics}.items()
+    assert run.info.status == "FINISHED"
+
+
+def test_what_is_no_name_of_a_parameter_is_no_knob():
+    source = f"{'K' * 100} = 1\n{'L' * 101} = 2\n"
+    assert Candidate.parse(source).knobs == {"K" * 100: 1}
+
+
+def test_the_experiment_has_the_view_in_which_its_page_opens(store):
+    run_id = log_night(store, make_state())
+    experiment = store.client.get_run(run_id).info.experiment_id
+    key = f"mlflow.sharedViewState.{mlflow_page.NAME}"
+    view = json.loads(store.client.get_experiment(experiment).tags[key])
+    assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`val_bpb`", True)
+    assert {"metrics.`z`", "tags.`verdict`", "tags.`reason`"} <= set(view["selectedColumns"])
+    store.client.set_experiment_tag(experiment, key, "{}")  # as an older version had it
+    log_night(store, make_state())
+    assert json.loads(store.client.get_experiment(experiment).tags[key]) == view
+
+
+@pytest.mark.parametrize(("failed", "status"), [(False, "KILLED"), (True, "FAILED")])
+def test_a_night_that_is_stopped_is_ended_until_it_is_resumed(store, failed, status):
+    def state(second: int, **changes) -> NightState:
+        updated = f"2026-11-21T23:00:0{second}+00:00"
+        return make_state(make_trial(number=1), updated=updated, **changes)
+
+    def log_a_trial(state: NightState) -> None:
+        tracking.log_trial(store, state, make_trial(number=1), [], Path("/nonexistent"))
+
+    log_night(store, state(1))
+    stopped = state(2, stopped="interrupted (SIGTERM)", failed=failed)
+    tracking.stop_night(store, stopped)
+    log_a_trial(state(1))  # by a job that began before
+    run = store.runs()["nov21"]
+    assert run.info.status == status
+    assert run.data.tags["mlflow.note.content"] == "1 trial, 1 kept. interrupted (SIGTERM)"
+    log_a_trial(state(3))  # resumed
+    assert store.runs()["nov21"].info.status == "RUNNING"
+
+
+def test_a_night_that_mlflow_does_not_have_is_not_made_when_it_is_stopped(store):
+    tracking.stop_night(store, make_state(stopped="interrupted (SIGTERM)"))
+    assert store.runs() == {}
+    log_night(store, make_state(header={"tag": "other"}))
+    tracking.stop_night(store, make_state(stopped="interrupted (SIGTERM)"))
+    assert set(store.runs()) == {"other"}
+
+
+def test_a_killed_nights_run_is_ended_by_a_rebuild(store, tmp_path):
+    log_night(store, make_state(in_flight=1))  # kill -9: the ledger has no end either
+    tracking.finish_night(store, make_state(in_flight=1), tmp_path)
+    assert store.runs()["nov21"].info.status == "KILLED"
+
+
 def test_a_trial_is_a_child_with_knobs_figures_and_tags(store):
     log_trial(store, make_trial(), make_run())
-    run = store.runs()["3 DEPTH 3 -> 2"]
+    run = store.runs()["DEPTH 3 -> 2 (trial 3)"]
     assert run.info.status == "FINISHED"
     assert run.data.params == {"DEPTH": "2", "ADAM_BETAS": "(0.8, 0.95)", "WINDOW_PATTERN": "L"}
     assert run.data.metrics == {
@@ -171,7 +292,7 @@ def test_a_trial_is_a_child_with_knobs_figures_and_tags(store):
         "tokens": 1000,
         "startup_seconds": 2.0,
         "peak_memory_gib": 0.5,
-        "self_reported/mfu": 0.5,
+        "self_reported_mfu": 0.5,
         "train_loss": 3.0,
     }
     wanted = {
@@ -198,7 +319,7 @@ def test_a_trial_says_what_it_cost_and_why_it_was_tried(store):
         "note": "a fix",
     }
     log_trial(store, make_trial(usage=asked, **told), make_run())
-    run = store.runs()["3 DEPTH 3 -> 2"]
+    run = store.runs()["DEPTH 3 -> 2 (trial 3)"]
     spent = {"llm_calls": 3, "prompt_tokens": 20_000, "completion_tokens": 900, "dollars": 0.25}
     assert run.data.metrics.items() >= spent.items()
     assert run.data.tags.items() >= {"kind": "optimizer", "outcome": "ok", "fixes": "1"}.items()
@@ -208,7 +329,7 @@ def test_a_trial_says_what_it_cost_and_why_it_was_tried(store):
 
 def test_a_trial_without_a_model_says_nothing_of_one(store):
     log_trial(store, make_trial(), make_run())
-    run = store.runs()["3 DEPTH 3 -> 2"]
+    run = store.runs()["DEPTH 3 -> 2 (trial 3)"]
     assert not {"kind", "outcome", "fixes"} & set(run.data.tags)
     assert not {"llm_calls", "prompt_tokens", "dollars"} & {
         *run.data.metrics,
@@ -263,7 +384,7 @@ def test_a_trials_requests_are_traces_of_its_run(store):
 def test_a_second_seed_has_its_score_and_curve_too(store):
     trial = make_trial(val_bpb=1.65, scores=(1.6, 1.7), seeds=(1, 2))
     log_trial(store, trial, make_run(), make_run(seed=2, val_bpb=1.7, curve=((0, 9, 4.5),)))
-    run = store.runs()["3 DEPTH 3 -> 2"]
+    run = store.runs()["DEPTH 3 -> 2 (trial 3)"]
     assert (
         run.data.metrics.items()
         >= {"val_bpb": 1.65, "val_bpb_seed_1": 1.6, "val_bpb_seed_2": 1.7}.items()
@@ -280,7 +401,7 @@ def test_a_failed_trial_is_failed_and_has_no_score(store):
         status="train_crashed", val_bpb=None, cpu_seconds=None, tokens=None, peak_memory_bytes=None
     )
     log_trial(store, trial, failed)
-    run = store.runs()["3 DEPTH 3 -> 2"]
+    run = store.runs()["DEPTH 3 -> 2 (trial 3)"]
     assert (run.info.status, run.data.tags["status"]) == ("FAILED", "train_crashed")
     assert not {"val_bpb", "z", "cpu_seconds", "tokens", "peak_memory_gib"} & set(run.data.metrics)
 
@@ -290,7 +411,7 @@ def test_a_rejected_patch_has_a_run_without_figures(store):
         store,
         make_trial(status="rejected_patch", verdict="discard", val_bpb=None, z=None, knobs={}),
     )
-    assert store.runs()["3 DEPTH 3 -> 2"].data.metrics == {}
+    assert store.runs()["DEPTH 3 -> 2 (trial 3)"].data.metrics == {}
 
 
 def test_every_file_of_the_trial_is_an_artifact(store, tmp_path):
@@ -298,9 +419,15 @@ def test_every_file_of_the_trial_is_an_artifact(store, tmp_path):
     folder.mkdir()
     for name in ("patch.diff", "train.py", "run.log", "result.json"):
         (folder / name).write_text(name)
+    (folder / "attempts" / "1").mkdir(parents=True)
+    (folder / "attempts" / "1" / "patch.diff").write_text("of a crash")
     run_id = log_trial(store, make_trial(), make_run(), folder=folder)
-    found = store.client.list_artifacts(run_id)
-    assert [file.path for file in found] == ["patch.diff", "result.json", "run.log", "train.py"]
+    found = [file.path for file in store.client.list_artifacts(run_id)]
+    shown = "patch.diff.txt"  # MLflow's page shows no file whose name ends in .diff
+    assert found == ["attempts", shown, "result.json", "run.log", "train.py"]
+    for name, content in ((shown, "patch.diff"), (f"attempts/1/{shown}", "of a crash")):
+        assert Path(store.client.download_artifacts(run_id, name)).read_text() == content
+    assert (folder / "patch.diff").is_file()
     assert Path(store.client.download_artifacts(run_id, "run.log")).read_text() == "run.log"
     assert list(store.artifacts.rglob("train.py"))
 
@@ -314,7 +441,7 @@ def test_a_half_written_run_is_completed_and_no_point_is_doubled(store):
     run_id = log_trial(store, make_trial(), make_run())
     store.client.update_run(run_id, "RUNNING")  # as a kill before the last call leaves it
     assert log_trial(store, make_trial(), make_run()) == run_id
-    run = store.runs()["3 DEPTH 3 -> 2"]
+    run = store.runs()["DEPTH 3 -> 2 (trial 3)"]
     assert run.info.status == "FINISHED"
     assert store.history(run, "train_loss") == [(0, 5.0), (1, 4.0), (2, 3.0)]
 
@@ -325,18 +452,19 @@ def test_a_long_curve_takes_several_batches(store):
         make_trial(),
         make_run(curve=tuple((step, step, float(step)) for step in range(2000))),
     )
-    assert len(store.history(store.runs()["3 DEPTH 3 -> 2"], "train_loss")) == 2000
+    assert len(store.history(store.runs()["DEPTH 3 -> 2 (trial 3)"], "train_loss")) == 2000
 
 
 def test_a_strange_candidate_cannot_keep_itself_out_of_the_record(store):
-    knobs = {f"K{i}": "\ud800\0" for i in range(250)} | {"K" * 300: "x" * 9000}
+    knobs = {f"K{i}": "\ud800\0" for i in range(250)} | {"K" * 100: "x" * 9000}
     trial = make_trial(
         summary="\x1b[31m\ud800" + "y" * 900, reason="`![](http://x)`\0" + "z" * 9000, knobs=knobs
     )
-    log_trial(store, trial, make_run(metrics={"../..": 1.0, "a//b": 2.0}, curve=((7, 1, 2.0),) * 5))
+    older = {"../..": 1.0, "a//b": 2.0, ".": 3.0}  # names that an older version let in
+    log_trial(store, trial, make_run(metrics=older, curve=((7, 1, 2.0),) * 5))
     (run,) = [run for name, run in store.runs().items() if name != "nov21"]
     assert len(run.data.params) == 251
-    assert run.data.metrics["train_loss"] == 2.0
+    assert (run.data.metrics["self_reported_."], run.data.metrics["train_loss"]) == (3.0, 2.0)
 
 
 def test_the_nights_run_has_the_champions_score_by_trial(store):
