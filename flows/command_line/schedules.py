@@ -17,32 +17,32 @@ from prefect.exceptions import ObjectNotFound
 
 from tasks.errors import UsageError
 
-FLOW = "nightly-research"
 Schedule = tuple[UUID, UUID, bool]  # ids of deployment and schedule, and whether it is on
 
 
 def switch(name: str, *, on: bool) -> list[str]:
-    """Switches every schedule of the deployment `name` on or off; a line for each.
+    """Switches every schedule of the deployment `name`, FLOW/NAME, on or off; a line for each.
 
     Raises UsageError if the server has no such deployment, or it has no schedule.
     """
+    short = name.partition("/")[2]
     with get_client(sync_client=True) as client:
         try:
-            deployment = client.read_deployment_by_name(f"{FLOW}/{name}")
+            deployment = client.read_deployment_by_name(name)
         except ObjectNotFound:
             known = sorted(each.name for each in client.read_deployments())
             raise UsageError(
-                f"there is no deployment {name!r} on this server; there are: "
+                f"there is no deployment {short!r} on this server; there are: "
                 f"{', '.join(known) or 'none yet, ./run deploy registers them'}"
             ) from None
         if not deployment.schedules:
             raise UsageError(
-                f"deployment {name} has no schedule: add one to prefect.yaml, then ./run deploy"
+                f"deployment {short} has no schedule: add one to prefect.yaml, then ./run deploy"
             )
         for schedule in deployment.schedules:
             client.update_deployment_schedule(deployment.id, schedule.id, active=on)
     word = "on" if on else "off"
-    return [f"schedule of {name} ({_when(each)}) is {word}" for each in deployment.schedules]
+    return [f"schedule of {short} ({_when(each)}) is {word}" for each in deployment.schedules]
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from flows import state_home
-from flows.command_line import api_outage, server
+from flows.command_line import server
 from tasks.errors import NightlyError, UsageError
 from tasks.views import mlflow_client
 
@@ -82,7 +82,8 @@ def schedule(arguments: argparse.Namespace, home: Path) -> int:
     _require_server(home)
     from flows.command_line import schedules  # imports Prefect, whose settings are set by now
 
-    print(*schedules.switch(arguments.name, on=arguments.state == "on"), sep="\n")
+    switched = schedules.switch(f"{FLOW}/{arguments.name}", on=arguments.state == "on")
+    print(*switched, sep="\n")
     return 0
 
 
@@ -106,11 +107,12 @@ def prefect(arguments: argparse.Namespace, home: Path) -> int:
 
 def _with_flow(arguments: list[str]) -> list[str]:
     """Prefect's own command line, where the name of a deployment of ours may lack its flow."""
+    if arguments[:1] != ["deployment"]:
+        return arguments
     names = [deployment["name"] for deployment in _deployments()]
-    if arguments[:1] == ["deployment"]:
-        for i, argument in enumerate(arguments[2:], start=2):
-            if argument in names and not arguments[i - 1].startswith("-"):
-                return [*arguments[:i], f"{FLOW}/{argument}", *arguments[i + 1 :]]
+    for i, argument in enumerate(arguments[2:], start=2):
+        if argument in names and not arguments[i - 1].startswith("-"):
+            return [*arguments[:i], f"{FLOW}/{argument}", *arguments[i + 1 :]]
     return arguments
 
 
@@ -124,7 +126,7 @@ def _require_pool(pool: str) -> None:
     """Raises UsageError for a pool that the server lacks: Prefect would make one and wait there."""
     from prefect import get_client  # slow, and its settings must be set
 
-    with api_outage.reported(os.environ["PREFECT_API_URL"]), get_client(sync_client=True) as client:
+    with get_client(sync_client=True) as client:
         known = sorted(found.name for found in client.read_work_pools())
     if pool not in known:
         raise UsageError(
@@ -138,6 +140,10 @@ def _require_server(home: Path) -> None:
     if url is None:
         raise UsageError(
             "no Prefect server: start `./run server` in another shell, or set PREFECT_API_URL"
+        )
+    if not state_home.is_healthy(url):
+        raise UsageError(
+            f"PREFECT_API_URL = {url} does not answer: start that server, or unset the variable"
         )
     os.environ["PREFECT_API_URL"] = url
 

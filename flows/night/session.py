@@ -52,7 +52,7 @@ def check_free(folder: Path, header: NightHeader | None = None) -> None:
     beat = heartbeat.last(folder / PULSE)
     if beat and beat.is_alive:
         raise UsageError(
-            f"night {folder.name} is running on {beat.host} (pid {beat.process.pid}: "
+            f"night {folder.name} is running (pid {beat.process.pid} on {beat.host}: "
             f"{beat.phase}): wait for it, or `./run stop {folder.name}`"
         )
     if header:

@@ -205,9 +205,12 @@ def test_a_worker_needs_a_server(checkout):
     assert "./run server" in refused(checkout, "worker", "local", PREFECT_API_URL="")
 
 
-def test_a_prefect_server_that_does_not_answer(checkout):
+@pytest.mark.parametrize(
+    "command", [["prepare"], ["deploy"], ["worker", "local"], ["schedule", "on"]]
+)
+def test_a_prefect_server_that_does_not_answer(checkout, command):
     dead = f"http://127.0.0.1:{server.free_port()}/api"
-    assert dead in refused(checkout, "prepare", PREFECT_API_URL=dead)
+    assert dead in refused(checkout, *command, PREFECT_API_URL=dead)
 
 
 def test_a_state_folder_that_cannot_be_made(checkout):

@@ -21,6 +21,7 @@ from tasks.trial import experiment
 from tasks.trial.baseline import first_caps, measure_baseline
 from tests.boxes import HONEST, make_bench, make_dataset, make_profile
 from tests.faults.stub_torch import assemble_with_stub
+from tests.synthetic_night import make_run
 
 
 @pytest.fixture(scope="module")
@@ -376,6 +377,20 @@ def test_a_baseline_that_is_stopped_is_the_users_error(dataset, tmp_path):
             "here",
             tmp_path / "k",
         )
+
+
+def test_a_baseline_says_which_of_its_seeds_it_trains_by_made_up_runs(
+    dataset, tmp_path, monkeypatch
+):
+    def made_up(*_, report, **__):
+        report("training")
+        return make_run()
+
+    said: list[str] = []
+    monkeypatch.setattr("tasks.trial.baseline.run_experiment", made_up)
+    bench = make_bench(dataset, tmp_path)
+    measure_baseline(Candidate.parse(""), bench, "here", tmp_path / "k", said.append)
+    assert said == [f"baseline, seed {seed} of 3: training" for seed in (1, 2, 3)]
 
 
 @pytest.mark.usefixtures("without_bwrap")
