@@ -258,7 +258,7 @@ def _child(
 def _name(trial: Trial) -> str:
     """What changed comes first: lists and charts cut a name's end."""
     number = f" (trial {trial.number})"
-    return f"{shortened(one_line(trial.idea.summary), LONGEST_NAME - len(number))}{number}"
+    return f"{shortened(one_line(trial.idea.summary), LONGEST_NAME - len(number))}{number}".strip()
 
 
 def _upload(client: MlflowClient, run: Run, folder: Path) -> None:

@@ -464,6 +464,8 @@ def test_a_strange_candidate_cannot_keep_itself_out_of_the_record(store):
     log_trial(store, trial, make_run(metrics=older, curve=((7, 1, 2.0),) * 5))
     (run,) = [run for name, run in store.runs().items() if name != "nov21"]
     assert len(run.data.params) == 251
+    # MLflow's server takes no batch over 1 MB.
+    assert max(map(len, run.data.params.values())) == tracking.LONGEST_PARAMETER
     assert (run.data.metrics["self_reported_."], run.data.metrics["train_loss"]) == (3.0, 2.0)
 
 
