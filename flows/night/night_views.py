@@ -28,6 +28,7 @@ from tasks.errors import NightlyError
 from tasks.files import FULL
 from tasks.history import heartbeat
 from tasks.records import NightState, Trial
+from tasks.text import in_markdown
 from tasks.views import chart, notification, report
 
 BACK_SECONDS = 15.0  # for which a finished night waits for Prefect's API to come back
@@ -158,9 +159,11 @@ def _send_table(state: NightState) -> None:
 
 
 def _row(trial: Trial) -> dict[str, object]:
-    fields = ("verdict", "status", "val_bpb", "z", "reason")
+    """Prefect renders each text of it as Markdown."""
+    fields = ("verdict", "status", "val_bpb", "z")
     row = {name: getattr(trial, name) for name in fields}
-    return {"number": trial.number, "summary": trial.idea.summary, **row}
+    summary, reason = in_markdown(trial.idea.summary), in_markdown(trial.reason)
+    return {"number": trial.number, "summary": summary, **row, "reason": reason}
 
 
 def _send_report(night: Night) -> None:

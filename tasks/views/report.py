@@ -1,13 +1,12 @@
 """The morning report of a night: Markdown for a person at 8 a.m., and upstream's results.tsv.
 
 Made from the ledger's state alone, so it can be made again at any time. What is unknown is a dash.
-Candidates' words (summaries, crash messages) are shown as text: they make no link, image or table
-cell.
+Candidates' words (summaries, crash messages) are shown as text: they make no link, image,
+mention or table cell.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from tasks.files import FileRef
 from tasks.records import NightHeader, NightState, Trial
 from tasks.text import counted, money, one_line, score, short_commit, shortened
+from tasks.text import in_markdown as _text
 from tasks.views import costs
 
 LONGEST_REASON = 200  # characters
@@ -315,8 +315,3 @@ def _listed(values: Iterable[object]) -> str:
 
 def _counts(counts: Mapping[str, int]) -> str:
     return _listed(f"{_text(name)} {count}" for name, count in counts.items()) or "none"
-
-
-def _text(text: str) -> str:
-    """One line that Markdown shows as it is: no link, image, HTML or code, also in a table cell."""
-    return re.sub(r"([\\|\[*`]|<(?=[A-Za-z/!?]))", r"\\\1", one_line(text))

@@ -4,6 +4,7 @@ A real MLflow store and a real Prefect server; the night is made up.
 """
 
 import errno
+import json
 import logging
 import os
 import shutil
@@ -12,6 +13,7 @@ import threading
 
 import pytest
 from prefect import flow, get_client, runtime
+from prefect.client.schemas.sorting import ArtifactSort
 from prefect.exceptions import ObjectNotFound
 
 import configs
@@ -24,8 +26,10 @@ from tasks.history import heartbeat, night_folder
 from tasks.history.ledger import Ledger
 from tasks.history.llm_calls import CallLog
 from tasks.records import Baseline, Bench, Candidate, Caps, Dataset
+from tasks.text import in_markdown
 from tasks.views import chart, notification, report, tracking
 from tasks.views.mlflow_client import Store
+from tests.links import EVIL, links
 from tests.trials import keep, make_state, make_trial, night_event
 
 FIRST = make_state(make_trial(1), finished=None)
@@ -185,6 +189,20 @@ def test_a_report_or_chart_that_a_monkeypatch_makes_raise_is_missing_and_the_res
     assert warnings(caplog) == [noted]
     assert (night.folder / there).is_file()
     assert {"1 DEPTH 3 -> 2", "2 DEPTH 2 -> 1"} <= run_names(night)
+
+
+def test_no_artifact_has_a_link_of_a_candidates(night):
+    evil = " ".join(EVIL)
+    trial = make_trial(1, summary=evil, reason=evil)
+    assert show(night, make_state(trial, finished=None, stopped=evil), end=True) is None
+    with get_client(sync_client=True) as client:
+        newest = client.read_artifacts(sort=ArtifactSort.CREATED_DESC, limit=2)
+    assert {artifact.type for artifact in newest} == {"table", "markdown"}
+    for artifact in newest:
+        assert "evil" in str(artifact.data)
+        assert links(str(artifact.data)) == []
+    (table,) = [json.loads(str(artifact.data)) for artifact in newest if artifact.type == "table"]
+    assert table[0]["summary"] == table[0]["reason"] == in_markdown(evil)
 
 
 def test_a_full_disk_is_left_to_the_night_which_waits_for_room(night, monkeypatch):
