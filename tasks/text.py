@@ -5,6 +5,17 @@ from __future__ import annotations
 import re
 import unicodedata
 
+# What makes a link, an address or a mention of the words around it: of any scheme and of none, of
+# www, of an e-mail address, @name, #123 and GH-123, and of a bare domain, which chats link too. The
+# last one begins a comment of HTML, which some renderers look for before anything is escaped.
+LINKING = re.compile(
+    r"(?<!\[)://(?=\S)|(?<!\w)(?<!\[:)//(?=\S)|(?<=www)\.|(?<=\bmailto):|(?<=\bxmpp):|@(?=\w)|#(?=\d)"
+    r"|(?<=\bGH)-(?=\d)|(?<=\w)\.(?=(?:ai|app|com|dev|edu|gov|io|net|org)\b)|(?<=<)!(?=-)",
+    re.IGNORECASE,
+)
+# The beginnings of Markdown's code, links, images, HTML, entities and table cells.
+MARKUP = re.compile(r"[\\|\[*`]|<(?=[A-Za-z/!?])|&(?=#?\w+;)")
+
 
 def one_line(text: str) -> str:
     """Untrusted text as one line: no control characters, direction marks or lone surrogates."""
@@ -14,12 +25,21 @@ def one_line(text: str) -> str:
     return " ".join(visible.split())
 
 
+def unlinked(text: str) -> str:
+    """Untrusted text as one line in which nothing is a link: "https[://]example[.]com".
+
+    Renderers make links of bare addresses whatever the format, and no escape of Markdown's stops
+    all of them: Prefect does it in logs, MLflow in values, chats in notices, GitHub after Markdown.
+    """
+    return LINKING.sub(lambda found: f"[{found[0]}]", one_line(text))
+
+
 def in_markdown(text: str) -> str:
     """Untrusted text as one line that Markdown shows as it is, also in a table's cell.
 
-    No link, image, HTML or code.
+    No link, image, mention, HTML or code.
     """
-    return re.sub(r"([\\|\[*`]|<(?=[A-Za-z/!?]))", r"\\\1", one_line(text))
+    return MARKUP.sub(r"\\\g<0>", unlinked(text))
 
 
 def shortened(text: str, most: int) -> str:

@@ -103,10 +103,14 @@ def ping(header: NightHeader, *, unattended: bool = False) -> Call | None:
             f"model {call.model!r} at {call.endpoint} refuses: {call.outcome}: {call.error}. "
             f"{REMEDIES[call.outcome]}"
         )
-    if call.outcome != "ok":
+    if call.outcome in llm.NO_PATCH:
         get_run_logger().warning(
-            "the model does not answer with text "
-            f"({call.outcome}: {call.error}); until it does, tpe proposes"
+            f"the model answers, but without text ({call.outcome}: {call.error}); it is asked for "
+            "proposals all the same"
+        )
+    elif call.outcome != "ok":
+        get_run_logger().warning(
+            f"the model does not answer ({call.outcome}: {call.error}); until it does, tpe proposes"
         )
     return call
 

@@ -19,6 +19,7 @@ from flows.night.run_trial import Comparison, run_trial
 from flows.night.session import Session
 from tasks.history import champion, night_budget, trial_folder
 from tasks.records import Candidate, NightSoFar, NightState, Proposal, RunResult, Trial, Verdict
+from tasks.text import unlinked
 from tasks.trial import verdict
 from tasks.trial.baseline import unusual
 
@@ -58,7 +59,7 @@ def one_trial(
     interruption.reached("started")
     stands_in = idea.stands_in and f"{idea.proposer} stands in: {idea.stands_in}"
     aside = "; ".join(filter(None, [stands_in, idea.note]))
-    log.info(f"trial {number}: {idea.summary}{f' ({aside})' if aside else ''}")
+    log.info(unlinked(f"trial {number}: {idea.summary}{f' ({aside})' if aside else ''}"))
     if not (proposed.problem or night_budget.is_last(held.state)):
         proposals.think_ahead(while_in_flight(so_far, proposed), parent)
     proposed, runs, decided = run_and_judge(night, held, proposals, so_far, proposed)
@@ -70,7 +71,7 @@ def one_trial(
     held.book.append("decided", trial=dataclasses.asdict(trial))
     interruption.reached("decided")
     score = "no score" if trial.val_bpb is None else f"{trial.val_bpb:.6f}"
-    log.info(f"trial {number}: {trial.verdict} ({score}): {trial.reason}")
+    log.info(unlinked(f"trial {number}: {trial.verdict} ({score}): {trial.reason}"))
 
 
 def run_and_judge(
@@ -103,9 +104,8 @@ def run_and_judge(
         fixed = proposals.fix(so_far, proposed, runs[-1])
         if fixed is None:
             return proposed, runs, decided
-        get_run_logger().info(
-            f"trial {number}: {runs[-1].status}: {runs[-1].reason}; its proposer has fixed it"
-        )
+        crash = unlinked(f"{runs[-1].status}: {runs[-1].reason}")
+        get_run_logger().info(f"trial {number}: {crash}; its proposer has fixed it")
         trial_folder.write_fixed(folder, so_far.champion.source, fixed, parent, runs)
         interruption.reached("fixed")
         proposed = fixed

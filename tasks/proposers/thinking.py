@@ -243,15 +243,13 @@ def _between(words: list[tuple[int, str]], count: int, paired: set[str]) -> Iter
     """The lines between two edits where one answer may end and another begin."""
     seen: set[str] = set()
     for passed, line in words:
-        header = HEADER.match(line)
-        name = header[1].upper() if header else ""
-        if 0 < passed < count:
-            if name in seen:
-                yield UNCLEAR.format(f"{name} comes again between them")
-            if _mark(line, paired) is not None or IN_A_LINE.search(line):
-                yield UNCLEAR.format(f"{line.strip()[:80]!r} stands between them")
-        seen.add(name)
-        seen.discard("")
+        is_between = 0 < passed < count
+        if header := HEADER.match(line):
+            if is_between and header[1].upper() in seen:
+                yield UNCLEAR.format(f"{header[1].upper()} comes again between them")
+            seen.add(header[1].upper())
+        if is_between and (_mark(line, paired) is not None or IN_A_LINE.search(line)):
+            yield UNCLEAR.format(f"{line.strip()[:80]!r} stands between them")
 
 
 def _behind(words: list[tuple[int, str]], count: int, paired: set[str]) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tasks.records import TRAIN, NightState, RunResult, Trial
-from tasks.text import counted, one_line, score, shortened
+from tasks.text import counted, in_markdown, score, shortened, unlinked
 
 LONGEST_QUOTE = 800  # characters; a note of these stays below MLflow's limit, so that none is cut
 
@@ -12,7 +12,7 @@ def night_tags(state: NightState) -> dict[str, str | None]:
     """Those that change with each trial; None is not known yet."""
     header, baseline, program = state.header, state.baseline, state.header.program
     kept = sum(trial.verdict == "keep" for trial in state.trials)
-    end = state.finished or state.stopped or "Not finished."
+    end = in_markdown(state.finished or state.stopped or "Not finished.")
     return {
         "profile": header.profile,
         "proposer": header.proposer,
@@ -69,11 +69,11 @@ def trial_tags(state: NightState, trial: Trial) -> dict[str, str]:
         "trial_id": trial_id(state, trial),
         "commit": commit,
         "verdict": trial.verdict,
-        "reason": trial.reason,
+        "reason": unlinked(trial.reason),
         "status": trial.status,
         "isolation": trial.isolation,
         "proposer": trial.idea.proposer,
-        "unusual": trial.unusual or "-",
+        "unusual": unlinked(trial.unusual or "-"),
         "seeds": " ".join(map(str, trial.seeds)),
         **{name: value for name, value in known.items() if value},
         "mlflow.source.name": TRAIN,
@@ -105,5 +105,5 @@ def _note(state: NightState, trial: Trial) -> str:
 
 def _quote(text: str) -> str:
     """A proposer's or a candidate's words as code, so that none of them is Markdown."""
-    words = one_line(text).replace("`", "'")
+    words = unlinked(text).replace("`", "'")
     return f"`{shortened(words, LONGEST_QUOTE)}`"

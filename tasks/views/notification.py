@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from tasks.errors import NightlyError, UsageError
-from tasks.text import one_line, shortened
+from tasks.text import one_line, shortened, unlinked
 
 Kind = Literal["failed", "finished", "new-champion"]
 
@@ -46,7 +46,7 @@ def send(kind: Kind, tag: str, text: str, facts: Mapping[str, object]) -> None:
         kind: what happened.
         tag: the night.
         text: for people, a line or a few. It may quote a candidate or a proposer, who can mention
-            nobody with it.
+            nobody with it and make no link.
         facts: for programs, JSON values by name. Scores are in bits per byte, None where there is
             none.
 
@@ -55,7 +55,7 @@ def send(kind: Kind, tag: str, text: str, facts: Mapping[str, object]) -> None:
         UsageError: NIGHTLY_WEBHOOK is not an http or https address.
     """
     plain = {name: _plain(value) for name, value in facts.items()}
-    shown = shortened("\n".join(map(one_line, text.splitlines())), LONGEST)
+    shown = shortened("\n".join(map(unlinked, text.splitlines())), LONGEST)
     _emit(kind, tag, {"night": tag, "text": shown, "facts": plain})
     if address := _address():
         _post(address, _body(kind, tag, shown, plain))
@@ -65,12 +65,12 @@ def _body(kind: Kind, tag: str, shown: str, facts: dict[str, Any]) -> bytes:
     """JSON that Slack and Mattermost (`text`), Discord (`content`) and programs understand.
 
     `text` is escaped as Slack asks for (api.slack.com/reference/surfaces/formatting), which
-    Markdown reads the same, so that a candidate's "<!channel>" stays text. A zero-width space does
-    that to Mattermost's "@all", and `allowed_mentions` to Discord's.
+    Markdown reads the same, so that a candidate's "<!channel>" stays text. `unlinked` has done that
+    to Mattermost's "@all", and `allowed_mentions` does it to Discord's.
     """
     escaped = shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     body = {
-        "text": escaped.replace("@", "@\u200b"),
+        "text": escaped,
         "content": shown,
         "allowed_mentions": {"parse": []},
         "kind": kind,

@@ -1,8 +1,8 @@
 """The morning report of a night: Markdown for a person at 8 a.m., and upstream's results.tsv.
 
 Made from the ledger's state alone, so it can be made again at any time. What is unknown is a dash.
-Candidates' words (summaries, crash messages) are shown as text: they make no link, image or table
-cell.
+Candidates' words (summaries, crash messages) are shown as text: they make no link, image,
+mention or table cell.
 """
 
 from __future__ import annotations

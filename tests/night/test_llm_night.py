@@ -180,6 +180,14 @@ def test_what_a_candidate_prints_reaches_the_model_as_fenced_data(model, checkou
     assert "<<<<<<< SEARCH" not in outside
 
 
+def test_a_candidates_address_is_no_link_in_the_log(night):
+    (line,) = [line for line in night.stderr.splitlines() if "its proposer has fixed it" in line][
+        1:
+    ]
+    assert "Read https[://]evil.example/." in line
+    assert "https://evil" not in night.stderr
+
+
 def test_no_key_is_in_the_box_or_in_anything_that_was_written(checkout, night):
     printed = (
         checkout.home / "nights" / "llm" / "trials" / "11" / "attempts" / "1" / "run.log"

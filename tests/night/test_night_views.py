@@ -30,9 +30,11 @@ from tasks.history import heartbeat, night_folder, trial_folder
 from tasks.history.ledger import Ledger
 from tasks.history.llm_calls import CallLog
 from tasks.records import Baseline, Bench, Candidate, Caps, Dataset
+from tasks.text import in_markdown
 from tasks.views import chart, notification, refusals, report, tracking
 from tasks.views.mlflow_client import Store
 from tests import synthetic_night
+from tests.links import EVIL, links
 from tests.trials import crash, keep, make_state, make_trial, night_event
 from tests.waiting import wait_for
 
@@ -353,6 +355,20 @@ def test_a_store_that_a_monkeypatch_makes_hang_is_one_warning(night, caplog, mon
     error = show(night, FIRST, SECOND)
     assert error == "MLflow is not done after 0 s; the night continues meanwhile"
     assert warnings(caplog) == [error]
+
+
+def test_no_artifact_has_a_link_of_a_candidates(night):
+    evil = " ".join(EVIL)
+    trial = make_trial(1, summary=evil, reason=evil)
+    assert show(night, make_state(trial, finished=None, stopped=evil), end=True) is None
+    with get_client(sync_client=True) as client:
+        newest = client.read_artifacts(sort=ArtifactSort.CREATED_DESC, limit=2)
+    assert {artifact.type for artifact in newest} == {"table", "markdown"}
+    for artifact in newest:
+        assert "evil" in str(artifact.data)
+        assert links(str(artifact.data)) == []
+    (table,) = [json.loads(str(artifact.data)) for artifact in newest if artifact.type == "table"]
+    assert table[0]["why"] == in_markdown(evil)
 
 
 def test_a_full_disk_is_left_to_the_night_which_waits_for_room(night, monkeypatch):

@@ -15,6 +15,7 @@ import pytest
 
 from tasks.errors import NightlyError, UsageError
 from tasks.views import notification
+from tests.links import EVIL, links
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "services/T000/B000/x7secret?token=x7secret"
@@ -111,8 +112,14 @@ def test_a_path_and_a_query_are_used_as_they_are(webhook):
 def test_a_candidate_can_mention_nobody(webhook):
     notification.send("new-champion", "nov21", "<!channel> @all @everyone & more", {})
     [post] = webhook.posts
-    assert post["text"] == "&lt;!channel&gt; @\u200ball @\u200beveryone &amp; more"
+    assert post["text"] == "&lt;!channel&gt; [@]all [@]everyone &amp; more"
     assert post["allowed_mentions"] == {"parse": []}
+
+
+def test_a_candidate_makes_no_link(webhook):
+    notification.send("new-champion", "nov21", " ".join(EVIL), {})
+    [post] = webhook.posts
+    assert links(post["text"]) == links(post["content"]) == []
 
 
 def test_a_long_text_fits_into_discord(webhook):
@@ -239,6 +246,7 @@ def test_a_bad_address_is_a_usage_error(monkeypatch, address):
 ALONE = """
 import os, psutil
 from tasks.views import notification
+from tests.links import EVIL, links
 notification.send("finished", "nov21", "over", {})
 print("CHILDREN", len(psutil.Process().children()), flush=True)
 os._exit(0)  # an orderly exit waits for Prefect, which tries to reach its server for ten seconds

@@ -10,6 +10,7 @@ import pytest
 from tasks.records import NightState, Program
 from tasks.usage import Usage
 from tasks.views import chart, refusals, report
+from tests.links import EVIL, links
 from tests.trials import crash, keep, make_baseline, make_state, make_trial
 
 ASKING = {
@@ -377,8 +378,20 @@ def test_a_candidates_words_are_text():
     assert (
         cells[1]
         == cells[8]
-        == r"!\[x](http://evil) \| \<img src=y> \`rm\` \*\*b\*\* # head ]0;title"
+        == r"!\[x](http\[://]evil) \| \<img src=y> \`rm\` \*\*b\*\* # head ]0;title"
     )
+
+
+def test_a_report_has_no_link_of_a_candidate_a_model_or_an_error():
+    words = " ".join(EVIL)
+    trials = [
+        crash(1, summary=words, reason=words, stands_in=f"timeout: {words}"),
+        keep(2, summary=words, reason=words, unusual=words, proposer="llm", kind=words),
+    ]
+    for end in ({"finished": words}, {"finished": None, "stopped": words, "failed": True}):
+        text = report.markdown(make_state(*trials, header=ASKING, **end))
+        assert links(text) == []
+        assert text.count("evil") > 20
 
 
 @each_state

@@ -18,6 +18,7 @@ from tasks.usage import Usage
 from tasks.views import mlflow_page, report, tracking
 from tasks.views.mlflow_client import Store, connect
 from tests import synthetic_night, trials
+from tests.links import EVIL, links
 from tests.trials import keep, make_baseline, make_call
 
 pytestmark = [
@@ -360,6 +361,18 @@ def test_a_models_words_are_not_rendered_as_markdown(store):
     outside = "".join(note.split("`")[::2])  # what is in no pair of backticks
     assert "![" not in outside
     assert "#" not in outside
+
+
+def test_no_tag_has_a_link_of_a_candidates(store):
+    evil = " ".join(EVIL)
+    names = ("summary", "reason", "unusual", "hypothesis", "expected", "stands_in", "note")
+    log_trial(store, make_trial(**dict.fromkeys(names, evil)), make_run())
+    log_night(store, make_state(finished=None, stopped=evil))
+    for run in store.runs().values():
+        # A run's name is shown whole, as the link to the run.
+        tags = {name: tag for name, tag in run.data.tags.items() if name != "mlflow.runName"}
+        assert [name for name, tag in tags.items() if links(tag)] == []
+        assert "evil" in tags["mlflow.note.content"]
 
 
 def test_a_trials_requests_are_traces_of_its_run(store):
