@@ -193,6 +193,20 @@ def test_a_trial_that_mlflow_refuses_keeps_no_other_out(night, caplog):
     assert {run.info.status for run in all_runs(night)} == {"FINISHED", "KILLED"}
 
 
+def test_a_candidates_words_keep_no_trial_out_of_a_view(night, caplog):
+    words = "\ud800\0\x1b[31m" + "| ![x](http://evil) " * 900
+    trial = make_trial(1, summary=words, reason=words, knobs={"A": words})
+    state = make_state(trial, keep(2, summary="DEPTH 2 -> 1"), finished=None)
+
+    @flow
+    def show_it() -> str | None:  # as a parameter of a flow, Prefect would refuse the state itself
+        return show.fn(night, state, end=True)
+
+    assert show_it() is None
+    assert warnings(caplog) == []
+    assert len(all_runs(night)) == 3
+
+
 def test_a_damaged_result_keeps_no_other_trial_out_of_mlflow(night, caplog):
     place = night.trial_folder(1)
     place.mkdir(parents=True)

@@ -293,7 +293,7 @@ def test_a_person_reads_it_in_a_few_lines(night):
     ]
 
 
-def test_the_list_of_nights_has_a_line_for_each_and_names_a_damaged_one(night, tmp_path):
+def test_the_list_of_nights_has_a_line_for_each_and_names_a_damaged_one(night):
     here = night(APPLIED, **DEAD)
     broken = here.parent / "nov22"
     broken.mkdir()

@@ -185,6 +185,8 @@ def test_a_run_of_the_baseline_has_what_a_trial_has(store):
 
     assert (text("train.py"), "step 1" in text("run.log")) == ("DEPTH = 3\n", True)
     assert "scored" in text("judge.log")
+    files = {file.path for file in store.client.list_artifacts(child.info.run_id)}
+    assert files == {"train.py", "run.log", "judge.log", "result.json"}
     assert [run["seed"] for run in json.loads(text("result.json"))["runs"]] == [1]
 
 
