@@ -119,6 +119,7 @@ def test_a_prefect_server_with_open_requests_ends_silently(
     (state / "prefect").mkdir()
     shutil.copy(empty_prefect, state / "prefect" / "prefect.db")
     monkeypatch.setenv("PREFECT_HOME", str(state / "prefect"))
+    monkeypatch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     port = server.free_port()
     child = server.start_prefect(port, ui=False)
     head = b"POST /api/logs/ HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"
@@ -129,5 +130,6 @@ def test_a_prefect_server_with_open_requests_ends_silently(
             request = open_requests.enter_context(socket.create_connection(("127.0.0.1", port)))
             request.sendall(head)
         assert state_home.is_healthy(f"http://127.0.0.1:{port}/api")  # so it has read those
+        capfd.readouterr()
         child.end()
     assert capfd.readouterr().err == ""
