@@ -172,7 +172,7 @@ def _settings(environment: Mapping[str, str]) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_LOGGING_LEVEL": "WARNING",
-        "PREFECT_HOME": "/nonexistent",
+        "PREFECT_HOME": "/dev/null/prefect",  # which not even root can make
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     }
 

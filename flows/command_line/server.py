@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -32,6 +33,7 @@ from tasks.views import mlflow_page
 
 START_SECONDS = 120.0
 LOCALHOST = "127.0.0.1"
+DRAIN_SECONDS = 2.0  # a grandchild may hold the pipe open
 ADDRESS = "server.json"  # in the state folder, while `./run server` is up
 
 
@@ -45,17 +47,60 @@ def free_port(wanted: int = 0) -> int:
     raise NightlyError(f"no free port on {LOCALHOST}")
 
 
-def spawn(argv: list[str], **environment: str) -> subprocess.Popen[bytes]:
-    """A child that gets SIGTERM when this thread ends, even by kill -9. For the main thread."""
+class Server(subprocess.Popen[bytes]):
+    """A server; what it prints appears on our stderr, but not after `end`.
+
+    A request that is still open when a server ends makes it print pages of traceback.
+    """
+
+    def __init__(self, argv: list[str], environment: dict[str, str]) -> None:
+        super().__init__(
+            argv,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C in the terminal is for the night, which needs it
+        )
+        self._is_ending = False
+        self._relay = threading.Thread(target=self._pass_on, name="server-log", daemon=True)
+        self._relay.start()
+
+    def _pass_on(self) -> None:
+        assert self.stdout is not None
+        with self.stdout:
+            for line in self.stdout:
+                # With nobody to read our stderr, the server must not wait for its pipe to be read.
+                with contextlib.suppress(OSError, ValueError):
+                    if not self._is_ending:
+                        sys.stderr.write(line.decode(errors="replace"))
+                        sys.stderr.flush()
+
+    def has_exited(self) -> bool:
+        """Whether it ended by itself; its last words have then appeared."""
+        if self.poll() is None:
+            return False
+        self._relay.join(timeout=DRAIN_SECONDS)
+        return True
+
+    def end(self) -> None:
+        """Ends it, by SIGKILL if need be, and silently."""
+        self._is_ending = True
+        self.terminate()
+        try:
+            self.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            self.wait()
+        self._relay.join(timeout=DRAIN_SECONDS)
+        processes.forget(state_home.locate(), self.pid)
+
+
+def spawn(argv: list[str], **environment: str) -> Server:
+    """A server that gets SIGTERM when this thread ends, even by kill -9. For the main thread."""
     if setpriv := shutil.which("setpriv"):  # macOS has none: there a kill -9 leaves the child
         argv = [setpriv, "--pdeathsig", "TERM", *argv]
-    child = subprocess.Popen(
-        argv,
-        env={**_environment_without_key(), **environment},
-        stdin=subprocess.DEVNULL,
-        stdout=sys.stderr,
-        start_new_session=True,  # Ctrl-C in the terminal is for the night, which needs its server
-    )
+    child = Server(argv, {**_environment_without_key(), **environment})
     with contextlib.suppress(OSError):  # no /proc, or a full disk
         processes.record(state_home.locate(), child.pid)
     return child
@@ -66,17 +111,7 @@ def _environment_without_key() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"}
 
 
-def end(child: subprocess.Popen[bytes]) -> None:
-    child.terminate()
-    try:
-        child.wait(timeout=10)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
-    processes.forget(state_home.locate(), child.pid)
-
-
-def start_prefect(port: int, *, ui: bool) -> subprocess.Popen[bytes]:
+def start_prefect(port: int, *, ui: bool) -> Server:
     """Starts a Prefect server on 127.0.0.1; `wait_for_prefect` waits until it answers."""
     options = {
         "--host": LOCALHOST,
@@ -103,7 +138,7 @@ def start_prefect(port: int, *, ui: bool) -> subprocess.Popen[bytes]:
     )
 
 
-def start_mlflow(port: int, home: Path) -> subprocess.Popen[bytes]:
+def start_mlflow(port: int, home: Path) -> Server:
     """Starts MLflow's pages on 127.0.0.1 over the state folder's store."""
     options = {
         "--host": LOCALHOST,
@@ -123,10 +158,10 @@ def _flat(options: dict[str, str]) -> list[str]:
     return [part for option in options.items() for part in option]
 
 
-def wait_for_prefect(api_url: str, server: subprocess.Popen[bytes]) -> None:
+def wait_for_prefect(api_url: str, server: Server) -> None:
     deadline = time.monotonic() + START_SECONDS
     while not state_home.is_healthy(api_url):
-        if server.poll() is not None:
+        if server.has_exited():
             raise NightlyError(
                 f"the Prefect server exited at start-up (exit code {server.returncode}); "
                 "its own message is above"
@@ -138,11 +173,11 @@ def wait_for_prefect(api_url: str, server: subprocess.Popen[bytes]) -> None:
         time.sleep(0.1)
 
 
-def mlflow_pages(url: str, server: subprocess.Popen[bytes]) -> list[str]:
+def mlflow_pages(url: str, server: Server) -> list[str]:
     """Waits for MLflow; returns one address per experiment of ours: its runs, by score."""
     deadline = time.monotonic() + START_SECONDS
     search = f"{url}/api/2.0/mlflow/experiments/search?max_results=100"
-    while time.monotonic() < deadline and server.poll() is None:
+    while time.monotonic() < deadline and not server.has_exited():
         with contextlib.suppress(OSError), urllib.request.urlopen(search, timeout=5) as answer:
             found = json.load(answer).get("experiments", [])
             ours = [e for e in found if e["name"].startswith("nightly-research/")]
@@ -197,11 +232,11 @@ def prefect_api(home: Path) -> Iterator[None]:
             yield
     finally:
         os.environ.pop("PREFECT_API_URL", None)
-        end(server)
+        server.end()
 
 
 @contextlib.contextmanager
-def _connection(api_url: str, starting: subprocess.Popen[bytes] | None = None) -> Iterator[None]:
+def _connection(api_url: str, starting: Server | None = None) -> Iterator[None]:
     """Prefect imported with this API; waits for a server that is still `starting`."""
     os.environ["PREFECT_API_URL"] = api_url
     import prefect  # noqa: F401  # takes about as long as the server takes to start

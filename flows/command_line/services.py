@@ -35,7 +35,7 @@ def serve(arguments: argparse.Namespace, home: Path) -> int:
         server.wait_for_prefect(api, children[0])
         server.write_address(home, prefect=api, mlflow=mlflow)
         _print_addresses(home, api, server.mlflow_pages(mlflow, children[1]) or [mlflow])
-        while all(child.poll() is None for child in children):
+        while not any(child.has_exited() for child in children):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 children[0].wait(timeout=1)
         raise NightlyError("one of the two servers has exited; its own message is above")
@@ -44,7 +44,7 @@ def serve(arguments: argparse.Namespace, home: Path) -> int:
     finally:
         (home / server.ADDRESS).unlink(missing_ok=True)
         for child in children:
-            server.end(child)
+            child.end()
 
 
 def _print_addresses(home: Path, api: str, mlflow_pages: list[str]) -> None:

@@ -62,7 +62,7 @@ def api(tmp_path_factory) -> Iterator[str]:
             with temporary_settings({PREFECT_API_URL: url}):
                 yield url
         finally:
-            server.end(child)
+            child.end()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows.command_line import cli, server
+from flows.command_line import cli, commands, server
 from tasks.history.ledger import Ledger
 from tests.checkouts import Checkout
 from tests.trials import COMMIT, baseline_event, keep, night_event
@@ -199,6 +199,11 @@ def test_an_unknown_trial(nights, number, said):
 
 def test_a_missing_candidate(checkout):
     assert "No such file" in refused(checkout, "trial", "nothing.py")
+
+
+def test_a_candidate_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "x.py").write_bytes(b"\xef\xbb\xbfDEPTH = 1\r\n")
+    assert commands._read_candidate(tmp_path / "x.py") == "DEPTH = 1\r\n"
 
 
 def test_a_worker_needs_a_server(checkout):

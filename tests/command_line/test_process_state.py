@@ -5,10 +5,12 @@ import contextlib
 import http.server
 import importlib
 import json
+import os
 import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.request
 from pathlib import Path
@@ -18,6 +20,7 @@ import pytest
 from flows import process_state, state_home
 from tasks.errors import UsageError
 from tests.faults.stub_checkout import PROFILE, StubCheckout
+from tests.other_user import as_user
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -206,3 +209,24 @@ def test_a_night_runs_behind_a_proxy_with_a_closed_umask_low_limits_and_blocked_
         code = checkout.start_python(arguments, log, environment).wait()
     assert code == 0, (tmp_path / "log").read_text()
     assert [event["event"] for event in checkout.ledger("t")][-1] == "finished"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+@pytest.mark.skipif(
+    not Path(sys.prefix, ".nightly-stamp").exists(), reason="needs the environment of ./run"
+)
+def test_a_user_without_account_and_home_prepares_data(tmp_path):
+    checkout = StubCheckout(tmp_path)
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    for path in (tmp_path, *tmp_path.rglob("*")):
+        os.chown(path, 54321, 54321, follow_symlinks=False)
+    stash = Path(tempfile.mkdtemp(dir="/run"))
+    enter = as_user(54321, stash, sys.base_prefix, sys.prefix, tmp_path)
+    argv = [*enter, str(tmp_path / "run"), "prepare", "--profile", str(tmp_path / PROFILE)]
+    environment = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "HOME": "/"}
+    done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    stash.rmdir()
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert done.stdout.startswith("prepared stub: ")
+    assert (checkout.home / "home").is_dir()

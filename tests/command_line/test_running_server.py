@@ -1,10 +1,14 @@
-"""Which `./run server` a command finds: the live one of its own state folder.
+"""The servers that a command starts, and which `./run server` it finds: that of its state folder.
 
-With a real process and a real port.
+With real processes and real ports.
 """
 
+import contextlib
 import json
 import os
+import shutil
+import socket
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -12,7 +16,9 @@ import pytest
 
 from flows import state_home
 from flows.command_line import server
+from tasks.errors import NightlyError
 from tasks.files import make_readable
+from tests.waiting import wait_for
 
 
 class Healthy(BaseHTTPRequestHandler):
@@ -72,3 +78,58 @@ def test_a_folder_that_is_open_already_is_not_changed(tmp_path, monkeypatch):
     tmp_path.chmod(0o755)
     monkeypatch.setattr("pathlib.Path.chmod", None)  # would fail
     make_readable(tmp_path)
+
+
+TALKS = """
+import signal, sys, time
+def end(*_):
+    print("Traceback\\n" * 100, flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+print("up", file=sys.stderr, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def state(tmp_path, monkeypatch):
+    monkeypatch.setenv("NIGHTLY_HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_a_server_is_heard_until_it_is_ended(state, capfd):
+    child = server.spawn([sys.executable, "-c", TALKS])
+    wait_for(lambda: capfd.readouterr().err == "up\n", "its first line")
+    child.end()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_last_words_of_a_server_that_ends_by_itself_are_heard(state, capfd):
+    child = server.spawn([sys.executable, "-c", "print('the disk is full'); exit(3)"])
+    with pytest.raises(NightlyError, match=r"exited at start-up \(exit code 3\)"):
+        server.wait_for_prefect("http://127.0.0.1:1/api", child)
+    assert capfd.readouterr().err == "the disk is full\n"
+
+
+@pytest.mark.slow
+def test_a_prefect_server_with_open_requests_ends_silently(
+    state, empty_prefect, monkeypatch, capfd
+):
+    """On a busy machine a command ends before its last requests are answered."""
+    (state / "prefect").mkdir()
+    shutil.copy(empty_prefect, state / "prefect" / "prefect.db")
+    monkeypatch.setenv("PREFECT_HOME", str(state / "prefect"))
+    monkeypatch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    port = server.free_port()
+    child = server.start_prefect(port, ui=False)
+    head = b"POST /api/logs/ HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"
+    with contextlib.ExitStack() as open_requests:
+        open_requests.callback(child.end)
+        server.wait_for_prefect(f"http://127.0.0.1:{port}/api", child)
+        for _ in range(3):
+            request = open_requests.enter_context(socket.create_connection(("127.0.0.1", port)))
+            request.sendall(head)
+        assert state_home.is_healthy(f"http://127.0.0.1:{port}/api")  # so it has read those
+        capfd.readouterr()
+        child.end()
+    assert capfd.readouterr().err == ""

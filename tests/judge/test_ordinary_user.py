@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.boxes import HONEST
+from tests.other_user import as_user
 
 pytestmark = pytest.mark.slow
 
@@ -118,29 +119,6 @@ seen["marks"] = [str(path) for path in marks if path.exists()]
 print(json.dumps(seen))
 """
 
-# Gives a process its own view of the file system, in which it can reach the paths after the first
-# `--` although they are below the closed folders before it: those are covered, and only the paths
-# are put back.
-COVER = """\
-stash=$1; shift; closed=; umask 022
-while [ "$1" != -- ]; do closed="$closed $1"; shift; done
-shift
-mount -t tmpfs -o mode=755 stash "$stash"
-count=0
-for path; do
-  [ "$path" != -- ] || break
-  mkdir "$stash/$count"; mount --bind "$path" "$stash/$count"; count=$((count+1))
-done
-for folder in $closed; do mount -t tmpfs -o mode=755 cover "$folder"; done
-i=0
-while [ "$1" != -- ]; do
-  mkdir -p "$1"; mount --bind "$stash/$i" "$1"; i=$((i+1)); shift
-done
-shift
-umount -l "$stash"
-exec "$@"
-"""
-
 
 def run_side(folder: Path, enter: list[str], environment: dict[str, str]):
     """What SIDE prints, run by the command `enter`, which may change the user."""
@@ -155,24 +133,6 @@ def run_side(folder: Path, enter: list[str], environment: dict[str, str]):
     )
     assert side.returncode == 0, side.stderr[-2000:]
     return json.loads(side.stdout)
-
-
-def closed_above(path: Path) -> Path | None:
-    """The first folder on the way to `path` that is closed to others; None if there is none."""
-    return next(
-        (folder for folder in reversed(path.parents) if not folder.stat().st_mode & 0o001), None
-    )
-
-
-def as_user(user: pwd.struct_passwd, stash: Path) -> list[str]:
-    """Argv prefix: as this user, with access to the interpreter, its packages and the checkout."""
-    needed = [Path(place).resolve() for place in (sys.base_prefix, sys.prefix, ROOT)]
-    hidden = {path: closed for path in needed if (closed := closed_above(path))}
-    folders = {str(closed) for closed in hidden.values()}
-    cover = ["sh", "-ec", COVER, "cover", str(stash), *folders, "--", *map(str, hidden), "--"]
-    drop = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}"]
-    drop += ["--init-groups", "--inh-caps=-all", "--"]
-    return ["unshare", "--mount", "--propagation", "private", "--", *cover, *drop]
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +171,8 @@ def theirs(user):
     clean = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}
     clean["PYTHONDONTWRITEBYTECODE"] = "1"
     try:
-        return run_side(Path(user.pw_dir), as_user(user, stash), clean | home)
+        enter = as_user(user.pw_uid, stash, sys.base_prefix, sys.prefix, ROOT)
+        return run_side(Path(user.pw_dir), enter, clean | home)
     finally:
         stash.rmdir()
 
