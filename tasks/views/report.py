@@ -16,6 +16,7 @@ from tasks.files import FileRef
 from tasks.records import NightHeader, NightState, Trial
 from tasks.text import counted, money, one_line, score, short_commit, shortened
 from tasks.views import costs
+from tasks.views.leaps import leaps
 
 LONGEST_REASON = 200  # characters
 MOST_NUMBERS = 8  # of trials that are listed for one reason
@@ -139,6 +140,14 @@ def _trust(state: NightState) -> Iterator[str]:
             "new seeds would show how much."
         )
     yield f"- Audit: {_audit(state)}"
+    for number, most in leaps(state.trials).items():
+        z = next(trial.z for trial in state.trials if trial.number == number)
+        yield (
+            f"- Read first: trial {number} is {z:.1f} standard errors better than its champion; "
+            f"the night's other trials make at most {most:.1f} plausible. It may be an honest "
+            f"leap, or a way around the judge: read its patch, `./run show {state.header.tag} "
+            f"{number}`."
+        )
     for trial in state.trials:
         if trial.unusual:
             yield f"- Unusual: trial {trial.number}: {_text(trial.unusual)}."
