@@ -8,14 +8,13 @@ claims are below the candidate's true causal loss, however it cheats; honest mod
 rounding alone. This is a difference estimator (Cochran, Sampling Techniques, 1977, ch. 7): its
 noise is that of the difference, not of the loss.
 
-The gap counts what the score counts. Each question stands for as many targets as its probability
-of being asked is small (Horvitz and Thompson, 1952), or a debt on long rows could be repaid on a
-short one that is asked whole. A claim that is too high pays back rounding and no more. And where
-the differences scatter so much that chance could hide a debt of the tolerance, the claims are not
-believed. `./run bench audit` simulates all this: no debt that is spread out and larger than 0.001
-nats a target passes more than once in 20 audits. What is left is luck: a lie of L nats at a share
-f of the targets is not asked about with probability (1-f)^N, so one audit in 20 misses a debt of
-3L/N.
+The gap counts what the score counts. Each answer stands for as many targets as its chance of being
+asked for was small (Horvitz and Thompson, 1952), or a debt on long rows could be repaid on a short
+one that is asked whole. A claim that is too high pays back rounding and no more. And where the
+differences scatter so much that chance could hide the widest gap that is allowed, the claims are
+not believed. `./run bench audit` simulates this: no debt above 0.001 nats a target that is spread
+out passes more than once in 20 audits. What is left is luck: a lie of L nats at a share f of the
+targets is not asked about with probability (1-f)^N, so one audit in 20 misses a debt of 3L/N.
 """
 
 from __future__ import annotations
@@ -222,13 +221,13 @@ class Finding:
         """Why the claims are not believed, or None."""
         allowed = tolerance.allowed(self.asked)
         if self.gap <= tolerance.gap and self.off <= allowed:
-            if self.margin <= tolerance.gap:
+            if self.margin <= LAX.gap:
                 return None
             return (
                 "its claims and its predictions differ by too much, now in its favour and now "
                 f"against it: chance could hide {self.margin:.3g} nats a token in an audit of "
-                f"{self.asked} positions (allowed {tolerance.gap:g}); a model must predict the "
-                "same each time"
+                f"{self.asked} positions (allowed {LAX.gap:g}); a model must predict the same "
+                "each time"
             )
         return (
             f"claimed {self.gap:.3g} nats a token less than its predictions cost when what "

@@ -112,9 +112,8 @@ ATTACKS = [
     ),
     _loss(
         "repays-scattered",
-        "claims 0.0099 nats less for every second token, and repays a little less at the others",
-        "loss - torch.where(targets.flatten() % 2 == 0, 0.0099, -0.0097)",
-        reason=f"{GAP}|chance could hide",
+        "claims 0.0099 nats less for every second token, and repays half of it at the others",
+        "loss - torch.where(targets.flatten() % 2 == 0, 0.0099, -0.005)",
     ),
     _lie(
         "repays-on-the-short-row",
