@@ -36,6 +36,9 @@ HONEST_TIMES = 10  # a candidate may differ by this many times the baseline's ow
 MOST_ROUNDS = 16  # times that the rows may be claimed in, at most, is what an audit may take
 EARLY = 4  # the first quarter of the batches
 LAX_SHARE = 0.004  # of the positions may be off if the position tolerance is at its widest
+# Of the position tolerance is rounding, by which a claim may be too high and still pay back: twice
+# the baseline's own largest difference. A model that has learnt from the questions would pay more.
+REPAID = 0.2
 SURE = 2.0  # standard errors: chance moves a mean down by more less than once in 40 times
 
 Index = npt.NDArray[np.int64]
@@ -193,8 +196,8 @@ class Finding:
     ) -> Finding:
         """Compares the answers `nats` [n, K] with the claims, float32 [R, T], where they count.
 
-        A claim that is too high counts up to the position tolerance: what exceeds it is no
-        rounding, and pays for nothing. A model that learns from the questions predicts late ones
+        A claim that is too high counts up to REPAID: what exceeds it is no rounding, and pays for
+        nothing. A model that learns from the questions predicts late ones
         better: its early ones count, the first batches that stand for a quarter of the targets.
         """
         difference = nats - claims[questions.rows[:, None], questions.positions]
@@ -207,7 +210,7 @@ class Finding:
         for first in (len(weights), first_batches * questions.batch_rows):
             here = counted[:first]
             mean, margin = _mean(
-                np.maximum(difference[:first][here], -tolerance.position),
+                np.maximum(difference[:first][here], -REPAID * tolerance.position),
                 weights[:first][here],
                 float(share[min(first, len(share)) - 1]),
             )

@@ -204,7 +204,7 @@ def test_claims_that_scatter_so_that_chance_could_hide_a_debt_are_not_believed(a
     """Their mean is 0 here; with other questions it would not be."""
     questions, nats = asked
     sampled = dataclasses.replace(questions, weights=20 * questions.weights)
-    for scatter, problem in ((0.005, None), (0.2, "chance could hide")):
+    for scatter, problem in ((0.005, None), (0.045, "chance could hide")):
         thefts = np.resize([scatter, -scatter], (100, 40))
         finding = found((sampled, nats), thefts, LAX)
         assert finding.off == 0
