@@ -197,8 +197,8 @@ class Finding:
         """Compares the answers `nats` [n, K] with the claims, float32 [R, T], where they count.
 
         A claim that is too high counts up to REPAID: what exceeds it is no rounding, and pays for
-        nothing. A model that learns from the questions predicts late ones
-        better: its early ones count, the first batches that stand for a quarter of the targets.
+        nothing. A model that learns from the questions predicts late ones better: its early ones
+        count, the first batches that stand for a quarter of the targets.
         """
         difference = nats - claims[questions.rows[:, None], questions.positions]
         weights, counted = questions.weights, questions.counted
