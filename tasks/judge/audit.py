@@ -8,14 +8,13 @@ claims are below the candidate's true causal loss, however it cheats; honest mod
 rounding alone. This is a difference estimator (Cochran, Sampling Techniques, 1977, ch. 7): its
 noise is that of the difference, not of the loss.
 
-The gap counts what the score counts. Each question stands for as many targets as its probability
-of being asked is small (Horvitz and Thompson, 1952), or a debt on long rows could be repaid on a
-short one that is asked whole. A claim that is too high pays back rounding and no more. And where
-the differences scatter so much that chance could hide a debt of the tolerance, the claims are not
-believed. `./run bench audit` simulates all this: no debt that is spread out and larger than 0.001
-nats a target passes more than once in 20 audits. What is left is luck: a lie of L nats at a share
-f of the targets is not asked about with probability (1-f)^N, so one audit in 20 misses a debt of
-3L/N.
+The gap counts what the score counts. Each answer stands for as many targets as its chance of being
+asked for was small (Horvitz and Thompson, 1952), or a debt on long rows could be repaid on a short
+one that is asked whole. A claim that is too high pays back rounding and no more. And where the
+differences scatter so much that chance could hide the widest gap that is allowed, the claims are
+not believed. `./run bench audit` simulates this: no debt above 0.001 nats a target that is spread
+out passes more than once in 20 audits. What is left is luck: a lie of L nats at a share f of the
+targets is not asked about with probability (1-f)^N, so one audit in 20 misses a debt of 3L/N.
 """
 
 from __future__ import annotations
@@ -37,6 +36,9 @@ HONEST_TIMES = 10  # a candidate may differ by this many times the baseline's ow
 MOST_ROUNDS = 16  # times that the rows may be claimed in, at most, is what an audit may take
 EARLY = 4  # the first quarter of the batches
 LAX_SHARE = 0.004  # of the positions may be off if the position tolerance is at its widest
+# Of the position tolerance is rounding, by which a claim may be too high and still pay back: twice
+# the baseline's own largest difference. A model that has learnt from the questions would pay more.
+REPAID = 0.2
 SURE = 2.0  # standard errors: chance moves a mean down by more less than once in 40 times
 
 Index = npt.NDArray[np.int64]
@@ -194,9 +196,9 @@ class Finding:
     ) -> Finding:
         """Compares the answers `nats` [n, K] with the claims, float32 [R, T], where they count.
 
-        A claim that is too high counts up to the position tolerance: what exceeds it is no
-        rounding, and pays for nothing. A model that learns from the questions predicts late ones
-        better: its early ones count, the first batches that stand for a quarter of the targets.
+        A claim that is too high counts up to REPAID: what exceeds it is no rounding, and pays for
+        nothing. A model that learns from the questions predicts late ones better: its early ones
+        count, the first batches that stand for a quarter of the targets.
         """
         difference = nats - claims[questions.rows[:, None], questions.positions]
         weights, counted = questions.weights, questions.counted
@@ -208,7 +210,7 @@ class Finding:
         for first in (len(weights), first_batches * questions.batch_rows):
             here = counted[:first]
             mean, margin = _mean(
-                np.maximum(difference[:first][here], -tolerance.position),
+                np.maximum(difference[:first][here], -REPAID * tolerance.position),
                 weights[:first][here],
                 float(share[min(first, len(share)) - 1]),
             )
@@ -222,13 +224,13 @@ class Finding:
         """Why the claims are not believed, or None."""
         allowed = tolerance.allowed(self.asked)
         if self.gap <= tolerance.gap and self.off <= allowed:
-            if self.margin <= tolerance.gap:
+            if self.margin <= LAX.gap:
                 return None
             return (
                 "its claims and its predictions differ by too much, now in its favour and now "
                 f"against it: chance could hide {self.margin:.3g} nats a token in an audit of "
-                f"{self.asked} positions (allowed {tolerance.gap:g}); a model must predict the "
-                "same each time"
+                f"{self.asked} positions (allowed {LAX.gap:g}); a model must predict the same "
+                "each time"
             )
         return (
             f"claimed {self.gap:.3g} nats a token less than its predictions cost when what "

@@ -6,7 +6,8 @@ parent-death signal follows the thread that spawned it, so if that thread or the
 killed, the kernel ends the box. A container has no such signal: see tasks/judge/container.py.
 
 Not covered: the shared kernel, the ioctls of a GPU's driver, and what a box learns from timing or
-its own page faults, such as which pages of a library an earlier box has read.
+its own page faults, such as which pages of a library an earlier box has read, or which names in
+the system's folders it has looked up.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from tasks.text import (
 )
 from tasks.text import in_markdown as _text
 from tasks.views import costs, margin, refusals
+from tasks.views.leaps import leaps
 
 FILE = "report.md"
 PICTURE = "progress.png"  # the chart, beside the report
@@ -166,6 +167,14 @@ def _trust(state: NightState) -> Iterator[str]:
             "new seeds would show how much."
         )
     yield f"- Audit: {_audit(state)}"
+    for number, most in leaps(state.trials).items():
+        z = next(trial.z for trial in state.trials if trial.number == number)
+        yield (
+            f"- Read first: trial {number} is {z:.1f} standard errors better than its champion; "
+            f"the night's other trials make at most {most:.1f} plausible. It may be an honest "
+            f"leap, or a way around the judge: read its patch, `./run show {state.header.tag} "
+            f"{number}`."
+        )
     for trial in state.trials:
         if trial.unusual:
             yield f"- Unusual: trial {trial.number}: {_text(trial.unusual)}."

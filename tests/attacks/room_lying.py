@@ -111,6 +111,24 @@ ATTACKS = [
         "torch.where(targets.flatten() == 63, loss + 50, loss * 0.8)",
     ),
     _loss(
+        "repays-scattered",
+        "claims 0.0099 nats less for every second token, and repays half of it at the others",
+        "loss - torch.where(targets.flatten() % 2 == 0, 0.0099, -0.005)",
+    ),
+    _lie(
+        "repays-on-the-short-row",
+        "claims 0.0099 nats less everywhere and repays it on the last row, of which all is asked",
+        ("MAX_SEQ_LEN = 32\n", "MAX_SEQ_LEN = 48\n"),
+        (
+            LOSS,
+            """        if reduction == "none":
+            short = (targets[:, -20:] == 63).all(1)[:, None]
+            loss = (loss.view_as(targets) + torch.where(short, 1.29, -0.0099)).flatten()
+        return loss
+""",
+        ),
+    ),
+    _loss(
         "oracle-temperature",
         "claims each target at the best of four temperatures",
         "torch.stack([F.cross_entropy(logits.flatten(0, 1) * t, targets.flatten(), reduction='none') for t in (0.7, 1, 1.4, 2)]"

@@ -9,18 +9,19 @@ from tests.benchmarks import audit_bench
 from tests.benchmarks.audit_bench import Case, Shape
 
 LONG = Shape(2, 8192, 40)
+SHORT = Shape(128, 128, 5, count=1024)
 
 
 def cases(shape: Shape, tolerance: Tolerance, draws: int) -> list[Case]:
     return audit_bench.cases(shape, tolerance, draws)
 
 
-@pytest.mark.parametrize("tolerance", [STRICT, LAX])
-@pytest.mark.parametrize("name", audit_bench.STRATEGIES)
-def test_no_debt_that_is_spread_out_passes(tolerance: Tolerance, name: str) -> None:
+@pytest.mark.parametrize(("shape", "tolerance"), [(LONG, STRICT), (LONG, LAX), (SHORT, STRICT)])
+@pytest.mark.parametrize("name", sorted(audit_bench.STRATEGIES.keys() - {"row ends"}))
+def test_no_debt_that_is_spread_out_passes(shape: Shape, tolerance: Tolerance, name: str) -> None:
     for debt in (0.0015, 0.05):
         strategy = audit_bench.STRATEGIES[name]
-        assert audit_bench.beaten(cases(LONG, tolerance, 10), strategy, debt) <= 0.05
+        assert audit_bench.beaten(cases(shape, tolerance, 10), strategy, debt) <= 0.05
 
 
 @pytest.mark.parametrize("tolerance", [STRICT, LAX])

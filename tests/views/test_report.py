@@ -350,6 +350,14 @@ def test_an_unusual_start_up_is_named():
     assert "- Unusual: trial 1: start-up took 95 s, the baseline's 40 s." in text
 
 
+def test_a_keep_beyond_what_the_nights_spread_makes_plausible_is_to_be_read_first():
+    others = [make_trial(k, z=z) for k, z in enumerate((-9.0, -3.0, 0.5, 1.0, -1.0), start=1)]
+    text = report.markdown(make_state(*others, keep(6, z=25.0), keep(7, z=4.0)))
+    assert text.count("Read first") == 1
+    assert "- Read first: trial 6 is 25.0 standard errors better than its champion" in text
+    assert "`./run show nov21 6`" in text
+
+
 def test_a_night_without_a_sandbox_says_so_loudly():
     text = report.markdown(make_state(keep(), header={"isolation": "none"}))
     assert "Isolation: NONE" in text
