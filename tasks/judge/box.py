@@ -28,6 +28,9 @@ from tasks.judge.bwrap import BoxSpec, BoxUnavailable, box_name, command
 from tasks.judge.door import open_door
 
 LOG_END_BYTES = 32 * 1024
+# A box may take so long to end after SIGKILL. Many processes with shared memory need seconds on a
+# busy machine. That costs the night the wait and no candidate its result: it is known by then.
+DEATH_SECONDS = 300.0
 
 
 @dataclasses.dataclass
@@ -42,7 +45,10 @@ class Box:
     container: container.Container | None = None  # with one, `process` is only docker's client
 
     def kill(self) -> None:
-        """Ends the process tree and waits until it is gone. BoxUnavailable if it survives."""
+        """Ends the process tree and waits until it is gone, so that boxes never overlap.
+
+        Raises BoxUnavailable if it survives SIGKILL for minutes, which no candidate brings about.
+        """
         if self.wire.fileno() < 0:
             return  # ended before: the pid may be another process's by now
         tree: set[processes.ProcessId] = set()
@@ -50,10 +56,10 @@ class Box:
             tree = processes.process_tree(self.watchdog.root)
         _end(self.process, self.container.name if self.container else None)
         self.wire.close()
-        if survivors := processes.kill_all(tree):
+        if survivors := processes.kill_all(tree, DEATH_SECONDS):
             raise BoxUnavailable(
-                f"processes {survivors} of a box survived SIGKILL for 2 s: a hung device driver? "
-                "Look at dmesg"
+                f"processes {survivors} of a box survived SIGKILL for {DEATH_SECONDS:.0f} s: a "
+                "hung device driver or file system? Look at dmesg, and restart the machine"
             )
 
 
