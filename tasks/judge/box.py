@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks.judge import container, processes, seccomp, watchdog
+from tasks.judge import container, kernel_limits, processes, seccomp, watchdog
 from tasks.judge.bwrap import BoxSpec, BoxUnavailable, box_name, command
 from tasks.judge.door import open_door
 
@@ -116,7 +116,9 @@ def _spawn(spec: BoxSpec, python: list[str], undo: contextlib.ExitStack) -> Box:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     undo.callback(ours.close)
     filtered = (
-        seccomp.descriptor(spec.device) if spec.isolation == "bwrap" else contextlib.nullcontext()
+        seccomp.descriptor(spec.device, kernel_limits.cgroup_works())
+        if spec.isolation == "bwrap"
+        else contextlib.nullcontext()
     )
     with theirs, filtered as filter_fd:
         argv, environment = command(spec, theirs.fileno(), python, filter_fd)

@@ -19,6 +19,7 @@ CLEAN = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
 # Above the watchdog's limit: bubblewrap's own, and room for a fork bomb to exceed the watchdog's.
 SPARE_TASKS = 64
 PENDING_SIGNALS = 4096
+SHOW_CPU = f"cat {CGROUPS}/$(sed -n 's/^0:://p' /proc/self/cgroup)/cpu.stat"
 # Linux version since which RLIMIT_NPROC counts user namespaces apart
 COUNTS_PER_NAMESPACE = (5, 14)
 
@@ -50,7 +51,7 @@ def cgroup(memory_bytes: int, tasks: int) -> tuple[list[str], dict[str, str]]:
     `memory_bytes` covers the box's resident memory and all its tmpfs. Both are empty if no such
     cgroup is available.
     """
-    if not _cgroup_works():
+    if not cgroup_works():
         return [], {}
     argv, environment = _scope()
     limits = [f"MemoryMax={memory_bytes}", "MemorySwapMax=0", f"TasksMax={tasks + SPARE_TASKS}"]
@@ -86,8 +87,11 @@ def _scope() -> tuple[list[str], dict[str, str]]:
 
 
 @functools.cache
-def _cgroup_works() -> bool:
-    """Whether there are cgroups v2 with both controllers, and a systemd that gives us a scope."""
+def cgroup_works() -> bool:
+    """Whether there are cgroups v2 with both controllers, and a systemd that gives us a scope.
+
+    CPU time is counted in every scope, if we can read it.
+    """
     try:
         controllers = (CGROUPS / "cgroup.controllers").read_text().split()
     except OSError:
@@ -98,8 +102,11 @@ def _cgroup_works() -> bool:
     argv, environment = _scope()
     try:
         tried = subprocess.run(
-            [*argv, "--", "true"], env=CLEAN | environment, capture_output=True, timeout=10
+            [*argv, "--", "sh", "-ec", SHOW_CPU],
+            env=CLEAN | environment,
+            capture_output=True,
+            timeout=10,
         )
     except subprocess.TimeoutExpired:
         return False
-    return tried.returncode == 0
+    return tried.returncode == 0 and b"usage_usec" in tried.stdout

@@ -161,11 +161,16 @@ def numbered(names: Iterable[str], machine: str) -> dict[str, int]:
     return {name: number for name in names if (number := ALL[name][column]) is not None}
 
 
-def program(machine: str, device: str = "cpu") -> bytes | None:
-    """The filter, an array of struct sock_filter; None for a machine without one."""
+def program(machine: str, device: str = "cpu", in_cgroup: bool = False) -> bytes | None:
+    """The filter, an array of struct sock_filter; None for a machine without one.
+
+    A box in a cgroup of its own, which counts its CPU time, may do with SIGCHLD what it likes.
+    """
     if machine not in MACHINES:
         return None
     needed = CUDA_NEEDS if device == "cuda" else set()
+    if in_cgroup:
+        needed = needed | SIGACTION.keys()
 
     def each(calls: Iterable[str], then: list[bytes]) -> list[bytes]:
         numbers = numbered((call for call in calls if call not in needed), machine).values()
@@ -224,8 +229,9 @@ def _by_argument() -> Iterator[tuple[Calls, list[bytes]]]:
         ],
     )
     # Children of a process that ignores SIGCHLD, or asks for no zombies, are added to no account.
-    # What it wants is in memory, so any change is passed over; it succeeds, as a loader of torch
-    # sets a handler only to hear of a dead worker sooner. To ask, with a null pointer, is allowed.
+    # What it wants is in memory, so any change is passed over. It succeeds, as a loader of torch
+    # sets a handler only to hear of a dead worker sooner; what waits for the handler itself hangs
+    # (`make -j`, a background job's `wait` in dash). To ask, with a null pointer, is allowed.
     yield (
         SIGACTION,
         [
@@ -242,12 +248,12 @@ def _by_argument() -> Iterator[tuple[Calls, list[bytes]]]:
 
 
 @contextlib.contextmanager
-def descriptor(device: str) -> Iterator[int | None]:
+def descriptor(device: str, in_cgroup: bool = False) -> Iterator[int | None]:
     """The filter for this machine as an open file, for `bwrap --seccomp`; None if there is none.
 
     Bubblewrap reads the file to its end, so each box needs its own, passed by `pass_fds`.
     """
-    code = program(platform.machine(), device)
+    code = program(platform.machine(), device, in_cgroup)
     if code is None:
         yield None
         return
