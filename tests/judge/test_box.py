@@ -194,6 +194,8 @@ def freezer() -> Iterator[Callable[[int], Callable[[], object]]]:
         yield freeze
     finally:
         (folder / "freezer.state").write_text("THAWED")
+        while (folder / "cgroup.procs").read_text():
+            time.sleep(0.005)
         folder.rmdir()
 
 
