@@ -45,15 +45,15 @@ class Box:
     container: container.Container | None = None  # with one, `process` is only docker's client
 
     def kill(self) -> None:
-        """Ends the process tree and waits until it is gone, so that boxes never overlap.
+        """Ends the process tree and waits until it is gone, so that no later box shares with it.
 
         Raises BoxUnavailable if it survives SIGKILL for minutes, which no candidate brings about.
         """
         if self.wire.fileno() < 0:
             return  # ended before: the pid may be another process's by now
-        tree: set[processes.ProcessId] = set()
+        tree = self.watchdog.seen()  # bubblewrap may be gone while what was below it still dies
         if self.container is None or self.container.process.is_alive:  # the pid is still its own
-            tree = processes.process_tree(self.watchdog.root)
+            tree = tree | processes.process_tree(self.watchdog.root)
         _end(self.process, self.container.name if self.container else None)
         self.wire.close()
         if survivors := processes.kill_all(tree, DEATH_SECONDS):

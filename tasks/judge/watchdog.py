@@ -45,7 +45,7 @@ class Watchdog:
         self._end = end or self._kill_group
         self._polls = 0
         self._hidden = 0  # bytes, when last looked at
-        # CPU time of every process ever seen, for boxes without a filter.
+        # CPU time of every process ever seen: it is all there is for a box without a filter.
         self._ticks: dict[ProcessId, int] = {}
         self._cpu_seconds = 0.0
         self._look_lock = threading.Lock()
@@ -65,6 +65,11 @@ class Watchdog:
         """User and system time of the tree so far, ended children included."""
         self._look()
         return self._cpu_seconds
+
+    def seen(self) -> set[ProcessId]:
+        """Every process that was ever in the tree when it was looked at."""
+        with self._look_lock:
+            return set(self._ticks)
 
     def _look(self) -> list[Stat]:
         """Every process of the tree, and an update of its CPU time.

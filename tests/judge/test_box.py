@@ -155,7 +155,8 @@ def test_cpu_seconds_include_short_children_that_nobody_waits_for(folder):
         assert box.watchdog.cpu_seconds() >= 0.4
 
 
-def test_a_box_that_dies_slowly_is_waited_for(folder):
+@pytest.mark.parametrize("ended", [False, True], ids=["running", "ended by the watchdog"])
+def test_a_box_that_dies_slowly_is_waited_for(folder, ended):
     """Frozen, a process outlives SIGKILL for longer than once was waited for a box: 2 s."""
     code = SAY + "\nsay(1); time.sleep(600)"
     with freezer() as freeze, open_box(make_spec(folder), ["-c", code]) as box:
@@ -164,6 +165,10 @@ def test_a_box_that_dies_slowly_is_waited_for(folder):
         thaw = freeze(python.pid)
         later = threading.Timer(2.5, thaw)
         later.start()
+        if ended:
+            box.watchdog.cpu_seconds()  # a look
+            box.watchdog._kill_group()
+            box.process.wait()
         box.kill()
         later.join()
         assert not python.is_alive
