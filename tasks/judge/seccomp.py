@@ -231,7 +231,8 @@ def _by_argument() -> Iterator[tuple[Calls, list[bytes]]]:
     # Children of a process that ignores SIGCHLD, or asks for no zombies, are added to no account.
     # What it wants is in memory, so any change is passed over. It succeeds, as a loader of torch
     # sets a handler only to hear of a dead worker sooner; what waits for the handler itself hangs
-    # (`make -j`, a background job's `wait` in dash). To ask, with a null pointer, is allowed.
+    # (`make -j`, a background job's `wait` in dash), and children that are to be forgotten stay as
+    # zombies, which count as tasks. To ask, with a null pointer, is allowed.
     yield (
         SIGACTION,
         [

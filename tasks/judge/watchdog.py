@@ -81,7 +81,9 @@ class Watchdog:
             stats = []
             for process in descent(self.root):
                 with contextlib.suppress(OSError):
-                    stats.append(Stat.read(process.pid))
+                    stat = Stat.read(process.pid)
+                    if stat.process == process:
+                        stats.append(stat)
             self._ticks |= {stat.process: stat.own_ticks for stat in stats}
             waited_for = sum(stat.own_ticks + stat.waited_ticks for stat in stats)
             used = max(waited_for, sum(self._ticks.values())) / TICK
