@@ -24,11 +24,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks.judge import container, processes, seccomp, watchdog
+from tasks.judge import container, kernel_limits, processes, seccomp, watchdog
 from tasks.judge.bwrap import BoxSpec, BoxUnavailable, box_name, command
 from tasks.judge.door import open_door
 
 LOG_END_BYTES = 32 * 1024
+# A box may take so long to end after SIGKILL. Many processes with shared memory need seconds on a
+# busy machine. That costs the night the wait and no candidate its result: it is known by then.
+DEATH_SECONDS = 300.0
 
 
 @dataclasses.dataclass
@@ -43,18 +46,21 @@ class Box:
     container: container.Container | None = None  # with one, `process` is only docker's client
 
     def kill(self) -> None:
-        """Ends the process tree and waits until it is gone. BoxUnavailable if it survives."""
+        """Ends the process tree and waits until it is gone, so that no later box shares with it.
+
+        Raises BoxUnavailable if it survives SIGKILL for minutes, which no candidate brings about.
+        """
         if self.wire.fileno() < 0:
             return  # ended before: the pid may be another process's by now
-        tree: set[processes.ProcessId] = set()
+        tree = self.watchdog.seen()  # bubblewrap may be gone while what was below it still dies
         if self.container is None or self.container.process.is_alive:  # the pid is still its own
-            tree = processes.process_tree(self.watchdog.root)
+            tree = tree | processes.process_tree(self.watchdog.root)
         _end(self.process, self.container.name if self.container else None)
         self.wire.close()
-        if survivors := processes.kill_all(tree):
+        if survivors := processes.kill_all(tree, DEATH_SECONDS):
             raise BoxUnavailable(
-                f"processes {survivors} of a box survived SIGKILL for 2 s: a hung device driver? "
-                "Look at dmesg"
+                f"processes {survivors} of a box survived SIGKILL for {DEATH_SECONDS:.0f} s: a "
+                "hung device driver or file system? Look at dmesg, and restart the machine"
             )
 
 
@@ -111,7 +117,9 @@ def _spawn(spec: BoxSpec, python: list[str], undo: contextlib.ExitStack) -> Box:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     undo.callback(ours.close)
     filtered = (
-        seccomp.descriptor(spec.device) if spec.isolation == "bwrap" else contextlib.nullcontext()
+        seccomp.descriptor(spec.device, kernel_limits.cgroup_works())
+        if spec.isolation == "bwrap"
+        else contextlib.nullcontext()
     )
     with theirs, filtered as filter_fd:
         argv, environment = command(spec, theirs.fileno(), python, filter_fd)

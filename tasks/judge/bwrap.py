@@ -176,6 +176,8 @@ def bwrap_arguments(spec: BoxSpec, sources: dict[Path, str], fd: int) -> list[st
         arguments += ["--ro-bind-try", "/sys", "/sys"]
         for node in gpu.nodes():
             arguments += ["--dev-bind-try", str(node), str(node)]
+    else:  # /dev/full reads as zeros too, and nobody can map it: that would be shared memory
+        arguments += ["--dev-bind", "/dev/full", "/dev/zero"]
     for target in TMPFS:
         arguments += ["--size", str(spec.tmp_bytes), "--tmpfs", target]
     for source, target in mounts(spec):

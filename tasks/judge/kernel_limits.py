@@ -6,6 +6,7 @@ They are above the watchdog's, so that it acts first wherever it is fast enough.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import resource
@@ -18,6 +19,8 @@ CGROUPS = Path("/sys/fs/cgroup")
 CLEAN = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
 # Above the watchdog's limit: bubblewrap's own, and room for a fork bomb to exceed the watchdog's.
 SPARE_TASKS = 64
+PENDING_SIGNALS = 4096
+SHOW_CPU = f"cat {CGROUPS}/$(sed -n 's/^0:://p' /proc/self/cgroup)/cpu.stat"
 # Linux version since which RLIMIT_NPROC counts user namespaces apart
 COUNTS_PER_NAMESPACE = (5, 14)
 
@@ -41,12 +44,14 @@ def _at_most(name: str, wanted: int) -> int:
 def processes(tasks: int) -> list[str]:
     """Argv prefix for the command inside the box: limits the processes and threads of this box.
 
-    Set outside, or on an older kernel, it would also count the user's other processes.
+    And its timers and queued signals, which the kernel counts in the same way. Set outside, or on
+    an older kernel, it would also count the user's other processes.
     """
     version = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
     if version < COUNTS_PER_NAMESPACE:
         return []
-    return ["prlimit", f"--nproc={_at_most('nproc', tasks + SPARE_TASKS)}", "--"]
+    wanted = {"nproc": tasks + SPARE_TASKS, "sigpending": PENDING_SIGNALS}
+    return ["prlimit", *(f"--{name}={_at_most(name, most)}" for name, most in wanted.items()), "--"]
 
 
 def cgroup(memory_bytes: int, tasks: int) -> tuple[list[str], dict[str, str]]:
@@ -55,12 +60,30 @@ def cgroup(memory_bytes: int, tasks: int) -> tuple[list[str], dict[str, str]]:
     `memory_bytes` covers the box's resident memory and all its tmpfs. Both are empty if no such
     cgroup is available.
     """
-    if not _cgroup_works():
+    if not cgroup_works():
         return [], {}
     argv, environment = _scope()
     limits = [f"MemoryMax={memory_bytes}", "MemorySwapMax=0", f"TasksMax={tasks + SPARE_TASKS}"]
     prefix = [*argv, *(part for limit in limits for part in ("-p", limit)), "--"]
     return [*prefix, "env", "-i", *(f"{key}={value}" for key, value in CLEAN.items())], environment
+
+
+def cgroup_cpu_seconds(pid: int) -> float:
+    """CPU time of all that ran in the cgroup of a process's own; 0.0 if it has none, but ours."""
+    with contextlib.suppress(OSError):
+        path = _cgroup_of(f"/proc/{pid}/cgroup")
+        if path and path != _cgroup_of("/proc/self/cgroup"):
+            fields = (CGROUPS / path / "cpu.stat").read_text().split()
+            return int(fields[fields.index("usage_usec") + 1]) / 1e6
+    return 0.0
+
+
+def _cgroup_of(file: str) -> str | None:
+    """The path below CGROUPS; None where there is no cgroup of version 2."""
+    for line in Path(file).read_text().splitlines():
+        if line.startswith("0::"):
+            return line.removeprefix("0::").lstrip("/")
+    return None
 
 
 def _scope() -> tuple[list[str], dict[str, str]]:
@@ -73,8 +96,11 @@ def _scope() -> tuple[list[str], dict[str, str]]:
 
 
 @functools.cache
-def _cgroup_works() -> bool:
-    """Whether there are cgroups v2 with both controllers, and a systemd that gives us a scope."""
+def cgroup_works() -> bool:
+    """Whether there are cgroups v2 with both controllers, and a systemd that gives us a scope.
+
+    CPU time is counted in every scope, if we can read it.
+    """
     try:
         controllers = (CGROUPS / "cgroup.controllers").read_text().split()
     except OSError:
@@ -85,8 +111,11 @@ def _cgroup_works() -> bool:
     argv, environment = _scope()
     try:
         tried = subprocess.run(
-            [*argv, "--", "true"], env=CLEAN | environment, capture_output=True, timeout=10
+            [*argv, "--", "sh", "-ec", SHOW_CPU],
+            env=CLEAN | environment,
+            capture_output=True,
+            timeout=10,
         )
     except subprocess.TimeoutExpired:
         return False
-    return tried.returncode == 0
+    return tried.returncode == 0 and b"usage_usec" in tried.stdout

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 ROUNDS = 200  # of killing, until nothing is left
 ROUND_SECONDS = 0.01
+LONGEST_ROUND_SECONDS = 0.25
 READS = 3  # of a process whose parent is not there, before the parent counts as gone
 
 
@@ -54,10 +55,10 @@ class ProcessId:
 
     @property
     def is_alive(self) -> bool:
-        """Whether this very process runs; a zombie counts as gone."""
+        """Whether this very process runs, be it without its first thread; a zombie is gone."""
         with contextlib.suppress(OSError):
             stat = Stat.read(self.pid)
-            return stat.process == self and stat.state not in "ZX"
+            return stat.process == self and (stat.state not in "ZX" or stat.threads > 1)
         return False
 
     def kill(self) -> None:
@@ -110,7 +111,12 @@ def all_pids() -> list[int]:
 
 
 def process_tree(root: int) -> set[ProcessId]:
-    """`root` and the processes below it.
+    """`root` and the processes below it."""
+    return set(descent(root))
+
+
+def descent(root: int) -> list[ProcessId]:
+    """`root` and the processes below it, each after its parent.
 
     A process whose parent ended between two reads has a new parent, the first process of its box:
     it is read again.
@@ -126,12 +132,14 @@ def process_tree(root: int) -> set[ProcessId]:
     children: dict[int, list[ProcessId]] = {}
     for stat in stats.values():
         children.setdefault(stat.parent, []).append(stat.process)
-    tree: set[ProcessId] = set()
-    found = {stats[root].process} if root in stats else set()
+    # A dictionary is an ordered set.
+    tree: dict[ProcessId, None] = {}
+    found = [stats[root].process] if root in stats else []
     while found:
-        tree |= found
-        found = {child for parent in found for child in children.get(parent.pid, ())} - tree
-    return tree
+        tree |= dict.fromkeys(found)
+        below = [child for parent in found for child in children.get(parent.pid, ())]
+        found = [process for process in below if process not in tree]
+    return list(tree)
 
 
 def record(home: Path, child: int) -> None:
@@ -190,15 +198,17 @@ def end(leader: int) -> list[int]:
     return [process.pid for process in alive]
 
 
-def kill_all(tree: set[ProcessId]) -> list[int]:
-    """Kills these processes and waits until they are gone; pids that survive this for 2 s."""
-    for _ in range(ROUNDS):
-        alive = [process for process in tree if process.is_alive]
-        if not alive:
-            return []
+def kill_all(tree: set[ProcessId], seconds: float = 2.0) -> list[int]:
+    """Kills these processes and waits until they are gone; pids that survive this for `seconds`."""
+    deadline, pause = time.monotonic() + seconds, ROUND_SECONDS
+    while alive := [process for process in tree if process.is_alive]:
+        if time.monotonic() > deadline:
+            break
         for process in alive:
             process.kill()
-        time.sleep(ROUND_SECONDS)
+        time.sleep(pause)
+        # To look at many processes all the time would keep them from ending.
+        pause = min(1.5 * pause, LONGEST_ROUND_SECONDS)
     return [process.pid for process in alive]
 
 

@@ -99,6 +99,7 @@ def blaming(box: Box, phase: str, deadline_seconds: float) -> Iterator[None]:
     try:
         yield
     except Silent:
+        _raise_verdict(box)
         raise Stopped(
             f"{status}_timeout", f"was still {doing} after {deadline_seconds:.0f} s, the limit"
         ) from None
@@ -106,11 +107,7 @@ def blaming(box: Box, phase: str, deadline_seconds: float) -> Iterator[None]:
         with contextlib.suppress(subprocess.TimeoutExpired):
             box.process.wait(timeout=2.0)  # if it only closed its socket, it is killed soon
         box.watchdog.stop()
-        if box.watchdog.verdict:  # a kill by the watchdog and a crash look the same from here
-            verdict, reason = box.watchdog.verdict
-            if verdict == "sandbox_error":
-                raise BoxUnavailable(reason) from None
-            raise Stopped(verdict, reason) from None
+        _raise_verdict(box)
         if box.process.returncode in SIGKILLED:
             raise Stopped(
                 "out_of_memory",
@@ -120,6 +117,18 @@ def blaming(box: Box, phase: str, deadline_seconds: float) -> Iterator[None]:
         raise Stopped(f"{status}_crashed", f"ended while {doing}: {why}") from None
     except Malformed as error:
         raise Stopped("protocol_error", f"sent {error} while {doing}") from None
+
+
+def _raise_verdict(box: Box) -> None:
+    """Raises what the watchdog ended the box for, if it did.
+
+    From here that looks like a crash, or like silence as long as a process of the box still dies.
+    """
+    if box.watchdog.verdict:
+        verdict, reason = box.watchdog.verdict
+        if verdict == "sandbox_error":
+            raise BoxUnavailable(reason) from None
+        raise Stopped(verdict, reason) from None
 
 
 def last_line(box: Box) -> str:
@@ -174,8 +183,10 @@ def finish(box: Box, begun: Begun, checkpoint: Path, *, max_bytes: int) -> Train
     curve: list[tuple[int, int, float]] = []
     with blaming(box, "train", allowed):
         message = _read_logs(wire, "done", deadline, curve)
-    _take_checkpoint(wire, message, checkpoint, deadline, max_bytes)
+    _take_checkpoint(box, wire, message, checkpoint, deadline, max_bytes)
     seconds = time.monotonic() - begun.go
+    if problem := box.watchdog.cpu_problem():
+        raise Stopped(*problem)
     tokens = message.get("tokens")
     return Trained(
         startup_seconds=begun.startup_seconds,
@@ -264,16 +275,18 @@ def _checkpoint_bytes(message: dict[str, Any], max_bytes: int) -> int:
 
 
 def _take_checkpoint(
-    wire: Wire, done: dict[str, Any], path: Path, deadline: float, max_bytes: int
+    box: Box, wire: Wire, done: dict[str, Any], path: Path, deadline: float, max_bytes: int
 ) -> None:
     size = _checkpoint_bytes(done, max_bytes)
     try:
         wire.read_to_file(size, path, deadline)
     except Silent:
+        _raise_verdict(box)
         raise Stopped(
             "train_timeout", f"its checkpoint of {size} bytes had not arrived at the deadline"
         ) from None
     except Closed:
+        _raise_verdict(box)
         raise Stopped(
             "bad_checkpoint", f"ended before its checkpoint of {size} bytes had arrived"
         ) from None

@@ -1,8 +1,9 @@
 """The system calls that no box may make: a seccomp filter closes what namespaces leave open.
 
-Four kinds are refused: calls that only serve an attack on the kernel or on another process; those
-that create or change namespaces, mounts and clocks; those that hold memory outside any resident
-set, where the watchdog could not see it; and those that tell which file pages another box has read.
+Five kinds are refused: calls that only serve an attack on the kernel or on another process; those
+that create or change namespaces, mounts and clocks; those that hold memory of the kernel where the
+watchdog cannot see it (what it can see, it counts: memory.py); those that tell which file pages
+another box has read; and the one by which a process has the CPU time of its children forgotten.
 All others are allowed: an allow-list breaks with every new version of a driver or the C library.
 
 A refused call fails with an error number, as on a kernel without it, so that a library falls back
@@ -25,7 +26,9 @@ from typing import Any
 LOAD, IF_EQUAL, IF_ANY_BIT, RETURN = 0x20, 0x15, 0x45, 0x06
 KILL_PROCESS, ALLOW, FAIL = 0x80000000, 0x7FFF0000, 0x00050000  # SECCOMP_RET_*; FAIL | errno
 # Offsets in struct seccomp_data; those of arguments are of their low halves.
-NUMBER, MACHINE, FIRST_ARGUMENT, THIRD_ARGUMENT = 0, 4, 16, 32
+NUMBER, MACHINE, FIRST_ARGUMENT, SECOND_ARGUMENT = 0, 4, 16, 24
+THIRD_ARGUMENT, FOURTH_ARGUMENT = 32, 40
+HIGH_HALF = 4
 MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # AUDIT_ARCH_*
 DOCKER_MACHINES = {"x86_64": "SCMP_ARCH_X86_64", "aarch64": "SCMP_ARCH_AARCH64"}
 X32 = 0x40000000  # bit of x86-64's second table, whose calls this filter does not know
@@ -106,51 +109,78 @@ NOT_THERE: Calls = {
     "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
     "shmget": (29, 194),
+    # kernel objects of any number and size: semaphores, messages, events, watches, requests, rules
+    "semget": (64, 190),
+    "msgget": (68, 186),
+    "mq_open": (240, 180),
+    "inotify_init": (253, None),
+    "inotify_init1": (294, 26),
+    "fanotify_init": (300, 262),
+    "epoll_create": (213, None),
+    "epoll_create1": (291, 20),
+    "io_setup": (206, 0),
+    "landlock_create_ruleset": (444, 444),
+    "seccomp": (317, 277),
+    # They keep a page, a huge one as well, in a pipe or socket after it was unmapped or deleted.
+    "splice": (275, 76),
+    "vmsplice": (278, 75),
+    "tee": (276, 77),
+    "sendfile": (40, 71),
+}
+# An access control list takes 64 KiB of kernel memory beside a file's own.
+NOT_SUPPORTED: Calls = {
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "setxattrat": (463, 463),
 }
 # Evicts pages from the cache. It succeeds and does nothing, as advice may be ignored.
 NOTHING_DONE: Calls = {"fadvise64": (221, 223)}
 MADVISE: Calls = {"madvise": (28, 233)}
 EVICT = (20, 21)  # MADV_COLD and MADV_PAGEOUT: the same for a mapped file
 CLONE: Calls = {"clone": (56, 220)}
+CLONE_FILES, CLONE_THREAD = 0x400, 0x10000
 SOCKET: Calls = {"socket": (41, 198), "socketpair": (53, 199)}
-# Without it cuInit fails with error 304 (NVIDIA/OpenShell issue 1696); there a cgroup must count.
-CUDA_NEEDS = "memfd_create"
+PRCTL: Calls = {"prctl": (157, 167)}
+# PR_SET_SECCOMP and PR_FUTEX_HASH: filters, and a table of gigabytes in one call
+KERNEL_TABLES = (22, 78)
+FCNTL: Calls = {"fcntl": (72, 25)}
+# F_SETLK, F_SETLKW and the same for open file descriptions: a lock on every second byte of a file
+RECORD_LOCKS = (6, 7, 37, 38)
+MMAP: Calls = {"mmap": (9, 222)}
+MAP_SHARED, MAP_ANONYMOUS = 0x01, 0x20
+SIGACTION: Calls = {"rt_sigaction": (13, 134)}
+SIGCHLD = 17
+# Without memfd_create cuInit fails with error 304 (NVIDIA/OpenShell issue 1696). It maps shared
+# anonymous memory and locks the index of its compute cache; whether it needs epoll was not tried.
+# There a cgroup must count.
+CUDA_NEEDS = {"memfd_create", "epoll_create", "epoll_create1", "fcntl", "mmap"}
+
+LISTED = NOT_PERMITTED | NOT_THERE | NOT_SUPPORTED | NOTHING_DONE
+ALL = LISTED | MADVISE | CLONE | SOCKET | PRCTL | FCNTL | MMAP | SIGACTION
 
 
 def numbered(names: Iterable[str], machine: str) -> dict[str, int]:
     """The numbers of those calls that this machine, a key of MACHINES, has."""
     column = list(MACHINES).index(machine)
-    table = NOT_PERMITTED | NOT_THERE | NOTHING_DONE | MADVISE | CLONE | SOCKET
-    return {name: number for name in names if (number := table[name][column]) is not None}
+    return {name: number for name in names if (number := ALL[name][column]) is not None}
 
 
-def program(machine: str, device: str = "cpu") -> bytes | None:
-    """The filter, an array of struct sock_filter; None for a machine without one."""
+def program(machine: str, device: str = "cpu", in_cgroup: bool = False) -> bytes | None:
+    """The filter, an array of struct sock_filter; None for a machine without one.
+
+    A box in a cgroup of its own, which counts its CPU time, may do with SIGCHLD what it likes.
+    """
     if machine not in MACHINES:
         return None
+    needed = CUDA_NEEDS if device == "cuda" else set()
+    if in_cgroup:
+        needed = needed | SIGACTION.keys()
 
     def each(calls: Iterable[str], then: list[bytes]) -> list[bytes]:
-        numbers = numbered(calls, machine).values()
+        numbers = numbered((call for call in calls if call not in needed), machine).values()
         return [line for number in numbers for line in _when(number, then)]
 
-    allow = _line(RETURN, ALLOW)
-    needed = {CUDA_NEEDS} if device == "cuda" else set()
-    no_new_namespace = [
-        _line(LOAD, FIRST_ARGUMENT),
-        _line(IF_ANY_BIT, NEW_NAMESPACE, 0, 1),
-        _fail(errno.EPERM),
-        allow,
-    ]
-    no_eviction = [
-        _line(LOAD, THIRD_ARGUMENT),
-        *(line for advice in EVICT for line in _when(advice, [_fail(0)])),
-        allow,
-    ]
-    known_families = [
-        _line(LOAD, FIRST_ARGUMENT),
-        *(line for family in FAMILIES for line in _when(family, [allow])),
-        _fail(errno.EAFNOSUPPORT),
-    ]
     lines = [
         _line(LOAD, MACHINE),
         _line(IF_EQUAL, MACHINES[machine], 1, 0),
@@ -158,23 +188,78 @@ def program(machine: str, device: str = "cpu") -> bytes | None:
         _line(LOAD, NUMBER),
         *([_line(IF_ANY_BIT, X32, 0, 1), _fail(errno.EPERM)] if machine == "x86_64" else []),
         *each(NOT_PERMITTED, [_fail(errno.EPERM)]),
-        *each([name for name in NOT_THERE if name not in needed], [_fail(errno.ENOSYS)]),
+        *each(NOT_THERE, [_fail(errno.ENOSYS)]),
+        *each(NOT_SUPPORTED, [_fail(errno.EOPNOTSUPP)]),
         *each(NOTHING_DONE, [_fail(0)]),
-        *each(MADVISE, no_eviction),
-        *each(CLONE, no_new_namespace),
-        *each(SOCKET, known_families),
-        allow,
+        *(line for calls, then in _by_argument() for line in each(calls, then)),
+        _line(RETURN, ALLOW),
     ]
     return b"".join(lines)
 
 
+def _by_argument() -> Iterator[tuple[Calls, list[bytes]]]:
+    """The calls that are refused with some arguments only, and the part of the filter for each."""
+    allow = _line(RETURN, ALLOW)
+
+    def refuse(argument: int, values: Iterable[int], number: int) -> list[bytes]:
+        tests = [line for value in values for line in _when(value, [_fail(number)])]
+        return [_line(LOAD, argument), *tests, allow]
+
+    yield MADVISE, refuse(THIRD_ARGUMENT, EVICT, 0)
+    yield PRCTL, refuse(FIRST_ARGUMENT, KERNEL_TABLES, errno.EINVAL)
+    yield FCNTL, refuse(SECOND_ARGUMENT, RECORD_LOCKS, errno.ENOLCK)
+    known_families = [line for family in FAMILIES for line in _when(family, [allow])]
+    yield SOCKET, [_line(LOAD, FIRST_ARGUMENT), *known_families, _fail(errno.EAFNOSUPPORT)]
+    # No namespace, and no thread with descriptors of its own, which nobody would count.
+    yield (
+        CLONE,
+        [
+            _line(LOAD, FIRST_ARGUMENT),
+            _line(IF_ANY_BIT, NEW_NAMESPACE, 2, 0),
+            _line(IF_ANY_BIT, CLONE_THREAD, 0, 2),
+            _line(IF_ANY_BIT, CLONE_FILES, 1, 0),
+            _fail(errno.EPERM),
+            allow,
+        ],
+    )
+    # Its pages stay when all but one of them are unmapped, and then no map tells their number.
+    yield (
+        MMAP,
+        [
+            _line(LOAD, FOURTH_ARGUMENT),
+            _line(IF_ANY_BIT, MAP_SHARED, 0, 2),
+            _line(IF_ANY_BIT, MAP_ANONYMOUS, 0, 1),
+            _fail(errno.EPERM),
+            allow,
+        ],
+    )
+    # Children of a process that ignores SIGCHLD, or asks for no zombies, are added to no account.
+    # What it wants is in memory, so any change is passed over. It succeeds, as a loader of torch
+    # sets a handler only to hear of a dead worker sooner; what waits for the handler itself hangs
+    # (`make -j`, a background job's `wait` in dash), and children that are to be forgotten stay as
+    # zombies, which count as tasks. To ask, with a null pointer, is allowed.
+    yield (
+        SIGACTION,
+        [
+            _line(LOAD, FIRST_ARGUMENT),
+            _line(IF_EQUAL, SIGCHLD, 0, 5),
+            _line(LOAD, SECOND_ARGUMENT),
+            _line(IF_EQUAL, 0, 0, 2),
+            _line(LOAD, SECOND_ARGUMENT + HIGH_HALF),
+            _line(IF_EQUAL, 0, 1, 0),
+            _fail(0),
+            allow,
+        ],
+    )
+
+
 @contextlib.contextmanager
-def descriptor(device: str) -> Iterator[int | None]:
+def descriptor(device: str, in_cgroup: bool = False) -> Iterator[int | None]:
     """The filter for this machine as an open file, for `bwrap --seccomp`; None if there is none.
 
     Bubblewrap reads the file to its end, so each box needs its own, passed by `pass_fds`.
     """
-    code = program(platform.machine(), device)
+    code = program(platform.machine(), device, in_cgroup)
     if code is None:
         yield None
         return

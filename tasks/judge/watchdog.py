@@ -1,8 +1,13 @@
 """Measures a box from outside and ends it at its limits: CPU-seconds, memory, number of tasks.
 
-All figures come from /proc on the host, so nothing inside a box can falsify them. Memory is the sum
-of resident pages; above the limit it is measured again as proportional set size, which counts a
-page that forks share only once.
+All figures come from the kernel, so nothing inside a box can falsify them. Memory is the sum of
+what each process holds; above the limit it is measured again as proportional set size, which counts
+a page that forks share only once.
+
+CPU time is what the kernel has added up by the time of a look: a process that ended between two
+looks is in the account of the process that waited for it. The seccomp filter sees to it that nobody
+ends without being waited for, by a parent or by the first process of the box. Where the box has a
+cgroup, the kernel counts there as well.
 """
 
 from __future__ import annotations
@@ -11,67 +16,15 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
 
-from tasks.judge.processes import ProcessId, Stat, process_tree
+from tasks.judge import memory
+from tasks.judge.kernel_limits import cgroup_cpu_seconds
+from tasks.judge.processes import ProcessId, Stat, descent
 
 TICK = os.sysconf("SC_CLK_TCK")
-PAGE = os.sysconf("SC_PAGE_SIZE")
 INTERVAL_SECONDS = 0.25
 HIDDEN_EVERY = 4  # polls between looks at hidden memory, which means reading long files
-FREE_SOCKETS = 64  # not suspected of holding memory
-
-
-def _resident(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
-
-
-def _kilobytes(path: Path, name: str) -> int:
-    """The bytes of the line `NAME: N kB` in a file of /proc; 0 if there is no such line."""
-    for line in path.read_text(errors="replace").splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
-def _proportional(pid: int) -> int:
-    """Resident bytes, each shared page divided among its sharers; 0 if the process is gone.
-
-    Plain resident bytes where we may not look.
-    """
-    with contextlib.suppress(OSError):
-        try:
-            return _kilobytes(Path(f"/proc/{pid}/smaps_rollup"), "Pss:")
-        except PermissionError:
-            return _resident(pid)
-    return 0
-
-
-def _hidden(pids: Iterable[int]) -> int:
-    """At most how many bytes the processes hold that are in no resident set.
-
-    Shared anonymous memory keeps its pages when it is unmapped (counted: its size, less the
-    resident part), and sockets keep what nobody has read (counted: all that the buffers of more
-    than a few sockets can hold).
-    """
-    shared: dict[str, int] = {}
-    resident = sockets = 0
-    for pid in pids:
-        folder = Path(f"/proc/{pid}")
-        with contextlib.suppress(OSError):
-            maps = (folder / "maps").read_text(errors="replace")
-            if "/dev/zero" in maps:
-                for line in maps.splitlines():
-                    span, mode, _, device, inode, *name = line.split(maxsplit=5)
-                    if mode[3] == "s" and name and name[0].startswith("/dev/zero"):
-                        first, last = (int(address, 16) for address in span.split("-"))
-                        shared[device + inode] = max(shared.get(device + inode, 0), last - first)
-                resident += _kilobytes(folder / "status", "RssShmem:")
-            if os.readlink(folder / "ns/net") != os.readlink("/proc/self/ns/net"):
-                sockets = int((folder / "net/sockstat").read_text().split()[2])  # the whole box's
-    buffers = 2 * int(Path("/proc/sys/net/core/wmem_max").read_text())
-    return max(sum(shared.values()) - resident, 0) + max(sockets - FREE_SOCKETS, 0) * buffers
 
 
 class Watchdog:
@@ -92,8 +45,10 @@ class Watchdog:
         self._end = end or self._kill_group
         self._polls = 0
         self._hidden = 0  # bytes, when last looked at
-        # CPU time of every process ever seen: a parent need not wait for its children.
+        # CPU time of every process ever seen: it is all there is for a box without a filter.
         self._ticks: dict[ProcessId, int] = {}
+        self._cpu_seconds = 0.0
+        self._look_lock = threading.Lock()
         self._cpu_limit: tuple[float, float] | None = None  # CPU-seconds: when it was set, and most
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="box-watchdog", daemon=True)
@@ -108,16 +63,32 @@ class Watchdog:
 
     def cpu_seconds(self) -> float:
         """User and system time of the tree so far, ended children included."""
-        waited_for = 0
-        for process in process_tree(self.root):
-            with contextlib.suppress(OSError):
-                waited_for += self._note(Stat.read(process.pid))
-        return max(waited_for, sum(self._ticks.values())) / TICK
+        self._look()
+        return self._cpu_seconds
 
-    def _note(self, stat: Stat) -> int:
-        """Keeps a process's own CPU time; returns it plus that of the children it waited for."""
-        self._ticks[stat.process] = stat.own_ticks
-        return stat.own_ticks + stat.waited_ticks
+    def seen(self) -> set[ProcessId]:
+        """Every process that was ever in the tree when it was looked at."""
+        with self._look_lock:
+            return set(self._ticks)
+
+    def _look(self) -> list[Stat]:
+        """Every process of the tree, and an update of its CPU time.
+
+        Each is read after its parent, so that one which ends meanwhile is counted at the next look
+        and never twice.
+        """
+        with self._look_lock:
+            stats = []
+            for process in descent(self.root):
+                with contextlib.suppress(OSError):
+                    stat = Stat.read(process.pid)
+                    if stat.process == process:
+                        stats.append(stat)
+            self._ticks |= {stat.process: stat.own_ticks for stat in stats}
+            waited_for = sum(stat.own_ticks + stat.waited_ticks for stat in stats)
+            used = max(waited_for, sum(self._ticks.values())) / TICK
+            self._cpu_seconds = max(self._cpu_seconds, used, cgroup_cpu_seconds(self.root))
+            return stats
 
     def limit_cpu(self, seconds: float) -> None:
         """Allows `seconds` more CPU-seconds from now on."""
@@ -140,44 +111,46 @@ class Watchdog:
             os.killpg(self.root, signal.SIGKILL)
 
     def _problem(self) -> tuple[str, str] | None:
-        memory = tasks = waited_for = 0
-        pids = [process.pid for process in process_tree(self.root)]
-        for pid in pids:
-            with contextlib.suppress(OSError):
-                stat = Stat.read(pid)
-                waited_for += self._note(stat)
-                tasks += stat.threads
-                memory += _resident(pid)
+        stats = self._look()
+        tasks = sum(stat.threads for stat in stats)
         # First, as a fork bomb uses much memory too, and measuring many processes takes long.
         if tasks > self.tasks:
             return (
                 "too_many_tasks",
                 f"the box ran {tasks} processes and threads, the limit is {self.tasks}",
             )
-        return self._memory_problem(pids, memory) or self._cpu_problem(waited_for)
+        return self._memory_problem([stat.process.pid for stat in stats]) or self._cpu_problem()
 
-    def _memory_problem(self, pids: list[int], memory: int) -> tuple[str, str] | None:
-        if memory > self.memory_bytes and len(pids) > 1:
-            memory = sum(map(_proportional, pids))
+    def _memory_problem(self, pids: list[int]) -> tuple[str, str] | None:
+        used = 0
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                used += memory.resident(pid)
+        if used > self.memory_bytes and len(pids) > 1:
+            used = sum(map(memory.proportional, pids))
         if self._polls % HIDDEN_EVERY == 0:
-            self._hidden = _hidden(pids)
+            self._hidden = memory.hidden(pids)
         self._polls += 1
-        memory += self._hidden
-        self.peak_memory_bytes = max(self.peak_memory_bytes, memory)
-        if memory <= self.memory_bytes:
+        used += self._hidden
+        self.peak_memory_bytes = max(self.peak_memory_bytes, used)
+        if used <= self.memory_bytes:
             return None
-        used, limit = memory / 2**30, self.memory_bytes / 2**30
         return (
             "out_of_memory",
-            f"the box used {used:.2f} GiB of memory, the limit is {limit:.2f} GiB",
+            f"the box used {used / 2**30:.2f} GiB of memory, the limit is "
+            f"{self.memory_bytes / 2**30:.2f} GiB",
         )
 
-    def _cpu_problem(self, waited_for: int) -> tuple[str, str] | None:
-        used = max(waited_for, sum(self._ticks.values())) / TICK
-        if self._cpu_limit is None or used <= self._cpu_limit[1]:
+    def cpu_problem(self) -> tuple[str, str] | None:
+        """The verdict on its CPU time as of now, for what no later poll would see."""
+        self._look()
+        return self._cpu_problem()
+
+    def _cpu_problem(self) -> tuple[str, str] | None:
+        if self._cpu_limit is None or self._cpu_seconds <= self._cpu_limit[1]:
             return None
         before, limit = self._cpu_limit
         return "train_timeout", (
-            f"the run used {used - before:.1f} CPU-seconds, the limit is {limit - before:.1f}, "
-            "1.5 times the baseline's"
+            f"the run used {self._cpu_seconds - before:.1f} CPU-seconds, the limit is "
+            f"{limit - before:.1f}, 1.5 times the baseline's"
         )

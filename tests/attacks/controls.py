@@ -11,6 +11,11 @@ STEP = "        optimizer.step(LEARNING_RATE * (1 - done))\n"
 OPTIMIZER = "    optimizer = Adam(model.parameters())\n"
 LOADED = "    model.load_state_dict(torch.load(path, weights_only=True))\n"
 ROWS = '    rows = torch.from_numpy(prepare.train_rows(MAX_SEQ_LEN).astype("int64"))\n'
+BATCH = """\
+        batch = rows[
+            torch.arange(step * DEVICE_BATCH_SIZE, (step + 1) * DEVICE_BATCH_SIZE) % len(rows)
+        ]
+"""
 
 CONTROLS = [
     Control(
@@ -134,6 +139,20 @@ CONTROLS = [
                 "targets.reshape(-1), reduction=reduction\n",
                 "targets.reshape(-1), reduction=reduction, ignore_index=63 if self.training else -1\n",
             ),
+        ),
+    ),
+    Control(
+        "loader-processes",
+        "two processes of torch's DataLoader gather the batches",
+        (
+            (
+                ROWS,
+                ROWS
+                + """    chosen = (torch.arange(i, i + DEVICE_BATCH_SIZE) % len(rows) for i in range(0, 10**9, DEVICE_BATCH_SIZE))
+    batches = iter(torch.utils.data.DataLoader(rows, batch_sampler=chosen, num_workers=2))
+""",
+            ),
+            (BATCH, "        batch = next(batches)\n"),
         ),
     ),
     Control(

@@ -34,16 +34,20 @@ START_SECONDS = 300.0  # for the import of torch on a busy machine
 
 # Each order forks a keeper, which forks the box: the keeper reports its exit code.
 SERVER = """
-import json, os, signal, socket, sys
+import contextlib, json, os, socket, sys
 import torch
 
 orders = socket.socket(fileno=int(os.environ["NIGHTLY_FD"]))
-signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers are waited for by nobody
 
 def keep(box, life):
     _, status = os.waitpid(box, 0)
     life.sendall(str(os.waitstatus_to_exitcode(status)).encode())
     os._exit(0)
+
+def wait_for_ended_keepers():
+    with contextlib.suppress(ChildProcessError):  # there are none
+        while os.waitpid(-1, os.WNOHANG) != (0, 0):
+            pass
 
 def serve():
     orders.sendall(b"+")
@@ -51,8 +55,8 @@ def serve():
         order, descriptors, _, _ = socket.recv_fds(orders, 1 << 16, 3)
         if not order:
             os._exit(0)
+        wait_for_ended_keepers()
         if os.fork() == 0:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             if (box := os.fork()) == 0:
                 return json.loads(order), descriptors
             wire, log, life = descriptors

@@ -295,7 +295,7 @@ for number in (321, 298, 323, 425, 313, 246, 304, 169, 103, 159 + 0, 172):
 import mmap, platform
 tries("x32", libc.syscall, 0x40000000 + 101, 16, 1, 0, 0)
 if platform.machine() == "x86_64":
-    page = mmap.mmap(-1, 4096, prot=7)
+    page = mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE, prot=7)
     page.write(b"\\x53\\xb8\\x36\\x01\\0\\0\\xbb\\0\\0\\0\\x10\\xcd\\x80\\x5b\\xc3")  # unshare(CLONE_NEWUSER) by int 0x80
     call = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page)))
     tries("32 bit", call)
@@ -372,9 +372,9 @@ for _ in range(64):
 time.sleep(1)
 raise SystemExit(f"GOT THROUGH {sum(block[-1] == 120 for block in hidden) * 16} MiB are held and not counted")
 """),
-        status="out_of_memory",
-        reason="0.50 GiB|killed",
-        by="the watchdog on memory, the cgroup",
+        status="startup_crashed",
+        reason="Operation not permitted",
+        by="seccomp",
         limits=LIMITS.model_copy(update={"memory_gib": 0.5}),
     ),
     Attack(
@@ -398,6 +398,66 @@ raise SystemExit(f"GOT THROUGH {total >> 20} MiB are held and not counted")
         reason="0.25 GiB|killed",
         by="the watchdog on memory, the cgroup",
         limits=LIMITS.model_copy(update={"memory_gib": 0.25}),
+    ),
+    Attack(
+        name="memory in page tables",
+        room=ROOM,
+        what="reads a byte in every 2 MiB of an empty mapping: each takes a page for a table, in no resident set",
+        edits=before_torch("""
+import ctypes, time
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+start = libc.mmap(None, ctypes.c_size_t(2**38), 1, 0x4022, -1, ctypes.c_long(0))
+libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(2**38), 15)
+for i in range(2**17): ctypes.c_char.from_address(start + (i << 21)).value
+time.sleep(1)
+raise SystemExit("GOT THROUGH 512 MiB are held and not counted")
+"""),
+        status="out_of_memory",
+        reason="0.25 GiB|killed",
+        by="the watchdog on memory, the cgroup",
+        limits=LIMITS.model_copy(update={"memory_gib": 0.25}),
+    ),
+    Attack(
+        name="memory of a headless process",
+        room=ROOM,
+        what="fills memory and ends its first thread, in whose name the kernel shows no memory of a process",
+        edits=before_torch("""
+import ctypes, threading, time
+def rest():
+    while "State:\\tZ" not in open(f"/proc/{os.getpid()}/status").read(): time.sleep(0.01)
+    kept = bytearray(b"x") * 2**29
+    time.sleep(1)
+    print(f"GOT THROUGH {len(kept) >> 20} MiB are held and not counted", flush=True)
+    os._exit(1)
+threading.Thread(target=rest).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""),
+        status="out_of_memory",
+        reason="0.25 GiB|killed",
+        by="the watchdog on memory, the cgroup",
+        limits=LIMITS.model_copy(update={"memory_gib": 0.25}),
+    ),
+    Attack(
+        name="memory in the kernel's objects",
+        room=ROOM,
+        what="asks for what the kernel keeps for a process where nobody can count it: semaphores, messages, "
+        "events, watches, locks, access lists, a table of futexes, pages in pipes and unmapped shared memory",
+        edits=reaching("""
+import fcntl, mmap, select
+for name, number, *given in (("semaphores", 64, 0, 32000, 0o1600), ("messages", 68, 0, 0o1600), ("events", 294, 0),
+    ("futexes", 157, 78, 1, 1 << 20, 0, 0), ("rules", 444, 0, 0, 1), ("requests", 206, 1, id(through))):
+    tries(name, libc.syscall, number, *map(ctypes.c_long, given))
+tries("watches", select.epoll)
+tries("locks", lambda: fcntl.lockf(open("/tmp/lock", "w"), fcntl.LOCK_EX))
+tries("attributes", lambda: os.setxattr("/tmp/lock", "user.note", bytes(60000)))
+tries("pages in pipes", lambda: os.splice(os.open("/tmp/lock", os.O_RDONLY), os.pipe()[1], 1))
+tries("shared memory", lambda: mmap.mmap(-1, 4096))
+tries("shared memory by a device", lambda: mmap.mmap(os.open("/dev/zero", os.O_RDWR), 4096))
+"""),
+        status="startup_crashed",
+        reason="held",
+        by="seccomp",
     ),
     Attack(
         name="full disks",

@@ -183,6 +183,30 @@ raise SystemExit(f"GOT THROUGH {found}" if found else f"held: {len(ways)} ways a
         caps=replace(CAPS, cpu_seconds=1.5, wall_seconds=12.0),
     ),
     Attack(
+        name="work by the short-lived",
+        room=ROOM,
+        what="the same in children of 30 ms, few of which are alive whenever the watchdog looks, and then it is done",
+        edits=before_torch(
+            GO
+            + """
+    import signal
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    for _ in range(80):
+        if os.fork() == 0:
+            while time.process_time() < 0.03: pass
+            os._exit(0)
+        try: os.wait()
+        except ChildProcessError: pass
+    link.send({"msg": "done", "bytes": 4, "tokens": 1, "metrics": {}}, b"junk")
+    link.wait_for_the_end()
+"""
+        ),
+        status="train_timeout",
+        reason="CPU-seconds",
+        by="seccomp, the watchdog on CPU-seconds",
+        caps=replace(CAPS, cpu_seconds=1.5),
+    ),
+    Attack(
         name="trains on after done",
         room=ROOM,
         what="hands over a first checkpoint in time and a better one after it",

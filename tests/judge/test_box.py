@@ -1,13 +1,16 @@
 """Real boxes without torch: what gets in, what gets out, and that nothing is left of them."""
 
 import contextlib
+import functools
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ import pytest
 from tasks.judge import bwrap, kernel_limits, probe
 from tasks.judge.box import open_box, sweep
 from tasks.judge.bwrap import BoxUnavailable, box_name
-from tasks.judge.processes import Stat, process_tree
+from tasks.judge.processes import ProcessId, Stat, process_tree
 from tests.boxes import SAY, alive, answer, make_spec, verdict
 
 SLEEP = ["-c", "import time; time.sleep(600)"]
@@ -188,6 +191,69 @@ def test_cpu_seconds_include_children_that_have_ended(folder):
         assert box.watchdog.cpu_seconds() >= 0.5
 
 
+def test_cpu_seconds_include_short_children_that_nobody_waits_for(folder):
+    """The watchdog, which looks now and then, sees few of them alive."""
+    code = SAY + (
+        "\nimport signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+        "for _ in range(20):\n    if os.fork() == 0:\n"
+        "        while time.process_time() < 0.02: pass\n        os._exit(0)\n"
+        "    try: os.wait()\n    except ChildProcessError: pass\n"
+        "say(1); wire.recv(1)"
+    )
+    with open_box(make_spec(folder), ["-c", code]) as box:
+        answer(box)
+        assert box.watchdog.cpu_seconds() >= 0.4
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["running", "ended by the watchdog"])
+def test_a_box_that_dies_slowly_is_waited_for(folder, ended):
+    """Frozen, a process outlives SIGKILL for longer than once was waited for a box: 2 s."""
+    code = SAY + "\nsay(1); time.sleep(600)"
+    with freezer() as freeze, open_box(make_spec(folder), ["-c", code]) as box:
+        answer(box)
+        (python,) = [process for process in process_tree(box.process.pid) if not below(process)]
+        thaw = freeze(python.pid)
+        later = threading.Timer(2.5, thaw)
+        later.start()
+        if ended:
+            box.watchdog.cpu_seconds()  # a look
+            box.watchdog._kill_group()
+            box.process.wait()
+        box.kill()
+        later.join()
+        assert not python.is_alive
+
+
+def below(process: ProcessId) -> set[ProcessId]:
+    return process_tree(process.pid) - {process}
+
+
+@contextlib.contextmanager
+def freezer() -> Iterator[Callable[[int], Callable[[], object]]]:
+    """Freezes a process, and returns what thaws it: a cgroup of version 1, whose frozen processes
+    do not even die."""
+    folder = Path(f"/sys/fs/cgroup/freezer/nightly-test-{os.getpid()}")
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("no process can be frozen here: that takes root and a freezer of version 1")
+
+    def freeze(pid: int) -> Callable[[], object]:
+        (folder / "cgroup.procs").write_text(str(pid))
+        (folder / "freezer.state").write_text("FROZEN")
+        while (folder / "freezer.state").read_text() != "FROZEN\n":
+            time.sleep(0.005)
+        return functools.partial((folder / "freezer.state").write_text, "THAWED")
+
+    try:
+        yield freeze
+    finally:
+        (folder / "freezer.state").write_text("THAWED")
+        while (folder / "cgroup.procs").read_text():
+            time.sleep(0.005)
+        folder.rmdir()
+
+
 @pytest.mark.usefixtures("without_bwrap")
 def test_a_box_that_cannot_start_is_one_failed_entry(tmp_path):
     found = probe.probe(tmp_path)
@@ -263,7 +329,7 @@ def test_a_box_runs_under_small_limits(folder):
 
 
 def test_a_cgroup_scope_for_root_not_run_here(monkeypatch):
-    monkeypatch.setattr(kernel_limits, "_cgroup_works", lambda: True)
+    monkeypatch.setattr(kernel_limits, "cgroup_works", lambda: True)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     argv, environment = kernel_limits.cgroup(1000, 32)
     assert " ".join(argv) == (
@@ -275,7 +341,7 @@ def test_a_cgroup_scope_for_root_not_run_here(monkeypatch):
 
 
 def test_a_cgroup_scope_for_an_ordinary_user_not_run_here(monkeypatch):
-    monkeypatch.setattr(kernel_limits, "_cgroup_works", lambda: True)
+    monkeypatch.setattr(kernel_limits, "cgroup_works", lambda: True)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
     argv, environment = kernel_limits.cgroup(1000, 32)
@@ -285,7 +351,7 @@ def test_a_cgroup_scope_for_an_ordinary_user_not_run_here(monkeypatch):
 
 
 def test_the_scope_comes_first_and_has_room_for_every_tmpfs_not_run_here(folder, monkeypatch):
-    monkeypatch.setattr(kernel_limits, "_cgroup_works", lambda: True)
+    monkeypatch.setattr(kernel_limits, "cgroup_works", lambda: True)
     spec = make_spec(folder, memory_bytes=1000, tmp_bytes=10)
     argv, _ = bwrap.command(spec, 3, ["-c", ""], 4)
     assert argv[0] == "systemd-run"
@@ -297,11 +363,11 @@ def test_the_scope_comes_first_and_has_room_for_every_tmpfs_not_run_here(folder,
 def test_no_scope_without_both_controllers(tmp_path, monkeypatch, controllers):
     (tmp_path / "cgroup.controllers").write_text(controllers)
     monkeypatch.setattr(kernel_limits, "CGROUPS", tmp_path)
-    kernel_limits._cgroup_works.cache_clear()
+    kernel_limits.cgroup_works.cache_clear()
     try:
         assert kernel_limits.cgroup(1000, 32) == ([], {})
     finally:
-        kernel_limits._cgroup_works.cache_clear()
+        kernel_limits.cgroup_works.cache_clear()
 
 
 def test_processes_are_not_limited_on_a_kernel_that_counts_other_boxes_too(monkeypatch):

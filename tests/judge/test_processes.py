@@ -166,6 +166,44 @@ def test_a_pid_without_a_process_is_an_error():
         ProcessId.of(2**22 + 1)
 
 
+def test_a_process_is_alive_without_its_first_thread_until_the_others_have_ended():
+    code = (
+        "import ctypes, sys, threading\n"
+        "threading.Thread(target=sys.stdin.readline).start()\nprint(flush=True)\n"
+        "ctypes.CDLL(None).pthread_exit(None)"
+    )
+    argv = [sys.executable, "-c", code]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
+        assert running.stdin is not None
+        process = ProcessId.of(running.pid)
+        while processes.Stat.read(running.pid).state != "Z":
+            time.sleep(0.005)
+        assert process.is_alive
+        running.stdin.close()
+        while processes.Stat.read(running.pid).threads > 1:
+            time.sleep(0.005)
+        assert not process.is_alive
+
+
+def test_a_process_comes_after_its_parent():
+    """Processes are numbered in any order once the numbers start again."""
+    leader = subprocess.Popen(
+        [sys.executable, "-c", WITH_CHILDREN], stdout=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        assert leader.stdout is not None
+        leader.stdout.readline()
+        found = [process.pid for process in processes.descent(os.getpid())]
+        parents = [processes.Stat.read(pid).parent for pid in found[1:]]
+        assert found[0] == os.getpid()
+        assert all(found.index(parent) <= i for i, parent in enumerate(parents))
+    finally:
+        processes.end(leader.pid)
+        leader.wait()
+        assert leader.stdout is not None
+        leader.stdout.close()
+
+
 def test_the_child_of_a_killed_owner_is_ended(start, tmp_path):
     owner, tree = start(OWNER, child=ALONE)
     die(owner)

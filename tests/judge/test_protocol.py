@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks.judge import protocol, scoring
+from tasks.judge import protocol, scoring, watchdog
 from tasks.judge.box import open_box
 from tasks.judge.bwrap import BoxUnavailable
 from tasks.judge.protocol import Begun, Budget, Stopped, Trained
@@ -66,6 +66,30 @@ def loaded(spec):
 
 
 DONE = 'say("done", bytes=4, tokens=7, metrics={"a": 1}); wire.sendall(b"abcd")\n'
+
+
+def test_cpu_time_is_looked_at_once_more_at_the_end_of_a_run(spec, folder, monkeypatch):
+    """Between two polls of the watchdog a run could spend what it likes."""
+    monkeypatch.setattr(watchdog, "INTERVAL_SECONDS", 3600.0)
+    work = "import time\nwhile time.process_time() < 0.5: pass\n"
+    budget = Budget("flops", 1.0, PATIENCE, cpu_seconds=0.1)
+    with open_box(spec, ["-u", "-c", SAY + READY + work + DONE + "wait()"]) as box:
+        begun = protocol.begin(box, spec.gate, budget, startup_seconds=PATIENCE)
+        with pytest.raises(Stopped, match=r"CPU-seconds, the limit is 0\.1") as stopped:
+            protocol.finish(box, begun, folder / "model", max_bytes=100)
+    assert stopped.value.status == "train_timeout"
+
+
+@pytest.mark.parametrize("sent", ["", 'say("done", bytes=100)\n'], ids=["nothing", "half of done"])
+def test_a_box_that_the_watchdog_ends_has_its_verdict_whatever_was_due(spec, folder, sent):
+    """Also while its processes still die and keep the socket open: that looks like silence."""
+    budget = Budget("flops", 1.0, 0.5, cpu_seconds=None)
+    with open_box(spec, ["-u", "-c", SAY + READY + sent + "wait()"]) as box:
+        box.watchdog.stop()
+        begun = protocol.begin(box, spec.gate, budget, startup_seconds=PATIENCE)
+        box.watchdog.verdict = "out_of_memory", "the box used too much"
+        with pytest.raises(Stopped, match="used too much"):
+            protocol.finish(box, begun, folder / "model", max_bytes=100)
 
 
 def test_a_run_hands_over_curve_checkpoint_and_figures(trained, folder):

@@ -1,11 +1,14 @@
 """What the watchdog measures of real processes."""
 
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from tasks.judge import kernel_limits
 from tasks.judge.watchdog import Watchdog
 
 SHARED = 2**26  # bytes; an interpreter takes some 10 MiB besides
@@ -33,3 +36,52 @@ def test_shared_memory_counts_once_whether_it_was_written_or_not(written):
             watchdog.stop()
             process.kill()
     assert SHARED < watchdog.peak_memory_bytes < 1.4 * SHARED
+
+
+def test_a_cgroup_of_its_own_counts_the_cpu_time_of_children_that_nobody_waits_for(
+    cgroup, monkeypatch
+):
+    mount, folder = cgroup
+    monkeypatch.setattr(kernel_limits, "CGROUPS", mount)
+    code = (
+        "import os, signal, sys, time\nsys.stdin.readline()\n"
+        "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+        "for _ in range(20):\n    if os.fork() == 0:\n"
+        "        while time.process_time() < 0.02: pass\n        os._exit(0)\n"
+        "    try: os.wait()\n    except ChildProcessError: pass\n"
+        "print(flush=True); sys.stdin.readline()"
+    )
+    argv = [sys.executable, "-c", code]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        watchdog = Watchdog(process.pid, memory_bytes=2**40, tasks=100)
+        (folder / "cgroup.procs").write_text(str(process.pid))
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        assert watchdog.cpu_seconds() >= 0.4
+
+
+def test_without_a_cgroup_of_its_own_a_process_has_no_time_by_cgroup():
+    assert kernel_limits.cgroup_cpu_seconds(os.getpid()) == 0.0
+
+
+@pytest.fixture
+def cgroup():
+    """Where cgroups of version 2 are mounted, and a new one there."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        kind, place = line.partition(" - ")[2].split()[0], line.split()[4]
+        if kind == "cgroup2" and os.access(place, os.W_OK):
+            folder = Path(place, f"nightly-test-{os.getpid()}")
+            break
+    else:
+        pytest.skip("no cgroup of version 2 that we may make another in")
+    try:
+        folder.mkdir()
+    except OSError as error:
+        pytest.skip(f"no cgroup can be made here: {error}")
+    yield Path(place), folder
+    while (folder / "cgroup.procs").read_text():
+        time.sleep(0.01)
+    folder.rmdir()
