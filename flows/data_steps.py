@@ -58,6 +58,13 @@ def hash_held_out(key: str, validation: Shard, holdout: Shard | None, folder: Pa
     return write_data(folder / f"{cache.short(key)}.bin", digests.tobytes())
 
 
+@task(task_run_name="name what is left out", persist_result=True, cache_key_fn=cache.given_key)
+def name_left_out(key: str, train: Sequence[Shard], held_out: FileRef, folder: Path) -> FileRef:
+    """A line for people, beside the hashes: no box sees what it quotes."""
+    line = dataset.left_out(train, np.fromfile(held_out.path, np.uint64))
+    return write_data(folder / f"{cache.short(key)}.txt", line.encode("utf-8", "replace"))
+
+
 @task(task_run_name="train tokenizer {size}", persist_result=True, cache_key_fn=cache.given_key)
 def train_tokenizer(
     key: str, train: Sequence[Shard], held_out: FileRef, characters: int, size: int, folder: Path

@@ -170,7 +170,7 @@ def _make_dataset(steps: Steps, data: configs.Data, inputs: Inputs, place: Path)
         ],
     )
     count = len(shards.train)
-    _check_left_out(shards.train, encoded[:count])
+    _tell_left_out(steps, inputs, encoded[:count])
     streams = [encoded[start : start + count] for start in range(0, len(encoded), count)]
     steps.make(
         "rows",
@@ -245,14 +245,18 @@ def _content(value: Any) -> Any:
     return [*map(_content, value)] if isinstance(value, list | tuple) else value
 
 
-def _check_left_out(train: Sequence[Shard], encoded: Sequence[tuple[FileRef, FileRef]]) -> None:
-    documents = sum(map(dataset.count, train))
-    left_out = documents - sum(len(np.load(lengths.path, mmap_mode="r")) for _, lengths in encoded)
-    dataset.check_left_out(left_out, documents)
-    if left_out:
-        get_run_logger().info(
-            f"{left_out} training documents are also held out: they are not trained on"
+def _tell_left_out(
+    steps: Steps, inputs: Inputs, encoded: Sequence[tuple[FileRef, FileRef]]
+) -> None:
+    """Logs which training documents were left out because they are held out, if any were."""
+    train = inputs.shards.train
+    kept = sum(len(np.load(lengths.path, mmap_mode="r")) for _, lengths in encoded)
+    if kept < sum(map(dataset.count, train)):
+        folder = Path(inputs.held_out.path).parent
+        [line] = steps.make(
+            "left out", [(data_steps.name_left_out, folder, train, inputs.held_out)]
         )
+        get_run_logger().info(Path(line.path).read_text(encoding="utf-8"))
 
 
 def _open_folder(path: Path) -> Path:

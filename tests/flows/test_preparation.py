@@ -234,9 +234,28 @@ def test_a_few_validation_documents_are_not_trained_on(prefect_server, corpus, t
 
 
 def test_a_wrong_split_is_refused(prefect_server, corpus, tmp_path):
-    with pytest.raises(DataError, match="8 of 500 training documents are held-out documents too"):
+    with pytest.raises(
+        DataError, match="8 of 500 distinct training documents are held-out documents too"
+    ):
         prepare_in(tmp_path, with_validation_documents(corpus, 8))
     assert not (tmp_path / "data" / "current.json").exists()
+
+
+def test_an_empty_document_that_repeats_is_left_out_and_named(
+    prefect_server, corpus, tmp_path, caplog
+):
+    texts = list(dict.fromkeys(dataset.documents(corpus_shard("train_00000.parquet", corpus))))
+    pq.write_table(pa.table({"text": [*texts[:300], *[""] * 60]}), corpus / "train_00000.parquet")
+    scored = dataset.scored(corpus_shard("val_00000.parquet", corpus), 20)
+    pq.write_table(pa.table({"text": [*scored, ""]}), corpus / "val_00000.parquet")
+    mine = profile(source=str(corpus), checksums=None)
+    for cached in (False, True):
+        caplog.clear()
+        prepared = prepare_in(tmp_path, mine)
+        assert "60 training documents, 1 of them distinct, are also held out" in caplog.text
+        assert "60 times: ''" in caplog.text
+        assert ("left out" in prepared.cached) is cached
+    assert len(np.load(Path(prepared.train) / "lengths_512_00000.npy")) == 300
 
 
 def test_one_file_is_split_by_row_groups(prefect_server, tmp_path):
