@@ -21,6 +21,7 @@ from tasks import cache
 from tasks.data import dataset, fetch, progress, tokenization
 from tasks.data.dataset import Shard
 from tasks.files import FileRef, write_data
+from tasks.records import PackedRows
 from trainer import packing
 from trainer import prepare as fixed
 
@@ -92,7 +93,7 @@ def encode_shard(
 @task(task_run_name="pack rows {size}x{length}", persist_result=True, cache_key_fn=cache.given_key)
 def pack_rows(
     key: str, streams: Sequence[tuple[FileRef, FileRef]], size: int, length: int, folder: Path
-) -> FileRef:
+) -> PackedRows:
     """`streams` are the files in `folder` that it reads: the key depends on them."""
     return tokenization.pack(folder, size, length)
 

@@ -26,6 +26,7 @@ from typing import Any
 import configs
 from flows import state_home
 from flows.command_line import server
+from tasks import addresses
 from tasks.errors import UsageError
 from tasks.text import one_line
 
@@ -185,12 +186,12 @@ def check_mlflow(uri: str) -> Check:
         return Check("mlflow", status == 200, f"{shown} {_answer(status, problem)}", remedy)
     if scheme != "sqlite":
         return Check("mlflow", None, f"{shown} is not checked")
-    path = Path(uri.removeprefix("sqlite:///"))
+    path = addresses.sqlite_path(uri)
     if not path.exists():
         return Check("mlflow", True, f"the first night will create {path}")
     try:
         connection = sqlite3.connect(
-            f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=PATIENCE_SECONDS
+            f"{addresses.of_file(path)}?mode=ro", uri=True, timeout=PATIENCE_SECONDS
         )
         try:
             revision = connection.execute("select version_num from alembic_version").fetchone()

@@ -11,10 +11,11 @@ import pytest
 import configs
 from configs import knobs
 from flows.night import researcher
+from tasks.files import FileRef
 from tasks.proposers import answer, prompt
 from tasks.proposers.past_nights import EarlierTrial
 from tasks.proposers.prompt import Briefing
-from tasks.records import Baseline, Bench, Candidate, Dataset
+from tasks.records import Baseline, Bench, Candidate, Dataset, PackedRows
 from tasks.trial import verdict
 from tasks.trial.baseline import CPU_TIMES, WALL_TIMES, caps_after
 from tasks.usage import KINDS, estimate_tokens
@@ -154,7 +155,8 @@ def facts(profile: str, **changes) -> dict[str, str]:
         for seed in (1, 2, 3)
     )
     baseline = Baseline(runs, "h")
-    dataset = Dataset("d5", "public", "train", "validation", 1)
+    packed = PackedRows(FileRef("rows", "", 1), 2048, 128, 14_000, 1_806_500, 0.99996)
+    dataset = Dataset("d5", "public", "train", "validation", 1, rows=(packed,))
     bench = Bench(configs.load(profile), dataset, Path(), "bwrap", caps_after(baseline))
     return researcher.facts_of(bench, baseline)
 
@@ -171,6 +173,14 @@ def test_the_facts_have_the_limits_and_how_the_baseline_trained():
         == f"loss {curve}, 285 steps, 20 s, 1.5 GiB of host memory"
     )
     assert told["memory"] == "the baseline's peak is 1.5 of the 4 GiB of host memory that a box has"
+
+
+def test_the_facts_say_how_much_of_the_text_is_trained_on_at_any_length():
+    assert facts("laptop")["training rows"] == (
+        "14,000 rows of 128 + 1 tokens hold 99.99 % of the training text, which has 1,806,500 "
+        "tokens of vocabulary 2048. Whatever MAX_SEQ_LEN is, only what fills no last row is left "
+        "out"
+    )
 
 
 def test_a_gpu_has_its_own_peak_and_seconds_have_no_other_limit():
