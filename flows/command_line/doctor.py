@@ -184,7 +184,7 @@ def check_mlflow(uri: str) -> Check:
             "or unset it to use the local store"
         )
         return Check("mlflow", status == 200, f"{shown} {_answer(status, problem)}", remedy)
-    if scheme != "sqlite":
+    if not addresses.is_sqlite(uri):
         return Check("mlflow", None, f"{shown} is not checked")
     path = addresses.sqlite_path(uri)
     if not path.exists():

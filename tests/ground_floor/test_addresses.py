@@ -34,4 +34,9 @@ def test_a_file_is_where_its_path_says(path):
 def test_an_address_that_a_person_wrote_is_read():
     assert addresses.sqlite_path("sqlite:////a/b c.db") == Path("/a/b c.db")
     assert addresses.sqlite_path("sqlite:///b.db?timeout=5") == Path("b.db")
+    assert addresses.sqlite_path("sqlite+pysqlite:////a%20b.db") == Path("/a b.db")
     assert not addresses.is_sqlite("postgresql://a/b")
+
+
+def test_a_plain_path_has_a_plain_address():
+    assert addresses.of_sqlite(Path("/a b/#1/\u00e9.db")) == "sqlite:////a b/#1/\u00e9.db"
