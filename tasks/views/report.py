@@ -282,7 +282,7 @@ def _provenance(state: NightState) -> Iterator[str]:
         **_researcher(header),
         "seed": header.seed,
         "dataset": baseline.dataset if baseline else "-",
-        "rows": (baseline and baseline.rows) or "-",
+        "training rows": (baseline and baseline.rows) or "-",
         "hardware": baseline.hardware if baseline else "-",
         "isolation": header.isolation,
         "started from": f"{branch} at {short_commit(header.head)}{dirty}",
