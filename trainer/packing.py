@@ -100,7 +100,7 @@ def plan_rows(
         while left:
             left -= counts.pop()
             firsts.pop()
-    return np.array(firsts, np.int64), np.array(counts, np.int64)
+    return np.frombuffer(firsts, np.int64), np.frombuffer(counts, np.int64)
 
 
 def blocks(streams: Sequence[Tokens], plan: Plan, T: int) -> Iterator[Tokens]:
@@ -135,9 +135,13 @@ def _picks(plan: Plan, ends: npt.NDArray[np.int64]) -> Iterator[tuple[int, int, 
 def share_held(plan: Plan, lengths: npt.NDArray[np.int32]) -> float:
     """The share of the tokens of all documents that is in the rows of a plan of one pass."""
     firsts, counts = plan
-    begun = np.intersect1d(firsts, np.cumsum(lengths, dtype=np.int64) - lengths)
+    starts = np.cumsum(lengths, dtype=np.int64) - lengths
+    documents = np.searchsorted(starts, firsts, side="right") - 1
+    is_begun = np.zeros(len(lengths), np.bool_)
+    is_begun[documents[starts[documents] == firsts]] = True
     # A further piece repeats one token of the piece before.
-    return float((counts.sum() - len(counts) + len(begun)) / lengths.sum(dtype=np.int64))
+    held = counts.sum() - len(counts) + np.count_nonzero(is_begun)
+    return float(held / lengths.sum(dtype=np.int64))
 
 
 def rows_in(plan: Plan, T: int) -> int:

@@ -235,11 +235,11 @@ def unseen(texts: Iterable[str], held_out: Container[int]) -> Iterator[str]:
 
 
 def left_out(train: Iterable[Shard], held_out: npt.NDArray[np.uint64]) -> str:
-    """What is left out of the training, in one line: the documents that are held out, and the one
-    that comes most often.
+    """What is left out of the training because it is held out, in one line that names the document
+    that repeats most.
 
-    Documents are counted once, however often they repeat: an empty one may come in every shard.
-    Raises DataError when more of them are held out than chance explains.
+    Distinct documents are counted: an empty one may come a thousand times. Raises DataError when
+    more of them are held out than chance explains.
     """
     known = frozenset(held_out.tolist())
     times: Counter[int] = Counter()
@@ -258,9 +258,10 @@ def left_out(train: Iterable[Shard], held_out: npt.NDArray[np.uint64]) -> str:
             "choose other training or held-out shards"
         )
     [(most, repeats)] = times.most_common(1)
+    repeated = f". One of them {repeats} times: {beginnings[most]!r}" if repeats > 1 else ""
     return (
         f"{times.total()} training documents, {shared} of them distinct, are also held out: they "
-        f"are not trained on. {repeats} times: {beginnings[most]!r}"
+        f"are not trained on{repeated}"
     )
 
 

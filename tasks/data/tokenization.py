@@ -33,7 +33,7 @@ PATTERN = (
     r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
 
-MOST_ROWS = 1 << 24  # in a file; planning them takes half a minute and half a GiB
+MOST_ROWS = 1 << 24  # in a file; planning them takes half a minute and a GiB
 BUFFER = 1024  # texts in memory while a tokenizer is trained
 IN_USE_SECONDS = 600.0  # rows that a candidate asked for stay as long: it may still be compiling
 

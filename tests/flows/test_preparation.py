@@ -253,7 +253,7 @@ def test_an_empty_document_that_repeats_is_left_out_and_named(
         caplog.clear()
         prepared = prepare_in(tmp_path, mine)
         assert "60 training documents, 1 of them distinct, are also held out" in caplog.text
-        assert "60 times: ''" in caplog.text
+        assert "One of them 60 times: ''" in caplog.text
         assert ("left out" in prepared.cached) is cached
     assert len(np.load(Path(prepared.train) / "lengths_512_00000.npy")) == 300
 

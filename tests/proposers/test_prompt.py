@@ -21,6 +21,7 @@ from tasks.trial.baseline import CPU_TIMES, WALL_TIMES, caps_after
 from tasks.usage import KINDS, estimate_tokens
 from tests.synthetic_night import TRAIN, long_night, make_night, make_run, write_trial
 from tests.trials import crash, keep, make_proposal, make_trial
+from trainer import prepare
 
 PROGRAM = (configs.FOLDER / "program.md").read_text(encoding="utf-8")
 FACTS = {"hardware": "one CPU, 1 thread", "budget": "5.74e+11 FLOPs of training"}
@@ -137,6 +138,7 @@ def test_the_program_names_only_what_train_py_has():
 
 def test_the_program_gives_the_rules_as_they_are():
     words = " ".join(PROGRAM.split())
+    assert f"`MAX_SEQ_LEN` may be any length up to {prepare.LONGEST_ROW:,}." in words
     assert f"above {verdict.KEEP:g} it is kept at once" in words
     assert f"above {verdict.TIE:g}, or for a tie ({verdict.TIE:g} either way)" in words
     assert (
