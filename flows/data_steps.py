@@ -21,6 +21,7 @@ from tasks import cache
 from tasks.data import dataset, fetch, progress, tokenization
 from tasks.data.dataset import Shard
 from tasks.files import FileRef, write_data
+from tasks.records import PackedRows
 from trainer import packing
 from trainer import prepare as fixed
 
@@ -58,6 +59,13 @@ def hash_held_out(key: str, validation: Shard, holdout: Shard | None, folder: Pa
     return write_data(folder / f"{cache.short(key)}.bin", digests.tobytes())
 
 
+@task(task_run_name="name what is left out", persist_result=True, cache_key_fn=cache.given_key)
+def name_left_out(key: str, train: Sequence[Shard], held_out: FileRef, folder: Path) -> FileRef:
+    """A line for people, beside the hashes: no box sees what it quotes."""
+    line = dataset.left_out(train, np.fromfile(held_out.path, np.uint64))
+    return write_data(folder / f"{cache.short(key)}.txt", line.encode("utf-8", "replace"))
+
+
 @task(task_run_name="train tokenizer {size}", persist_result=True, cache_key_fn=cache.given_key)
 def train_tokenizer(
     key: str, train: Sequence[Shard], held_out: FileRef, characters: int, size: int, folder: Path
@@ -85,7 +93,7 @@ def encode_shard(
 @task(task_run_name="pack rows {size}x{length}", persist_result=True, cache_key_fn=cache.given_key)
 def pack_rows(
     key: str, streams: Sequence[tuple[FileRef, FileRef]], size: int, length: int, folder: Path
-) -> FileRef:
+) -> PackedRows:
     """`streams` are the files in `folder` that it reads: the key depends on them."""
     return tokenization.pack(folder, size, length)
 

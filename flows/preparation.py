@@ -27,7 +27,7 @@ from tasks.data import attention_kernels, dataset, fetch
 from tasks.data.dataset import Shard
 from tasks.errors import DataError
 from tasks.files import FileRef, make_readable, write_data
-from tasks.records import Dataset
+from tasks.records import Dataset, PackedRows
 from trainer import prepare as fixed
 
 Found = tuple[Any, bool]  # the result of a step, and whether all of it came from the cache
@@ -110,8 +110,8 @@ def prepare_dataset(profile: configs.Profile, home: Path) -> Dataset:
     inputs = _make_inputs(steps, data, source, root)
     fingerprint = inputs.fingerprint(data)
     place = root / fingerprint[:16]
-    manifest = _make_dataset(steps, data, inputs, place)
-    _write_record(data, source, inputs.shards, place)
+    rows, manifest = _make_dataset(steps, data, inputs, place)
+    _write_record(data, source, inputs.shards, rows, place)
     _make_current(profile, place, root)
     kernels = attention_kernels.fetch_each(
         profile.attention_kernels, root / "kernels", get_run_logger().warning
@@ -124,6 +124,7 @@ def prepare_dataset(profile: configs.Profile, home: Path) -> Dataset:
         validation_bytes=json.loads(Path(manifest.path).read_text(encoding="utf-8"))["bytes"],
         cached=tuple(steps.cached),
         attention_kernels=kernels,
+        rows=rows,
     )
 
 
@@ -146,8 +147,13 @@ def _make_inputs(steps: Steps, data: configs.Data, source: str, root: Path) -> I
     return Inputs(shards, held_out, tokenizers)
 
 
-def _make_dataset(steps: Steps, data: configs.Data, inputs: Inputs, place: Path) -> FileRef:
-    """The files of one dataset, in folders of `place`; the manifest of what is scored."""
+def _make_dataset(
+    steps: Steps, data: configs.Data, inputs: Inputs, place: Path
+) -> tuple[tuple[PackedRows, ...], FileRef]:
+    """The files of one dataset, in folders of `place`: its rows and the manifest of what is scored.
+
+    The others go by their names.
+    """
     public, train, validation = (
         _open_folder(place / name) for name in ("public", "train", "validation")
     )
@@ -170,19 +176,21 @@ def _make_dataset(steps: Steps, data: configs.Data, inputs: Inputs, place: Path)
         ],
     )
     count = len(shards.train)
-    _check_left_out(shards.train, encoded[:count])
+    _tell_left_out(steps, inputs, encoded[:count])
     streams = [encoded[start : start + count] for start in range(0, len(encoded), count)]
-    steps.make(
+    rows: tuple[PackedRows, ...] = steps.make(
         "rows",
         [
             (data_steps.pack_rows, train, files, size, data.sequence_length)
             for size, files in zip(data.vocab_sizes, streams, strict=True)
         ],
     )
+    for packed in rows:
+        get_run_logger().info(packed.describe())
     scored = (shards.validation, tokenizers, data.validation_documents)
     [refs] = steps.make("validation", [(data_steps.encode_validation, validation, *scored)])
     manifest: FileRef = refs[-1]
-    return manifest
+    return rows, manifest
 
 
 def _resolved(source: str, root: Path) -> str:
@@ -245,14 +253,18 @@ def _content(value: Any) -> Any:
     return [*map(_content, value)] if isinstance(value, list | tuple) else value
 
 
-def _check_left_out(train: Sequence[Shard], encoded: Sequence[tuple[FileRef, FileRef]]) -> None:
-    documents = sum(map(dataset.count, train))
-    left_out = documents - sum(len(np.load(lengths.path, mmap_mode="r")) for _, lengths in encoded)
-    dataset.check_left_out(left_out, documents)
-    if left_out:
-        get_run_logger().info(
-            f"{left_out} training documents are also held out: they are not trained on"
+def _tell_left_out(
+    steps: Steps, inputs: Inputs, encoded: Sequence[tuple[FileRef, FileRef]]
+) -> None:
+    """Logs which training documents were left out because they are held out, if any were."""
+    train = inputs.shards.train
+    kept = sum(len(np.load(lengths.path, mmap_mode="r")) for _, lengths in encoded)
+    if kept < sum(map(dataset.count, train)):
+        folder = Path(inputs.held_out.path).parent
+        [line] = steps.make(
+            "left out", [(data_steps.name_left_out, folder, train, inputs.held_out)]
         )
+        get_run_logger().info(Path(line.path).read_text(encoding="utf-8"))
 
 
 def _open_folder(path: Path) -> Path:
@@ -268,8 +280,13 @@ def _open_folder(path: Path) -> Path:
     return path
 
 
-def _write_record(data: configs.Data, source: str, shards: Shards, folder: Path) -> None:
-    """dataset.json: where every document came from. For people; no box sees it."""
+def _write_record(
+    data: configs.Data, source: str, shards: Shards, rows: Sequence[PackedRows], folder: Path
+) -> None:
+    """dataset.json: where every document came from and what the rows hold of them.
+
+    For people; no box sees it.
+    """
 
     def entry(written: str, shard: Shard) -> dict[str, Any]:
         file = dataset.file_name(written)
@@ -281,6 +298,16 @@ def _write_record(data: configs.Data, source: str, shards: Shards, folder: Path)
         "train": [entry(*pair) for pair in zip(data.train, shards.train, strict=True)],
         "validation": [entry(data.validation, shards.validation)],
         "holdout": [entry(data.holdout, shards.holdout)] if data.holdout and shards.holdout else [],
+        "rows": [
+            {
+                "vocab_size": packed.vocab_size,
+                "sequence_length": packed.sequence_length,
+                "count": packed.count,
+                "training_tokens": packed.tokens,
+                "share_held": packed.share,
+            }
+            for packed in rows
+        ],
     }
     write_data(folder / "dataset.json", json.dumps(record, indent=1).encode())
 

@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from tasks import files
+from tasks import addresses, files
 from tasks.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]  # the checkout
@@ -51,10 +51,21 @@ def configure(home: Path) -> None:
     }
     for key, value in defaults.items():
         os.environ.setdefault(key, value)
+    _quote_database(Path(os.environ["PREFECT_HOME"]).expanduser() / "prefect.db")
+
+
+def _quote_database(path: Path) -> None:
+    """Gives Prefect the address of its database where its own default, which quotes nothing, fails.
+
+    Elsewhere it is left alone: a profile of Prefect may name another database.
+    """
+    address = addresses.of_sqlite(path, "aiosqlite")
+    if not address.endswith(str(path)) and "PREFECT_API_DATABASE_CONNECTION_URL" not in os.environ:
+        os.environ.setdefault("PREFECT_SERVER_DATABASE_CONNECTION_URL", address)
 
 
 def mlflow_uri(home: Path) -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or addresses.of_sqlite(home / "mlflow.db")
 
 
 def is_healthy(api_url: str, seconds: float = 5.0) -> bool:

@@ -42,6 +42,26 @@ class Candidate:
 
 
 @dataclasses.dataclass(frozen=True)
+class PackedRows:
+    """The training rows of one vocabulary and length."""
+
+    file: FileRef
+    vocab_size: int
+    sequence_length: int
+    count: int
+    tokens: int  # of the training text
+    share: float  # of these tokens that the rows hold
+
+    def describe(self) -> str:
+        # Rounded down: 100 % is all of it.
+        percent = int(self.share * 10_000) / 100
+        return (
+            f"{self.count:,} rows of {self.sequence_length} + 1 tokens hold {percent:.2f} % of the "
+            f"training text, which has {self.tokens:,} tokens of vocabulary {self.vocab_size}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Dataset:
     """A prepared dataset: what a box may read at any time, only after go, and never."""
 
@@ -54,6 +74,7 @@ class Dataset:
     validation_bytes: int  # UTF-8 bytes of the scored documents, the denominator of bits per byte
     cached: tuple[str, ...] = ()  # the preparation steps that came from the cache this time
     attention_kernels: tuple[FileRef, ...] = ()  # manifests of native code that a box may load
+    rows: tuple[PackedRows, ...] = ()  # those that the profile asks for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,11 +325,13 @@ class BaselineEvent:
     peak_memory_bytes: int | None
     knobs: Mapping[str, Any]
     start_commit: str  # the branch's first: the profile's knobs written into train.py
+    rows: str | None = None  # what the training rows hold of the text; older nights do not say
 
     @classmethod
     def from_json(cls, event: Mapping[str, Any]) -> BaselineEvent:
         """Raises KeyError and TypeError for a damaged event."""
-        fields = {field.name: event[field.name] for field in dataclasses.fields(cls)}
+        names = [field.name for field in dataclasses.fields(cls)]
+        fields = {name: event[name] for name in names if name != "rows" or name in event}
         tuples = {name: tuple(fields[name]) for name in ("scores", "seeds", "audit_gaps")}
         return cls(**{**fields, **tuples})
 

@@ -30,6 +30,7 @@ from trainer import packing
 if TYPE_CHECKING:
     import tiktoken
 
+LONGEST_ROW = 2**17  # tokens: the limit of MAX_SEQ_LEN
 METRIC_VERSION = 1  # scores of different versions are never compared
 BOS = "<|bos|>"  # the only special token; begins every document
 # Characters of white space in a row; the splitters of tiktoken and rustbpe fail at about a million.

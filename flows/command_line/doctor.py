@@ -25,6 +25,7 @@ from typing import Any
 import configs
 from flows import process_state, state_home
 from flows.command_line import server
+from tasks import addresses
 from tasks.errors import NightlyError, UsageError
 from tasks.text import one_line
 
@@ -175,14 +176,14 @@ def check_mlflow(uri: str) -> Check:
             "or unset it to use the local store"
         )
         return Check("mlflow", status == 200, f"{shown} {_answer(status, problem)}", remedy)
-    if scheme != "sqlite":
+    if not addresses.is_sqlite(uri):
         return Check("mlflow", None, f"{shown} is not checked")
-    path = Path(uri.removeprefix("sqlite:///"))
+    path = addresses.sqlite_path(uri)
     if not path.exists():
         return Check("mlflow", True, f"the first night will create {path}")
     try:
         connection = sqlite3.connect(
-            f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=PATIENCE_SECONDS
+            f"{addresses.of_file(path)}?mode=ro", uri=True, timeout=PATIENCE_SECONDS
         )
         try:
             revision = connection.execute("select version_num from alembic_version").fetchone()

@@ -27,6 +27,7 @@ from pathlib import Path
 from flows import state_home
 from flows.command_line import api_outage
 from flows.night import interruption
+from tasks import addresses
 from tasks.errors import NightlyError, UsageError
 from tasks.judge import processes
 from tasks.views import mlflow_page
@@ -145,7 +146,7 @@ def start_mlflow(port: int, home: Path) -> Server:
         "--port": str(port),
         "--workers": "1",
         "--backend-store-uri": state_home.mlflow_uri(home),
-        "--default-artifact-root": str(home / "mlartifacts"),
+        "--default-artifact-root": addresses.of_file(home / "mlartifacts"),
     }
     return spawn(
         [sys.executable, "-m", "mlflow", "server", *_flat(options)],

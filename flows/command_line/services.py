@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -52,9 +53,9 @@ def _print_addresses(home: Path, api: str, mlflow_pages: list[str]) -> None:
     print(f"Prefect  {api.removesuffix('/api')}", *pages, sep="\n")
     print("\nTo use them from a plain shell:")
     print(f"export PREFECT_API_URL={api}")
-    print(f"export PREFECT_HOME={os.environ['PREFECT_HOME']}")
-    print(f"export NIGHTLY_HOME={home}")
-    print(f"export PATH={Path(sys.executable).parent}:$PATH")
+    print(f"export PREFECT_HOME={shlex.quote(os.environ['PREFECT_HOME'])}")
+    print(f"export NIGHTLY_HOME={shlex.quote(str(home))}")
+    print(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH")
     print("\nCtrl-C stops both servers.", flush=True)
 
 

@@ -22,6 +22,7 @@ from prefect.futures import PrefectFuture
 
 from flows import state_home
 from flows.night.night import Night
+from tasks import addresses
 from tasks.cache import unscanned
 from tasks.errors import NightlyError
 from tasks.history import llm_calls, night_folder, trial_folder
@@ -241,8 +242,7 @@ def stop(folder: Path, state: NightState) -> None:
     if that failed; a resumed or rebuilt night then finds its run again.
     """
     store = _store(folder.parent.parent)
-    path = Path(store.uri.removeprefix(mlflow_client.SQLITE))
-    if store.uri.startswith(mlflow_client.SQLITE) and not path.exists():
+    if addresses.is_sqlite(store.uri) and not addresses.sqlite_path(store.uri).exists():
         return
     failures: queue.SimpleQueue[NightlyError | None] = queue.SimpleQueue()
 

@@ -255,4 +255,5 @@ def baseline_event(night: Night, start_commit: str) -> BaselineEvent:
         peak_memory_bytes=max(run.peak_memory_bytes or 0 for run in runs) or None,
         knobs=night.base.knobs,
         start_commit=start_commit,
+        rows="; ".join(rows.describe() for rows in night.bench.dataset.rows),
     )

@@ -164,12 +164,18 @@ def facts_of(bench: Bench, baseline: Baseline) -> dict[str, str]:
         "budget": _budget(profile.budget),
         "limits": _limits(bench),
         "data": f"tokenizers prepared: VOCAB_SIZE {vocab_sizes}",
+        "training rows": _rows(bench),
         "baseline": f"val_bpb {baseline.val_bpb:.4f}, sd of one run {sd:.4f}, {len(runs)} seeds",
         "baseline's speed": f"{tokens:,.0f} tokens in {seconds:.0f} s "
         f"({tokens / max(seconds, 1e-9):,.0f} tokens/s)",
         f"baseline's training, seed {runs[0].seed}": digest.training(runs[0]),
         "memory": _memory(baseline, profile),
     }
+
+
+def _rows(bench: Bench) -> str:
+    packed = "; ".join(rows.describe() for rows in bench.dataset.rows)
+    return f"{packed}. Whatever MAX_SEQ_LEN is, only what fills no last row is left out"
 
 
 def _budget(budget: configs.Budget) -> str:

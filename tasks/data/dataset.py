@@ -8,10 +8,13 @@ documents are compared by content, never by the names of their files.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import json
+from array import array
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -25,10 +28,15 @@ from tasks.files import FileRef
 from trainer import packing, prepare
 
 BATCH = 1024  # documents in memory at a time, or fewer, so that
-BATCH_BYTES = 8 << 20  # their text has about this size: whole books are long
-# Share of documents that two parts of the data may have in common. More is not chance but a wrong
-# split.
+BATCH_CHARACTERS = 8 << 20  # their text has about this size: whole books are long
+# Rows that are decoded at a time. The size of a text that repeats is not in the file's metadata: it
+# is stored once.
+ROWS = 64
+TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+# Share of distinct documents that two parts of the data may have in common; one document in any
+# case. More is not chance but a wrong split.
 MOST_SHARED = 0.01
+SHOWN = 60  # characters of a document in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,34 +72,69 @@ def file_name(written: str) -> str:
 
 
 def batches(shard: Shard) -> Iterator[list[str]]:
-    """The documents of a shard in order, at most BATCH at a time.
+    """The documents of a shard in order, at most BATCH and about BATCH_CHARACTERS at a time.
 
     Raises DataError when it is not a parquet file, has no column `text` of strings, lacks the row
-    groups, has no rows, or has a row without a text.
+    groups, has no rows, or has a row whose text is missing or not UTF-8.
     """
     path = Path(shard.file.path)
+    batch: list[str] = []
+    characters = 0
     try:
-        with pq.ParquetFile(path) as file:
-            _check_schema(path, file)
-            groups = range(file.num_row_groups)[shard.first : shard.stop]
-            if not groups:
-                raise DataError(
-                    f"{path} has {file.num_row_groups} row groups, "
-                    f"none in {shard.first}:{shard.stop or ''}"
-                )
-            size = _batch_size(file, groups)
-            for batch in file.iter_batches(size, row_groups=groups, columns=["text"]):
-                texts: list[str | None] = batch.column(0).to_pylist()
-                if None in texts:
-                    raise DataError(
-                        f"{path} has a row without a text: drop such rows from the file"
-                    )
-                yield texts  # type: ignore[misc]
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        for text in _texts(path, shard):
+            batch.append(text)
+            characters += len(text)
+            if len(batch) == BATCH or characters >= BATCH_CHARACTERS:
+                yield batch
+                batch, characters = [], 0
+    except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{path} cannot be read as parquet: {error}. "
             "Fetch it again, or correct [data] in the profile"
         ) from error
+    if batch:
+        yield batch
+
+
+def _texts(path: Path, shard: Shard) -> Iterator[str]:
+    with pq.ParquetFile(path) as file:
+        _check_schema(path, file)
+        groups = range(file.num_row_groups)[shard.first : shard.stop]
+        if not groups:
+            raise DataError(
+                f"{path} has {file.num_row_groups} row groups, "
+                f"none in {shard.first}:{shard.stop or ''}"
+            )
+        # The number of the next row in the file; the first has number 0.
+        row = sum(file.metadata.row_group(group).num_rows for group in range(groups.start))
+        for batch in file.iter_batches(_rows_at_a_time(file, groups), groups, columns=["text"]):
+            yield from _decoded(path, row, batch.column("text"))
+            row += len(batch)
+
+
+def _decoded(path: Path, first: int, column: pa.Array) -> list[str]:
+    """The texts of a column whose first row has number `first` in the file."""
+    texts: list[str] = []
+    if not column.null_count:
+        with contextlib.suppress(UnicodeDecodeError):
+            texts = column.to_pylist()
+            return texts
+    # Some text is missing or broken: one at a time, to name its row.
+    for row, value in enumerate(column, start=first):
+        try:
+            text = value.as_py()
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path}, row {row} (the first is row 0): the text is not UTF-8, {error.reason} "
+                f"at byte {error.start}. Correct it, or drop such rows from the file"
+            ) from error
+        if text is None:
+            raise DataError(
+                f"{path} has a row without a text, row {row} (the first is row 0): "
+                "drop such rows from the file"
+            )
+        texts.append(text)
+    return texts
 
 
 def documents(shard: Shard) -> Iterator[str]:
@@ -105,12 +148,14 @@ def count(shard: Shard) -> int:
         return sum(file.metadata.row_group(group).num_rows for group in groups)
 
 
-def _batch_size(file: pq.ParquetFile, groups: Iterable[int]) -> int:
-    """Documents a batch: BATCH, or fewer where a row group's are long on average."""
-    place, sizes = file.schema.names.index("text"), [BATCH]
+def _rows_at_a_time(file: pq.ParquetFile, groups: Iterable[int]) -> int:
+    """ROWS, or fewer where a row group's texts are long on average."""
+    # By its whole path: a field of a struct may be called `text` too.
+    paths = [file.schema.column(place).path for place in range(len(file.schema))]
+    place, sizes = paths.index("text"), [ROWS]
     for group in map(file.metadata.row_group, groups):
         sizes.append(
-            BATCH_BYTES * group.num_rows // max(group.column(place).total_uncompressed_size, 1)
+            BATCH_CHARACTERS * group.num_rows // max(group.column(place).total_uncompressed_size, 1)
         )
     return max(min(sizes), 1)
 
@@ -130,8 +175,10 @@ def _check_schema(path: Path, file: pq.ParquetFile) -> None:
     kind = schema.field("text").type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise DataError(f"{path}: column `text` holds {kind}, not strings")
+    if not any(is_text(kind) for is_text in TEXT_TYPES):
+        raise DataError(
+            f"{path}: column `text` holds {kind}, not strings: write it with a column of strings"
+        )
     if file.metadata.num_rows == 0:
         raise DataError(f"{path} has no documents: leave it out of the profile")
 
@@ -174,10 +221,10 @@ def held_out(validation: Shard, holdout: Shard | None) -> npt.NDArray[np.uint64]
     """
     found = [np.unique(_digests(documents(shard))) for shard in (validation, holdout) if shard]
     shared = len(np.intersect1d(found[0], found[-1])) if len(found) > 1 else 0
-    if shared > MOST_SHARED * len(found[-1]):
+    if _is_wrong_split(shared, len(found[-1])):
         raise DataError(
-            f"{shared} of {len(found[-1])} holdout documents are also validation documents: "
-            "a holdout must be unseen. Choose another holdout shard"
+            f"{shared} of {len(found[-1])} distinct holdout documents are also validation "
+            "documents: a holdout must be unseen. Choose another holdout shard"
         )
     return np.unique(np.concatenate(found))
 
@@ -187,13 +234,39 @@ def unseen(texts: Iterable[str], held_out: Container[int]) -> Iterator[str]:
     return (text for text in texts if _digest(text) not in held_out)
 
 
-def check_left_out(left_out: int, documents: int) -> None:
-    """Raises DataError when more training documents are held out than chance explains."""
-    if left_out > MOST_SHARED * documents:
+def left_out(train: Iterable[Shard], held_out: npt.NDArray[np.uint64]) -> str:
+    """What is left out of the training because it is held out, in one line that names the document
+    that repeats most.
+
+    Distinct documents are counted: an empty one may come a thousand times. Raises DataError when
+    more of them are held out than chance explains.
+    """
+    known = frozenset(held_out.tolist())
+    times: Counter[int] = Counter()
+    beginnings: dict[int, str] = {}
+    digests = array("Q")
+    for text in itertools.chain.from_iterable(map(documents, train)):
+        digests.append(digest := _digest(text))
+        if digest in known:
+            times[digest] += 1
+            beginnings.setdefault(digest, text[:SHOWN])
+    shared, distinct = len(times), len(np.unique(np.frombuffer(digests, np.uint64)))
+    if _is_wrong_split(shared, distinct):
         raise DataError(
-            f"{left_out} of {documents} training documents are held-out documents too, more than "
-            f"the {MOST_SHARED:.0%} that chance explains: choose other training or held-out shards"
+            f"{shared} of {distinct} distinct training documents are held-out documents too, more "
+            f"than the {MOST_SHARED:.0%} that chance explains: "
+            "choose other training or held-out shards"
         )
+    [(most, repeats)] = times.most_common(1)
+    repeated = f". One of them {repeats} times: {beginnings[most]!r}" if repeats > 1 else ""
+    return (
+        f"{times.total()} training documents, {shared} of them distinct, are also held out: they "
+        f"are not trained on{repeated}"
+    )
+
+
+def _is_wrong_split(shared: int, documents: int) -> bool:
+    return shared > max(1, MOST_SHARED * documents)
 
 
 def _digest(text: str) -> int:

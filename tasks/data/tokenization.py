@@ -24,6 +24,7 @@ import rustbpe
 
 from tasks.errors import DataError
 from tasks.files import FileRef, write_data
+from tasks.records import PackedRows
 from trainer import packing, prepare
 
 # GPT-4's split pattern, but with at most two digits in a group, as in karpathy/autoresearch.
@@ -32,6 +33,7 @@ PATTERN = (
     r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
 
+MOST_ROWS = 1 << 24  # in a file; planning them takes half a minute and a GiB
 BUFFER = 1024  # texts in memory while a tokenizer is trained
 IN_USE_SECONDS = 600.0  # rows that a candidate asked for stay as long: it may still be compiling
 
@@ -135,17 +137,23 @@ def _encoded(
         yield from (future.result() for future in waiting)
 
 
-def pack(folder: Path, vocab_size: int, T: int) -> FileRef:
+def pack(folder: Path, vocab_size: int, T: int) -> PackedRows:
     """Writes rows_<V>_<T>.npy, uint16 [n, T+1]: one pass over the streams in `folder`.
 
-    A block of rows is in memory at a time. Raises DataError when the text fills no row.
+    A block of rows is in memory at a time. Raises DataError when the text fills no row, or too many
+    for one file.
     """
     streams, lengths = prepare.streams(folder, vocab_size)
+    tokens = sum(map(len, streams))
+    if tokens // T > MOST_ROWS:
+        raise DataError(
+            f"{tokens} training tokens fill more than {MOST_ROWS} rows of {T + 1}: "
+            f"raise sequence_length to at least {tokens // MOST_ROWS + 1}"
+        )
     plan = packing.plan_rows(lengths, T)
     if not (n := packing.rows_in(plan, T)):
         raise DataError(
-            f"{sum(map(len, streams))} training tokens fill no row of {T + 1}: "
-            "lower sequence_length, or add text"
+            f"{tokens} training tokens fill no row of {T + 1}: lower sequence_length, or add text"
         )
 
     def fill(file: BinaryIO) -> None:
@@ -154,22 +162,35 @@ def pack(folder: Path, vocab_size: int, T: int) -> FileRef:
         for block in packing.blocks(streams, plan, T):
             file.write(block.tobytes())
 
-    return write_data(folder / f"rows_{vocab_size}_{T}.npy", fill)
+    file = write_data(folder / f"rows_{vocab_size}_{T}.npy", fill)
+    return PackedRows(file, vocab_size, T, n, tokens, packing.share_held(plan, lengths))
 
 
-def pack_if_missing(folder: Path, vocab_size: object, T: object) -> None:
+def pack_if_missing(folder: Path, vocab_size: object, T: object) -> str | None:
     """`pack` for the sizes in a candidate's knobs: in the box it would cost a part of the budget.
 
-    Sizes without tokens and lengths beyond the text are ignored: the candidate fails on them.
+    Returns why a candidate with this length cannot run, so that a number in its source cannot keep
+    the trusted side busy for hours; None if it can. Sizes without tokens and lengths beyond the
+    text are ignored: the candidate fails on them if it asks for their rows.
     """
     if not (isinstance(vocab_size, int) and isinstance(T, int)):
-        return
+        return None
+    if T > prepare.LONGEST_ROW:
+        return f"MAX_SEQ_LEN = {T} is beyond the longest row, {prepare.LONGEST_ROW}: lower it"
     if (rows := folder / f"rows_{vocab_size}_{T}.npy").is_file():
         with contextlib.suppress(OSError):
             os.utime(rows)  # in use: not among the first to be removed
-        return
-    if 0 < T < sum(path.stat().st_size // 2 for path in folder.glob(f"tokens_{vocab_size}_*.bin")):
-        pack(folder, vocab_size, T)
+        return None
+    tokens = sum(path.stat().st_size // 2 for path in folder.glob(f"tokens_{vocab_size}_*.bin"))
+    if not 0 < T < tokens:
+        return None
+    if tokens // T > MOST_ROWS:
+        return (
+            f"MAX_SEQ_LEN = {T} cuts the training text into more rows than the limit, {MOST_ROWS}: "
+            f"raise it to at least {tokens // MOST_ROWS + 1}"
+        )
+    pack(folder, vocab_size, T)
+    return None
 
 
 def prune_rows(folder: Path, kept: Collection[tuple[int, int]], most: int) -> list[Path]:

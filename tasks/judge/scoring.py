@@ -18,7 +18,6 @@ from tasks.judge.wire import Wire
 from trainer import prepare
 
 LOWEST_CLAIM = -1e-4  # nats; a loss is not negative, but for rounding
-LONGEST_ROW = 2**17  # tokens
 MOST_ROWS = 2**16  # in a batch
 
 Rows = npt.NDArray[np.uint16]
@@ -57,7 +56,11 @@ def shape_of(message: dict[str, Any], status: str) -> Shape:
         "sequence_length": "MAX_SEQ_LEN",
         "batch_rows": "DEVICE_BATCH_SIZE",
     }
-    limits = {"vocab_size": 2**16, "sequence_length": LONGEST_ROW, "batch_rows": MOST_ROWS}
+    limits = {
+        "vocab_size": 2**16,
+        "sequence_length": prepare.LONGEST_ROW,
+        "batch_rows": MOST_ROWS,
+    }
     for field, most in limits.items():
         value = message.get(field)
         if not is_whole(value, 1, most):

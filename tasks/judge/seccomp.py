@@ -278,46 +278,53 @@ def docker_profile(machine: str, device: str = "cpu") -> str | None:
     if machine not in DOCKER_MACHINES:
         return None
 
-    def refuse(calls: Iterable[str], number: int, *arguments: Rule) -> Rule:
-        names = list(numbered(calls, machine))
-        return {
-            "names": names,
-            "action": "SCMP_ACT_ERRNO",
-            "errnoRet": number,
-            "args": list(arguments),
-        }
+    needed = CUDA_NEEDS if device == "cuda" else set()
 
-    def equal(index: int, value: int) -> Rule:
-        return {"index": index, "value": value, "op": "SCMP_CMP_EQ"}
+    def refuse(calls: Iterable[str], number: int, *tests: Rule) -> Rule:
+        names = list(numbered((name for name in calls if name not in needed), machine))
+        action = {"action": "SCMP_ACT_ERRNO", "errnoRet": number}
+        return {"names": names, **action, "args": list(tests)}
 
-    needed = {CUDA_NEEDS} if device == "cuda" else set()
-    flags = [1 << bit for bit in range(32) if NEW_NAMESPACE >> bit & 1]
-    unknown = [family for family in range(MOST_FAMILIES) if family not in FAMILIES]
-    beyond = {"index": 0, "value": MOST_FAMILIES, "op": "SCMP_CMP_GE"}
     rules = [
         refuse(NOT_PERMITTED, errno.EPERM),
-        refuse([name for name in NOT_THERE if name not in needed], errno.ENOSYS),
+        refuse(NOT_THERE, errno.ENOSYS),
+        refuse(NOT_SUPPORTED, errno.EOPNOTSUPP),
         refuse(NOTHING_DONE, 0),
-        *(refuse(MADVISE, 0, equal(2, advice)) for advice in EVICT),
-        # a rule that compares an argument twice means either, so there is one for each bit
-        *(
-            refuse(
-                CLONE,
-                errno.EPERM,
-                {"index": 0, "value": flag, "valueTwo": flag, "op": "SCMP_CMP_MASKED_EQ"},
-            )
-            for flag in flags
-        ),
-        *(refuse(SOCKET, errno.EAFNOSUPPORT, equal(0, family)) for family in unknown),
-        refuse(SOCKET, errno.EAFNOSUPPORT, beyond),
+        *(refuse(calls, number, *tests) for calls, number, tests in _docker_tests()),
     ]
     return json.dumps(
         {
             "defaultAction": "SCMP_ACT_ALLOW",
             "architectures": [DOCKER_MACHINES[machine]],
-            "syscalls": rules,
+            "syscalls": [rule for rule in rules if rule["names"]],
         }
     )
+
+
+def _docker_tests() -> Iterator[tuple[Calls, int, list[Rule]]]:
+    """`_by_argument` for docker: calls, an error number, and the tests that must all hold.
+
+    A rule cannot test an argument twice, so there is one for each value or bit.
+    """
+
+    def has(index: int, value: int, op: str = "EQ") -> Rule:
+        return {"index": index, "value": value, "op": f"SCMP_CMP_{op}"}
+
+    def has_bits(index: int, mask: int, bits: int) -> Rule:
+        return {**has(index, mask, "MASKED_EQ"), "valueTwo": bits}
+
+    yield from ((MADVISE, 0, [has(2, advice)]) for advice in EVICT)
+    yield from ((PRCTL, errno.EINVAL, [has(0, option)]) for option in KERNEL_TABLES)
+    yield from ((FCNTL, errno.ENOLCK, [has(1, command)]) for command in RECORD_LOCKS)
+    unknown = [family for family in range(MOST_FAMILIES) if family not in FAMILIES]
+    yield from ((SOCKET, errno.EAFNOSUPPORT, [has(0, family)]) for family in unknown)
+    yield SOCKET, errno.EAFNOSUPPORT, [has(0, MOST_FAMILIES, "GE")]
+    flags = [1 << bit for bit in range(32) if NEW_NAMESPACE >> bit & 1]
+    yield from ((CLONE, errno.EPERM, [has_bits(0, flag, flag)]) for flag in flags)
+    yield CLONE, errno.EPERM, [has_bits(0, CLONE_THREAD | CLONE_FILES, CLONE_THREAD)]
+    shared = MAP_SHARED | MAP_ANONYMOUS
+    yield MMAP, errno.EPERM, [has_bits(3, shared, shared)]
+    yield SIGACTION, 0, [has(0, SIGCHLD), has(1, 0, "NE")]
 
 
 def _line(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:

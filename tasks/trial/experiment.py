@@ -70,12 +70,12 @@ def run_experiment(
     """
     started = time.monotonic()
     native = _native_kernels(bench.dataset)
-    tokenization.pack_if_missing(
-        Path(bench.dataset.train),
-        candidate.knobs.get("VOCAB_SIZE"),
-        candidate.knobs.get("MAX_SEQ_LEN"),
+    knobs = candidate.knobs
+    problem = tokenization.pack_if_missing(
+        Path(bench.dataset.train), knobs.get("VOCAB_SIZE"), knobs.get("MAX_SEQ_LEN")
     )
-    problem: str | None = None
+    if problem:
+        return without_figures("rejected_patch", problem, bench.profile, bench.isolation, seed)
     for _ in range(BOX_TRIES):
         attempt = _Attempt(bench, seed, report)
         try:

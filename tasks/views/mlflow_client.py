@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasks import addresses
 from tasks.errors import NightlyError
 from tasks.files import locked, sync_folder
 from tasks.text import shortened
@@ -34,7 +35,6 @@ SETTINGS = {
     # stdout is for the command's result.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-SQLITE = "sqlite:///"
 MAKE_SECONDS = 300  # for the tables of a new store
 MAKE = (
     f"import signal, sys; signal.alarm({MAKE_SECONDS}); import mlflow; "
@@ -85,8 +85,7 @@ def make_if_missing(uri: str) -> None:
     If another process is making it, waits for that. Raises NightlyError, with the reason, if it
     cannot be made.
     """
-    path = Path(uri.removeprefix(SQLITE))
-    if not uri.startswith(SQLITE) or path.exists():
+    if not addresses.is_sqlite(uri) or (path := addresses.sqlite_path(uri)).exists():
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +109,7 @@ def _make(path: Path, lock: int) -> None:
         left.unlink()
     environment = {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"}
     subprocess.run(
-        [sys.executable, "-c", MAKE, f"{SQLITE}{part}"],
+        [sys.executable, "-c", MAKE, addresses.of_sqlite(part)],
         env={**environment, **QUIET},
         check=True,
         capture_output=True,

@@ -333,6 +333,7 @@ def _provenance(state: NightState) -> Iterator[str]:
         **_researcher(header),
         "seed": header.seed,
         "dataset": baseline.dataset if baseline else "-",
+        "training rows": (baseline and baseline.rows) or "-",
         "hardware": baseline.hardware if baseline else "-",
         "isolation": header.isolation,
         "started from": f"{branch} at {short_commit(header.head)}{dirty}",

@@ -16,12 +16,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
+from tasks import addresses
 from tasks.history import trial_folder
 from tasks.records import Candidate, NightState, RunResult, Trial
 from tasks.text import one_line, shortened
 from tasks.usage import Call, Usage, total
 from tasks.views import mlflow_page, report
-from tasks.views.mlflow_client import SQLITE, Store, connect, plain
+from tasks.views.mlflow_client import Store, connect, plain
 from tasks.views.mlflow_tags import baseline_tags, night_tags, trial_tags
 from tasks.views.tracing import log_calls
 
@@ -161,9 +162,8 @@ def _experiment(client: MlflowClient, store: Store, state: NightState) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         # A server has a place of its own for artifacts.
-        location = (
-            (store.artifacts.resolve() / name).as_uri() if store.uri.startswith(SQLITE) else None
-        )
+        is_local = addresses.is_sqlite(store.uri)
+        location = addresses.of_file(store.artifacts / name) if is_local else None
         kind = {"mlflow.experimentKind": "custom_model_development"}
         return str(client.create_experiment(name, location, {**kind, **mlflow_page.TAG}))
     if found.lifecycle_stage == "deleted":

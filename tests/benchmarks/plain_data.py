@@ -25,7 +25,7 @@ BUFFER, BATCH = 1000, 128
 
 def packed(documents: Iterator[Sequence[list[int]]], T: int) -> Iterator[list[int]]:
     """Rows of T + 1 tokens from batches of documents: best fit by list scan, else the shortest
-    document cropped."""
+    document cropped, whose tail waits behind the others; none counts as longer than a row."""
     waiting: list[list[int]] = []
     while True:
         row: list[int] = []
@@ -36,11 +36,14 @@ def packed(documents: Iterator[Sequence[list[int]]], T: int) -> Iterator[list[in
                 return
             best, best_length = -1, 0
             for i, document in enumerate(waiting):
-                if best_length < len(document) <= room:
-                    best, best_length = i, len(document)
+                if best_length < min(len(document), T + 1) <= room:
+                    best, best_length = i, min(len(document), T + 1)
             if best < 0:
-                best = min(range(len(waiting)), key=lambda i: len(waiting[i]))
-            row.extend(waiting.pop(best)[:room])
+                best = min(range(len(waiting)), key=lambda i: min(len(waiting[i]), T + 1))
+            piece = waiting.pop(best)
+            row.extend(piece[:room])
+            if len(piece) > room:
+                waiting.append(piece[room - 1 :])
         yield row
 
 

@@ -74,6 +74,31 @@ def test_the_state_folder_is_opened_to_all_users_and_keeps_its_other_bits(
     assert os.stat(tmp_path).st_mode & 0o7777 == then
 
 
+@pytest.mark.slow
+def test_a_private_server_starts_in_a_state_folder_of_any_name(tmp_path, warm):
+    home = tmp_path / "of%2Fall? #1 \u00e9"
+    settings = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
+    argv = ["-m", "flows.command_line.cli", "prepare", "--profile", "tests/profiles/small.toml"]
+    done = warm.run(argv, cwd=state_home.ROOT, env={**settings, "NIGHTLY_HOME": str(home)})
+    assert (done.returncode, done.stderr.count("Traceback")) == (0, 0), done.stderr
+    assert (home / "prefect" / "prefect.db").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [home.name]
+
+
+def test_the_address_of_prefects_database_is_left_alone_where_it_works(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+        monkeypatch.delenv(name)
+    with monkeypatch.context() as each:
+        each.setattr(os, "environ", {**os.environ})
+        state_home.configure(tmp_path)
+        assert "PREFECT_SERVER_DATABASE_CONNECTION_URL" not in os.environ
+    with monkeypatch.context() as each:
+        url = "postgresql+asyncpg://a/b"
+        each.setattr(os, "environ", {**os.environ, "PREFECT_API_DATABASE_CONNECTION_URL": url})
+        state_home.configure(tmp_path / "a b")
+        assert "PREFECT_SERVER_DATABASE_CONNECTION_URL" not in os.environ
+
+
 def test_a_folder_that_is_open_already_is_not_changed(tmp_path, monkeypatch):
     tmp_path.chmod(0o755)
     monkeypatch.setattr("pathlib.Path.chmod", None)  # would fail

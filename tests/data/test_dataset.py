@@ -84,7 +84,7 @@ def test_a_file_without_rows_is_refused(tmp_path):
 
 def test_a_row_without_text_is_refused(tmp_path):
     path = write(tmp_path / "shard", ["a", "b", None], row_group_size=2)
-    with pytest.raises(DataError, match="has a row without a text"):
+    with pytest.raises(DataError, match="shard has a row without a text, row 2 "):
         list(dataset.documents(shard(path)))
 
 
@@ -177,7 +177,9 @@ def test_held_out_documents_are_not_trained_on(tmp_path):
 
 
 def test_a_holdout_of_validation_documents_is_refused(tmp_path):
-    with pytest.raises(DataError, match="2 of 3 holdout documents are also validation documents"):
+    with pytest.raises(
+        DataError, match="2 of 3 distinct holdout documents are also validation documents"
+    ):
         held_out(tmp_path, ["a", "b", "c"], ["b", "c", "d"])
 
 
@@ -185,10 +187,41 @@ def test_two_held_out_shards_may_share_a_document_by_chance(tmp_path):
     assert len(held_out(tmp_path, ["a", "a"], ["a", *map(str, range(200))])) == 201
 
 
-def test_more_shared_documents_than_chance_explains_are_refused():
-    dataset.check_left_out(7, 700)
-    with pytest.raises(DataError, match="8 of 700 training documents are held-out documents too"):
-        dataset.check_left_out(8, 700)
+def left_out(tmp_path, train, validation):
+    return dataset.left_out(
+        [shard(write(tmp_path / f"train{i}", texts)) for i, texts in enumerate(train)],
+        held_out(tmp_path, validation),
+    )
+
+
+def test_more_shared_documents_than_chance_explains_are_refused(tmp_path):
+    own, shared = [f"own {i}" for i in range(692)], [f"shared {i}" for i in range(8)]
+    assert left_out(tmp_path, [own, shared[:7], ["own"]], shared) == (
+        "7 training documents, 7 of them distinct, are also held out: they are not trained on"
+    )
+    message = "8 of 700 distinct training documents are held-out documents too"
+    with pytest.raises(DataError, match=message):
+        left_out(tmp_path, [own, shared], shared)
+
+
+def test_one_document_that_repeats_is_named_and_no_wrong_split(tmp_path):
+    """40 texts and 60 empty rows, against 40 others and an empty one."""
+    train = [[f"trained on {i}" for i in range(40)] + [""] * 30, [""] * 30]
+    line = left_out(tmp_path, train, ["", *(f"scored {i}" for i in range(40))])
+    assert line == (
+        "60 training documents, 1 of them distinct, are also held out: they are not trained on. "
+        "One of them 60 times: ''"
+    )
+
+
+def test_repeats_do_not_hide_a_wrong_split(tmp_path):
+    train = [["own"] * 1000, ["a", "b"]]
+    with pytest.raises(DataError, match="2 of 3 distinct training documents"):
+        left_out(tmp_path, train, ["a", "b", "c"])
+
+
+def test_one_document_that_two_held_out_shards_share_is_chance(tmp_path):
+    assert len(held_out(tmp_path, ["", "a"], ["", "b", "c"])) == 4
 
 
 def test_the_fingerprint_changes_with_everything_that_a_score_depends_on():
@@ -219,18 +252,70 @@ def test_the_fingerprint_depends_on_content_and_not_on_paths():
     )
 
 
-def test_few_documents_are_in_memory_where_they_are_long(tmp_path):
-    texts = [f"{i}" * (1 << 20) for i in range(10)] * 3
-    path = write(tmp_path / "shard", texts, use_dictionary=False)
-    assert [len(batch) for batch in dataset.batches(shard(path))][:2] == [7, 7]
+@pytest.mark.parametrize("is_stored_once", [False, True])
+def test_few_documents_are_in_memory_where_they_are_long(tmp_path, is_stored_once):
+    texts = [f"{i}" * (1 << 20) for i in range(3)] * 10
+    path = write(tmp_path / "shard", texts, use_dictionary=is_stored_once)
+    assert [len(batch) for batch in dataset.batches(shard(path))] == [8, 8, 8, 6]
     assert dataset.count(shard(path)) == len(list(dataset.documents(shard(path))))
 
 
-def test_a_dictionary_encoded_column_is_text(tmp_path):
-    pq.write_table(
-        pa.table({"text": pa.array(["a", "b", "a"]).dictionary_encode()}), tmp_path / "shard"
-    )
+def decoded_at_a_time(path, monkeypatch):
+    """How many rows pyarrow is asked for at a time."""
+    asked, iter_batches = [], pq.ParquetFile.iter_batches
+
+    def spy(self, size, *args, **kwargs):
+        asked.append(size)
+        return iter_batches(self, size, *args, **kwargs)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", spy)
+    list(dataset.documents(shard(path)))
+    return asked[0]
+
+
+def test_the_size_of_the_documents_is_not_that_of_a_field_of_the_same_name(tmp_path, monkeypatch):
+    long = [f"{i}" * (1 << 20) for i in range(9)]
+    meta = pa.array([{"text": "short"}] * len(long))
+    pq.write_table(pa.table({"meta": meta, "text": long}), tmp_path / "shard", use_dictionary=False)
+    assert decoded_at_a_time(tmp_path / "shard", monkeypatch) == 7
+    assert list(dataset.documents(shard(tmp_path / "shard"))) == long
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.large_string(),
+        pa.string_view(),
+        pa.dictionary(pa.int32(), pa.string()),
+        pa.dictionary(pa.int8(), pa.large_string()),
+    ],
+)
+def test_every_kind_of_string_is_text(tmp_path, kind):
+    pq.write_table(pa.table({"text": pa.array(["a", "b", "a"], kind)}), tmp_path / "shard")
     assert list(dataset.documents(shard(tmp_path / "shard"))) == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [([b"a"], "binary"), ([["a"]], "list"), ([{"text": "a"}], "struct"), ([None], "null")],
+)
+def test_what_holds_strings_or_bytes_is_no_string(tmp_path, values, kind):
+    pq.write_table(pa.table({"text": pa.array(values)}), tmp_path / "shard")
+    with pytest.raises(DataError, match=f"holds {kind}.*, not strings"):
+        list(dataset.documents(shard(tmp_path / "shard")))
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_a_text_that_is_not_utf8_is_named_by_file_and_row(tmp_path, kind):
+    texts = [b"a"] * 70 + [b"caf\xe9 au lait"] + [b"b"] * 70
+    bytes_kind = pa.binary() if kind == pa.string() else pa.large_binary()
+    table = pa.table({"text": pa.array(texts, bytes_kind).view(kind)})
+    pq.write_table(table, tmp_path / "shard", row_group_size=50)
+    message = r"shard, row 70 \(the first is row 0\): the text is not UTF-8, .* at byte 3\. "
+    for groups in ("", "#1:"):
+        with pytest.raises(DataError, match=message) as refused:
+            list(dataset.documents(shard(tmp_path / "shard", groups)))
+        assert "Fetch it again" not in str(refused.value)
 
 
 def test_two_columns_of_text_are_refused(tmp_path):

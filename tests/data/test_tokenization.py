@@ -137,15 +137,22 @@ def test_65536_tokens_fit_into_16_bits():
 def test_rows_are_packed_from_the_tokens_of_all_shards(tokenizer, tmp_path):
     for shard in range(3):
         tokenization.encode_shard([TEXTS[shard:]], tokenizer, tmp_path, shard)
-    ref = tokenization.pack(tmp_path, 320, 16)
-    rows = np.load(ref.path, mmap_mode="r")
-    assert ref.path.endswith("rows_320_16.npy")
+    packed = tokenization.pack(tmp_path, 320, 16)
+    rows = np.load(packed.file.path, mmap_mode="r")
+    assert packed.file.path.endswith("rows_320_16.npy")
     stream = tokenizer.encode_documents([*TEXTS, *TEXTS[1:], *TEXTS[2:]])
     lengths = np.diff(np.append(np.flatnonzero(stream == tokenizer.bos), len(stream))).astype(
         np.int32
     )
     assert rows.tolist() == packing.pack_rows([stream], lengths, 16).tolist()
-    assert (rows[:, 0] == tokenizer.bos).all()
+    assert (packed.count, packed.tokens) == (len(rows), len(stream))
+    assert packed.share == packing.share_held(packing.plan_rows(lengths, 16), lengths) > 0.98
+
+
+@pytest.mark.parametrize("T", [8, 64, 256])
+def test_rows_of_every_length_hold_the_same_text(tokenizer, tmp_path, T):
+    tokenization.encode_shard([[MIXED * 100] * 30], tokenizer, tmp_path, 0)
+    assert tokenization.pack(tmp_path, 320, T).share > 0.99
 
 
 def test_text_for_less_than_a_row_is_refused(tokenizer, tmp_path):
@@ -249,11 +256,42 @@ def test_a_text_that_spells_bos_is_encoded_as_text_and_changes_no_other(tokenize
 def test_a_shard_without_a_document_is_skipped(tokenizer, tmp_path):
     for shard, texts in enumerate((TEXTS, [], TEXTS)):
         tokenization.encode_shard([texts], tokenizer, tmp_path, shard)
-    rows = np.load(tokenization.pack(tmp_path, 320, 16).path)
+    rows = np.load(tokenization.pack(tmp_path, 320, 16).file.path)
     (tmp_path / "without").mkdir()
     for shard in range(2):
         tokenization.encode_shard([TEXTS], tokenizer, tmp_path / "without", shard)
-    assert rows.tolist() == np.load(tokenization.pack(tmp_path / "without", 320, 16).path).tolist()
+    without = tokenization.pack(tmp_path / "without", 320, 16)
+    assert rows.tolist() == np.load(without.file.path).tolist()
+
+
+@pytest.mark.parametrize("T", [131_073, 600_000_000])
+def test_a_length_beyond_the_longest_row_is_refused_before_it_is_packed(encoded, T):
+    before = sorted(encoded.iterdir())
+    problem = tokenization.pack_if_missing(encoded, 320, T)
+    assert problem == f"MAX_SEQ_LEN = {T} is beyond the longest row, 131072: lower it"
+    assert sorted(encoded.iterdir()) == before
+
+
+def test_a_length_of_too_many_rows_is_refused_before_they_are_packed(encoded, monkeypatch):
+    tokens = len(np.fromfile(encoded / "tokens_320_00000.bin", np.uint16))
+    monkeypatch.setattr(tokenization, "MOST_ROWS", 100)
+    least = tokens // 100 + 1
+    message = f"into more rows than the limit, 100: raise it to at least {least}"
+    assert message in str(tokenization.pack_if_missing(encoded, 320, 3))
+    assert not list(encoded.glob("rows_*"))
+    assert tokenization.pack_if_missing(encoded, 320, least) is None
+    assert list(encoded.glob("rows_*")) == [encoded / f"rows_320_{least}.npy"]
+    with pytest.raises(DataError, match=f"raise sequence_length to at least {least}"):
+        tokenization.pack(encoded, 320, 3)
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "T"),
+    [(320, 0), (320, -5), (321, 16), (None, 16), (320, 16.0), (320, 100_000)],
+)
+def test_sizes_that_the_candidate_fails_on_are_left_to_it(encoded, vocab_size, T):
+    assert tokenization.pack_if_missing(encoded, vocab_size, T) is None
+    assert not list(encoded.glob("rows_*"))
 
 
 def test_validation_documents_without_any_text_are_refused(tokenizer, tmp_path):

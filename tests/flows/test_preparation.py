@@ -121,7 +121,7 @@ def test_trainer_prepare_reads_the_prepared_files(home, monkeypatch):
     assert (meta.vocab_sizes, meta.sequence_length, meta.bos) == ((512,), 64, {512: tokenizer.bos})
     rows = prepare.train_rows(64)
     assert rows.shape[1] == 65
-    assert (rows[:, 0] == tokenizer.bos).all()
+    assert rows[0, 0] == tokenizer.bos
     documents = list(dataset.documents(corpus_shard("train_00000.parquet")))
     assert len(np.load(Path(prepare.current()["train"]) / "lengths_512_00000.npy")) == len(
         documents
@@ -234,9 +234,28 @@ def test_a_few_validation_documents_are_not_trained_on(prefect_server, corpus, t
 
 
 def test_a_wrong_split_is_refused(prefect_server, corpus, tmp_path):
-    with pytest.raises(DataError, match="8 of 500 training documents are held-out documents too"):
+    with pytest.raises(
+        DataError, match="8 of 500 distinct training documents are held-out documents too"
+    ):
         prepare_in(tmp_path, with_validation_documents(corpus, 8))
     assert not (tmp_path / "data" / "current.json").exists()
+
+
+def test_an_empty_document_that_repeats_is_left_out_and_named(
+    prefect_server, corpus, tmp_path, caplog
+):
+    texts = list(dict.fromkeys(dataset.documents(corpus_shard("train_00000.parquet", corpus))))
+    pq.write_table(pa.table({"text": [*texts[:300], *[""] * 60]}), corpus / "train_00000.parquet")
+    scored = dataset.scored(corpus_shard("val_00000.parquet", corpus), 20)
+    pq.write_table(pa.table({"text": [*scored, ""]}), corpus / "val_00000.parquet")
+    mine = profile(source=str(corpus), checksums=None)
+    for cached in (False, True):
+        caplog.clear()
+        prepared = prepare_in(tmp_path, mine)
+        assert "60 training documents, 1 of them distinct, are also held out" in caplog.text
+        assert "One of them 60 times: ''" in caplog.text
+        assert ("left out" in prepared.cached) is cached
+    assert len(np.load(Path(prepared.train) / "lengths_512_00000.npy")) == 300
 
 
 def test_one_file_is_split_by_row_groups(prefect_server, tmp_path):
@@ -320,16 +339,22 @@ def test_only_a_failure_that_may_pass_is_retried(
         assert len(origin.requests) == requests
 
 
-def test_the_whole_embedded_corpus_is_prepared(prefect_server, tmp_path):
+def test_the_whole_embedded_corpus_is_prepared(prefect_server, tmp_path, caplog):
     laptop = configs.load("laptop")
     prepared = prepare_in(tmp_path, laptop)
-    assert prepared.fingerprint.startswith("1c1fc6d359e5e9b8"), (
+    assert prepared.fingerprint.startswith("1c4be0a5530b7f3b"), (
         "scores of the laptop profile can no longer be compared"
     )
     assert prepared.validation_bytes == 220_883
     lengths = sorted(Path(prepared.train).glob("lengths_2048_*.npy"))
     assert [len(lengths), sum(len(np.load(path)) for path in lengths)] == [4, 6870]
-    assert len(np.load(Path(prepared.train) / "rows_2048_128.npy", mmap_mode="r")) > 5000
+    [rows] = prepared.rows
+    assert len(np.load(rows.file.path, mmap_mode="r")) == rows.count == 19_281
+    told = "19,281 rows of 128 + 1 tokens hold 99.99 % of the training text"
+    assert told in caplog.text
+    [place] = (tmp_path / "data").glob("*/dataset.json")
+    [recorded] = json.loads(place.read_text())["rows"]
+    assert (recorded["count"], recorded["share_held"]) == (rows.count, rows.share)
     assert prepare_in(tmp_path, laptop).cached == STEPS
 
 

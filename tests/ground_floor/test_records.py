@@ -3,7 +3,8 @@
 import pytest
 
 from tasks.proposers import proposal
-from tasks.records import Candidate
+from tasks.records import BaselineEvent, Candidate
+from tests import trials
 
 
 def test_only_code_counts_as_lines_and_layout_does_not():
@@ -25,3 +26,10 @@ def test_lines_are_counted_of_whatever_the_checks_let_through(line):
     source = f"{line}\n\n\ndef load_model(path, device): ...\n\n\ndef main(): ...\n"
     assert proposal.check(Candidate.parse(source), {}) is None
     assert Candidate.parse(source).statements == 3
+
+
+def test_a_baseline_that_an_older_version_recorded_says_nothing_of_its_rows():
+    event = trials.baseline_event(rows="12 rows")
+    assert BaselineEvent.from_json(event).rows == "12 rows"
+    del event["rows"]
+    assert BaselineEvent.from_json(event).rows is None

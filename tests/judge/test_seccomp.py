@@ -157,6 +157,7 @@ def refusal(profile: dict[str, Any], name: str, arguments: tuple[int, ...]) -> i
     """The error number of docker's first rule that fits a call; None if it is allowed."""
     tests = {
         "SCMP_CMP_EQ": lambda has, rule: has == rule["value"],
+        "SCMP_CMP_NE": lambda has, rule: has != rule["value"],
         "SCMP_CMP_GE": lambda has, rule: has >= rule["value"],
         "SCMP_CMP_MASKED_EQ": lambda has, rule: has & rule["value"] == rule["valueTwo"],
     }
@@ -176,14 +177,14 @@ def test_dockers_filter_decides_as_ours(machine, device):
     text = seccomp.docker_profile(machine, device)
     assert text is not None
     profile = json.loads(text)
-    tested = {*seccomp.CLONE, *seccomp.SOCKET, *seccomp.MADVISE}  # for their arguments
-    values = [*range(65), 0x3D0F00, *(1 << bit for bit in range(7, 32)), 0xFFFFFFFF]
-    for name in seccomp.numbered(ALL, machine):
-        for value in values if name in tested else [0]:
-            ours = on(machine, name, value, value, device)
-            docker = refusal(profile, name, (value, 0, value))
-            expected = seccomp.ALLOW if docker is None else seccomp.FAIL | docker
-            assert ours == expected, (name, value)
+    values = [*range(80), 0x3D0F00, 0x10400, *(1 << bit for bit in range(7, 32)), 0xFFFFFFFF]
+    for name in seccomp.numbered(seccomp.ALL, machine):
+        for value in [0] if name in seccomp.LISTED else values:
+            for arguments in ((value,) * 4, (17, value, 0, 0), (17, value << 32, 0, 0)):
+                ours = on(machine, name, *arguments, device=device)
+                docker = refusal(profile, name, arguments)
+                expected = seccomp.ALLOW if docker is None else seccomp.FAIL | docker
+                assert ours == expected, (name, arguments)
 
 
 @pytest.mark.parametrize("machine", seccomp.MACHINES)

@@ -11,15 +11,17 @@ import pytest
 import configs
 from configs import knobs
 from flows.night import researcher
+from tasks.files import FileRef
 from tasks.proposers import answer, prompt
 from tasks.proposers.past_nights import EarlierTrial
 from tasks.proposers.prompt import Briefing
-from tasks.records import Baseline, Bench, Candidate, Dataset
+from tasks.records import Baseline, Bench, Candidate, Dataset, PackedRows
 from tasks.trial import verdict
 from tasks.trial.baseline import CPU_TIMES, WALL_TIMES, caps_after
 from tasks.usage import KINDS, estimate_tokens
 from tests.synthetic_night import TRAIN, long_night, make_night, make_run, write_trial
 from tests.trials import crash, keep, make_proposal, make_trial
+from trainer import prepare
 
 PROGRAM = (configs.FOLDER / "program.md").read_text(encoding="utf-8")
 FACTS = {"hardware": "one CPU, 1 thread", "budget": "5.74e+11 FLOPs of training"}
@@ -136,6 +138,7 @@ def test_the_program_names_only_what_train_py_has():
 
 def test_the_program_gives_the_rules_as_they_are():
     words = " ".join(PROGRAM.split())
+    assert f"`MAX_SEQ_LEN` may be any length up to {prepare.LONGEST_ROW:,}." in words
     assert f"above {verdict.KEEP:g} it is kept at once" in words
     assert f"above {verdict.TIE:g}, or for a tie ({verdict.TIE:g} either way)" in words
     assert (
@@ -154,7 +157,8 @@ def facts(profile: str, **changes) -> dict[str, str]:
         for seed in (1, 2, 3)
     )
     baseline = Baseline(runs, "h")
-    dataset = Dataset("d5", "public", "train", "validation", 1)
+    packed = PackedRows(FileRef("rows", "", 1), 2048, 128, 14_000, 1_806_500, 0.99996)
+    dataset = Dataset("d5", "public", "train", "validation", 1, rows=(packed,))
     bench = Bench(configs.load(profile), dataset, Path(), "bwrap", caps_after(baseline))
     return researcher.facts_of(bench, baseline)
 
@@ -171,6 +175,14 @@ def test_the_facts_have_the_limits_and_how_the_baseline_trained():
         == f"loss {curve}, 285 steps, 20 s, 1.5 GiB of host memory"
     )
     assert told["memory"] == "the baseline's peak is 1.5 of the 4 GiB of host memory that a box has"
+
+
+def test_the_facts_say_how_much_of_the_text_is_trained_on_at_any_length():
+    assert facts("laptop")["training rows"] == (
+        "14,000 rows of 128 + 1 tokens hold 99.99 % of the training text, which has 1,806,500 "
+        "tokens of vocabulary 2048. Whatever MAX_SEQ_LEN is, only what fills no last row is left "
+        "out"
+    )
 
 
 def test_a_gpu_has_its_own_peak_and_seconds_have_no_other_limit():

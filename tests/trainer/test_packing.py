@@ -66,9 +66,52 @@ def test_several_epochs_equal_one_until_it_drains_its_buffer() -> None:
     assert (once[:undrained] == twice[:undrained]).all()
 
 
-def test_every_packed_row_begins_with_bos() -> None:
-    _, stream, counts = corpus([5, 90, 33, 2, 61, 17, 40])
-    assert (packing.pack_rows([stream], counts, 20)[:, 0] == 65535).all()
+@settings(deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 200), min_size=1, max_size=60),
+    T=st.integers(1, 30),
+    buffer=st.integers(1, 20),
+)
+def test_every_token_is_a_target_after_the_one_before_it_exactly_once(
+    lengths: list[int], T: int, buffer: int
+) -> None:
+    """But for a last row's worth that no row holds."""
+    counts = np.array(lengths, np.int32)
+    # Every token is its own place in the text.
+    stream = np.arange(counts.sum(), dtype=np.uint16)
+    rows = packing.pack_rows([stream], counts, T, buffer=buffer).astype(int)
+    follows = rows[:, 1:][rows[:, 1:] == rows[:, :-1] + 1]
+    begun = np.cumsum(counts) - counts
+    targets = np.sort(follows[~np.isin(follows, begun)])
+    assert (np.diff(targets) > 0).all()
+    assert len(targets) >= counts.sum() - len(lengths) - T
+    plan = packing.plan_rows(counts, T, buffer=buffer)
+    assert packing.share_held(plan, counts) == len(np.unique(rows)) / counts.sum()
+
+
+def test_a_document_that_is_far_longer_than_a_row_is_kept_whole() -> None:
+    counts = np.array([5, 550_000, 70], np.int32)
+    plan = packing.plan_rows(counts, 64)
+    assert packing.rows_in(plan, 64) > 550_000 // 64
+    assert packing.share_held(plan, counts) > 0.9998
+
+
+def test_pieces_of_a_long_document_are_apart_while_others_wait() -> None:
+    """Rows that follow each other would otherwise be one text."""
+    counts = np.array([33 * 8, *[33] * 50], np.int32)
+    firsts, _ = packing.plan_rows(counts, 32)
+    long = np.flatnonzero(firsts < 33 * 8)
+    assert long[0] == 0
+    assert long[1] == 51
+
+
+def test_a_row_far_longer_than_every_document_takes_no_bit_set_of_that_size() -> None:
+    lengths = np.full(3000, 100, np.int32)
+    tracemalloc.start()
+    packing.plan_rows(lengths, 1 << 28)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
 
 
 @pytest.mark.parametrize("shards", [2, 7])
@@ -110,7 +153,7 @@ def test_a_document_of_a_hundred_megabytes_takes_no_bit_set_of_that_size() -> No
     lengths = np.full(3000, 100, np.int32)
     lengths[0] = 1 << 31 - 6
     tracemalloc.start()
-    packing.plan_rows(lengths, 64)
+    packing.plan_rows(lengths, 8192)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1 << 20

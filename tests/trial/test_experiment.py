@@ -58,10 +58,18 @@ def run(dataset, tmp_path, monkeypatch):
             smoke=smoke,
             export_kernels=export_kernels,
         )
-        assert list((tmp_path / "boxes").iterdir()) == []
+        assert list(tmp_path.glob("boxes/*")) == []
         return result
 
     return run
+
+
+@pytest.mark.parametrize("length", ["131_073", "400_000_000"])
+def test_a_length_beyond_the_longest_row_opens_no_box(run, monkeypatch, length):
+    monkeypatch.setattr(experiment, "open_box", None)  # would fail
+    result = run(f"{HONEST}\nMAX_SEQ_LEN = {length}\n")
+    assert result.status == "rejected_patch"
+    assert result.reason.startswith(f"MAX_SEQ_LEN = {int(length)} is beyond")
 
 
 def changed(old: str, new: str) -> str:
@@ -438,7 +446,7 @@ def test_rows_of_the_candidates_own_length_are_packed_before_its_budget_runs(run
     source = changed(rows, f"{rows}    assert isinstance(rows, np.memmap), type(rows)\n")
     assert run(source).status == "ok"
     assert run(source.replace("MAX_SEQ_LEN = 8", "MAX_SEQ_LEN = 4")).status == "ok"
-    assert run(source.replace("MAX_SEQ_LEN = 8", "MAX_SEQ_LEN = 10**6")).status == "train_crashed"
+    assert run(source.replace("MAX_SEQ_LEN = 8", "MAX_SEQ_LEN = 10**5")).status == "train_crashed"
 
 
 # The compiler need not try out which vector instructions work: 15 CPU-seconds in each fresh box.

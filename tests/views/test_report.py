@@ -380,6 +380,12 @@ def test_provenance_says_what_it_started_from():
     )
 
 
+def test_provenance_says_how_much_of_the_text_the_rows_hold():
+    told = "19,281 rows of 128 + 1 tokens hold 99.99 % of the training text"
+    text = report.markdown(make_state(baseline=make_baseline(rows=told)))
+    assert f"- training rows: {told}\n" in text
+
+
 def test_a_candidates_words_are_text():
     evil = "![x](http://evil) | <img src=y> `rm` **b**\n# head\x1b]0;title\x07"
     cells = row(make_state(crash(summary=evil, reason=evil)), 1)

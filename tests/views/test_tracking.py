@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from configs import knobs
+from flows import state_home
 from tasks.errors import NightlyError
 from tasks.judge import protocol
 from tasks.records import Candidate, NightState, Program, RunResult, Trial
@@ -554,6 +555,24 @@ def test_the_report_in_mlflow_names_its_picture_which_that_page_would_not_show(s
     text = Path(found).read_text()
     assert "![" not in text
     assert "The chart of all trials: `progress.png`" in text
+
+
+def test_a_state_folder_of_any_name_holds_the_store_and_its_files(
+    empty_store, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    home = tmp_path / "of%2Fall? #1 \u00e9"
+    home.mkdir()
+    before = shutil.copy(empty_store, home / "mlflow.db").stat().st_size
+    store = ReadableStore(state_home.mlflow_uri(home), home / "mlartifacts")
+    (tmp_path / "report.md").write_text("the report")
+    tracking.finish_night(store, make_state(finished="done"), tmp_path)
+    run = store.runs()["nov21"]
+    assert [file.path for file in store.client.list_artifacts(run.info.run_id)] == ["report.md"]
+    [report] = home.glob("mlartifacts/**/report.md")
+    assert report.read_text() == "the report"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [home.name, "report.md"]
+    assert (home / "mlflow.db").stat().st_size >= before
 
 
 def test_nothing_is_printed_on_stdout(store, capfd):
