@@ -28,8 +28,8 @@ GLUED = re.compile(r"(?<=[^\s\"'`*#+(-])(?=SUMMARY[ \t]*:)")
 IN_A_LINE = re.compile(r"(?<=[ \t])SUMMARY:")
 # Thinking by its name, in any brackets. Beside a quote or a backslash it is a string of the code.
 NAMED = re.compile(
-    r"(?<![\"'`\\])[<\[◁]\|?[ \t]*(/?)([\w:-]{0,30}?(?:think|thought|reason)[\w:-]{0,30})"
-    r"(?:[ \t]+\w{1,20}=[^<>\n]{0,60})?[ \t]*\|?[>\]▷](?![\"'\\(])",
+    r"(?<![\"'`\\])[<\[\u25c1]\|?[ \t]*(/?)([\w:-]{0,30}?(?:think|thought|reason)[\w:-]{0,30})"
+    r"(?:[ \t]+\w{1,20}=[^<>\n]{0,60})?[ \t]*\|?[>\]\u25b7](?![\"'\\(])",
     re.IGNORECASE,
 )
 ENDING = re.compile(r"(?:^|[_:-])end(?:[_:-]|$)", re.IGNORECASE)  # as in <|end_of_thought|>

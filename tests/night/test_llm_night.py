@@ -181,9 +181,7 @@ def test_what_a_candidate_prints_reaches_the_model_as_fenced_data(model, checkou
 
 
 def test_a_candidates_address_is_no_link_in_the_log(night):
-    (line,) = [line for line in night.stderr.splitlines() if "its proposer has fixed it" in line][
-        1:
-    ]
+    (line,) = [line for line in night.stderr.splitlines() if "the judge is off" in line]
     assert "Read https[://]evil.example/." in line
     assert "https://evil" not in night.stderr
 
