@@ -34,7 +34,7 @@ from tasks.judge.wire import Wire
 ANSWER_BYTES = 2**26  # of logits in one answer, which we hold in memory
 HONEST_TIMES = 10  # a candidate may differ by this many times the baseline's own differences
 MOST_ROUNDS = 16  # times that the rows may be claimed in, at most, is what an audit may take
-EARLY = 4  # the first quarter of the batches
+EARLY = 4  # the first quarter of the targets
 LAX_SHARE = 0.004  # of the positions may be off if the position tolerance is at its widest
 # Of the position tolerance is rounding, by which a claim may be too high and still pay back: twice
 # the baseline's own largest difference. A model that has learnt from the questions would pay more.
@@ -198,21 +198,21 @@ class Finding:
 
         A claim that is too high counts up to REPAID: what exceeds it is no rounding, and pays for
         nothing. A model that learns from the questions predicts late ones better: its early ones
-        count, the first batches that stand for a quarter of the targets.
+        count, the first rows that stand for a quarter of the targets.
         """
         difference = nats - claims[questions.rows[:, None], questions.positions]
         weights, counted = questions.weights, questions.counted
         if not counted.any():
             raise ValueError("no position was audited: no target of the validation rows has bytes")
         share = np.cumsum(weights.sum(axis=1)) / weights.sum()
-        first_batches = int((share < 1 / EARLY).sum()) // questions.batch_rows + 1
+        early = int((share < 1 / EARLY).sum()) + 1
         means, margins = [], []
-        for first in (len(weights), first_batches * questions.batch_rows):
+        for first in (len(weights), early):
             here = counted[:first]
             mean, margin = _mean(
                 np.maximum(difference[:first][here], -REPAID * tolerance.position),
                 weights[:first][here],
-                float(share[min(first, len(share)) - 1]),
+                float(share[first - 1]),
             )
             means.append(mean)
             margins.append(margin)
