@@ -98,14 +98,14 @@ def enter() -> None:
     if role == "smoke":
         os.environ["TORCHDYNAMO_DISABLE"] = "1"  # compiling would take longer than all the rest
     link.send({"msg": "up", "python": sys.version})
+    train = Path(__file__).with_name("train.py")
     if role in ("claim", "audit"):
-        import torch  # noqa: F401
-
+        roles.warm_up(train.read_bytes().decode("utf-8", "replace"))
         link.send({"msg": "warm"})
         link.read("load")
     elif role == "train" and "NIGHTLY_SEED_CACHE" in os.environ:
         roles.load_kernels(Path(os.environ["NIGHTLY_SEED_CACHE"]))
-    candidate = _load_candidate(Path(__file__).with_name("train.py"))
+    candidate = _load_candidate(train)
     if role == "claim":
         roles.claim(link, candidate, device())
     elif role == "audit":
@@ -189,7 +189,8 @@ def finish(state_dict: dict[str, Any], **metrics: float) -> None:
     blob = io.BytesIO()
     torch.save({name: tensor.detach().to("cpu") for name, tensor in state_dict.items()}, blob)
     if link := _link():
-        _hand_over(link, blob, budget.tokens, metrics)
+        sizes = {name: tensor.numel() for name, tensor in state_dict.items()}
+        _hand_over(link, blob, sizes, budget.tokens, metrics)
         return
     from trainer import alone  # not in a box: it reads the validation data
 
@@ -199,11 +200,13 @@ def finish(state_dict: dict[str, Any], **metrics: float) -> None:
     print(alone.summary(metrics | {"total_seconds": time.monotonic() - _STARTED}))
 
 
-def _hand_over(link: Link, blob: io.BytesIO, tokens: int, metrics: dict[str, float]) -> None:
+def _hand_over(
+    link: Link, blob: io.BytesIO, sizes: dict[str, int], tokens: int, metrics: dict[str, float]
+) -> None:
     """Sends the checkpoint, or in a smoke box tries it out, and waits for the judge to hang up."""
     if os.environ["NIGHTLY_ROLE"] == "smoke":
-        roles.try_out(sys.modules["trainer.train"], blob.getbuffer(), device())
-        link.send({"msg": "smoked"})
+        state = roles.try_out(sys.modules["trainer.train"], blob.getbuffer(), sizes, device())
+        link.send({"msg": "smoked", **state})
         return link.wait_for_the_end()
     shown = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
     size = blob.getbuffer().nbytes

@@ -11,6 +11,7 @@ harness. No torch at import.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -24,6 +25,23 @@ import numpy.typing as npt
 
 from trainer import prepare
 from trainer.link import Link
+
+# Of tensors that no forward pass reads, those above this share of their checkpoint are named.
+UNREAD_SHARE = 0.01
+UNREAD_NAMES = 5
+
+
+def warm_up(source: str) -> None:
+    """What a scoring box does before a line of the candidate `source` runs in it.
+
+    The candidate's account begins after it, and none of this is the candidate's choice: torch, and
+    its compiler where the source names it. Gradients are off from here on: scoring needs none.
+    """
+    import torch
+
+    torch.set_grad_enabled(False)
+    if "torch.compile" in source:
+        torch.compile(lambda x: x + 1, backend="aot_eager")(torch.zeros(1))
 
 
 def _load(candidate: ModuleType, path: str, device: str) -> tuple[Any, dict[str, int]]:
@@ -107,10 +125,17 @@ def smoke(link: Link, candidate: ModuleType, device: str) -> None:
         link.send({"msg": "smoked"})
 
 
-def try_out(candidate: ModuleType, checkpoint: memoryview, device: str) -> None:
-    """Loads a checkpoint as a scoring box would, and checks the output. Raises ValueError."""
+def try_out(
+    candidate: ModuleType, checkpoint: memoryview, sizes: dict[str, int], device: str
+) -> dict[str, Any]:
+    """Loads a checkpoint as a scoring box would, and checks the output. Raises ValueError.
+
+    `sizes` are the bytes of the checkpoint's tensors. Returns what is to be known of the model's
+    state: its bytes, and the tensors of the checkpoint that no forward pass reads.
+    """
     import torch
 
+    torch.set_grad_enabled(False)  # as in a scoring box
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.pt")
         path.write_bytes(checkpoint)
@@ -118,7 +143,8 @@ def try_out(candidate: ModuleType, checkpoint: memoryview, device: str) -> None:
     V, T, batch_rows = shape.values()
     tokens = torch.arange(batch_rows * (T + 1), device=device).view(batch_rows, T + 1) % V
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-    with torch.inference_mode():
+    state = _state(model)
+    with torch.inference_mode(), _reading(state) as read:
         nats, logits = model(inputs, targets, reduction="none"), model(inputs)
     if nats.numel() != batch_rows * T:
         raise ValueError(
@@ -130,6 +156,64 @@ def try_out(candidate: ModuleType, checkpoint: memoryview, device: str) -> None:
             f"model(idx) gave logits of shape {tuple(logits.shape)}, "
             f"not [B, T, V] = {(batch_rows, T, V)}"
         )
+    if not state:
+        return {}
+    storages = {_address(x): x.untyped_storage().nbytes() for x in state.values()}
+    return {"state_bytes": sum(storages.values()), "unread": _unread(sizes, read)}
+
+
+def _unread(sizes: dict[str, int], read: set[str]) -> list[str]:
+    """The larger tensors of a checkpoint that are not among those `read`, the largest first.
+
+    A name may have a prefix that loading removes, such as torch.compile's.
+    """
+    known = tuple(f".{name}" for name in read)
+    least = UNREAD_SHARE * sum(sizes.values())
+    names = [name for name in sizes if sizes[name] > least and not f".{name}".endswith(known)]
+    return sorted(names, key=lambda name: -sizes[name])[:UNREAD_NAMES]
+
+
+def _state(model: Any) -> dict[str, Any]:
+    """Parameters and buffers by name; none of a model that is no torch.nn.Module."""
+    if not hasattr(model, "named_parameters"):
+        return {}
+    named = model.named_parameters, model.named_buffers
+    return {name: x for each in named for name, x in each(remove_duplicate=False)}
+
+
+def _address(tensor: Any) -> int:
+    """Where its memory begins: the same for all tensors that share it."""
+    return int(tensor.untyped_storage().data_ptr())
+
+
+@contextlib.contextmanager
+def _reading(state: dict[str, Any]) -> Iterator[set[str]]:
+    """The names of those tensors that a function of torch is given in the block: filled at its end.
+
+    Not seen: what is read in other ways, such as by TorchScript.
+    """
+    read: set[str] = set()
+    if not state:
+        yield read
+        return
+    import torch
+    from torch.overrides import TorchFunctionMode
+    from torch.utils._pytree import tree_leaves
+
+    given: set[int] = set()
+
+    class Reading(TorchFunctionMode):
+        def __torch_function__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            for value in tree_leaves((args, kwargs)):
+                if isinstance(value, torch.Tensor) and value.layout == torch.strided:
+                    given.add(_address(value))
+            return function(*args, **(kwargs or {}))
+
+    with Reading():
+        yield read
+    read |= {name for name, tensor in state.items() if _address(tensor) in given}
 
 
 def compiled_kernels() -> bytes:

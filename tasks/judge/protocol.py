@@ -34,6 +34,7 @@ from tasks.judge.wire import Closed, Malformed, Silent, Wire
 CURVE_POINTS = 2000
 LOG_MESSAGES = 100_000  # more are not a curve but an attack on our memory or time
 SIGKILLED = (-9, 128 + 9)  # bubblewrap and docker return 128 + the signal that ended the box
+UNREAD = 5  # tensors that are named
 METRIC_NAME = re.compile(r"[A-Za-z0-9_./-]{1,40}")
 
 
@@ -64,6 +65,14 @@ class Trained:
     tokens: int | None
     metrics: dict[str, float]
     curve: tuple[tuple[int, int, float], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Smoked:
+    """What a smoke step says of the model's state; self-reported."""
+
+    state_bytes: int | None  # of all parameters and buffers
+    unread: tuple[str, ...]  # tensors of the checkpoint that no forward pass reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +193,7 @@ def finish(box: Box, begun: Begun, checkpoint: Path, *, max_bytes: int) -> Train
     )
 
 
-def smoke(box: Box, *, startup_seconds: float) -> None:
+def smoke(box: Box, *, startup_seconds: float) -> Smoked:
     """Waits until a box with an open gate has made one step and one evaluation. Raises Stopped.
 
     `smoked` may come before `ready`: see `smoke` in trainer/roles.py.
@@ -196,7 +205,17 @@ def smoke(box: Box, *, startup_seconds: float) -> None:
         if message["msg"] != "smoked":
             expect(message, "ready")
             wire.send({"msg": "go", "kind": "flops", "amount": 1.0}, deadline)
-            _read_logs(wire, "smoked", deadline, [])
+            message = _read_logs(wire, "smoked", deadline, [])
+    size, names = message.get("state_bytes"), message.get("unread")
+    named = names if isinstance(names, list) else []
+    return Smoked(
+        size if is_whole(size, 0, 2**53 - 1) else None,
+        tuple(name for name in named[:UNREAD] if _is_name(name)),
+    )
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and METRIC_NAME.fullmatch(value) is not None
 
 
 def take_kernels(begun: Begun, path: Path, *, seconds: float, max_bytes: int) -> bool:

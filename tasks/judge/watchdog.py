@@ -13,6 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from tasks.judge.processes import ProcessId, Stat, process_tree
 
@@ -74,6 +75,13 @@ def _hidden(pids: Iterable[int]) -> int:
     return max(sum(shared.values()) - resident, 0) + max(sockets - FREE_SOCKETS, 0) * buffers
 
 
+class _CpuLimit(NamedTuple):
+    before: float  # CPU-seconds that do not count
+    seconds: float  # the most that may be used after them
+    status: str  # of a box that uses more
+    doing: str
+
+
 class Watchdog:
     """Polls a process tree in a thread and kills it at the first limit that is exceeded.
 
@@ -94,7 +102,7 @@ class Watchdog:
         self._hidden = 0  # bytes, when last looked at
         # CPU time of every process ever seen: a parent need not wait for its children.
         self._ticks: dict[ProcessId, int] = {}
-        self._cpu_limit: tuple[float, float] | None = None  # CPU-seconds: when it was set, and most
+        self._cpu_limit: _CpuLimit | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="box-watchdog", daemon=True)
 
@@ -119,10 +127,19 @@ class Watchdog:
         self._ticks[stat.process] = stat.own_ticks
         return stat.own_ticks + stat.waited_ticks
 
-    def limit_cpu(self, seconds: float) -> None:
-        """Allows `seconds` more CPU-seconds from now on."""
-        used = self.cpu_seconds()
-        self._cpu_limit = (used, used + seconds)
+    def limit_cpu(
+        self,
+        seconds: float,
+        *,
+        used: float = 0.0,
+        status: str = "train_timeout",
+        doing: str = "training",
+    ) -> None:
+        """Allows the box `seconds` CPU-seconds for what it is `doing`, of which `used` are gone.
+
+        A box that uses more ends with `status`. Each call replaces the limit before.
+        """
+        self._cpu_limit = _CpuLimit(self.cpu_seconds() - used, seconds, status, doing)
 
     def _watch(self) -> None:
         while not self._stop.wait(INTERVAL_SECONDS):
@@ -173,11 +190,10 @@ class Watchdog:
         )
 
     def _cpu_problem(self, waited_for: int) -> tuple[str, str] | None:
-        used = max(waited_for, sum(self._ticks.values())) / TICK
-        if self._cpu_limit is None or used <= self._cpu_limit[1]:
+        limit, used = self._cpu_limit, max(waited_for, sum(self._ticks.values())) / TICK
+        if limit is None or used - limit.before <= limit.seconds:
             return None
-        before, limit = self._cpu_limit
-        return "train_timeout", (
-            f"the run used {used - before:.1f} CPU-seconds, the limit is {limit - before:.1f}, "
-            "1.5 times the baseline's"
+        return limit.status, (
+            f"used {used - limit.before:.1f} CPU-seconds while {limit.doing}, the limit is "
+            f"{limit.seconds:.1f}: a multiple of the baseline's"
         )

@@ -54,6 +54,10 @@ def inference_mode() -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext()
 
 
+def set_grad_enabled(mode: bool) -> None:
+    pass
+
+
 def save(tensors: dict[str, Tensor], file: BinaryIO) -> None:
     arrays: dict[str, Any] = {name: tensor.array for name, tensor in tensors.items()}
     np.savez(file, **arrays)
