@@ -34,14 +34,14 @@ UNREAD_NAMES = 5
 def warm_up(source: str) -> None:
     """What a scoring box does before a line of the candidate `source` runs in it.
 
-    The candidate's account begins after it, and none of this is the candidate's choice: torch, and
-    its compiler where the source names it. Gradients are off from here on: scoring needs none.
+    None of it is on the candidate's account: torch, and its compiler where the source names it.
+    Gradients are off from here on, as scoring needs none.
     """
     import torch
 
     torch.set_grad_enabled(False)
     if "torch.compile" in source:
-        torch.compile(lambda x: x + 1, backend="aot_eager")(torch.zeros(1))
+        torch.compile(warm_up, backend="aot_eager")  # imports whatever any backend needs
 
 
 def _load(candidate: ModuleType, path: str, device: str) -> tuple[Any, dict[str, int]]:

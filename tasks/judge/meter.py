@@ -57,7 +57,12 @@ class Meter:
         )
         note(spent)
         if limit is not None and (problem := excess(spent, limit)):
-            raise Stopped(status, f"used {problem} while {doing}")
+            used, most, unit = problem
+            raise Stopped(
+                status,
+                f"used {used:.2f} {unit} while {doing}, the limit is {most:.2f}, "
+                "from what the baseline used",
+            )
 
     def _reading(self) -> Spent:
         return Spent(
@@ -67,11 +72,11 @@ class Meter:
         )
 
 
-def excess(spent: Spent, limit: Spent) -> str | None:
-    """The first figure above its limit, as "3.14 s (the limit is 2.00)"; None if none is."""
+def excess(spent: Spent, limit: Spent) -> tuple[float, float, str] | None:
+    """The first figure above its limit: what was used, the limit and the unit; None if none is."""
     units = {"cpu_seconds": "CPU-seconds", "gpu_seconds": "GPU-seconds", "seconds": "s"}
     for field, unit in units.items():
         used, most = getattr(spent, field), getattr(limit, field)
         if used is not None and most is not None and used > most:
-            return f"{used:.2f} {unit} (the limit is {most:.2f})"
+            return used, most, unit
     return None

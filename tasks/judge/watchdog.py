@@ -194,6 +194,6 @@ class Watchdog:
         if limit is None or used - limit.before <= limit.seconds:
             return None
         return limit.status, (
-            f"used {used - limit.before:.1f} CPU-seconds while {limit.doing}, the limit is "
-            f"{limit.seconds:.1f}: a multiple of the baseline's"
+            f"used {used - limit.before:.2f} CPU-seconds while {limit.doing}, the limit is "
+            f"{limit.seconds:.2f}, from what the baseline used"
         )

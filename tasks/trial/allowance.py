@@ -19,8 +19,9 @@ TIMES = 1.5  # the baseline's own cost: the spread of one cost on a machine that
 DEAREST = 8.0  # no model's scoring may cost more than this many times the baseline's a token
 # Of a baseline's training: allowed on top of each phase, for what does not grow with the model.
 SLACK_SHARE = 0.025
-MIN_SLACK_CPU_SECONDS = 0.5
-# Under a budget of FLOPs a wall clock only ends what hangs, as a shared machine may be slow.
+MIN_SLACK_CPU_SECONDS = 0.25
+MIN_SLACK_GPU_SECONDS = 10.0  # the start of the driver, a kernel that is compiled
+# On a CPU the clock only ends what hangs: it is often shared, and CPU-seconds are what counts.
 MIN_SECONDS = 60.0
 SCORING = ("eval_startup", "eval", "audit_startup", "audit")
 
@@ -53,53 +54,75 @@ def _dearest(costs: Sequence[Cost]) -> Cost:
     )
 
 
-def dearness(usual: Mapping[str, Cost], run: RunResult, row: int, budget: str) -> float:
+@dataclasses.dataclass(frozen=True)
+class Passes:
+    """The forward passes of a phase: `rows` that are asked for, each of `row` tokens.
+
+    A batch has `batch_rows` rows whether so many are asked for or not.
+    """
+
+    rows: int
+    row: int
+    batches: int
+    batch_rows: int
+
+    @property
+    def work(self) -> int:
+        return self.rows * self.row
+
+    @property
+    def filled(self) -> float:
+        """How many times more rows go through the model than are asked for."""
+        return max(self.batches * self.batch_rows / max(self.rows, 1), 1.0)
+
+
+def dearness(usual: Mapping[str, Cost], run: RunResult, passes: Passes, device: str) -> float:
     """How many times dearer than the baseline's a forward pass of this model may be, a token.
 
-    Measured in its training, in CPU-seconds or in the seconds of a `seconds` budget. The number of
-    tokens is its own word, so this is never more than DEAREST. Attention over longer rows of `row`
-    tokens costs up to as much more as they are longer.
+    Measured in its training: in CPU-seconds, or on a GPU in seconds. Attention over longer rows
+    costs up to as much more as they are longer, and a batch that is mostly filling costs what a
+    full one does. Tokens trained and rows of a batch are the candidate's own word, so this is never
+    more than DEAREST.
     """
-    training, field = usual["train"], "seconds" if budget == "seconds" else "cpu_seconds"
+    training, field = usual["train"], "cpu_seconds" if device == "cpu" else "seconds"
     cost = getattr(run, field)
     ratio = 1.0
     if run.tokens and cost is not None and getattr(training, field):
         ratio = (cost / run.tokens) / (getattr(training, field) / training.work)
-    longer = row / usual["eval"].row if usual["eval"].row else 1.0
-    return min(max(ratio, 1.0) * max(longer, 1.0), DEAREST)
+    longer = passes.row / max(usual["eval"].row, 1)
+    return min(max(ratio, 1.0) * max(longer, 1.0) * passes.filled, DEAREST)
 
 
 def limit(
-    usual: Mapping[str, Cost], phase: str, work: int, budget: str, dearer: float = 1.0
+    usual: Mapping[str, Cost], phase: str, work: int, device: str, dearer: float = 1.0
 ) -> Spent:
     """The most that a phase may cost: `work` as in Cost, `dearer` from `dearness`."""
-    base, training = usual[phase], usual["train"]
+    base, training, on_cpu = usual[phase], usual["train"], device == "cpu"
     more = work / max(base.work, 1)
-    if phase.endswith("_startup"):  # of a larger checkpoint
+    if phase.endswith("_startup"):  # a larger checkpoint
         more = min(max(more, 1.0), DEAREST)
-    times = TIMES * more * dearer
-    is_timed = budget == "seconds"
-    slack = SLACK_SHARE * (training.seconds if is_timed else training.cpu_seconds)
+    times, least = TIMES * more * dearer, MIN_SLACK_CPU_SECONDS if on_cpu else MIN_SLACK_GPU_SECONDS
+    slack = max(SLACK_SHARE * (training.cpu_seconds if on_cpu else training.seconds), least)
     seconds = times * base.seconds + slack
     return Spent(
-        seconds if is_timed else max(seconds, MIN_SECONDS),
-        times * base.cpu_seconds + max(slack, MIN_SLACK_CPU_SECONDS),
+        max(seconds, MIN_SECONDS) if on_cpu else seconds,
+        times * base.cpu_seconds + slack,
         None if base.gpu_seconds is None else times * base.gpu_seconds + slack,
     )
 
 
 def limit_of_claims(
-    usual: Mapping[str, Cost], run: RunResult, work: int, row: int, budget: str
+    usual: Mapping[str, Cost], run: RunResult, passes: Passes, device: str
 ) -> Spent:
     """The limit of the phase `eval`, after the training and the loading of `run`.
 
-    The ratio that `dearness` measures can be inflated by a candidate that says it trained on fewer
-    tokens than it did. So what a dearer model may spend more comes out of the whole run's share:
-    CPU-seconds of training, loading and claims together are TIMES the baseline's at most.
+    `dearness` can be inflated by a candidate that says it trained on fewer tokens than it did. So
+    on a CPU, what a dearer model may spend more is what its run has left: training, loading and
+    claims together use TIMES the baseline's CPU-seconds at most.
     """
-    plain = limit(usual, "eval", work, budget)
-    dear = limit(usual, "eval", work, budget, dearness(usual, run, row, budget))
-    if budget == "seconds":
+    plain = limit(usual, "eval", passes.work, device)
+    dear = limit(usual, "eval", passes.work, device, dearness(usual, run, passes, device))
+    if device != "cpu":
         return dear
     whole = TIMES * sum(usual[part].cpu_seconds for part in ("train", "eval_startup", "eval"))
     left = whole - (run.cpu_seconds or 0.0) - run.costs["eval_startup"].cpu_seconds

@@ -239,13 +239,12 @@ class _Attempt:
     def _warm(self, box: Box) -> Iterator[tuple[Wire, meter.Meter]]:
         """A scoring box once it is warm: its wire, and a meter of all that it does from now on."""
         wire = scoring.await_warm(box, self.bench.caps.startup_seconds)
-        on_gpu = self.bench.profile.device == "cuda"
-        with nvml.busy_clock() if on_gpu else contextlib.nullcontext() as gpu:
+        with nvml.busy_clock() if self._device == "cuda" else contextlib.nullcontext() as gpu:
             yield wire, meter.Meter(box, gpu)
 
     def _loading(self, metered: meter.Meter, phase: str) -> contextlib.AbstractContextManager[None]:
         work, usual = self.result.checkpoint_bytes or 0, self.bench.caps.usual
-        limit = allowance.limit(usual, phase, work, self._budget_kind) if usual else None
+        limit = allowance.limit(usual, phase, work, self._device) if usual else None
         return metered.phase(phase, limit, self._noting(phase, work, 0))
 
     def _noting(self, phase: str, work: int, row: int) -> Callable[[meter.Spent], None]:
@@ -258,8 +257,8 @@ class _Attempt:
         return note
 
     @property
-    def _budget_kind(self) -> str:
-        return self.bench.profile.budget.kind
+    def _device(self) -> str:
+        return self.bench.profile.device
 
     def _claim(self, box: Box, gate: Gate, validation: scoring.Validation) -> _Claims:
         """What the claim box claims. It is gone before any question of the audit is drawn."""
@@ -268,13 +267,12 @@ class _Attempt:
             with self._loading(metered, "eval_startup"):
                 shape = scoring.load(box, wire, gate, "eval_startup", caps.startup_seconds)
             rows = validation.rows(shape)
-            work, row = len(rows) * shape.sequence_length, shape.sequence_length
+            batches = -(-len(rows) // shape.batch_rows)
+            passes = allowance.Passes(len(rows), shape.sequence_length, batches, shape.batch_rows)
             limit = None
             if caps.usual:
-                limit = allowance.limit_of_claims(
-                    caps.usual, self.result, work, row, self._budget_kind
-                )
-            with metered.phase("eval", limit, self._noting("eval", work, row)):
+                limit = allowance.limit_of_claims(caps.usual, self.result, passes, self._device)
+            with metered.phase("eval", limit, self._noting("eval", passes.work, passes.row)):
                 nats = scoring.claim(box, wire, shape, rows, eval_seconds)
         box.kill()
         return _Claims(shape, rows, nats)
@@ -318,13 +316,16 @@ class _Attempt:
     ) -> npt.NDArray[Any]:
         """The losses at the questions, nats float64 [n, K], within what answering may cost."""
         usual, shape = self.bench.caps.usual, claims.shape
-        work, row = questions.positions.size * shape.sequence_length, shape.sequence_length
+        n, K = questions.positions.shape
+        passes = allowance.Passes(
+            n * K, shape.sequence_length, -(-n // questions.batch_rows) * K, shape.batch_rows
+        )
         limit = None
         if usual:
-            dearer = allowance.dearness(usual, self.result, row, self._budget_kind)
-            limit = allowance.limit(usual, "audit", work, self._budget_kind, dearer)
+            dearer = allowance.dearness(usual, self.result, passes, self._device)
+            limit = allowance.limit(usual, "audit", passes.work, self._device, dearer)
         bos, seconds = validation.bos[shape.vocab_size], self.bench.profile.limits.eval_seconds
-        with metered.phase("audit", limit, self._noting("audit", work, row)):
+        with metered.phase("audit", limit, self._noting("audit", passes.work, passes.row)):
             return audit.ask(box, wire, shape, claims.rows, bos, questions, seconds)
 
 

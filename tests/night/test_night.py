@@ -220,7 +220,7 @@ def test_trial_prints_one_object_for_a_champion(checkout, first):
 
 def test_trial_of_a_crashing_file_exits_3_with_its_status(checkout, first):
     # its VOCAB_SIZE is the laptop's
-    done = checkout.run("trial", "trainer/train.py", "--profile", SMALL, "--json")
+    done = checkout.run("trial", "trainer/train.py", "--profile", SMALL, "--no-baseline", "--json")
     assert done.returncode == 3
     run = json.loads(done.stdout)
     assert list(run) == FIELDS
