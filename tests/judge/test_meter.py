@@ -9,7 +9,7 @@ from tasks.judge.box import open_box
 from tasks.judge.meter import Meter, Spent, excess
 from tasks.judge.protocol import Stopped, blaming
 from tasks.judge.wire import Wire
-from tests.boxes import SAY, answer, make_spec
+from tests.boxes import SAY, answer, make_spec, verdict
 
 BURN = """
 def burn(seconds):
@@ -76,8 +76,7 @@ def test_the_watchdog_ends_a_box_that_never_answers(box):
         limited = Meter(running, None).phase("eval", Spent(600.0, 0.1, None), ignore)
         with pytest.raises(Stopped), limited:
             running.process.wait()
-            running.watchdog.stop()
-        status, reason = running.watchdog.verdict
+        status, reason = verdict(running)
     assert status == "eval_timeout"
     assert "while scoring, the limit is 0.10" in reason
 

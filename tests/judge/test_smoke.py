@@ -61,13 +61,14 @@ class Model(torch.nn.Module):
         logits = self.table[idx] * self.scale
         if targets is None:
             return logits
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
+        losses = logits.logsumexp(-1) - logits.gather(-1, targets[..., None])[..., 0]
+        return losses.flatten()
 
 def load_model(path, device):
     assert not torch.is_grad_enabled()
     state = {name.removeprefix("_orig_mod."): x for name, x in torch.load(path).items()}
     model = Model()
-    model.load_state_dict({name: x for name, x in state.items() if name != "text"})
+    model.load_state_dict({name: state[name] for name in model.state_dict()})
     return model
 
 def main():
