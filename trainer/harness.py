@@ -95,17 +95,16 @@ def enter() -> None:
     if link is None:
         raise RuntimeError("harness.enter() is for a box, and NIGHTLY_FD names no socket here")
     role = os.environ["NIGHTLY_ROLE"]
-    if role == "smoke" or (role != "train" and device() == "cpu"):
+    if role == "smoke":
         os.environ["TORCHDYNAMO_DISABLE"] = "1"  # compiling would take longer than all the rest
     link.send({"msg": "up", "python": sys.version})
-    train = Path(__file__).with_name("train.py")
     if role in ("claim", "audit"):
-        roles.warm_up(train.read_bytes().decode("utf-8", "replace"))
+        roles.warm_up(device())
         link.send({"msg": "warm"})
         link.read("load")
     elif role == "train" and "NIGHTLY_SEED_CACHE" in os.environ:
         roles.load_kernels(Path(os.environ["NIGHTLY_SEED_CACHE"]))
-    candidate = _load_candidate(train)
+    candidate = _load_candidate(Path(__file__).with_name("train.py"))
     if role == "claim":
         roles.claim(link, candidate, device())
     elif role == "audit":

@@ -31,17 +31,22 @@ UNREAD_SHARE = 0.01
 UNREAD_NAMES = 5
 
 
-def warm_up(source: str) -> None:
-    """What a scoring box does before a line of the candidate `source` runs in it.
+def warm_up(device: str) -> None:
+    """What a scoring box does before a line of the candidate runs: it is on nobody's account.
 
-    None of it is on the candidate's account: torch, and its compiler where the source names it.
-    Gradients are off from here on, as scoring needs none.
+    Gradients are off from here on, as scoring needs none, and on a CPU so is torch.compile: to
+    import the compiler alone takes longer than to score.
     """
     import torch
 
     torch.set_grad_enabled(False)
-    if "torch.compile" in source:
-        torch.compile(warm_up, backend="aot_eager")  # imports whatever any backend needs
+    if device == "cpu":
+        torch.compile = _uncompiled
+
+
+def _uncompiled(model: Any = None, **_: Any) -> Any:
+    """In torch.compile's place: the same function, eager."""
+    return model if model is not None else lambda decorated: decorated
 
 
 def _load(candidate: ModuleType, path: str, device: str) -> tuple[Any, dict[str, int]]:
@@ -130,7 +135,7 @@ def try_out(
 ) -> dict[str, Any]:
     """Loads a checkpoint as a scoring box would, and checks the output. Raises ValueError.
 
-    `sizes` are the bytes of the checkpoint's tensors. Returns what is to be known of the model's
+    `sizes` are the elements of the checkpoint's tensors. Returns what is to be known of the model's
     state: its bytes, and the tensors of the checkpoint that no forward pass reads.
     """
     import torch

@@ -1,12 +1,12 @@
 """What a scoring box spends, phase by phase, in a real box; a GPU is made up."""
 
 import time
-from types import SimpleNamespace
 
 import pytest
 
 from tasks.judge.box import open_box
 from tasks.judge.meter import Meter, Spent, excess
+from tasks.judge.nvml import BusyClock
 from tasks.judge.protocol import Stopped, blaming
 from tasks.judge.wire import Wire
 from tests.boxes import SAY, answer, make_spec, verdict
@@ -36,7 +36,7 @@ def box(folder):
 
 
 def test_each_phase_has_its_own_account(box):
-    noted = []
+    noted: list[Spent] = []
     with box(WORKS) as running:
         answer(running)
         meter = Meter(running, None)
@@ -94,13 +94,13 @@ def test_what_is_spent_between_two_phases_counts_in_the_second(box):
 
 
 def test_a_made_up_gpus_busy_seconds_are_measured_and_limited(box):
-    gpu = SimpleNamespace(seconds=7.0)
+    gpu = BusyClock(library=None, device=None)
     with box(WORKS) as running:
         answer(running)
         meter = Meter(running, gpu)
         limited = meter.phase("eval", Spent(600.0, 600.0, 2.0), ignore)
         with pytest.raises(Stopped, match=r"used 3\.00 GPU-seconds while scoring"), limited:
-            gpu.seconds = 10.0
+            gpu.seconds = 3.0
 
 
 def test_a_clock_without_a_gpu_exceeds_nothing():
