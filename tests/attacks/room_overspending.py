@@ -167,4 +167,19 @@ ATTACKS = [
         limited=True,
         forked=True,
     ),
+    Attack(
+        name="takes gradients as it finds them",
+        room=ROOM,
+        what="trains while it loads and does not turn gradients on, which a scoring box has off",
+        edits=(
+            BRING_ROWS,
+            (MAIN, TRAIN_ON.replace(", torch.enable_grad()", "") + MAIN),
+            IN_LOADING,
+        ),
+        status="eval_startup_crashed",
+        reason="does not require grad",
+        by="gradients are off",
+        limited=True,
+        forked=True,
+    ),
 ]
