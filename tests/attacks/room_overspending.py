@@ -23,10 +23,11 @@ BRING_ROWS = (
     harness.finish(state, steps=step)
 """,
 )
+GRADIENTS = "with torch.inference_mode(False), torch.enable_grad()"
 TRAIN_ON = f"""\
 def train_on(model, rows):
     torch.set_num_threads(1)
-    with torch.inference_mode(False), torch.enable_grad():
+    {GRADIENTS}:
         optimizer = Adam(model.parameters())
         for step in range({STEPS}):
             batch = rows[step * DEVICE_BATCH_SIZE : (step + 1) * DEVICE_BATCH_SIZE].long()
@@ -173,7 +174,7 @@ ATTACKS = [
         what="trains while it loads and does not turn gradients on, which a scoring box has off",
         edits=(
             BRING_ROWS,
-            (MAIN, TRAIN_ON.replace(", torch.enable_grad()", "") + MAIN),
+            (MAIN, TRAIN_ON.replace(GRADIENTS, "if True") + MAIN),
             IN_LOADING,
         ),
         status="eval_startup_crashed",
