@@ -23,11 +23,10 @@ BRING_ROWS = (
     harness.finish(state, steps=step)
 """,
 )
-GRADIENTS = "with torch.inference_mode(False), torch.enable_grad()"
 TRAIN_ON = f"""\
 def train_on(model, rows):
     torch.set_num_threads(1)
-    {GRADIENTS}:
+    with torch.inference_mode(False), torch.enable_grad():
         optimizer = Adam(model.parameters())
         for step in range({STEPS}):
             batch = rows[step * DEVICE_BATCH_SIZE : (step + 1) * DEVICE_BATCH_SIZE].long()
@@ -165,21 +164,6 @@ ATTACKS = [
         status="audit_timeout",
         reason="CPU-seconds while loading its checkpoint for the audit",
         by="what loading may cost",
-        limited=True,
-        forked=True,
-    ),
-    Attack(
-        name="takes gradients as it finds them",
-        room=ROOM,
-        what="trains while it loads and does not turn gradients on, which a scoring box has off",
-        edits=(
-            BRING_ROWS,
-            (MAIN, TRAIN_ON.replace(GRADIENTS, "if True") + MAIN),
-            IN_LOADING,
-        ),
-        status="eval_startup_crashed",
-        reason="does not require grad",
-        by="gradients are off",
         limited=True,
         forked=True,
     ),

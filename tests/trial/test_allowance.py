@@ -8,6 +8,7 @@ from tasks.records import Cost
 from tasks.trial.allowance import (
     DEAREST,
     MIN_SECONDS,
+    MIN_SLACK_CPU_SECONDS,
     TIMES,
     Passes,
     dearness,
@@ -54,9 +55,9 @@ def test_a_baseline_without_all_figures_says_nothing(run):
 
 def test_a_model_like_the_baseline_may_cost_as_much_and_a_little_more():
     most = limit_of_claims(USUAL, RUN, ROWS, "cpu")
-    assert most.cpu_seconds == pytest.approx(1.5 * 1.4 + 0.025 * 18.0, rel=0.01)
+    assert most.cpu_seconds == pytest.approx(1.5 * 1.4 + MIN_SLACK_CPU_SECONDS, rel=0.01)
     assert most.seconds == MIN_SECONDS  # a shared CPU may be slow
-    assert limit(USUAL, "eval_startup", 2_692_293, "cpu").cpu_seconds < 0.5
+    assert limit(USUAL, "eval_startup", 2_692_293, "cpu").cpu_seconds < 0.6
 
 
 def test_400_more_steps_are_beyond_every_limit():
@@ -111,9 +112,15 @@ def test_on_a_gpu_the_clock_and_the_gpus_busy_seconds_are_limited_too():
     assert most.gpu_seconds == pytest.approx(1.5 * 5.0 + 10.0, rel=0.01)
 
 
+def test_a_longer_training_allows_a_larger_share_of_itself():
+    long = {**USUAL, "train": dataclasses.replace(USUAL["train"], cpu_seconds=100.0)}
+    most = limit(long, "eval", 61_184, "cpu").cpu_seconds
+    assert most == pytest.approx(1.5 * 1.4 + 0.025 * 100.0)
+
+
 def test_a_larger_checkpoint_may_take_longer_to_load_but_not_for_ever():
     double, huge = (
         limit(USUAL, "eval_startup", size, "cpu").cpu_seconds for size in (5_384_586, 10**12)
     )
-    assert double == pytest.approx(2 * 1.5 * 0.03 + 0.45)
-    assert huge == pytest.approx(DEAREST * 1.5 * 0.03 + 0.45)
+    assert double == pytest.approx(2 * 1.5 * 0.03 + MIN_SLACK_CPU_SECONDS)
+    assert huge == pytest.approx(DEAREST * 1.5 * 0.03 + MIN_SLACK_CPU_SECONDS)

@@ -8,6 +8,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+_gradients = {"on": True}
+
 
 class OutOfMemoryError(RuntimeError):
     pass
@@ -55,7 +57,11 @@ def inference_mode() -> contextlib.AbstractContextManager[None]:
 
 
 def set_grad_enabled(mode: bool) -> None:
-    pass
+    _gradients["on"] = mode
+
+
+def is_grad_enabled() -> bool:
+    return _gradients["on"]
 
 
 def save(tensors: dict[str, Tensor], file: BinaryIO) -> None:
