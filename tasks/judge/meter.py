@@ -56,6 +56,9 @@ class Meter:
             None if self._gpu is None else (now.gpu_seconds or 0.0) - (before.gpu_seconds or 0.0),
         )
         note(spent)
+        ended = self._box.watchdog.verdict
+        if ended is not None and ended[0] == status:  # after its last answer
+            raise Stopped(*ended)
         if limit is not None and (problem := excess(spent, limit)):
             used, most, unit = problem
             raise Stopped(
