@@ -111,8 +111,8 @@ class Budget(Table):
 
 class Limits(Table):
     isolation: Literal["auto", "bwrap", "docker"] = "auto"  # auto: bwrap if it works, else docker
-    # From process start to ready, for the baseline and `./run trial`. A candidate gets twice what
-    # the baseline took, and at least 60 s.
+    # From process start to ready, for the baseline. A candidate gets twice what the baseline took,
+    # and at least 60 s.
     startup_seconds: PositiveFloat = 180.0
     # From go to checkpoint, with a `flops` budget; for candidates, 3 times what the baseline took.
     train_seconds: PositiveFloat = 900.0

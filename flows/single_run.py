@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from prefect import flow
+import dataclasses
+
+from prefect import flow, get_run_logger
 
 from configs import Profile
-from flows import state_home
+from flows import calibration, state_home
 from flows.night.isolation import check_device, choose_isolation, end_orphans
 from flows.preparation import prepare_dataset
 from tasks.proposers import proposal
 from tasks.records import Bench, Candidate, RunResult
 from tasks.trial import device_lock, experiment
-from tasks.trial.baseline import first_caps
+from tasks.trial.baseline import caps_after, first_caps
 
 
 def check(profile: Profile) -> None:
@@ -21,10 +23,14 @@ def check(profile: Profile) -> None:
 
 
 @flow(name="single-run", flow_run_name="run one file, seed {seed}")
-def single_run(source: str, profile: Profile, seed: int, allow_unsandboxed: bool) -> RunResult:
+def single_run(
+    source: str, profile: Profile, seed: int, allow_unsandboxed: bool, baseline: bool
+) -> RunResult:
     """Prepares the data, then trains, scores and audits `source` once.
 
-    The static checks come first; duplicates of other candidates are not looked for.
+    With `baseline` its limits are those of a night: multiples of what the baseline needed, which is
+    measured first unless it is in the cache. The static checks come before all else; duplicates of
+    other candidates are not looked for.
     """
     home = state_home.locate()
     candidate = Candidate.parse(source)
@@ -35,6 +41,10 @@ def single_run(source: str, profile: Profile, seed: int, allow_unsandboxed: bool
     dataset = prepare_dataset(profile, home)
     bench = Bench(profile, dataset, home, isolation, first_caps(profile))
     with device_lock.held(home, device_lock.device_of(profile), "a single run"):
+        if baseline:
+            base = calibration.unpatched(state_home.ROOT, profile)
+            found = calibration.measured(base, bench, get_run_logger().info)
+            bench = dataclasses.replace(bench, caps=caps_after(found))
         return experiment.train_candidate(
             "one file", candidate, bench, seed, worth_audit=lambda claimed: True, smoke=True
         )

@@ -78,6 +78,17 @@ class Dataset:
 
 
 @dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a phase of a run cost, measured from outside its box."""
+
+    seconds: float
+    cpu_seconds: float
+    gpu_seconds: float | None  # in which the GPU was busy; None without NVIDIA's driver
+    work: int  # tokens through training or forward passes; of loading, the checkpoint's bytes
+    row: int = 0  # tokens in each row of the forward passes
+
+
+@dataclasses.dataclass(frozen=True)
 class Caps:
     """What a run may use and how far its claims may be off, from the baseline's own figures."""
 
@@ -87,6 +98,8 @@ class Caps:
     audit_gap: float  # nats a target, mean
     audit_position: float  # nats at one position
     kernels: str | None = None  # file: what the baseline compiled on this GPU, a copy for each run
+    # What the baseline's runs cost, phase by phase: the limits of scoring follow. Empty: no limits.
+    usual: Mapping[str, Cost] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,11 +143,20 @@ class RunResult:
     audit_worst: float | None = None  # nats at one position, the largest
     startup_gpu_seconds: float | None = None  # GPU time before ready; None without a GPU
     wall_seconds: float | None = None  # from the first box's start to the last one's end
+    # Of loading and scoring, by phase: eval_startup, eval, audit_startup, audit.
+    costs: Mapping[str, Cost] = dataclasses.field(default_factory=dict)
+    checkpoint_bytes: int | None = None
+    # By the smoke step, so self-reported: what parameters and buffers need, and which tensors of
+    # the checkpoint no forward pass reads.
+    state_bytes: int | None = None
+    unread: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> RunResult:
-        """A run from its JSON, where the curve's tuples have become lists."""
-        return cls(**{**saved, "curve": tuple(map(tuple, saved["curve"]))})
+        """A run from its JSON, where tuples have become lists and costs tables."""
+        curve, unread = tuple(map(tuple, saved["curve"])), tuple(saved.get("unread", ()))
+        costs = {phase: Cost(**cost) for phase, cost in saved.get("costs", {}).items()}
+        return cls(**{**saved, "curve": curve, "unread": unread, "costs": costs})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -120,8 +120,7 @@ def enter() -> None:
         os.environ["TORCHDYNAMO_DISABLE"] = "1"  # compiling would take longer than all the rest
     link.send({"msg": "up", "python": sys.version})
     if role in ("claim", "audit"):
-        import torch  # noqa: F401
-
+        roles.warm_up(device())
         link.send({"msg": "warm"})
         link.read("load")
     elif role == "train" and "NIGHTLY_SEED_CACHE" in os.environ:
@@ -243,7 +242,8 @@ def finish(state_dict: dict[str, Any], **metrics: float) -> None:
     blob = io.BytesIO()
     torch.save({name: tensor.detach().to("cpu") for name, tensor in state_dict.items()}, blob)
     if link := _link():
-        _hand_over(link, blob, budget.tokens, shown)
+        sizes = {name: tensor.numel() for name, tensor in state_dict.items()}
+        _hand_over(link, blob, sizes, budget.tokens, shown)
         return
     from trainer import alone  # not in a box: it reads the validation data
 
@@ -253,14 +253,16 @@ def finish(state_dict: dict[str, Any], **metrics: float) -> None:
     print(alone.summary(shown | {"total_seconds": time.monotonic() - _STARTED}))
 
 
-def _hand_over(link: Link, blob: io.BytesIO, tokens: int, metrics: dict[str, float]) -> None:
+def _hand_over(
+    link: Link, blob: io.BytesIO, sizes: dict[str, int], tokens: int, metrics: dict[str, float]
+) -> None:
     """Sends the checkpoint, or in a smoke box tries it out, and waits for the judge to hang up."""
     done = {"bytes": blob.getbuffer().nbytes, "tokens": tokens, "metrics": metrics}
     if os.environ["NIGHTLY_ROLE"] == "smoke":
         candidate = sys.modules["trainer.train"]
         roles.forget(candidate, _Run.as_imported)
-        shape = roles.try_out(candidate, blob.getbuffer(), device())
-        link.send({"msg": "smoked", **shape, **done})
+        found = roles.try_out(candidate, blob.getbuffer(), sizes, device())
+        link.send({"msg": "smoked", **found, **done})
         return link.wait_for_the_end()
     link.send({"msg": "done", **done}, blob.getbuffer())
     if "NIGHTLY_EXPORT_CACHE" in os.environ:

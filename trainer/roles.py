@@ -11,6 +11,7 @@ harness. No torch at import.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -24,6 +25,28 @@ import numpy.typing as npt
 
 from trainer import prepare
 from trainer.link import Link
+
+# Of tensors that no forward pass reads, those above this share of their checkpoint are named.
+UNREAD_SHARE = 0.01
+UNREAD_NAMES = 5
+
+
+def warm_up(device: str) -> None:
+    """What a scoring box does before a line of the candidate runs: it is on nobody's account.
+
+    Gradients are off from here on, as scoring needs none, and on a CPU so is torch.compile: to
+    import the compiler alone takes longer than to score.
+    """
+    import torch
+
+    torch.set_grad_enabled(False)
+    if device == "cpu":
+        torch.compile = _uncompiled
+
+
+def _uncompiled(model: Any = None, **_: Any) -> Any:
+    """In torch.compile's place: the same function, eager."""
+    return model if model is not None else lambda decorated: decorated
 
 
 def _load(candidate: ModuleType, path: str, device: str) -> tuple[Any, dict[str, int]]:
@@ -148,13 +171,18 @@ def forget(candidate: ModuleType, as_imported: dict[str, Any]) -> None:
     names.update(as_imported)
 
 
-def try_out(candidate: ModuleType, checkpoint: memoryview, device: str) -> dict[str, int]:
-    """Loads a checkpoint, claims and answers as the scoring boxes would; the shape for the judge.
+def try_out(
+    candidate: ModuleType, checkpoint: memoryview, sizes: dict[str, int], device: str
+) -> dict[str, Any]:
+    """Loads a checkpoint, claims and answers as the scoring boxes would.
 
-    Raises ValueError for output of a wrong shape.
+    `sizes` are the elements of the checkpoint's tensors. Returns the model's shape for the judge,
+    and what is to be known of its state: its bytes, and the tensors of the checkpoint that no
+    forward pass reads. Raises ValueError for output of a wrong shape.
     """
     import torch
 
+    torch.set_grad_enabled(False)  # as in a scoring box
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.pt")
         path.write_bytes(checkpoint)
@@ -162,10 +190,68 @@ def try_out(candidate: ModuleType, checkpoint: memoryview, device: str) -> dict[
     V, T, batch_rows = shape.values()
     rows = (np.arange(batch_rows * (T + 1)) % V).astype(np.uint16).reshape(batch_rows, T + 1)
     last = np.full(batch_rows, T - 1)
-    with torch.inference_mode():
+    state = _state(model)
+    with torch.inference_mode(), _reading(state) as read:
         list(claim_nats(model, rows, batch_rows, device))
         _logits(model, rows[:, :-1], last, (batch_rows, T, V), device)
-    return shape
+    if not state:
+        return dict(shape)
+    storages = {_address(x): x.untyped_storage().nbytes() for x in state.values()}
+    return {**shape, "state_bytes": sum(storages.values()), "unread": _unread(sizes, read)}
+
+
+def _unread(sizes: dict[str, int], read: set[str]) -> list[str]:
+    """The larger tensors of a checkpoint that are not among those `read`, the largest first.
+
+    A name may have a prefix that loading removes, such as torch.compile's.
+    """
+    known = tuple(f".{name}" for name in read)
+    least = UNREAD_SHARE * sum(sizes.values())
+    names = [name for name in sizes if sizes[name] > least and not f".{name}".endswith(known)]
+    return sorted(names, key=lambda name: -sizes[name])[:UNREAD_NAMES]
+
+
+def _state(model: Any) -> dict[str, Any]:
+    """Parameters and buffers by name; none of a model that is no torch.nn.Module."""
+    if not hasattr(model, "named_parameters"):
+        return {}
+    named = model.named_parameters, model.named_buffers
+    return {name: x for each in named for name, x in each(remove_duplicate=False)}
+
+
+def _address(tensor: Any) -> int:
+    """Where its memory begins: the same for all tensors that share it."""
+    return int(tensor.untyped_storage().data_ptr())
+
+
+@contextlib.contextmanager
+def _reading(state: dict[str, Any]) -> Iterator[set[str]]:
+    """The names of those tensors that a function of torch is given in the block: filled at its end.
+
+    Not seen: what is read in other ways, such as by TorchScript.
+    """
+    read: set[str] = set()
+    if not state:
+        yield read
+        return
+    import torch
+    from torch.overrides import TorchFunctionMode
+    from torch.utils._pytree import tree_leaves
+
+    given: set[int] = set()
+
+    class Reading(TorchFunctionMode):
+        def __torch_function__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            for value in tree_leaves((args, kwargs)):
+                if isinstance(value, torch.Tensor) and value.layout == torch.strided:
+                    given.add(_address(value))
+            return function(*args, **(kwargs or {}))
+
+    with Reading():
+        yield read
+    read |= {name for name, tensor in state.items() if _address(tensor) in given}
 
 
 def compiled_kernels() -> bytes:

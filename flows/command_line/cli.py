@@ -173,11 +173,18 @@ def _add_single_runs(add: Add) -> None:
         "trial",
         commands.trial,
         "Run one train.py, unchanged, through box, judge and audit: the profile's [train] is not "
-        "written into it. No ledger, no champion. Exit code: 0 if it was scored, 3 if stopped.",
+        "written into it. No ledger, no champion. Its limits are a night's, from the baseline, "
+        "which is measured first unless it is in the cache. "
+        "Exit code: 0 if it was scored, 3 if stopped.",
     )
     trial.add_argument("file", type=Path, metavar="FILE", help="the candidate, at any path")
     _add_profile(trial)
     trial.add_argument("--seed", type=int, default=1, metavar="N", help="training seed (default 1)")
+    trial.add_argument(
+        "--no-baseline",
+        action="store_true",
+        help="measure no baseline: the limits on CPU time and scoring that follow from it are off",
+    )
     _add_json(trial, "the text")
     _add_unsandboxed(trial)
     replay = add(

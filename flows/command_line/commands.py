@@ -93,11 +93,23 @@ def resume(arguments: argparse.Namespace, home: Path) -> int:
 def trial(arguments: argparse.Namespace, home: Path) -> int:
     source = _read_candidate(arguments.file)
     profile = configs.load(arguments.profile)
+    if arguments.no_baseline:
+        print(
+            "--no-baseline: the limits that follow from the baseline are off, so nothing caps what "
+            "this file spends on its training and scoring but the profile's [limits]",
+            file=sys.stderr,
+        )
     with server.prefect_api(home):
         from flows.single_run import check, single_run
 
         check(profile)
-        run = single_run(source, profile, arguments.seed, arguments.allow_unsandboxed)
+        run = single_run(
+            source,
+            profile,
+            arguments.seed,
+            arguments.allow_unsandboxed,
+            baseline=not arguments.no_baseline,
+        )
     if arguments.json:
         print(json.dumps({name: getattr(run, name) for name in JSON_FIELDS}))
     else:
@@ -124,7 +136,13 @@ def replay(arguments: argparse.Namespace, home: Path) -> int:
 
         check(recorded.profile)
         for seed in recorded.seeds:
-            run = single_run(recorded.source, recorded.profile, seed, arguments.allow_unsandboxed)
+            run = single_run(
+                recorded.source,
+                recorded.profile,
+                seed,
+                arguments.allow_unsandboxed,
+                baseline=False,  # a night has limited it already
+            )
             if run.val_bpb is None:
                 print(f"seed {seed}: {run.status}: {run.reason}")
                 return 3

@@ -12,13 +12,11 @@ from typing import Any
 from prefect import get_run_logger, runtime
 
 import configs
-from configs import knobs
-from flows import preparation, state_home
+from flows import calibration, preparation, state_home
 from flows.night import researcher
 from flows.night.isolation import check_device, choose_isolation, end_orphans
 from flows.night.night import Night, Request
 from flows.night.session import Session
-from tasks import cache
 from tasks.errors import UsageError
 from tasks.files import FileRef
 from tasks.history import champion, night_folder
@@ -34,13 +32,8 @@ from tasks.records import (
 )
 from tasks.text import score
 from tasks.trial import hardware, verdict
-from tasks.trial.baseline import (
-    baseline_facts,
-    baseline_files,
-    caps_after,
-    first_caps,
-    read_baseline,
-)
+from tasks.trial.allowance import usual_costs
+from tasks.trial.baseline import baseline_facts, caps_after, first_caps, read_baseline
 from tasks.trial.experiment import Report
 
 
@@ -114,10 +107,7 @@ def base_source(root: Path, profile: configs.Profile) -> str:
     """The checkout's train.py with the profile's knobs written into it, all else as it is."""
     # Python ignores the mark that some editors put at a file's beginning, and its parser does not.
     source = (root / TRAIN).read_bytes().decode("utf-8-sig")
-    try:
-        return knobs.write(source, profile.train)
-    except knobs.KnobError as error:
-        raise UsageError(f"profile {profile.name}, [train]: {error}") from error
+    return calibration.with_knobs(source, profile)
 
 
 def open_night(held: Session) -> Night:
@@ -135,7 +125,7 @@ def open_night(held: Session) -> Night:
     base = Candidate.parse(_base_source(held))
     bench = Bench(header.settings, dataset, home, header.isolation, first_caps(header.settings))
     kept = _kept_baseline(held.folder) if began else None
-    baseline = kept or _baseline(base, bench, _logging(held.pulse.enter))
+    baseline = kept or calibration.measured(base, bench, _logging(held.pulse.enter))
     if began:
         _expect_same("a baseline of", began.scores, baseline.scores, header.tag, _listed)
     if kept is None:
@@ -181,6 +171,8 @@ def _kept_baseline(folder: Path) -> Baseline | None:
         baseline = read_baseline(folder / night_folder.BASELINE)
     except (OSError, ValueError, KeyError, TypeError):  # gone or damaged: the cache may have it
         return None
+    if not usual_costs(baseline.runs):  # measured by a version that did not limit scoring
+        return None
     compiled = baseline.kernels if baseline.kernels and Path(baseline.kernels).is_file() else None
     return dataclasses.replace(baseline, kernels=compiled)
 
@@ -220,21 +212,6 @@ def _logging(report: Report) -> Report:
         report(phase)
 
     return enter
-
-
-def _baseline(base: Candidate, bench: Bench, report: Report) -> Baseline:
-    profile = bench.profile
-    facts = {**baseline_facts(base, bench), "home": str(bench.home)}
-    fingerprint = hardware.fingerprint(profile.device, profile.threads)
-    key = cache.key("baseline", 3, **facts, hardware=fingerprint)
-    machine = hardware.describe(profile.device, profile.threads)
-    files, cached = cache.ensure(baseline_files, key, base, bench, machine, report)
-    baseline = read_baseline(Path(files[0].path))
-    get_run_logger().info(
-        f"baseline: {'cached' if cached else 'measured'}: {baseline.val_bpb:.6f} bits per byte, "
-        f"sd {verdict.pooled_sd([baseline.scores]):.6f} over 3 seeds"
-    )
-    return baseline
 
 
 def baseline_event(night: Night, start_commit: str) -> BaselineEvent:

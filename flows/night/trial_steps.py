@@ -166,6 +166,12 @@ def while_in_flight(so_far: NightSoFar, proposed: Proposal) -> NightSoFar:
     return dataclasses.replace(so_far, next_trial=so_far.next_trial + 1, in_flight=proposed)
 
 
+def _unusual(night: Night, runs: tuple[RunResult, ...]) -> str | None:
+    """What is unusual about the first run about which something is."""
+    device = night.bench.profile.device
+    return next((found for run in runs if (found := unusual(night.baseline, run, device))), None)
+
+
 def trial_of(night: Night, number: int, parent: str, outcome: Outcome) -> Trial:
     """The finished trial, as the ledger records it."""
     proposed, runs = outcome.proposal, outcome.runs
@@ -193,7 +199,7 @@ def trial_of(night: Night, number: int, parent: str, outcome: Outcome) -> Trial:
         peak_memory_bytes=max((run.peak_memory_bytes or 0 for run in runs), default=0) or None,
         isolation=night.bench.isolation,
         audit_gap=max((run.audit_gap for run in runs if run.audit_gap is not None), default=None),
-        unusual=next((found for run in runs if (found := unusual(night.baseline, run))), None),
+        unusual=_unusual(night, runs),
         wall_seconds=outcome.wall_seconds if runs else None,
         fixes=len(attempts),
         crashed=tuple(str(Candidate.parse(source).digest) for source in attempts),

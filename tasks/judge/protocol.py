@@ -38,6 +38,8 @@ SIGKILLED = (-9, 128 + 9)  # bubblewrap and docker return 128 + the signal that 
 MOST_METRICS = 30
 # What every view takes: MLflow refuses a name that is no plain file name, such as `..` or `a//b`.
 METRIC_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,39}", re.ASCII)
+UNREAD = 5  # tensors that are named
+TENSOR_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}", re.ASCII)
 
 
 class Stopped(Exception):
@@ -67,6 +69,14 @@ class Trained:
     tokens: int | None
     metrics: dict[str, float]
     curve: tuple[tuple[int, int, float], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Smoked:
+    """What a smoke step says of the model's state; self-reported."""
+
+    state_bytes: int | None  # of all parameters and buffers
+    unread: tuple[str, ...]  # tensors of the checkpoint that no forward pass reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,12 +210,12 @@ def finish(box: Box, begun: Begun, checkpoint: Path, *, max_bytes: int) -> Train
 
 def smoke(
     box: Box, gate: Gate, budget: Budget, *, startup_seconds: float, max_bytes: int
-) -> dict[str, Any] | None:
+) -> tuple[dict[str, Any], Smoked] | None:
     """Waits until a box has made two steps and one evaluation. Raises Stopped.
 
     Everything is as in the run itself, but for the harness's own end of the budget. Returns what
-    the box says of its shape, unchecked; None if its GPU had too little memory for a step that is
-    not compiled, which may be before `ready`: see `smoke` in trainer/roles.py.
+    the box says of its shape, unchecked, and of its state; None if its GPU had too little memory
+    for a step that is not compiled, which may be before `ready`: see `smoke` in trainer/roles.py.
     """
     wire, deadline = Wire(box.wire), box.started + startup_seconds
     expect_up(box, wire, deadline)
@@ -219,7 +229,17 @@ def smoke(
     if "bytes" not in message:
         return None
     _checkpoint_bytes(message, max_bytes)
-    return message
+    size, names = message.get("state_bytes"), message.get("unread")
+    named = names if isinstance(names, list) else []
+    smoked = Smoked(
+        size if is_whole(size, 0, 2**53 - 1) else None,
+        tuple(name for name in named[:UNREAD] if _is_tensor(name)),
+    )
+    return message, smoked
+
+
+def _is_tensor(name: Any) -> bool:
+    return isinstance(name, str) and TENSOR_NAME.fullmatch(name) is not None
 
 
 def take_kernels(begun: Begun, path: Path, *, seconds: float, max_bytes: int) -> bool:

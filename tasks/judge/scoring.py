@@ -33,20 +33,27 @@ class Shape:
     batch_rows: int
 
 
-def load(box: Box, gate: Gate, phase: str, startup_seconds: float) -> tuple[Wire, Shape]:
-    """Has a warm box load the candidate and its checkpoint. Raises Stopped.
+def await_warm(box: Box, seconds: float) -> Wire:
+    """The wire of a scoring box that has warmed up: no line of the candidate has run in it yet.
 
-    `phase` is eval_startup or audit_startup. No line of the candidate runs in the box before
-    `load`, so a box that does not become warm is our failure: BoxUnavailable.
+    So a box that does not become warm is our failure. Raises BoxUnavailable.
     """
     wire = Wire(box.wire)
-    expect_up(box, wire, time.monotonic() + startup_seconds, warm=True)
+    expect_up(box, wire, time.monotonic() + seconds, warm=True)
+    return wire
+
+
+def load(box: Box, wire: Wire, gate: Gate, phase: str, startup_seconds: float) -> Shape:
+    """Has a warm box load the candidate and its checkpoint. Raises Stopped.
+
+    `phase` is eval_startup or audit_startup.
+    """
     deadline = time.monotonic() + startup_seconds
     with blaming(box, phase, startup_seconds):
         gate.open()
         wire.send({"msg": "load"}, deadline)
         ready = expect(wire.read(deadline), "ready")
-    return wire, shape_of(ready, "bad_claims" if phase == "eval_startup" else "audit_failed")
+    return shape_of(ready, "bad_claims" if phase == "eval_startup" else "audit_failed")
 
 
 def shape_of(message: dict[str, Any], status: str) -> Shape:

@@ -17,6 +17,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from typing import NamedTuple
 
 from tasks.judge import memory
 from tasks.judge.kernel_limits import cgroup_cpu_seconds
@@ -25,6 +26,13 @@ from tasks.judge.processes import ProcessId, Stat, descent
 TICK = os.sysconf("SC_CLK_TCK")
 INTERVAL_SECONDS = 0.25
 HIDDEN_EVERY = 4  # polls between looks at hidden memory, which means reading long files
+
+
+class _CpuLimit(NamedTuple):
+    before: float  # CPU-seconds that do not count
+    seconds: float  # the most that may be used after them
+    status: str  # of a box that uses more
+    doing: str
 
 
 class Watchdog:
@@ -49,7 +57,7 @@ class Watchdog:
         self._ticks: dict[ProcessId, int] = {}
         self._cpu_seconds = 0.0
         self._look_lock = threading.Lock()
-        self._cpu_limit: tuple[float, float] | None = None  # CPU-seconds: when it was set, and most
+        self._cpu_limit: _CpuLimit | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="box-watchdog", daemon=True)
 
@@ -90,10 +98,19 @@ class Watchdog:
             self._cpu_seconds = max(self._cpu_seconds, used, cgroup_cpu_seconds(self.root))
             return stats
 
-    def limit_cpu(self, seconds: float) -> None:
-        """Allows `seconds` more CPU-seconds from now on."""
-        used = self.cpu_seconds()
-        self._cpu_limit = (used, used + seconds)
+    def limit_cpu(
+        self,
+        seconds: float,
+        *,
+        used: float = 0.0,
+        status: str = "train_timeout",
+        doing: str = "training",
+    ) -> None:
+        """Allows the box `seconds` CPU-seconds for what it is `doing`, of which `used` are gone.
+
+        A box that uses more ends with `status`. Each call replaces the limit before.
+        """
+        self._cpu_limit = _CpuLimit(self.cpu_seconds() - used, seconds, status, doing)
 
     def _watch(self) -> None:
         while not self._stop.wait(INTERVAL_SECONDS):
@@ -147,10 +164,10 @@ class Watchdog:
         return self._cpu_problem()
 
     def _cpu_problem(self) -> tuple[str, str] | None:
-        if self._cpu_limit is None or self._cpu_seconds <= self._cpu_limit[1]:
+        limit, used = self._cpu_limit, self._cpu_seconds
+        if limit is None or used - limit.before <= limit.seconds:
             return None
-        before, limit = self._cpu_limit
-        return "train_timeout", (
-            f"the run used {self._cpu_seconds - before:.1f} CPU-seconds, the limit is "
-            f"{limit - before:.1f}, 1.5 times the baseline's"
+        return limit.status, (
+            f"used {used - limit.before:.2f} CPU-seconds while {limit.doing}, the limit is "
+            f"{limit.seconds:.2f}, from what the baseline used"
         )

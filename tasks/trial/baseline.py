@@ -15,9 +15,11 @@ from configs import Profile
 from tasks import cache
 from tasks.errors import BaselineStopped
 from tasks.files import FileRef
-from tasks.judge import audit
+from tasks.judge import audit, meter
+from tasks.judge.protocol import PHASES
 from tasks.judge.workplace import FIXED_FILES, TRAINER
 from tasks.records import Baseline, Bench, Candidate, Caps, RunResult
+from tasks.trial import allowance
 from tasks.trial.experiment import Report, ignore, naming, run_experiment
 from trainer import prepare
 
@@ -31,6 +33,7 @@ LOG_SHOWN = 2000  # characters, of a baseline that is stopped
 # A start-up is unusual if it takes this many times the baseline's, and so many seconds more.
 UNUSUAL_TIMES = 1.5
 UNUSUAL_SECONDS = 5.0
+UNUSUAL_BYTES = 2**16  # of a checkpoint, above as many times what parameters and buffers need
 
 
 def first_caps(profile: Profile) -> Caps:
@@ -59,11 +62,24 @@ def caps_after(baseline: Baseline) -> Caps:
         audit_gap=tolerance.gap,
         audit_position=tolerance.position,
         kernels=baseline.kernels,
+        usual=allowance.usual_costs(runs),
     )
 
 
-def unusual(baseline: Baseline, run: RunResult) -> str | None:
-    """What is unusual about a run's start-up, which no budget pays for; None if nothing is."""
+def unusual(baseline: Baseline, run: RunResult, device: str) -> str | None:
+    """What is unusual about a run where no budget pays; None if nothing is.
+
+    Its start-up, the cost of loading and scoring, and what its checkpoint holds.
+    """
+    found = (
+        _unusual_startup(baseline, run),
+        _unusual_scoring(baseline, run, device),
+        _unusual_state(run),
+    )
+    return "; ".join(filter(None, found)) or None
+
+
+def _unusual_startup(baseline: Baseline, run: RunResult) -> str | None:
     fields = {
         "start-up took": "startup_seconds",
         "the GPU was busy before go for": "startup_gpu_seconds",
@@ -73,6 +89,28 @@ def unusual(baseline: Baseline, run: RunResult) -> str | None:
         took = getattr(run, field)
         if usual and took is not None and took > UNUSUAL_TIMES * max(usual) + UNUSUAL_SECONDS:
             return f"{what} {took:.0f} s, the baseline's {max(usual):.0f} s"
+    return None
+
+
+def _unusual_scoring(baseline: Baseline, run: RunResult, device: str) -> str | None:
+    """A phase that cost more than a model as dear as the baseline's may use."""
+    usual = allowance.usual_costs(baseline.runs)
+    for phase, cost in run.costs.items() if usual else ():
+        spent = meter.Spent(cost.seconds, cost.cpu_seconds, cost.gpu_seconds)
+        limit = allowance.limit(usual, phase, cost.work, device)
+        if problem := meter.excess(spent, limit):
+            used, most, unit = problem
+            _, doing = PHASES[phase]
+            return f"used {used:.1f} {unit} while {doing}, a model like the baseline {most:.1f}"
+    return None
+
+
+def _unusual_state(run: RunResult) -> str | None:
+    if run.unread:
+        return f"no forward pass reads {', '.join(run.unread)} of its checkpoint"
+    held, needed = run.checkpoint_bytes, run.state_bytes
+    if held and needed and held > UNUSUAL_TIMES * needed + UNUSUAL_BYTES:
+        return f"its checkpoint has {held:,} bytes, its parameters and buffers need {needed:,}"
     return None
 
 

@@ -15,19 +15,22 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
+import numpy.typing as npt
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from configs import Profile
 from tasks.data import tokenization
 from tasks.errors import BoxError, DataError
-from tasks.judge import audit, nvml, protocol, scoring
+from tasks.judge import audit, meter, nvml, protocol, scoring
 from tasks.judge.box import Box, open_box
 from tasks.judge.bwrap import BoxSpec, BoxUnavailable, Gate, Isolation
 from tasks.judge.native_code import NativeCodeChanged, NativeKernel
+from tasks.judge.wire import Wire
 from tasks.judge.workplace import assemble, read_whole, workplace
-from tasks.records import Bench, Candidate, Dataset, RunResult
+from tasks.records import Bench, Candidate, Cost, Dataset, RunResult
 from tasks.statuses import Status
+from tasks.trial import allowance
 from trainer import prepare
 
 # What a baseline may take to hand over the kernels that it compiled.
@@ -156,15 +159,17 @@ class _Attempt:
         self.report("trying out")
         gate = Gate.closed(folder / "smoke-gate", spec.gate.content)
         with self._box(dataclasses.replace(spec, role="smoke", gate=gate)) as trying:
-            said = protocol.smoke(
+            found = protocol.smoke(
                 trying,
                 gate,
                 _budget(self.bench),
                 startup_seconds=self.bench.caps.startup_seconds,
                 max_bytes=self._checkpoint_bytes,
             )
-        if said is not None:
-            self._validation().rows(scoring.shape_of(said, "bad_claims"))
+        if found is not None:
+            shape, smoked = found
+            self._validation().rows(scoring.shape_of(shape, "bad_claims"))
+            self.note(**dataclasses.asdict(smoked))
         self.note(log="")  # the log of the run itself is the one to read
 
     def _validation(self) -> scoring.Validation:
@@ -243,12 +248,47 @@ class _Attempt:
             protocol.take_kernels(
                 begun, export_kernels, seconds=KERNEL_SECONDS, max_bytes=KERNEL_BYTES
             )
+        self.note(checkpoint_bytes=checkpoint.stat().st_size)
+
+    @contextlib.contextmanager
+    def _warm(self, box: Box) -> Iterator[tuple[Wire, meter.Meter]]:
+        """A scoring box once it is warm: its wire, and a meter of all that it does from now on."""
+        wire = scoring.await_warm(box, self.bench.caps.startup_seconds)
+        with nvml.busy_clock() if self._device == "cuda" else contextlib.nullcontext() as gpu:
+            yield wire, meter.Meter(box, gpu)
+
+    def _loading(self, metered: meter.Meter, phase: str) -> contextlib.AbstractContextManager[None]:
+        work, usual = self.result.checkpoint_bytes or 0, self.bench.caps.usual
+        limit = allowance.limit(usual, phase, work, self._device) if usual else None
+        return metered.phase(phase, limit, self._noting(phase, work, 0))
+
+    def _noting(self, phase: str, work: int, row: int) -> Callable[[meter.Spent], None]:
+        """Notes what a phase has cost."""
+
+        def note(spent: meter.Spent) -> None:
+            cost = Cost(**dataclasses.asdict(spent), work=work, row=row)
+            self.note(costs={**self.result.costs, phase: cost})
+
+        return note
+
+    @property
+    def _device(self) -> str:
+        return self.bench.profile.device
 
     def _claim(self, box: Box, gate: Gate, validation: scoring.Validation) -> _Claims:
         """What the claim box claims. It is gone before any question of the audit is drawn."""
-        wire, shape = scoring.load(box, gate, "eval_startup", self.bench.caps.startup_seconds)
-        rows = validation.rows(shape)
-        nats = scoring.claim(box, wire, shape, rows, self.bench.profile.limits.eval_seconds)
+        caps, eval_seconds = self.bench.caps, self.bench.profile.limits.eval_seconds
+        with self._warm(box) as (wire, metered):
+            with self._loading(metered, "eval_startup"):
+                shape = scoring.load(box, wire, gate, "eval_startup", caps.startup_seconds)
+            rows = validation.rows(shape)
+            batches = -(-len(rows) // shape.batch_rows)
+            passes = allowance.Passes(len(rows), shape.sequence_length, batches, shape.batch_rows)
+            limit = None
+            if caps.usual:
+                limit = allowance.limit_of_claims(caps.usual, self.result, passes, self._device)
+            with metered.phase("eval", limit, self._noting("eval", passes.work, passes.row)):
+                nats = scoring.claim(box, wire, shape, rows, eval_seconds)
         box.kill()
         return _Claims(shape, rows, nats)
 
@@ -256,17 +296,21 @@ class _Attempt:
         self, box: Box, gate: Gate, validation: scoring.Validation, claims: _Claims
     ) -> float:
         """By how much the claims are too low, bits per byte. Stopped if that cannot be honest."""
-        caps, profile, shape, rows = self.bench.caps, self.bench.profile, claims.shape, claims.rows
-        wire, again = scoring.load(box, gate, "audit_startup", caps.startup_seconds)
-        if again != shape:
-            problem = f"told the audit another shape: {again}, not {shape}"
-            raise protocol.Stopped("audit_failed", problem)
-        scored = validation.scored(shape, rows)
-        questions = audit.draw(
-            scored, profile.audit.positions, shape.batch_rows, np.random.default_rng()
-        )
-        bos = validation.bos[shape.vocab_size]
-        nats = audit.ask(box, wire, shape, rows, bos, questions, profile.limits.eval_seconds)
+        caps, shape, rows = self.bench.caps, claims.shape, claims.rows
+        with self._warm(box) as (wire, metered):
+            with self._loading(metered, "audit_startup"):
+                again = scoring.load(box, wire, gate, "audit_startup", caps.startup_seconds)
+            if again != shape:
+                problem = f"told the audit another shape: {again}, not {shape}"
+                raise protocol.Stopped("audit_failed", problem)
+            scored = validation.scored(shape, rows)
+            questions = audit.draw(
+                scored,
+                self.bench.profile.audit.positions,
+                shape.batch_rows,
+                np.random.default_rng(),
+            )
+            nats = self._answers(box, wire, metered, questions, validation, claims)
         tolerance = audit.Tolerance(caps.audit_gap, caps.audit_position)
         finding = audit.Finding.of(questions, claims.nats, nats, tolerance)
         self.note(audit_gap=finding.gap, audit_worst=finding.worst)
@@ -275,6 +319,29 @@ class _Attempt:
             raise protocol.Stopped("audit_failed", failure)
         total_nats = max(0.0, finding.gap) * int(scored.sum())
         return prepare.bits_per_byte(total_nats, validation.documents_bytes)
+
+    def _answers(
+        self,
+        box: Box,
+        wire: Wire,
+        metered: meter.Meter,
+        questions: audit.Questions,
+        validation: scoring.Validation,
+        claims: _Claims,
+    ) -> npt.NDArray[Any]:
+        """The losses at the questions, nats float64 [n, K], within what answering may cost."""
+        usual, shape = self.bench.caps.usual, claims.shape
+        n, K = questions.positions.shape
+        passes = allowance.Passes(
+            n * K, shape.sequence_length, -(-n // questions.batch_rows) * K, shape.batch_rows
+        )
+        limit = None
+        if usual:
+            dearer = allowance.dearness(usual, self.result, passes, self._device)
+            limit = allowance.limit(usual, "audit", passes.work, self._device, dearer)
+        bos, seconds = validation.bos[shape.vocab_size], self.bench.profile.limits.eval_seconds
+        with metered.phase("audit", limit, self._noting("audit", passes.work, passes.row)):
+            return audit.ask(box, wire, shape, claims.rows, bos, questions, seconds)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ import socket
 import threading
 from base64 import b64encode
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Literal, cast
 
@@ -27,11 +28,18 @@ from tasks.judge import processes, workplace
 from tasks.judge.bwrap import Isolation, box_name
 from tasks.records import Bench, Candidate, Caps, Dataset, RunResult
 from tasks.statuses import Status
+from tasks.trial.allowance import usual_costs
 from tasks.trial.experiment import run_experiment
 from tests.faults.stub_torch import assemble_with_stub
 from trainer import packing, prepare
 
-Room = Literal["lying about the score", "peeking", "cheating time", "breaking out"]
+Room = Literal[
+    "lying about the score",
+    "peeking",
+    "cheating time",
+    "training while scored",
+    "breaking out",
+]
 Boxes = Literal["real", "stub", "forked"]
 VOCAB, LENGTH, BOS = 64, 32, 63
 SECRET = "sk-attack-suite-secret"
@@ -84,6 +92,7 @@ class Attack:
     budget: Budget = BUDGET
     audit: Audit = AUDIT
     forked: bool = False  # about the score alone: its boxes may be forks
+    limited: bool = False  # its scoring may cost what the honest candidate's does, as in a night
 
     @property
     def stopped_by(self) -> str:
@@ -102,6 +111,7 @@ class Control:
     budget: Budget = BUDGET
     audit: Audit = AUDIT
     forked: bool = True
+    limited: bool = True
 
 
 def before_torch(code: str) -> tuple[tuple[str, str], ...]:
@@ -154,8 +164,11 @@ class Arena:
         start = "" if candidate.forked else "\n".join(lines) + "\n"
         return start + edited(candidate.edits)
 
-    def run(self, candidate: Attack | Control) -> RunResult:
-        """The candidate's run, audited whatever it claims."""
+    def run(self, candidate: Attack | Control, honest: Future[RunResult] | None) -> RunResult:
+        """The candidate's run, audited whatever it claims; after the honest one's if `limited`."""
+        caps = candidate.caps
+        if candidate.limited and honest:
+            caps = dataclasses.replace(caps, usual=usual_costs([honest.result()]))
         return run_experiment(
             Candidate.parse(self.source(candidate)),
             Bench(
@@ -163,7 +176,7 @@ class Arena:
                 self.dataset,
                 self.home(boxes_of(candidate)),
                 "bwrap" if candidate.forked else ISOLATION,
-                candidate.caps,
+                caps,
             ),
             seed=1,
             worth_audit=lambda claimed: True,

@@ -10,6 +10,16 @@ LOSS = "        return loss\n"
 STEP = "        optimizer.step(LEARNING_RATE * (1 - done))\n"
 OPTIMIZER = "    optimizer = Adam(model.parameters())\n"
 LOADED = "    model.load_state_dict(torch.load(path, weights_only=True))\n"
+FINISH = "    harness.finish(model.state_dict(), steps=step)\n"
+SQUARED = "F.relu(self.up(F.rms_norm(x, (DIM,)))).square()"
+GPT = "class GPT(nn.Module):\n"
+TRAINED = "        loss = model(batch[:, :-1], batch[:, 1:])\n"
+COUNTED = "tokens + DEVICE_BATCH_SIZE * MAX_SEQ_LEN\n"
+BATCH = """\
+        batch = rows[
+            torch.arange(step * DEVICE_BATCH_SIZE, (step + 1) * DEVICE_BATCH_SIZE) % len(rows)
+        ]
+"""
 ROWS = '    rows = torch.from_numpy(prepare.train_rows(MAX_SEQ_LEN).astype("int64"))\n'
 BATCH = """\
         batch = rows[
@@ -189,5 +199,132 @@ CONTROLS = [
 """,
             ),
         ),
+    ),
+    Control(
+        "averaged-weights",
+        "hands over a moving average of its weights",
+        (
+            (
+                OPTIMIZER,
+                OPTIMIZER
+                + "    average = {name: x.clone() for name, x in model.state_dict().items()}\n",
+            ),
+            (
+                STEP,
+                STEP
+                + "        for name, x in model.state_dict().items(): average[name].lerp_(x, 0.2)\n",
+            ),
+            (FINISH, FINISH.replace("model.state_dict()", "average")),
+        ),
+    ),
+    Control(
+        "complex-parameters",
+        "each token turns by a complex factor that is learned",
+        (
+            (
+                UNTIED,
+                UNTIED
+                + "        self.turns = nn.Parameter(torch.ones(VOCAB_SIZE, DIM // 2, dtype=torch.cfloat))\n",
+            ),
+            (
+                EMBED,
+                EMBED
+                + "        pairs = torch.view_as_complex(x.reshape(*x.shape[:2], DIM // 2, 2))\n"
+                + "        x = torch.view_as_real(pairs * self.turns[idx]).flatten(-2)\n",
+            ),
+            (
+                OPTIMIZER,
+                "    optimizer = Adam(p for p in model.parameters() if not p.is_complex())\n",
+            ),
+            (
+                STEP,
+                STEP
+                + "        model.turns.data -= LEARNING_RATE * model.turns.grad\n"
+                + "        model.turns.grad = None\n",
+            ),
+        ),
+    ),
+    Control(
+        "float64",
+        "parameters and sums of double precision",
+        (
+            (OPTIMIZER, "    model.double()\n" + OPTIMIZER),
+            (LOADED, "    model.double()\n" + LOADED),
+        ),
+    ),
+    Control(
+        "length-curriculum",
+        "trains on the first quarter of each row in the first half of its budget",
+        (
+            (
+                TRAINED,
+                "        if done < 0.5: batch = batch[:, : MAX_SEQ_LEN // 4 + 1]\n" + TRAINED,
+            ),
+            (COUNTED, "tokens + batch[:, 1:].numel()\n"),
+        ),
+    ),
+    Control(
+        "longer-rows-when-scored",
+        "has no positions, trains on 32 tokens and is scored on rows of 256",
+        (
+            (EMBED, "        x = self.wte(idx) + 0 * self.wpe.weight[0]\n"),
+            (LOADED, LOADED + '    globals()["MAX_SEQ_LEN"] = 256\n'),
+        ),
+    ),
+    Control(
+        "prefix-cache",
+        "keeps what it has computed for the beginning of a row, and uses it for rows that begin alike",
+        (
+            (UNTIED, UNTIED + "        self.cache = {}\n"),
+            (
+                EMBED,
+                """\
+        if self.training:
+            x = self.wte(idx)
+        else:
+            begin = idx[:, :8].numpy().tobytes()
+            if begin not in self.cache: self.cache[begin] = self.wte(idx[:, :8])
+            x = torch.cat([self.cache[begin], self.wte(idx[:, 8:])], dim=1)
+        x = x + self.wpe.weight[: idx.shape[1]]
+""",
+            ),
+        ),
+    ),
+    Control(
+        "own-autograd",
+        "an activation with a backward pass of its own",
+        (
+            (
+                GPT,
+                """\
+class ReluSquared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(y := x.clamp(min=0))
+        return y * y
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * ctx.saved_tensors[0] * grad
+
+
+"""
+                + GPT,
+            ),
+            (SQUARED, "ReluSquared.apply(self.up(F.rms_norm(x, (DIM,))))"),
+        ),
+    ),
+    Control(
+        "loader-processes",
+        "two processes of a DataLoader read its rows ahead",
+        (
+            (
+                ROWS,
+                ROWS
+                + "    loader = iter(torch.utils.data.DataLoader(rows, DEVICE_BATCH_SIZE, num_workers=2))\n",
+            ),
+            (BATCH, "        batch = next(loader)\n"),
+        ),
+        forked=False,
     ),
 ]

@@ -53,15 +53,16 @@ class Suite:
 
 @contextlib.contextmanager
 def open_suite(folder: Path, candidates: Sequence[Attack | Control]) -> Iterator[Suite]:
-    """Starts the runs of `candidates`, and of the honest one if some must score as it does."""
+    """Starts the runs of `candidates`, first of the honest one if some are compared with it."""
     folder.chmod(0o755)
     home = folder / "user"
     key_file = home / ".config" / "openai.env"
     key_file.parent.mkdir(parents=True)
     key_file.write_text(f"OPENAI_API_KEY={arena.SECRET}\n")
     dataset = arena.make_dataset(folder / "data")
-    if any(isinstance(candidate, Attack) and candidate.gains_nothing for candidate in candidates):
-        candidates = [HONEST, *candidates]
+    gains_nothing = [getattr(candidate, "gains_nothing", False) for candidate in candidates]
+    is_compared = any(gains_nothing) or any(candidate.limited for candidate in candidates)
+    everybody = [*([HONEST] if is_compared else []), *candidates]
     with contextlib.ExitStack() as undo:
         patch = undo.enter_context(pytest.MonkeyPatch.context())
         patch.setenv("HOME", str(home))
@@ -78,7 +79,7 @@ def open_suite(folder: Path, candidates: Sequence[Attack | Control]) -> Iterator
         }
         field = Arena(dataset, folder, bait)
         forks = None
-        if any(candidate.forked for candidate in candidates):
+        if any(candidate.forked for candidate in everybody):
             forks = undo.enter_context(ForkedBoxes.below(folder))
 
         def open_one(spec: BoxSpec) -> contextlib.AbstractContextManager[Box]:
@@ -91,7 +92,9 @@ def open_suite(folder: Path, candidates: Sequence[Attack | Control]) -> Iterator
         witness = undo.enter_context(Witness(field.home("real"), field.home("stub")))
         pool = undo.enter_context(ThreadPoolExecutor(RUNS_AT_ONCE))
         hashes, descriptors = hash_tree(folder / "data"), len(os.listdir("/proc/self/fd"))
-        runs = {candidate.name: pool.submit(field.run, candidate) for candidate in candidates}
+        runs: dict[str, Future[RunResult]] = {}
+        for candidate in everybody:
+            runs[candidate.name] = pool.submit(field.run, candidate, runs.get(HONEST.name))
         yield Suite(field, runs, witness, forks, hashes, descriptors, (tcp, unix))
         pool.shutdown(cancel_futures=True)
 

@@ -10,6 +10,7 @@ from tests.attacks import (
     room_escape,
     room_lying,
     room_notes,
+    room_overspending,
     room_peeking,
     room_recall,
     room_time,
@@ -18,9 +19,23 @@ from tests.attacks.arena import Attack, Control
 from tests.attacks.controls import CONTROLS
 from tests.attacks.suite import HONEST
 
-ROOMS = (room_lying, room_peeking, room_notes, room_recall, room_time, room_escape)
+ROOMS = (
+    room_lying,
+    room_peeking,
+    room_notes,
+    room_recall,
+    room_time,
+    room_overspending,
+    room_escape,
+)
 ATTACKS: list[Attack] = [attack for room in ROOMS for attack in room.ATTACKS]
-LEAST = {"lying about the score": 13, "peeking": 14, "cheating time": 11, "breaking out": 16}
+LEAST = {
+    "lying about the score": 13,
+    "peeking": 14,
+    "cheating time": 11,
+    "training while scored": 6,
+    "breaking out": 16,
+}
 README = Path(__file__).parent / "README.md"
 HEAD = """\
 # Attacks
@@ -43,7 +58,7 @@ def test_there_are_enough_attacks_of_each_kind_and_no_name_is_used_twice() -> No
         attacks = [attack for attack in ATTACKS if attack.room == room]
         assert len(attacks) >= least
         assert not all(attack.forked for attack in attacks)
-    assert len(CONTROLS) >= 8
+    assert len(CONTROLS) >= 23
     assert not all(control.forked for control in CONTROLS)
 
 

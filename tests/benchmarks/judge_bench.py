@@ -104,7 +104,8 @@ def _parts(
         gate = Gate.closed(kept / f"{role}-gate", kept / "checkpoint")
         began = clock()
         with open_box(replace(spec, role=role, gate=gate)) as box:  # type: ignore[arg-type]
-            wire, shape = scoring.load(box, gate, phase, limit)
+            wire = scoring.await_warm(box, limit)
+            shape = scoring.load(box, wire, gate, phase, limit)
             took[f"{role} box: start, import of torch, checkpoint"] = clock() - began
             rows = validation.rows(shape)
             began = clock()

@@ -59,7 +59,8 @@ def loaded(spec):
 
     def loaded(script: str, phase: str = "eval_startup") -> Shape:
         with open_box(spec, ["-u", "-c", SAY + script]) as box:
-            _, shape = scoring.load(box, spec.gate, phase, PATIENCE)
+            wire = scoring.await_warm(box, PATIENCE)
+            shape = scoring.load(box, wire, spec.gate, phase, PATIENCE)
         return shape
 
     return loaded
@@ -278,7 +279,8 @@ def test_claims_come_back_row_by_row(spec):
     answer += "wire.sendall(array.array('f', [1, 2, 3, 4, 5, 6]).tobytes())\nwait()"
     rows = np.frombuffer(b"x" * 14 + b"end!", "<u2").reshape(3, 3)
     with open_box(spec, ["-u", "-c", SAY + WARM + answer]) as box:
-        wire, shape = scoring.load(box, spec.gate, "eval_startup", PATIENCE)
+        wire = scoring.await_warm(box, PATIENCE)
+        shape = scoring.load(box, wire, spec.gate, "eval_startup", PATIENCE)
         claims = scoring.claim(box, wire, shape, rows, PATIENCE)
     assert claims.tolist() == [[1, 2], [3, 4], [5, 6]]
 

@@ -42,3 +42,50 @@ def test_a_smoke_step_that_runs_out_of_memory_on_a_cpu_is_a_crash(folder):
     with pytest.raises(protocol.Stopped, match="out of memory") as stopped:
         smoke(folder, FIRST["before ready"], "cpu")
     assert stopped.value.status == "startup_crashed"
+
+
+STATE = """
+import torch
+import trainer.harness as harness
+
+VOCAB_SIZE, MAX_SEQ_LEN, DEVICE_BATCH_SIZE = 256, 8, 2
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Parameter(torch.zeros(256, 256))
+        self.register_buffer("rows", torch.zeros(100, 9, dtype=torch.int16))
+        self.register_buffer("scale", torch.ones(1))
+    def forward(self, idx, targets=None, reduction="mean"):
+        assert not torch.is_grad_enabled()
+        logits = self.table[idx] * self.scale
+        if targets is None:
+            return logits
+        losses = logits.logsumexp(-1) - logits.gather(-1, targets[..., None])[..., 0]
+        return losses.flatten()
+
+def load_model(path, device):
+    assert not torch.is_grad_enabled()
+    state = {name.removeprefix("_orig_mod."): x for name, x in torch.load(path).items()}
+    model = Model()
+    model.load_state_dict({name: state[name] for name in model.state_dict()})
+    return model
+
+def main():
+    harness.ready(flops_per_token=1.0)
+    state = {f"_orig_mod.{name}": x for name, x in Model().state_dict().items()}
+    harness.finish({**state, "text": torch.zeros(5000, dtype=torch.uint8), "step": torch.zeros(1)})
+"""
+
+
+@pytest.mark.slow
+def test_a_smoke_step_names_what_no_forward_pass_reads(folder):
+    """Not the count of steps, which is small; names may have a prefix that loading removes."""
+    assemble(STATE, folder)
+    spec = make_spec(folder, role="smoke", memory_bytes=2**31, tasks=64)
+    with open_box(spec) as box:
+        found = protocol.smoke(box, spec.gate, BUDGET, startup_seconds=120, max_bytes=2**20)
+    assert found is not None
+    _, smoked = found
+    assert smoked.state_bytes == 4 * 256 * 256 + 2 * 900 + 4
+    assert smoked.unread == ("text", "_orig_mod.rows")

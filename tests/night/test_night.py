@@ -220,9 +220,26 @@ def test_trial_prints_one_object_for_a_champion(checkout, first):
 
 def test_trial_of_a_crashing_file_exits_3_with_its_status(checkout, first):
     # its VOCAB_SIZE is the laptop's
-    done = checkout.run("trial", "trainer/train.py", "--profile", SMALL, "--json")
+    done = checkout.run("trial", "trainer/train.py", "--profile", SMALL, "--no-baseline", "--json")
     assert done.returncode == 3
     run = json.loads(done.stdout)
     assert list(run) == FIELDS
     assert (run["status"], run["val_bpb"]) == ("startup_crashed", None)
     assert "VOCAB_SIZE = 2048 is not prepared" in run["reason"]
+
+
+def test_trial_has_the_limits_of_a_night_unless_they_are_turned_off(checkout, first):
+    """The candidate under-reports its FLOPs by a factor of four; the baseline is the night's."""
+    source = checkout.git("show", "autoresearch/first:trainer/train.py")
+    honest = "flops_per_token=model.flops_per_token()"
+    assert honest in source
+    (checkout.folder / "cheap.py").write_text(source.replace(honest, f"{honest} / 4"))
+    done = checkout.run("trial", "cheap.py", "--profile", SMALL, "--json")
+    assert done.returncode == 3, done.stderr
+    run = json.loads(done.stdout)
+    assert run["status"] == "train_timeout"
+    assert "CPU-seconds while training, the limit is" in run["reason"]
+    assert "baseline: cached" in done.stderr
+    done = checkout.run("trial", "cheap.py", "--profile", SMALL, "--no-baseline", "--json")
+    assert json.loads(done.stdout)["status"] == "ok"
+    assert "--no-baseline: the limits that follow from the baseline are off" in done.stderr

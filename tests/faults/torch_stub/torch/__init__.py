@@ -8,6 +8,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+_gradients = {"on": True}
+
 
 class OutOfMemoryError(RuntimeError):
     pass
@@ -52,6 +54,14 @@ def from_numpy(array: Any) -> Tensor:
 
 def inference_mode() -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext()
+
+
+def set_grad_enabled(mode: bool) -> None:
+    _gradients["on"] = mode
+
+
+def is_grad_enabled() -> bool:
+    return _gradients["on"]
 
 
 def save(tensors: dict[str, Tensor], file: BinaryIO) -> None:

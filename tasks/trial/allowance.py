@@ -1,0 +1,130 @@
+"""What a candidate's scoring may cost: what the baseline's did, times how much dearer its model is.
+
+Training has a budget, and what loading a checkpoint or a forward pass does is not in it. So both
+have limits of their own, each from the same phase of the baseline's runs. A model with a dearer
+forward pass may spend more, and the judge counts that itself: by what a token cost in training,
+where no model can be dear without losing steps, and by the length of its rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+
+from tasks.judge.meter import Spent
+from tasks.records import Cost, RunResult
+
+TIMES = 1.5  # the baseline's own cost: the spread of one cost on a machine that others use
+DEAREST = 8.0  # no model's scoring may cost more than this many times the baseline's a token
+# Of a baseline's training: allowed on top of each phase, for what does not grow with the model.
+SLACK_SHARE = 0.025
+MIN_SLACK_CPU_SECONDS = 0.5  # a crash takes 0.4, and is to be called one
+MIN_SLACK_GPU_SECONDS = 10.0  # the start of the driver, a kernel that is compiled
+# On a CPU the clock only ends what hangs: it is often shared, and CPU-seconds are what counts.
+MIN_SECONDS = 60.0
+SCORING = ("eval_startup", "eval", "audit_startup", "audit")
+
+
+def usual_costs(runs: Sequence[RunResult]) -> dict[str, Cost]:
+    """What the baseline's runs cost: the dearest of each phase of scoring, and the median training.
+
+    Empty if a run lacks a figure.
+    """
+    if not all(run.tokens and set(SCORING) <= set(run.costs) for run in runs):
+        return {}
+    training = Cost(
+        statistics.median(run.seconds or 0.0 for run in runs),
+        statistics.median(run.cpu_seconds or 0.0 for run in runs),
+        None,
+        int(statistics.median(run.tokens or 0 for run in runs)),
+    )
+    dearest = {phase: _dearest([run.costs[phase] for run in runs]) for phase in SCORING}
+    return {"train": training, **dearest}
+
+
+def _dearest(costs: Sequence[Cost]) -> Cost:
+    gpu = [cost.gpu_seconds for cost in costs if cost.gpu_seconds is not None]
+    return Cost(
+        max(cost.seconds for cost in costs),
+        max(cost.cpu_seconds for cost in costs),
+        max(gpu) if gpu else None,
+        min(cost.work for cost in costs),
+        min(cost.row for cost in costs),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Passes:
+    """The forward passes of a phase: `rows` that are asked for, each of `row` tokens.
+
+    A batch has `batch_rows` rows whether so many are asked for or not.
+    """
+
+    rows: int
+    row: int
+    batches: int
+    batch_rows: int
+
+    @property
+    def work(self) -> int:
+        return self.rows * self.row
+
+    @property
+    def filled(self) -> float:
+        """How many times more rows go through the model than are asked for."""
+        return max(self.batches * self.batch_rows / max(self.rows, 1), 1.0)
+
+
+def dearness(usual: Mapping[str, Cost], run: RunResult, passes: Passes, device: str) -> float:
+    """How many times dearer than the baseline's a forward pass of this model may be, a token.
+
+    Measured in its training: in CPU-seconds, or on a GPU in seconds. Attention over longer rows
+    costs up to as much more as they are longer, and a batch that is mostly filling costs what a
+    full one does. Tokens trained and rows of a batch are the candidate's own word, so this is never
+    more than DEAREST.
+    """
+    training, field = usual["train"], "cpu_seconds" if device == "cpu" else "seconds"
+    cost = getattr(run, field)
+    ratio = 1.0
+    if run.tokens and cost is not None and getattr(training, field):
+        ratio = (cost / run.tokens) / (getattr(training, field) / training.work)
+    longer = passes.row / max(usual["eval"].row, 1)
+    return min(max(ratio, 1.0) * max(longer, 1.0) * passes.filled, DEAREST)
+
+
+def limit(
+    usual: Mapping[str, Cost], phase: str, work: int, device: str, dearer: float = 1.0
+) -> Spent:
+    """The most that a phase may cost: `work` as in Cost, `dearer` from `dearness`."""
+    base, training, on_cpu = usual[phase], usual["train"], device == "cpu"
+    more = work / max(base.work, 1)
+    if phase.endswith("_startup"):  # a larger checkpoint
+        more = min(max(more, 1.0), DEAREST)
+    times, least = TIMES * more * dearer, MIN_SLACK_CPU_SECONDS if on_cpu else MIN_SLACK_GPU_SECONDS
+    slack = max(SLACK_SHARE * (training.cpu_seconds if on_cpu else training.seconds), least)
+    seconds = times * base.seconds + slack
+    return Spent(
+        max(seconds, MIN_SECONDS) if on_cpu else seconds,
+        times * base.cpu_seconds + slack,
+        None if base.gpu_seconds is None else times * base.gpu_seconds + slack,
+    )
+
+
+def limit_of_claims(
+    usual: Mapping[str, Cost], run: RunResult, passes: Passes, device: str
+) -> Spent:
+    """The limit of the phase `eval`, after the training and the loading of `run`.
+
+    `dearness` can be inflated by a candidate that says it trained on fewer tokens than it did. So
+    on a CPU, what a dearer model may spend more is what its run has left: training, loading and
+    claims together use TIMES the baseline's CPU-seconds at most.
+    """
+    plain = limit(usual, "eval", passes.work, device)
+    dear = limit(usual, "eval", passes.work, device, dearness(usual, run, passes, device))
+    if device != "cpu":
+        return dear
+    whole = TIMES * sum(usual[part].cpu_seconds for part in ("train", "eval_startup", "eval"))
+    left = whole - (run.cpu_seconds or 0.0) - run.costs["eval_startup"].cpu_seconds
+    cpu_seconds = max(plain.cpu_seconds, min(dear.cpu_seconds, left))
+    return dataclasses.replace(dear, cpu_seconds=cpu_seconds)
