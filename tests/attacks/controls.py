@@ -152,20 +152,6 @@ CONTROLS = [
         ),
     ),
     Control(
-        "loader-processes",
-        "two processes of torch's DataLoader gather the batches",
-        (
-            (
-                ROWS,
-                ROWS
-                + """    chosen = (torch.arange(i, i + DEVICE_BATCH_SIZE) % len(rows) for i in range(0, 10**9, DEVICE_BATCH_SIZE))
-    batches = iter(torch.utils.data.DataLoader(rows, batch_sampler=chosen, num_workers=2))
-""",
-            ),
-            (BATCH, "        batch = next(batches)\n"),
-        ),
-    ),
-    Control(
         "causal-convolution",
         "mixes each token with the two before it",
         ((EMBED, EMBED + "        x = x + F.avg_pool1d(F.pad(x.mT, (2, 0)), 3, 1).mT\n"),),
