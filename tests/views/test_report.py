@@ -420,7 +420,8 @@ def test_every_state_has_a_report_and_a_chart(state, tmp_path):
 def test_what_mlflow_does_not_take_is_named(tmp_path):
     refusals.write(tmp_path, {"nov21:1": "named ![x](http://evil)"})
     report.write(make_state(keep()), tmp_path)
-    said = r"- MLflow lacks trial 1 (named !\[x](http\[://]evil)): `./run rebuild nov21` tries again"
+    named = r"named !\[x](http\[://]evil)"
+    said = f"- MLflow lacks trial 1 ({named}): `./run rebuild nov21` tries again"
     assert said in (tmp_path / "report.md").read_text().splitlines()
 
 
