@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import configs
-from flows import process_state, state_home
-from flows.command_line import api_outage, commands, services
+from flows import state_home
+from flows.command_line import api_outage, commands, process_state, services
 from tasks.errors import NightlyError, UsageError
 
 Function = Callable[[argparse.Namespace, Path], int]

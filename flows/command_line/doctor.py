@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import configs
-from flows import process_state, state_home
-from flows.command_line import server
+from flows import state_home
+from flows.command_line import process_state, server
 from tasks import addresses
 from tasks.errors import NightlyError, UsageError
 from tasks.text import one_line

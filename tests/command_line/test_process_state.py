@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from flows import process_state, state_home
+from flows import state_home
+from flows.command_line import process_state
 from tasks.errors import UsageError
 from tests.faults.stub_checkout import PROFILE, StubCheckout
 from tests.other_user import as_user
@@ -40,7 +41,7 @@ runpy.run_module("flows.command_line.cli", run_name="__main__", alter_sys=True)
 """
 SETTLED = """
 import json, resource, signal, subprocess
-from flows import process_state
+from flows.command_line import process_state
 process_state.settle()
 print(json.dumps({
     "blocked": [*signal.pthread_sigmask(signal.SIG_BLOCK, ())],
@@ -171,7 +172,8 @@ def test_a_socks_proxy_that_nothing_would_use_is_left_out(proxy):
 
 
 def test_what_may_stop_a_night_is_named():
-    argv = [sys.executable, "-c", "from flows import process_state as p; print(*p.findings(2**30))"]
+    code = "from flows.command_line import process_state; print(*process_state.findings(2**30))"
+    argv = [sys.executable, "-c", code]
     limits = "ulimit -n 100 -t 900 -v 9000000 -f 5000000; exec nice -n 5 " + '"$@"'
     found = subprocess.run(
         ["bash", "-c", limits, "bash", *argv], cwd=ROOT, capture_output=True, text=True, check=True
