@@ -15,11 +15,6 @@ SQUARED = "F.relu(self.up(F.rms_norm(x, (DIM,)))).square()"
 GPT = "class GPT(nn.Module):\n"
 TRAINED = "        loss = model(batch[:, :-1], batch[:, 1:])\n"
 COUNTED = "tokens + DEVICE_BATCH_SIZE * MAX_SEQ_LEN\n"
-BATCH = """\
-        batch = rows[
-            torch.arange(step * DEVICE_BATCH_SIZE, (step + 1) * DEVICE_BATCH_SIZE) % len(rows)
-        ]
-"""
 ROWS = '    rows = torch.from_numpy(prepare.train_rows(MAX_SEQ_LEN).astype("int64"))\n'
 BATCH = """\
         batch = rows[
