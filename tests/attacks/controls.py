@@ -69,7 +69,7 @@ CONTROLS = [
         ),
     ),
     Control("tiny-model", "a width of 8 and many more steps", (("DIM = 32\n", "DIM = 8\n"),)),
-    Control("large-model", "a width of 256 and few steps", (("DIM = 32\n", "DIM = 256\n"),)),
+    Control("large-model", "a width of 128 and few steps", (("DIM = 32\n", "DIM = 128\n"),)),
     Control(
         "bfloat16",
         "matrix products in bfloat16 by autocast, in training and scoring",
