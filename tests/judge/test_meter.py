@@ -74,8 +74,8 @@ def test_more_than_the_limit_is_a_status_with_both_figures(box, phase, status, d
     with box(WORKS) as running:
         answer(running)
         limited = Meter(running, None).phase(phase, Spent(600.0, 0.05, None), ignore)
+        running.wire.send(b"x")
         with pytest.raises(Stopped) as stopped, limited, blaming(running, phase, 600.0):
-            running.wire.send(b"x")
             Wire(running.wire).read(time.monotonic() + 600.0)
     assert stopped.value.status == status
     assert f"CPU-seconds {doing}, the limit is 0.05" in stopped.value.reason

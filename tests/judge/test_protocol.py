@@ -76,7 +76,7 @@ def test_cpu_time_is_looked_at_once_more_at_the_end_of_a_run(spec, folder, monke
     budget = Budget("flops", 1.0, PATIENCE, cpu_seconds=0.1)
     with open_box(spec, ["-u", "-c", SAY + READY + work + DONE + "wait()"]) as box:
         begun = protocol.begin(box, spec.gate, budget, startup_seconds=PATIENCE)
-        with pytest.raises(Stopped, match=r"CPU-seconds while training, the limit is 0\.1") as stopped:
+        with pytest.raises(Stopped, match=r"while training, the limit is 0\.1") as stopped:
             protocol.finish(box, begun, folder / "model", max_bytes=100)
     assert stopped.value.status == "train_timeout"
 
