@@ -123,6 +123,8 @@ def enter() -> None:
         roles.warm_up(device())
         link.send({"msg": "warm"})
         link.read("load")
+    elif role == "smoke":
+        roles.compile_nothing()
     elif role == "train" and "NIGHTLY_SEED_CACHE" in os.environ:
         roles.load_kernels(Path(os.environ["NIGHTLY_SEED_CACHE"]))
     candidate = _load_candidate(Path(__file__).with_name("train.py"))

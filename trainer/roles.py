@@ -29,6 +29,7 @@ from trainer.link import Link
 # Of tensors that no forward pass reads, those above this share of their checkpoint are named.
 UNREAD_SHARE = 0.01
 UNREAD_NAMES = 5
+COMPILED = "_orig_mod"  # what torch.compile calls the module in its wrapper
 
 
 def warm_up(device: str) -> None:
@@ -41,12 +42,44 @@ def warm_up(device: str) -> None:
 
     torch.set_grad_enabled(False)
     if device == "cpu":
-        torch.compile = _uncompiled
+        compile_nothing()
+
+
+def compile_nothing() -> None:
+    """Has torch.compile return the same function, eager, and a module under a compiled one's names.
+
+    With TORCHDYNAMO_DISABLE a module would keep its own names, and a checkpoint of a compiled model
+    could not be loaded.
+    """
+    import torch
+
+    torch.compile = _uncompiled
 
 
 def _uncompiled(model: Any = None, **_: Any) -> Any:
-    """In torch.compile's place: the same function, eager."""
-    return model if model is not None else lambda decorated: decorated
+    if model is None:
+        return _uncompiled
+    if not hasattr(model, "named_parameters"):
+        return model
+    import torch
+
+    class Eager(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self._modules[COMPILED] = model
+            del self.__dict__["training"]  # it is the model's
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return getattr(self, COMPILED)(*args, **kwargs)
+
+        def __getattr__(self, name: str) -> Any:
+            inner = self._modules[COMPILED]
+            return inner if name == COMPILED else getattr(inner, name)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            setattr(getattr(self, COMPILED), name, value)
+
+    return Eager()
 
 
 def _load(candidate: ModuleType, path: str, device: str) -> tuple[Any, dict[str, int]]:
@@ -212,23 +245,37 @@ def _unread(sizes: dict[str, int], read: set[str]) -> list[str]:
 
 
 def _state(model: Any) -> dict[str, Any]:
-    """Parameters and buffers by name; none of a model that is no torch.nn.Module."""
+    """Parameters and buffers with memory, by name; none of a model that is no torch.nn.Module.
+
+    The names are those of a model that is not compiled.
+    """
     if not hasattr(model, "named_parameters"):
         return {}
     named = model.named_parameters, model.named_buffers
-    return {name: x for each in named for name, x in each(remove_duplicate=False)}
+    return {
+        name.replace(f"{COMPILED}.", ""): x
+        for each in named
+        for name, x in each(remove_duplicate=False)
+        if _address(x) is not None
+    }
 
 
-def _address(tensor: Any) -> int:
-    """Where its memory begins: the same for all tensors that share it."""
-    return int(tensor.untyped_storage().data_ptr())
+def _address(tensor: Any) -> int | None:
+    """Where its memory begins: the same for all tensors that share it.
+
+    None of a sparse tensor and of one that only stands for others, as in torch.vmap.
+    """
+    try:
+        return int(tensor.untyped_storage().data_ptr())
+    except RuntimeError:
+        return None
 
 
 @contextlib.contextmanager
 def _reading(state: dict[str, Any]) -> Iterator[set[str]]:
     """The names of those tensors that a function of torch is given in the block: filled at its end.
 
-    Not seen: what is read in other ways, such as by TorchScript.
+    Not seen: what is read in other ways, such as by TorchScript, and a tensor that vmap splits.
     """
     read: set[str] = set()
     if not state:
@@ -238,14 +285,14 @@ def _reading(state: dict[str, Any]) -> Iterator[set[str]]:
     from torch.overrides import TorchFunctionMode
     from torch.utils._pytree import tree_leaves
 
-    given: set[int] = set()
+    given: set[int | None] = set()
 
     class Reading(TorchFunctionMode):
         def __torch_function__(
             self, function: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
             for value in tree_leaves((args, kwargs)):
-                if isinstance(value, torch.Tensor) and value.layout == torch.strided:
+                if isinstance(value, torch.Tensor):
                     given.add(_address(value))
             return function(*args, **(kwargs or {}))
 

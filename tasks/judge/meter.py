@@ -21,7 +21,7 @@ from tasks.judge.protocol import PHASES, Stopped
 class Spent:
     """What a phase has cost, or may cost."""
 
-    seconds: float  # by the judge's clock
+    seconds: float  # by the judge's clock; infinite: without a limit
     cpu_seconds: float  # of the whole process tree
     gpu_seconds: float | None  # in which the GPU was busy; None: not measured, or without a limit
 

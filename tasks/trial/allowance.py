@@ -9,6 +9,7 @@ where no model can be dear without losing steps, and by the length of its rows.
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -21,8 +22,6 @@ DEAREST = 8.0  # no model's scoring may cost more than this many times the basel
 SLACK_SHARE = 0.025
 MIN_SLACK_CPU_SECONDS = 0.5  # a crash takes 0.4, and is to be called one
 MIN_SLACK_GPU_SECONDS = 10.0  # the start of the driver, a kernel that is compiled
-# On a CPU the clock only ends what hangs: it is often shared, and CPU-seconds are what counts.
-MIN_SECONDS = 60.0
 SCORING = ("eval_startup", "eval", "audit_startup", "audit")
 
 
@@ -96,16 +95,19 @@ def dearness(usual: Mapping[str, Cost], run: RunResult, passes: Passes, device: 
 def limit(
     usual: Mapping[str, Cost], phase: str, work: int, device: str, dearer: float = 1.0
 ) -> Spent:
-    """The most that a phase may cost: `work` as in Cost, `dearer` from `dearness`."""
+    """The most that a phase may cost: `work` as in Cost, `dearer` from `dearness`.
+
+    On a CPU only CPU-seconds count: how long they take by the clock is up to whatever else runs on
+    the machine, and what hangs is ended at the profile's own limits.
+    """
     base, training, on_cpu = usual[phase], usual["train"], device == "cpu"
     more = work / max(base.work, 1)
     if phase.endswith("_startup"):  # a larger checkpoint
         more = min(max(more, 1.0), DEAREST)
     times, least = TIMES * more * dearer, MIN_SLACK_CPU_SECONDS if on_cpu else MIN_SLACK_GPU_SECONDS
     slack = max(SLACK_SHARE * (training.cpu_seconds if on_cpu else training.seconds), least)
-    seconds = times * base.seconds + slack
     return Spent(
-        max(seconds, MIN_SECONDS) if on_cpu else seconds,
+        math.inf if on_cpu else times * base.seconds + slack,
         times * base.cpu_seconds + slack,
         None if base.gpu_seconds is None else times * base.gpu_seconds + slack,
     )

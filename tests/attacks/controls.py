@@ -15,11 +15,6 @@ SQUARED = "F.relu(self.up(F.rms_norm(x, (DIM,)))).square()"
 GPT = "class GPT(nn.Module):\n"
 TRAINED = "        loss = model(batch[:, :-1], batch[:, 1:])\n"
 COUNTED = "tokens + DEVICE_BATCH_SIZE * MAX_SEQ_LEN\n"
-BATCH = """\
-        batch = rows[
-            torch.arange(step * DEVICE_BATCH_SIZE, (step + 1) * DEVICE_BATCH_SIZE) % len(rows)
-        ]
-"""
 ROWS = '    rows = torch.from_numpy(prepare.train_rows(MAX_SEQ_LEN).astype("int64"))\n'
 BATCH = """\
         batch = rows[
@@ -74,7 +69,7 @@ CONTROLS = [
         ),
     ),
     Control("tiny-model", "a width of 8 and many more steps", (("DIM = 32\n", "DIM = 8\n"),)),
-    Control("large-model", "a width of 256 and few steps", (("DIM = 32\n", "DIM = 256\n"),)),
+    Control("large-model", "a width of 128 and few steps", (("DIM = 32\n", "DIM = 128\n"),)),
     Control(
         "bfloat16",
         "matrix products in bfloat16 by autocast, in training and scoring",

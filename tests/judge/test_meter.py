@@ -16,9 +16,17 @@ def burn(seconds):
     end = time.process_time() + seconds
     while time.process_time() < end: pass
 """
-WORKS = (
-    f"{SAY}{BURN}\nsay(0)\nburn(0.2)\nsay({{'msg': 'ready'}})\nburn(0.4)\nsay(2)\ntime.sleep(600)"
-)
+# Each part of the work waits for a byte: what it does before a meter looks would not be counted.
+WORKS = f"""{SAY}{BURN}
+say(0)
+wire.recv(1)
+burn(0.2)
+say({{'msg': 'ready'}})
+wire.recv(1)
+burn(0.4)
+say(2)
+time.sleep(600)
+"""
 ENDLESS = f"{SAY}\nsay(0)\nwhile True: pass"
 ROOMY = Spent(600.0, 600.0, None)
 
@@ -41,8 +49,10 @@ def test_each_phase_has_its_own_account(box):
         answer(running)
         meter = Meter(running, None)
         with meter.phase("eval_startup", None, noted.append):
+            running.wire.send(b"x")
             answer(running)
         with meter.phase("eval", ROOMY, noted.append):
+            running.wire.send(b"x")
             answer(running)
     loading, scoring = noted
     assert 0.15 < loading.cpu_seconds < scoring.cpu_seconds
@@ -64,6 +74,7 @@ def test_more_than_the_limit_is_a_status_with_both_figures(box, phase, status, d
     with box(WORKS) as running:
         answer(running)
         limited = Meter(running, None).phase(phase, Spent(600.0, 0.05, None), ignore)
+        running.wire.send(b"x")
         with pytest.raises(Stopped) as stopped, limited, blaming(running, phase, 600.0):
             Wire(running.wire).read(time.monotonic() + 600.0)
     assert stopped.value.status == status
@@ -87,8 +98,9 @@ def test_what_is_spent_between_two_phases_counts_in_the_second(box):
         meter = Meter(running, None)
         with meter.phase("eval_startup", None, ignore):
             pass
-        answer(running)
-        answer(running)
+        for _ in range(2):
+            running.wire.send(b"x")
+            answer(running)
         with pytest.raises(Stopped), meter.phase("eval", Spent(600.0, 0.4, None), ignore):
             pass
 
