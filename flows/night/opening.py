@@ -32,7 +32,6 @@ from tasks.records import (
 )
 from tasks.text import score
 from tasks.trial import hardware, verdict
-from tasks.trial.allowance import usual_costs
 from tasks.trial.baseline import baseline_facts, caps_after, first_caps, read_baseline
 from tasks.trial.experiment import Report
 
@@ -170,8 +169,6 @@ def _kept_baseline(folder: Path) -> Baseline | None:
     try:
         baseline = read_baseline(folder / night_folder.BASELINE)
     except (OSError, ValueError, KeyError, TypeError):  # gone or damaged: the cache may have it
-        return None
-    if not usual_costs(baseline.runs):  # measured by a version that did not limit scoring
         return None
     compiled = baseline.kernels if baseline.kernels and Path(baseline.kernels).is_file() else None
     return dataclasses.replace(baseline, kernels=compiled)
