@@ -104,9 +104,7 @@ def _settings(request: Request) -> configs.Profile:
 
 def base_source(root: Path, profile: configs.Profile) -> str:
     """The checkout's train.py with the profile's knobs written into it, all else as it is."""
-    # Python ignores the mark that some editors put at a file's beginning, and its parser does not.
-    source = (root / TRAIN).read_bytes().decode("utf-8-sig")
-    return calibration.with_knobs(source, profile)
+    return calibration.with_knobs((root / TRAIN).read_bytes().decode("utf-8"), profile)
 
 
 def open_night(held: Session) -> Night:
