@@ -27,7 +27,12 @@ def unpatched(root: Path, profile: Profile) -> Candidate:
 
 
 def with_knobs(source: str, profile: Profile) -> str:
-    """A train.py with the profile's knobs written into it, all else as it is. UsageError."""
+    """A train.py with the profile's knobs written into it, all else as it is.
+
+    Raises UsageError for a knob that cannot be written.
+    """
+    # Python ignores the mark that some editors put at a file's beginning, and its parser does not.
+    source = source.removeprefix("\ufeff")
     try:
         return knobs.write(source, profile.train)
     except knobs.KnobError as error:

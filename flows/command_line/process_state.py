@@ -76,6 +76,8 @@ def _check_proxies() -> None:
     """
     proxies = urllib.request.getproxies_environment()
     socks = [kind for kind in ("http", "https", "all") if proxies.get(kind, "").startswith("socks")]
+    if proxies.get("no") == "*":  # no proxy is used at all
+        return
     if not socks or importlib.util.find_spec("socksio"):
         return
     if socks == ["all"] and {"http", "https"} <= proxies.keys():

@@ -32,7 +32,6 @@ from tasks.records import (
 )
 from tasks.text import score
 from tasks.trial import hardware, verdict
-from tasks.trial.allowance import usual_costs
 from tasks.trial.baseline import baseline_facts, caps_after, first_caps, read_baseline
 from tasks.trial.experiment import Report
 
@@ -105,9 +104,7 @@ def _settings(request: Request) -> configs.Profile:
 
 def base_source(root: Path, profile: configs.Profile) -> str:
     """The checkout's train.py with the profile's knobs written into it, all else as it is."""
-    # Python ignores the mark that some editors put at a file's beginning, and its parser does not.
-    source = (root / TRAIN).read_bytes().decode("utf-8-sig")
-    return calibration.with_knobs(source, profile)
+    return calibration.with_knobs((root / TRAIN).read_bytes().decode("utf-8"), profile)
 
 
 def open_night(held: Session) -> Night:
@@ -170,8 +167,6 @@ def _kept_baseline(folder: Path) -> Baseline | None:
     try:
         baseline = read_baseline(folder / night_folder.BASELINE)
     except (OSError, ValueError, KeyError, TypeError):  # gone or damaged: the cache may have it
-        return None
-    if not usual_costs(baseline.runs):  # measured by a version that did not limit scoring
         return None
     compiled = baseline.kernels if baseline.kernels and Path(baseline.kernels).is_file() else None
     return dataclasses.replace(baseline, kernels=compiled)

@@ -175,7 +175,7 @@ def facts_of(bench: Bench, baseline: Baseline) -> dict[str, str]:
 
 def _rows(bench: Bench) -> str:
     packed = "; ".join(rows.describe() for rows in bench.dataset.rows)
-    return f"{packed}. Whatever MAX_SEQ_LEN is, only what fills no last row is left out"
+    return f"{packed}. At any MAX_SEQ_LEN, only the end that does not fill a row is left out"
 
 
 def _budget(budget: configs.Budget) -> str:

@@ -87,12 +87,12 @@ def _verdict(story: TrialStory) -> str | None:
 def _score(story: TrialStory) -> str | None:
     if story.val_bpb is None:
         return None
-    others = {"the baseline's": story.baseline}
+    others = [("the baseline's {}", story.baseline)]
     if story.to_beat != story.baseline:
-        others["the champion's of its time,"] = story.to_beat
+        others.append(("{}, the champion's at the time", story.to_beat))
     found = [
-        f"{difference(story.val_bpb, other)} against {whose} {score(other)}"
-        for whose, other in others.items()
+        f"{difference(story.val_bpb, other)} against {whose.format(score(other))}"
+        for whose, other in others
         if other is not None
     ]
     return ", ".join([f"{score(story.val_bpb)} bits per byte", *found])

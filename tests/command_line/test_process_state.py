@@ -15,6 +15,7 @@ import threading
 import urllib.request
 from pathlib import Path
 
+import httpx
 import pytest
 
 from flows import state_home
@@ -169,6 +170,13 @@ def test_a_socks_proxy_that_nothing_would_use_is_left_out(proxy):
     proxy(http_proxy=DEAD, https_proxy=DEAD, all_proxy="socks5://h:1")
     process_state.settle()
     assert "all" not in urllib.request.getproxies()
+
+
+def test_a_socks_proxy_from_which_everything_is_exempt_is_no_reason_to_refuse(proxy):
+    proxy(all_proxy="socks5://h:1", NO_PROXY="*")
+    process_state.settle()
+    with healthy() as url:
+        assert httpx.get(url).status_code == 200
 
 
 def test_what_may_stop_a_night_is_named():

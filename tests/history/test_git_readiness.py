@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from flows import calibration
 from flows.night import opening
 from tasks.errors import UsageError
 from tasks.history import champion, git_readiness
@@ -135,6 +136,8 @@ def test_a_byte_order_mark_is_no_reason_to_refuse_and_is_not_in_the_night(root):
     assert champion.open_checkout(root).train_dirty
     profile = make_profile().model_copy(update={"train": {"DEPTH": 4}})
     assert opening.base_source(root, profile) == "DEPTH = 4\r\nX = DEPTH\r\n"
+    git(root, "commit", "-qam", "with a mark")
+    assert calibration.unpatched(root, profile).source == "DEPTH = 4\r\nX = DEPTH\r\n"
 
 
 def test_the_rehearsal_leaves_no_ref_and_changes_no_file(root):

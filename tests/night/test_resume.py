@@ -2,6 +2,7 @@
 one. And what it keeps."""
 
 import dataclasses
+import json
 import os
 import platform
 import time
@@ -18,9 +19,10 @@ from tasks.errors import NightlyError, UsageError
 from tasks.files import FileRef
 from tasks.history import heartbeat, ledger, night_folder
 from tasks.judge.processes import ProcessId
-from tasks.records import Bench, Candidate, Dataset
+from tasks.records import Baseline, Bench, Candidate, Dataset
 from tasks.trial import hardware
 from tasks.trial.baseline import baseline_facts, first_caps
+from tests.synthetic_night import make_run
 from tests.trials import (
     baseline_event,
     make_baseline,
@@ -335,6 +337,17 @@ def test_another_baseline_is_told_in_rounded_scores():
     with pytest.raises(UsageError) as refused:
         opening._expect_same("a baseline of", *scores, "nov21", opening._listed)
     assert "of 1.712891, 1.750000 and would resume with 1.712891, 1.760000:" in str(refused.value)
+
+
+def test_the_baseline_of_a_night_by_an_older_version_is_kept(tmp_path):
+    """Its views can be made again; its trials do not go on, as the harness is another."""
+    saved = dataclasses.asdict(Baseline((make_run(), make_run(seed=2)), "a CPU"))
+    for run in saved["runs"]:
+        for name in ("costs", "checkpoint_bytes", "state_bytes", "unread"):
+            del run[name]
+    FileRef.write(tmp_path / night_folder.BASELINE, json.dumps(saved).encode())
+    kept = opening._kept_baseline(tmp_path)
+    assert kept == Baseline((make_run(), make_run(seed=2)), "a CPU")
 
 
 def test_a_night_does_not_resume_on_other_hardware(opened):

@@ -180,8 +180,8 @@ def test_the_facts_have_the_limits_and_how_the_baseline_trained():
 def test_the_facts_say_how_much_of_the_text_is_trained_on_at_any_length():
     assert facts("laptop")["training rows"] == (
         "14,000 rows of 128 + 1 tokens hold 99.99 % of the training text, which has 1,806,500 "
-        "tokens of vocabulary 2048. Whatever MAX_SEQ_LEN is, only what fills no last row is left "
-        "out"
+        "tokens of vocabulary 2048. At any MAX_SEQ_LEN, only the end that does not fill a row is "
+        "left out"
     )
 
 

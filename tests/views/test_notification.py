@@ -246,7 +246,6 @@ def test_a_bad_address_is_a_usage_error(monkeypatch, address):
 ALONE = """
 import os, psutil
 from tasks.views import notification
-from tests.links import EVIL, links
 notification.send("finished", "nov21", "over", {})
 print("CHILDREN", len(psutil.Process().children()), flush=True)
 os._exit(0)  # an orderly exit waits for Prefect, which tries to reach its server for ten seconds

@@ -176,7 +176,7 @@ def test_a_score_is_compared_with_the_champion_of_its_time_too(night):
     night.apply(make_trial(2, val_bpb=1.62, scores=(1.62,)), make_run())
     assert (
         "score       1.620000 bits per byte, -0.030000 against the baseline's 1.650000, "
-        "+0.020000 against the champion's of its time, 1.600000\n"
+        "+0.020000 against 1.600000, the champion's at the time\n"
     ) in night.text(2)
     assert (night.story(1)["to_beat"], night.story(2)["to_beat"]) == (1.65, 1.6)
 
