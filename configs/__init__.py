@@ -185,7 +185,7 @@ class Llm(Table):
 
 
 class Command(Table):
-    """An external coding agent, run with your rights in a scratch clone, the prompt on stdin."""
+    """A coding agent, run with your permissions in a scratch clone, the prompt on stdin."""
 
     # Such as ["codex", "exec", "-"]. What it leaves in trainer/train.py is the proposal.
     argv: tuple[str, ...] = ()

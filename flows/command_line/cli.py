@@ -173,8 +173,8 @@ def _add_single_runs(add: Add) -> None:
         "trial",
         commands.trial,
         "Run one train.py, unchanged, through box, judge and audit: the profile's [train] is not "
-        "written into it. No ledger, no champion. Its limits are a night's, from the baseline, "
-        "which is measured first unless it is in the cache. "
+        "written into it, and no ledger or champion changes. It has the limits of a night, which "
+        "come from the baseline; that is measured first unless it is in the cache. "
         "Exit code: 0 if it was scored, 3 if stopped.",
     )
     trial.add_argument("file", type=Path, metavar="FILE", help="the candidate, at any path")
@@ -223,7 +223,7 @@ def _add_services(add: Add) -> None:
     schedule = add(
         "schedule",
         services.schedule,
-        "Switch a deployment's schedule on or off. It stays so at the next ./run deploy.",
+        "Switch a deployment's schedule on or off. ./run deploy will not switch it back.",
     )
     schedule.add_argument("state", choices=("on", "off"), metavar="ON|OFF", help="on or off")
     schedule.add_argument(
@@ -260,7 +260,8 @@ def _add_unsandboxed(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--allow-unsandboxed",
         action="store_true",
-        help="if no box works here, run candidates WITHOUT one, with your rights; on record",
+        help="if no box works here, run candidates WITHOUT one, with your permissions; every "
+        "trial's record says so",
     )
 
 

@@ -56,7 +56,7 @@ def find(root: Path, home: Path, commit: str, profile: str | None) -> RecordedSc
     if not seeds:
         raise UsageError(
             f"{commit} is not a measured candidate of a night: "
-            "its message has no trailer Seeds with a number"
+            "its message has no 'Seeds:' trailer with a number"
         )
     tag = trailers.get("Trial-Id", "").rpartition(":")[0]
     night = _night(home / "nights" / tag) if tag else None

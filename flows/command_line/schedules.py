@@ -31,9 +31,10 @@ def switch(name: str, *, on: bool) -> list[str]:
             deployment = client.read_deployment_by_name(name)
         except ObjectNotFound:
             known = sorted(each.name for each in client.read_deployments())
+            others = f"there are: {', '.join(known)}" if known else "there are none yet"
             raise UsageError(
-                f"there is no deployment {short!r} on this server; there are: "
-                f"{', '.join(known) or 'none yet, ./run deploy registers them'}"
+                f"there is no deployment {short!r} on this server; {others}. "
+                "`./run deploy` registers those of this project"
             ) from None
         if not deployment.schedules:
             raise UsageError(

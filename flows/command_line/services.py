@@ -130,9 +130,10 @@ def _require_pool(pool: str) -> None:
     with get_client(sync_client=True) as client:
         known = sorted(found.name for found in client.read_work_pools())
     if pool not in known:
+        others = f"there are: {', '.join(known)}" if known else "there are none yet"
         raise UsageError(
-            f"there is no work pool {pool!r} on this server; there are: "
-            f"{', '.join(known) or 'none yet'}. `./run deploy` makes those of this project"
+            f"there is no work pool {pool!r} on this server; {others}. "
+            "`./run deploy` makes those of this project"
         )
 
 

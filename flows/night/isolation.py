@@ -37,12 +37,12 @@ def choose_isolation(home: Path, profile: configs.Profile, allow_unsandboxed: bo
         failed.append(f"{level}: {'; '.join(problems)}")
     if allow_unsandboxed:
         get_run_logger().warning(
-            "NOT SANDBOXED: candidates run with your rights, because you allowed it"
+            "NOT SANDBOXED: candidates run with your permissions, because you allowed it"
         )
         return "none"
     raise BoxError(
         f"candidates cannot be sandboxed here: {'. '.join(failed)}. `./run doctor` has the "
-        "details; --allow-unsandboxed would run them with your rights"
+        "details; --allow-unsandboxed would run them with your permissions"
     )
 
 

@@ -100,7 +100,7 @@ def check_tag(root: Path, tag: str) -> None:
     """Raises UsageError unless `tag` can name a new night: a plain name whose refs are free."""
     if NAMES_OF_GIT.fullmatch(tag):
         raise UsageError(
-            f"--tag {tag!r} means something else to git: choose another name, as in nov21"
+            f"--tag {tag!r} has a special meaning in git: choose another name, as in nov21"
         )
     if not TAG.fullmatch(tag) or not _is_branch_name(root, f"autoresearch/{tag}"):
         raise UsageError(

@@ -26,8 +26,8 @@ def check_train(root: Path) -> None:
         raise UsageError(f"{path} has a merge conflict: resolve it, then `git add {TRAIN}`")
     if conflicts:
         raise UsageError(
-            f"a merge in {root} is not done, {conflicts[0]} has a conflict: resolve it, "
-            "then `git add` the file, or take the merge back"
+            f"a merge in {root} is unfinished, {conflicts[0]} has a conflict: resolve it, "
+            "then `git add` the file, or abort the merge"
         )
     try:
         knobs.parse(path.read_bytes().decode("utf-8-sig"))

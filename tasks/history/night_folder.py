@@ -21,8 +21,9 @@ def find(home: Path, tag: str) -> Path:
     """The folder of a night that exists. Raises UsageError if there is none."""
     folder = home / "nights" / tag
     if not ledger.exists(folder / LEDGER):
-        known = [night.name for night in all_of(home)]
-        raise UsageError(f"no night {tag!r} in {home}; there are: {', '.join(known) or 'none yet'}")
+        known = ", ".join(night.name for night in all_of(home))
+        others = f"there are: {known}" if known else "there are none yet"
+        raise UsageError(f"no night {tag!r} in {home}; {others}")
     return folder
 
 

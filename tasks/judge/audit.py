@@ -228,12 +228,12 @@ class Finding:
                 return None
             return (
                 "its claims and its predictions differ by too much, now in its favour and now "
-                f"against it: chance could hide {self.margin:.3g} nats a token in an audit of "
+                f"against it: chance could hide {self.margin:.3g} nats per token in an audit of "
                 f"{self.asked} positions (allowed {LAX.gap:g}); a model must predict the same "
                 "each time"
             )
         return (
-            f"claimed {self.gap:.3g} nats a token less than its predictions cost when what "
+            f"claimed {self.gap:.3g} nats per token less than its predictions cost when what "
             f"follows is hidden (allowed {tolerance.gap:g}); {self.off} of {self.asked} audited "
             f"positions are off by more than {tolerance.position:g} (allowed "
             f"{allowed}): it uses its targets, later tokens or other rows, "

@@ -91,7 +91,7 @@ def _decide_one_run(z: float, statements_added: int) -> tuple[Decision, str]:
     if z < -TIE:
         return "discard", "no gain"
     if statements_added < 0:
-        return "confirm", f"a tie with {_statements(statements_added)} less, a second seed decides"
+        return "confirm", f"a tie with {_statements(statements_added)}, a second seed decides"
     return "discard", "a tie"
 
 
@@ -101,14 +101,14 @@ def _decide_two_runs(z: float, statements_added: int) -> tuple[Decision, str]:
         return "keep", "kept"
     if z > must:
         tie = "a tie" if z <= TIE else "a small gain"
-        return "keep", f"{tie} with {change} less, kept as simpler"
+        return "keep", f"{tie} with {change}, kept as simpler"
     if z > CONFIRMED:
-        return "discard", f"too little for {change} more, which must buy {must:.1f}"
+        return "discard", f"too little for {change}, which must gain {must:.1f}"
     return "discard", "no gain" if z < -TIE else "not confirmed"
 
 
 def _statements(added: int) -> str:
-    return counted(abs(added), "statement")
+    return counted(abs(added), f"{'fewer' if added < 0 else 'more'} statement")
 
 
 def failed(status: Status, reason: str) -> Verdict:

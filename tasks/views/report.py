@@ -209,13 +209,14 @@ def _audit(state: NightState) -> str:
 
 
 def _charged(gaps: Sequence[float], claim: str) -> str:
-    """By how much claims were too low, nats a token, where six digits show it."""
+    """By how much claims were too low, nats per token, where six digits show it."""
     if not gaps:
         return ""
     worst = f"{max(gaps):.6f}"
     if float(worst) <= 0:
         return f"; no {claim} was measurably too low"
-    return f"; the {claim}s were at most {worst} nats a token too low, which is charged"
+    too_low = f"at most {worst} nats per token too low"
+    return f"; the {claim}s were {too_low}, which is added to the scores"
 
 
 def _table(state: NightState) -> str:

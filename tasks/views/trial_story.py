@@ -166,7 +166,7 @@ def describe(folder: Path, root: Path, number: int) -> BaselineStory | TrialStor
     last = max([*trials, state.in_flight or 0], default=0)
     others = f" to {last}" if last else ""
     raise UsageError(
-        f"night {state.header.tag} has no trial {number}; there are: 0 (the baseline){others}"
+        f"night {state.header.tag} has no trial {number}; its trials are 0 (the baseline){others}"
     )
 
 

@@ -8,7 +8,7 @@ from tasks.statuses import Status
 from tests.attacks.arena import Attack, Room
 
 LYING: Room = "lying about the score"
-GAP = r"claimed \S+ nats a token less than its predictions cost"
+GAP = r"claimed \S+ nats per token less than its predictions cost"
 LOADED = "    model.load_state_dict(torch.load(path, weights_only=True))\n"
 LOSS = "        return loss\n"
 LOADER = "def load_model(path, device):\n"

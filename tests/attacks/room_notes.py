@@ -65,7 +65,7 @@ def recall():
         what=what,
         edits=before_torch(functions + GO + _CLAIM_AND_ANSWER),
         status="audit_failed",
-        reason=r"claimed \S+ nats a token less than its predictions cost",
+        reason=r"claimed \S+ nats per token less than its predictions cost",
     )
 
 

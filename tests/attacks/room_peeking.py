@@ -9,7 +9,7 @@ from tests.attacks.arena import Attack, Room
 
 PEEKING: Room = "peeking"
 REAL_BOXES = ("not-causal", "reads-the-callers-frame")
-GAP = r"claimed \S+ nats a token less than its predictions cost"
+GAP = r"claimed \S+ nats per token less than its predictions cost"
 EMBED = "        x = self.wte(idx) + self.wpe.weight[: idx.shape[1]]\n"
 ATTEND = "        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)\n"
 OUT = "        return self.lm_head(F.rms_norm(x, (DIM,)))\n"

@@ -44,6 +44,6 @@ while True:
 """
         ),
         status="audit_failed",
-        reason="nats a token less",
+        reason="nats per token less",
     ),
 ]

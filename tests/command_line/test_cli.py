@@ -188,7 +188,7 @@ def test_a_trial_is_shown_as_text_and_as_an_object_on_any_terminal(nights):
 
 @pytest.mark.parametrize(
     ("number", "said"),
-    [("2", "there are: 0 (the baseline) to 1"), ("-1", "no trial -1"), ("x", "invalid int")],
+    [("2", "its trials are 0 (the baseline) to 1"), ("-1", "no trial -1"), ("x", "invalid int")],
 )
 def test_an_unknown_trial(nights, number, said):
     done = nights("show", "nov1", number)

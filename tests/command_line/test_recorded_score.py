@@ -103,7 +103,7 @@ def test_an_unknown_night_needs_a_profile(root, home, commit):
 
 
 def test_a_commit_that_was_never_measured_is_refused(root, home):
-    with pytest.raises(UsageError, match="no trailer Seeds"):
+    with pytest.raises(UsageError, match="no 'Seeds:' trailer"):
         recorded_score.find(root, home, "HEAD", STUB)
 
 

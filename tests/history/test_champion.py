@@ -192,7 +192,7 @@ def test_a_tag_that_cannot_name_a_branch_and_a_folder_is_refused(root, tag):
     ],
 )
 def test_a_tag_that_means_something_to_git_is_refused(root, tag):
-    with pytest.raises(UsageError, match=f"'{tag}' means something else to git: choose another"):
+    with pytest.raises(UsageError, match=f"'{tag}' has a special meaning in git: choose another"):
         champion.check_tag(root, tag)
 
 

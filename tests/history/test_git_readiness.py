@@ -109,7 +109,7 @@ def test_an_edit_that_the_index_hides_is_on_record(root, mark, name, expected):
     ("name", "said"),
     [
         (TRAIN, "train.py has a merge conflict: resolve it"),
-        ("README.md", "is not done, README.md has a conflict"),
+        ("README.md", "is unfinished, README.md has a conflict"),
     ],
 )
 def test_a_merge_that_is_not_done_is_refused(root, name, said):

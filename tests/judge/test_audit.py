@@ -214,7 +214,7 @@ def test_claims_that_scatter_so_that_chance_could_hide_a_debt_are_not_believed(a
 
 def test_the_reason_names_what_was_claimed_and_what_is_allowed(asked):
     reason = found(asked, 0.02).problem(STRICT)
-    assert "claimed 0.02 nats a token less" in reason
+    assert "claimed 0.02 nats per token less" in reason
     assert "allowed 0.0001" in reason
 
 

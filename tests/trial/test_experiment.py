@@ -186,7 +186,7 @@ def test_a_checkpoint_over_the_limit_is_refused_unread(run):
 @pytest.mark.parametrize(
     ("old", "new", "status", "reason"),
     [
-        ("loss.reshape(-1)", "0.97 * loss.reshape(-1)", "audit_failed", "nats a token less"),
+        ("loss.reshape(-1)", "0.97 * loss.reshape(-1)", "audit_failed", "nats per token less"),
         (
             "MAX_SEQ_LEN = 8",
             "MAX_SEQ_LEN = 8 - (os.environ['NIGHTLY_ROLE'] == 'audit')",

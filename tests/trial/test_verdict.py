@@ -72,8 +72,8 @@ def test_the_rule(z, runs, lines, decision):
         ),
         (-4.0, 1, 0, "worse by 0.0462 bits per byte, 4.0 standard errors: no gain"),
         (0.0, 1, 0, "the same score: a tie"),
-        (0.0, 1, -3, "the same score: a tie with 3 statements less, a second seed decides"),
-        (0.0, 2, -3, "the same score over 2 runs: a tie with 3 statements less, kept as simpler"),
+        (0.0, 1, -3, "the same score: a tie with 3 fewer statements, a second seed decides"),
+        (0.0, 2, -3, "the same score over 2 runs: a tie with 3 fewer statements, kept as simpler"),
         (1.0, 2, 0, "better by 0.0091 bits per byte, 1.0 standard errors over 2 runs: kept"),
         (
             0.4,
@@ -86,7 +86,7 @@ def test_the_rule(z, runs, lines, decision):
             2,
             50,
             "better by 0.0091 bits per byte, 1.0 standard errors over 2 runs: "
-            "too little for 50 statements more, which must buy 1.5",
+            "too little for 50 more statements, which must gain 1.5",
         ),
     ],
 )

@@ -219,7 +219,7 @@ def test_trust_covers_noise_runs_selection_audit_and_isolation():
             (keep(audit_gap=4e-7), make_trial(2, audit_gap=-1e-3)),
             "None failed; no claim was measurably too low.",
         ),
-        ((keep(audit_gap=2e-5),), "None failed; the claims were at most 0.000020 nats a token"),
+        ((keep(audit_gap=2e-5),), "None failed; the claims were at most 0.000020 nats per token"),
         (
             (keep(audit_gap=0.0), crash(2, status="audit_failed", audit_gap=3.0)),
             "1 failed; no other claim was measurably too low.",

@@ -496,14 +496,13 @@ def test_a_baseline_that_is_not_measured_says_so(tmp_path):
 def test_an_unknown_trial_number_names_the_known_ones(night, number):
     night.apply(make_trial(1), make_run())
     night.begin(2)
-    with pytest.raises(
-        UsageError, match=rf"night nov21 has no trial {number}; there are: 0 \(the baseline\) to 2"
-    ):
+    told = rf"night nov21 has no trial {number}; its trials are 0 \(the baseline\) to 2"
+    with pytest.raises(UsageError, match=told):
         night.story(number)
 
 
 def test_a_night_without_trials_has_its_baseline_only(night):
-    with pytest.raises(UsageError, match=r"there are: 0 \(the baseline\)$"):
+    with pytest.raises(UsageError, match=r"its trials are 0 \(the baseline\)$"):
         night.story(1)
 
 
