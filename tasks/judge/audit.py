@@ -37,8 +37,8 @@ MOST_ROUNDS = 16  # times that the rows may be claimed in, at most, is what an a
 EARLY = 4  # the first quarter of the targets
 LAX_SHARE = 0.004  # of the positions may be off if the position tolerance is at its widest
 # The share of the position tolerance that is taken for rounding: only so far does a claim that is
-# too high pay back. It is twice the baseline's own largest difference. Without a limit, a model that
-# has learnt from the questions would pay back more.
+# too high pay back. It is twice the baseline's own largest difference. Without a limit, a model
+# that has learnt from the questions would pay back more.
 REPAID = 0.2
 SURE = 2.0  # standard errors: chance lowers a mean by more than that less than once in 40 times
 
@@ -233,8 +233,8 @@ class Finding:
             return (
                 "its claims and its predictions differ too much, sometimes in its favour and "
                 f"sometimes against it: chance could hide {self.margin:.3g} nats a token in an "
-                f"audit of {self.asked} positions (allowed {LAX.gap:g}); a model must predict the same "
-                "each time"
+                f"audit of {self.asked} positions (allowed {LAX.gap:g}); a model must "
+                "predict the same each time"
             )
         return (
             f"claimed {self.gap:.3g} nats a token less than its predictions cost when what "
