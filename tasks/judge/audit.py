@@ -36,10 +36,11 @@ HONEST_TIMES = 10  # a candidate may differ by this many times the baseline's ow
 MOST_ROUNDS = 16  # times that the rows may be claimed in, at most, is what an audit may take
 EARLY = 4  # the first quarter of the targets
 LAX_SHARE = 0.004  # of the positions may be off if the position tolerance is at its widest
-# Of the position tolerance is rounding, by which a claim may be too high and still pay back: twice
-# the baseline's own largest difference. A model that has learnt from the questions would pay more.
+# The share of the position tolerance that is taken for rounding: only so far does a claim that is
+# too high pay back. It is twice the baseline's own largest difference. Without a limit, a model
+# that has learnt from the questions would pay back more.
 REPAID = 0.2
-SURE = 2.0  # standard errors: chance moves a mean down by more less than once in 40 times
+SURE = 2.0  # standard errors: chance lowers a mean by more than that less than once in 40 times
 
 Index = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -113,7 +114,10 @@ def draw(scored: Mask, count: int, batch_rows: int, random: np.random.Generator)
 
 
 def _last_counts(R: int, drawn: int, batch_rows: int) -> float:
-    """How likely the last target of a drawn row, not the last row, is not given away."""
+    """The probability that the last target of a drawn row is not given away.
+
+    Not for the last of the R rows, which no other row can give away.
+    """
     if drawn == 1:
         return 1.0
     whole, rest = divmod(drawn, batch_rows)
@@ -173,7 +177,7 @@ def cross_entropy(logits: Nats, targets: Rows) -> npt.NDArray[Any]:
         raise Stopped(
             "audit_failed",
             "answered the audit with logits that are not finite: NaN, infinity, or minus infinity "
-            "for a token that came",
+            "for the token that follows",
         )
     highest = z.max(axis=1, keepdims=True, initial=-np.inf)
     losses: npt.NDArray[Any] = np.log(np.exp(z - highest).sum(axis=1)) + highest[:, 0] - wanted
@@ -227,10 +231,10 @@ class Finding:
             if self.margin <= LAX.gap:
                 return None
             return (
-                "its claims and its predictions differ by too much, now in its favour and now "
-                f"against it: chance could hide {self.margin:.3g} nats per token in an audit of "
-                f"{self.asked} positions (allowed {LAX.gap:g}); a model must predict the same "
-                "each time"
+                "its claims and its predictions differ too much, sometimes in its favour and "
+                f"sometimes against it: chance could hide {self.margin:.3g} nats per token in an "
+                f"audit of {self.asked} positions (allowed {LAX.gap:g}); a model must "
+                "predict the same each time"
             )
         return (
             f"claimed {self.gap:.3g} nats per token less than its predictions cost when what "

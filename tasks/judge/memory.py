@@ -19,7 +19,7 @@ from tasks.judge.bwrap import TMPFS
 
 COUNTED = (b"VmRSS", b"VmSwap", b"VmPTE", b"HugetlbPages")  # lines of /proc/PID/status
 SIZES = re.compile(rb"^(\w+):\s+(\d+) kB$", re.MULTILINE)
-# So many are not suspected of holding memory: mappings of one process, the others of a box.
+# Up to these numbers nothing is counted: mappings in each process, the others in the whole box.
 FREE_MAPPINGS, FREE_DESCRIPTORS, FREE_SOCKETS = 2048, 1024, 64
 MAPPING_BYTES = 768  # with a name, a memory policy and the record of its pages
 DESCRIPTOR_BYTES = 16 * 1024  # of a pipe with two pages, or of an open map of an ended process

@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 from tasks.judge.meter import Spent
 from tasks.records import Cost, RunResult
 
-TIMES = 1.5  # the baseline's own cost: the spread of one cost on a machine that others use
+TIMES = 1.5  # by so much may one measurement differ from another on a machine that others use
 DEAREST = 8.0  # no model's scoring may cost more than this many times the baseline's a token
 # Of a baseline's training: allowed on top of each phase, for what does not grow with the model.
 SLACK_SHARE = 0.025
-MIN_SLACK_CPU_SECONDS = 0.5  # a crash takes 0.4, and is to be called one
+MIN_SLACK_CPU_SECONDS = 0.5  # a crash takes 0.4, and must be reported as a crash
 MIN_SLACK_GPU_SECONDS = 10.0  # the start of the driver, a kernel that is compiled
 SCORING = ("eval_startup", "eval", "audit_startup", "audit")
 

@@ -349,7 +349,7 @@ time.sleep(60)
 import time
 taken = []
 for _ in range(96): taken.append(bytearray(os.urandom(1 << 20)) * 16); time.sleep(0.01)
-time.sleep(3)
+time.sleep(30)
 raise SystemExit("GOT THROUGH 1.5 GiB")
 """),
         status="out_of_memory",
@@ -369,7 +369,7 @@ for _ in range(64):
     block.madvise(mmap.MADV_DONTNEED)
     hidden.append(block)
     time.sleep(0.01)
-time.sleep(1)
+time.sleep(30)
 raise SystemExit(f"GOT THROUGH {sum(block[-1] == 120 for block in hidden) * 16} MiB are held and not counted")
 """),
         status="startup_crashed",
@@ -391,7 +391,7 @@ for _ in range(1500):
             while True: total += end.send(bytes(65536))
         except BlockingIOError: held.append(end)
     held.extend(pair)
-time.sleep(1)
+time.sleep(30)
 raise SystemExit(f"GOT THROUGH {total >> 20} MiB are held and not counted")
 """),
         status="out_of_memory",
@@ -410,7 +410,7 @@ libc.mmap.restype = ctypes.c_void_p
 start = libc.mmap(None, ctypes.c_size_t(2**38), 1, 0x4022, -1, ctypes.c_long(0))
 libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(2**38), 15)
 for i in range(2**17): ctypes.c_char.from_address(start + (i << 21)).value
-time.sleep(1)
+time.sleep(30)
 raise SystemExit("GOT THROUGH 512 MiB are held and not counted")
 """),
         status="out_of_memory",
@@ -427,7 +427,7 @@ import ctypes, threading, time
 def rest():
     while "State:\\tZ" not in open(f"/proc/{os.getpid()}/status").read(): time.sleep(0.01)
     kept = bytearray(b"x") * 2**29
-    time.sleep(1)
+    time.sleep(30)
     print(f"GOT THROUGH {len(kept) >> 20} MiB are held and not counted", flush=True)
     os._exit(1)
 threading.Thread(target=rest).start()
@@ -594,7 +594,7 @@ raise SystemExit("held, if nobody is left")
 import ctypes, time
 ctypes.CDLL(None).prctl(15, b"\\xff\\xfe ) Z 1 (", 0, 0, 0)
 taken = bytearray(os.urandom(1 << 20)) * 768
-time.sleep(2)
+time.sleep(30)
 raise SystemExit("GOT THROUGH 768 MiB under a name that is no text")
 """),
         status="out_of_memory",
