@@ -80,16 +80,25 @@ class MlflowView:
         """Writes what MLflow lacks, and waits `patience` seconds for it.
 
         Raises Unfinished while it goes on, NightlyError if it failed, for whatever reason, or has
-        taken longer than LAST_PATIENCE.
+        taken longer than LAST_PATIENCE. While it goes on after an attempt that failed, raises what
+        that one did: a server that hangs is slower to fail than anybody waits.
         """
-        with contextlib.suppress(NightlyError):  # of a job for an earlier state
-            self._collect(0.0)
+        failed: NightlyError | None = None
+        try:
+            self._collect(0.0)  # of a job for an earlier state
+        except Unfinished:
+            pass
+        except NightlyError as error:
+            failed = error
         if self._job is None:
             self._since = time.monotonic()
             self._job = catch_up.submit(
                 unscanned(self._night), unscanned(state), unscanned(self._logged)
             )
-        self._collect(patience)
+        try:
+            self._collect(patience)
+        except Unfinished as unfinished:
+            raise failed or unfinished from None
 
     def _collect(self, patience: float) -> None:
         if self._job is None:
