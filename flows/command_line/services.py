@@ -83,7 +83,8 @@ def schedule(arguments: argparse.Namespace, home: Path) -> int:
     _require_server(home)
     from flows.command_line import schedules  # imports Prefect, whose settings are set by now
 
-    switched = schedules.switch(f"{FLOW}/{arguments.name}", on=arguments.state == "on")
+    name = arguments.name.removeprefix(f"{FLOW}/")
+    switched = schedules.switch(f"{FLOW}/{name}", on=arguments.state == "on")
     print(*switched, sep="\n")
     return 0
 

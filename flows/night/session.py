@@ -99,7 +99,7 @@ def hold(
                         name_resume(folder.name, f"has stopped ({session.state.stopped})")
                     night_views.report_stop(folder, session.state)
                 elif is_new and not book.has_night:  # it was refused before its first event
-                    shutil.rmtree(folder)
+                    shutil.rmtree(folder, ignore_errors=True)  # the refusal is what to report
                 raise
 
 

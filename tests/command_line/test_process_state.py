@@ -97,6 +97,8 @@ def settled(*shell: str) -> dict:
 
 def test_signals_that_end_a_server_or_tell_of_a_child_work_again():
     ignored = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); "
+    # The tests themselves may run below a `nohup` or a script's `&`.
+    ignored += "[signal.signal(n, signal.SIG_DFL) for n in (signal.SIGHUP, signal.SIGINT)]; "
     ignored += "signal.signal(signal.SIGTERM, signal.SIG_IGN); "
     ignored += "signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGCHLD)); "
     ignored += "os.execv(sys.executable, [sys.executable, '-c', sys.argv[1]])"

@@ -117,7 +117,7 @@ def test_a_kill_loses_no_proposal_that_was_paid_for(checkout, where):
 
 CRASHING = answer("rows of an offset", (FIRST, FIRST.replace("8 *", "OFFSET *")), kind="data order")
 MENDED = answer(
-    "rows of an offset", (FIRST.replace("8 *", "OFFSET *"), FIRST.replace("8 *", "4 *"))
+    "rows of an offset", (FIRST.replace("8 *", "OFFSET *"), FIRST.replace("8 *", "0 *"))
 )
 
 
