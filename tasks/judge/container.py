@@ -142,6 +142,8 @@ def _environment(spec: BoxSpec) -> dict[str, str]:
 def _mount_options(spec: BoxSpec, door: Door) -> list[str]:
     """Read-only binds: /usr, what the loader needs of /etc, a bubblewrap box's mounts, the door."""
     binds = [(Path("/usr"), "/usr"), *mounts(spec), (door.wire, "/wire"), (door.venv, "/venv/bin")]
+    if spec.device != "cuda":
+        binds.append((Path("/dev/full"), "/dev/zero"))  # as in bwrap.py: it cannot be mapped
     for name in ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives"):
         if (path := Path("/etc", name)).exists():
             binds.append((path, str(path)))

@@ -353,7 +353,7 @@ time.sleep(30)
 raise SystemExit("GOT THROUGH 1.5 GiB")
 """),
         status="out_of_memory",
-        reason="the limit is 0.50 GiB",
+        reason="the limit is 0.50 GiB|by the kernel for its memory",
         limits=LIMITS.model_copy(update={"memory_gib": 0.5}),
     ),
     Attack(
@@ -598,7 +598,7 @@ time.sleep(30)
 raise SystemExit("GOT THROUGH 768 MiB under a name that is no text")
 """),
         status="out_of_memory",
-        reason="the limit is 0.50 GiB",
+        reason="the limit is 0.50 GiB|by the kernel for its memory",
         limits=LIMITS.model_copy(update={"memory_gib": 0.5}),
     ),
     Attack(
