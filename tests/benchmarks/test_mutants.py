@@ -54,6 +54,15 @@ def mutant(tree: Path, after: str) -> Mutant:
     return found[0]
 
 
+def test_the_tests_of_a_module_are_there():
+    root = Path(__file__).resolve().parents[2]
+    for name in {name for names in mutants.TESTS.values() for name in names}:
+        stem, _, test = name.partition("::")
+        found = list((root / "tests").rglob(f"test_{stem}.py"))
+        assert found, name
+        assert f"def {test}(" in found[0].read_text() or not test, name
+
+
 def test_every_change_is_one_of_code_and_none_of_text_or_types(tree):
     assert {(m.before, m.after) for m, _, _ in changes(tree / "tasks" / "verdict.py")} == {
         ("KEEP = 2.0", "KEEP = 4.0"),
