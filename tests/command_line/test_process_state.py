@@ -80,6 +80,8 @@ def proxy(monkeypatch):
     for name in (*PROXIES, *map(str.upper, PROXIES)):
         monkeypatch.setenv(name, "")  # or what the code sets would stay after the test
         monkeypatch.delenv(name)
+    # urllib keeps the proxies that it read at its first request
+    monkeypatch.setattr(urllib.request, "_opener", None)
 
     def use(**proxies):
         for name, value in proxies.items():
