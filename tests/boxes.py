@@ -33,6 +33,17 @@ else:
 def say(value):
     wire.sendall(json.dumps(value).encode() + b"\\n")
 """
+# Uses 0.4 CPU-seconds in children that nobody waits for.
+UNWAITED = """
+import os, signal, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+for _ in range(20):
+    if os.fork() == 0:
+        while time.process_time() < 0.02: pass
+        os._exit(0)
+    try: os.wait()
+    except ChildProcessError: pass
+"""
 HONEST = """
 import numpy as np
 import torch

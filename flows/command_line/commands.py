@@ -207,7 +207,7 @@ def report(arguments: argparse.Namespace, home: Path) -> int:
     folder = night_folder.find(home, arguments.tag)
     state = night_folder.read_state(folder)
     report.write(state, folder)
-    chart.draw(state, folder / "progress.png")
+    chart.draw(state, folder / report.PICTURE)
     return _print_night(home, arguments.tag, as_json=False)
 
 
@@ -282,13 +282,13 @@ def _read_candidate(path: Path) -> str:
 
 def _print_night(home: Path, tag: str, *, as_json: bool) -> int:
     from tasks.history import night_folder
-    from tasks.views import status
+    from tasks.views import report, status
 
     folder = night_folder.find(home, tag)
     if as_json:
         results = status.results(night_folder.read_state(folder))
         print(json.dumps(dataclasses.asdict(results)))
-    elif (path := folder / "report.md").is_file():
+    elif (path := folder / report.FILE).is_file():
         print(path.read_text(encoding="utf-8"))
     else:
         print(f"night {tag} has no report: `./run report {tag}` writes it", file=sys.stderr)

@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tasks.errors import UsageError
+from tasks.judge import kernel_limits
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-OPEN_FILES = 4096  # as in a box
 FEW_OPEN_FILES = 256  # a short night with the proposer tpe has run with 64
 CGROUPS = Path("/sys/fs/cgroup")
 ULIMITS = {  # each with its option of `ulimit`, and what it does
@@ -49,9 +49,8 @@ def settle() -> None:
 def _raise_open_files() -> None:
     """The soft limit, to what a box has or to the hard limit if that is lower."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    unlimited = resource.RLIM_INFINITY
-    wanted = OPEN_FILES if hard == unlimited else min(OPEN_FILES, hard)
-    if soft != unlimited and soft < wanted:
+    wanted = kernel_limits.at_most("nofile", kernel_limits.OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 

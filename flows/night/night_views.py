@@ -169,7 +169,7 @@ def write_report(night: Night, state: NightState) -> None:
 @task(name="draw-chart", task_run_name="draw the chart", cache_policy=NO_CACHE)
 def draw_chart(night: Night, state: NightState) -> None:
     """progress.png in the night's folder."""
-    chart.draw(state, night.folder / "progress.png")
+    chart.draw(state, night.folder / report.PICTURE)
 
 
 def _send_table(state: NightState) -> None:

@@ -27,7 +27,7 @@ import sys
 import time
 from pathlib import Path
 
-from tasks.judge import gpu
+from tasks.judge import gpu, kernel_limits
 from tasks.judge.bwrap import BoxSpec, BoxUnavailable, box_name, environment, mounts
 from tasks.judge.door import Door
 from tasks.judge.processes import ProcessId
@@ -115,7 +115,8 @@ def command(spec: BoxSpec, name: str, door: Door, python: list[str]) -> list[str
     if door.seccomp:
         argv += ["--security-opt", f"seccomp={door.seccomp}"]
     argv += ["--memory", str(memory), "--memory-swap", str(memory), "--shm-size", str(size)]
-    argv += ["--ulimit", "core=0", "--ulimit", "nofile=4096", "--ulimit", f"fsize={size}"]
+    argv += ["--ulimit", "core=0", "--ulimit", f"nofile={kernel_limits.OPEN_FILES}"]
+    argv += ["--ulimit", f"fsize={size}"]
     # Docker's default is noexec, and compiled kernels are loaded from there. The user owns them:
     # the engine gives a tmpfs the mode of the image's folder below it, whatever mode is asked for.
     user, group = USER.split(":")

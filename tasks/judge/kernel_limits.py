@@ -20,6 +20,7 @@ CLEAN = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
 # Above the watchdog's limit: bubblewrap's own, and room for a fork bomb to exceed the watchdog's.
 SPARE_TASKS = 64
 PENDING_SIGNALS = 4096
+OPEN_FILES = 4096
 SHOW_CPU = f"cat {CGROUPS}/$(sed -n 's/^0:://p' /proc/self/cgroup)/cpu.stat"
 # Linux version since which RLIMIT_NPROC counts user namespaces apart
 COUNTS_PER_NAMESPACE = (5, 14)
@@ -30,13 +31,16 @@ def per_process(file_bytes: int) -> list[str]:
 
     Address space is not limited: CUDA reserves far more of it than it uses.
     """
-    wanted = {"core": 0, "nofile": 4096, "fsize": file_bytes, "memlock": 65536, "msgqueue": 0}
-    limits = [f"--{name}={_at_most(name, value)}" for name, value in wanted.items()]
+    wanted = {"core": 0, "nofile": OPEN_FILES, "fsize": file_bytes, "memlock": 65536, "msgqueue": 0}
+    limits = [f"--{name}={at_most(name, value)}" for name, value in wanted.items()]
     return ["prlimit", *limits, "--"]
 
 
-def _at_most(name: str, wanted: int) -> int:
-    """The limit, or our own hard one if that is lower: only a privileged process may raise it."""
+def at_most(name: str, wanted: int) -> int:
+    """The limit, or our own hard one if that is lower: only a privileged process may raise it.
+
+    `name` is one of prlimit's.
+    """
     _, hard = resource.getrlimit(getattr(resource, f"RLIMIT_{name.upper()}"))
     return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
 
@@ -51,7 +55,7 @@ def processes(tasks: int) -> list[str]:
     if version < COUNTS_PER_NAMESPACE:
         return []
     wanted = {"nproc": tasks + SPARE_TASKS, "sigpending": PENDING_SIGNALS}
-    return ["prlimit", *(f"--{name}={_at_most(name, most)}" for name, most in wanted.items()), "--"]
+    return ["prlimit", *(f"--{name}={at_most(name, most)}" for name, most in wanted.items()), "--"]
 
 
 def cgroup(memory_bytes: int, tasks: int) -> tuple[list[str], dict[str, str]]:

@@ -25,12 +25,10 @@ from typing import Any
 # Classic BPF: load a word, compare it, test its bits, return.
 LOAD, IF_EQUAL, IF_ANY_BIT, RETURN = 0x20, 0x15, 0x45, 0x06
 KILL_PROCESS, ALLOW, FAIL = 0x80000000, 0x7FFF0000, 0x00050000  # SECCOMP_RET_*; FAIL | errno
-# Offsets in struct seccomp_data; those of arguments are of their low halves.
-NUMBER, MACHINE, FIRST_ARGUMENT, SECOND_ARGUMENT = 0, 4, 16, 24
-THIRD_ARGUMENT, FOURTH_ARGUMENT = 32, 40
+# Offsets in struct seccomp_data; those of arguments, of eight bytes each, are of their low halves.
+NUMBER, MACHINE, ARGUMENTS = 0, 4, 16
 HIGH_HALF = 4
 MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # AUDIT_ARCH_*
-DOCKER_MACHINES = {"x86_64": "SCMP_ARCH_X86_64", "aarch64": "SCMP_ARCH_AARCH64"}
 X32 = 0x40000000  # bit of x86-64's second table, whose calls this filter does not know
 NEW_NAMESPACE = 0x7E020000  # CLONE_NEW* flags of clone(); CLONE_NEWTIME is not one of its flags
 # AF_UNIX and AF_NETLINK. AF_VSOCK (40) would reach a virtual machine's host, and the buffers of
@@ -156,6 +154,19 @@ SIGCHLD = 17
 # There a cgroup must count.
 CUDA_NEEDS = {"memfd_create", "epoll_create", "epoll_create1", "fcntl", "mmap"}
 
+# Refused always, with this error number; 0 is success.
+ALWAYS = (
+    (NOT_PERMITTED, errno.EPERM),
+    (NOT_THERE, errno.ENOSYS),
+    (NOT_SUPPORTED, errno.EOPNOTSUPP),
+    (NOTHING_DONE, 0),
+)
+# Refused if the argument of this index has one of the values, with this error number.
+BY_VALUE = (
+    (MADVISE, 2, EVICT, 0),
+    (PRCTL, 0, KERNEL_TABLES, errno.EINVAL),
+    (FCNTL, 1, RECORD_LOCKS, errno.ENOLCK),
+)
 LISTED = NOT_PERMITTED | NOT_THERE | NOT_SUPPORTED | NOTHING_DONE
 ALL = LISTED | MADVISE | CLONE | SOCKET | PRCTL | FCNTL | MMAP | SIGACTION
 
@@ -187,10 +198,7 @@ def program(machine: str, device: str = "cpu", in_cgroup: bool = False) -> bytes
         _line(RETURN, KILL_PROCESS),
         _line(LOAD, NUMBER),
         *([_line(IF_ANY_BIT, X32, 0, 1), _fail(errno.EPERM)] if machine == "x86_64" else []),
-        *each(NOT_PERMITTED, [_fail(errno.EPERM)]),
-        *each(NOT_THERE, [_fail(errno.ENOSYS)]),
-        *each(NOT_SUPPORTED, [_fail(errno.EOPNOTSUPP)]),
-        *each(NOTHING_DONE, [_fail(0)]),
+        *(line for calls, number in ALWAYS for line in each(calls, [_fail(number)])),
         *(line for calls, then in _by_argument() for line in each(calls, then)),
         _line(RETURN, ALLOW),
     ]
@@ -200,21 +208,16 @@ def program(machine: str, device: str = "cpu", in_cgroup: bool = False) -> bytes
 def _by_argument() -> Iterator[tuple[Calls, list[bytes]]]:
     """The calls that are refused with some arguments only, and the part of the filter for each."""
     allow = _line(RETURN, ALLOW)
-
-    def refuse(argument: int, values: Iterable[int], number: int) -> list[bytes]:
+    for calls, index, values, number in BY_VALUE:
         tests = [line for value in values for line in _when(value, [_fail(number)])]
-        return [_line(LOAD, argument), *tests, allow]
-
-    yield MADVISE, refuse(THIRD_ARGUMENT, EVICT, 0)
-    yield PRCTL, refuse(FIRST_ARGUMENT, KERNEL_TABLES, errno.EINVAL)
-    yield FCNTL, refuse(SECOND_ARGUMENT, RECORD_LOCKS, errno.ENOLCK)
+        yield calls, [_argument(index), *tests, allow]
     known_families = [line for family in FAMILIES for line in _when(family, [allow])]
-    yield SOCKET, [_line(LOAD, FIRST_ARGUMENT), *known_families, _fail(errno.EAFNOSUPPORT)]
+    yield SOCKET, [_argument(0), *known_families, _fail(errno.EAFNOSUPPORT)]
     # No namespace, and no thread with descriptors of its own, which nobody would count.
     yield (
         CLONE,
         [
-            _line(LOAD, FIRST_ARGUMENT),
+            _argument(0),
             _line(IF_ANY_BIT, NEW_NAMESPACE, 2, 0),
             _line(IF_ANY_BIT, CLONE_THREAD, 0, 2),
             _line(IF_ANY_BIT, CLONE_FILES, 1, 0),
@@ -226,7 +229,7 @@ def _by_argument() -> Iterator[tuple[Calls, list[bytes]]]:
     yield (
         MMAP,
         [
-            _line(LOAD, FOURTH_ARGUMENT),
+            _argument(3),
             _line(IF_ANY_BIT, MAP_SHARED, 0, 2),
             _line(IF_ANY_BIT, MAP_ANONYMOUS, 0, 1),
             _fail(errno.EPERM),
@@ -241,11 +244,11 @@ def _by_argument() -> Iterator[tuple[Calls, list[bytes]]]:
     yield (
         SIGACTION,
         [
-            _line(LOAD, FIRST_ARGUMENT),
+            _argument(0),
             _line(IF_EQUAL, SIGCHLD, 0, 5),
-            _line(LOAD, SECOND_ARGUMENT),
+            _argument(1),
             _line(IF_EQUAL, 0, 0, 2),
-            _line(LOAD, SECOND_ARGUMENT + HIGH_HALF),
+            _argument(1, HIGH_HALF),
             _line(IF_EQUAL, 0, 1, 0),
             _fail(0),
             allow,
@@ -275,9 +278,8 @@ def docker_profile(machine: str, device: str = "cpu") -> str | None:
     It replaces the engine's own, which before Docker 23 lets AF_VSOCK pass. A call that the
     engine's libseccomp does not know is allowed.
     """
-    if machine not in DOCKER_MACHINES:
+    if machine not in MACHINES:
         return None
-
     needed = CUDA_NEEDS if device == "cuda" else set()
 
     def refuse(calls: Iterable[str], number: int, *tests: Rule) -> Rule:
@@ -286,16 +288,13 @@ def docker_profile(machine: str, device: str = "cpu") -> str | None:
         return {"names": names, **action, "args": list(tests)}
 
     rules = [
-        refuse(NOT_PERMITTED, errno.EPERM),
-        refuse(NOT_THERE, errno.ENOSYS),
-        refuse(NOT_SUPPORTED, errno.EOPNOTSUPP),
-        refuse(NOTHING_DONE, 0),
+        *(refuse(calls, number) for calls, number in ALWAYS),
         *(refuse(calls, number, *tests) for calls, number, tests in _docker_tests()),
     ]
     return json.dumps(
         {
             "defaultAction": "SCMP_ACT_ALLOW",
-            "architectures": [DOCKER_MACHINES[machine]],
+            "architectures": [f"SCMP_ARCH_{machine.upper()}"],
             "syscalls": [rule for rule in rules if rule["names"]],
         }
     )
@@ -313,9 +312,8 @@ def _docker_tests() -> Iterator[tuple[Calls, int, list[Rule]]]:
     def has_bits(index: int, mask: int, bits: int) -> Rule:
         return {**has(index, mask, "MASKED_EQ"), "valueTwo": bits}
 
-    yield from ((MADVISE, 0, [has(2, advice)]) for advice in EVICT)
-    yield from ((PRCTL, errno.EINVAL, [has(0, option)]) for option in KERNEL_TABLES)
-    yield from ((FCNTL, errno.ENOLCK, [has(1, command)]) for command in RECORD_LOCKS)
+    for calls, index, values, number in BY_VALUE:
+        yield from ((calls, number, [has(index, value)]) for value in values)
     unknown = [family for family in range(MOST_FAMILIES) if family not in FAMILIES]
     yield from ((SOCKET, errno.EAFNOSUPPORT, [has(0, family)]) for family in unknown)
     yield SOCKET, errno.EAFNOSUPPORT, [has(0, MOST_FAMILIES, "GE")]
@@ -330,6 +328,11 @@ def _docker_tests() -> Iterator[tuple[Calls, int, list[Rule]]]:
 def _line(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
     """One struct sock_filter; a jump is the number of lines to skip."""
     return struct.pack("=HBBI", code, if_true, if_false, value)
+
+
+def _argument(index: int, half: int = 0) -> bytes:
+    """Loads a half of an argument of the call, by default the low one."""
+    return _line(LOAD, ARGUMENTS + 8 * index + half)
 
 
 def _fail(number: int) -> bytes:

@@ -23,7 +23,9 @@ BRING_ROWS = (
     harness.finish(state, steps=step)
 """,
 )
-TRAIN_ON = f"""\
+ABLE_TO_TRAIN = (
+    MAIN,
+    f"""\
 def train_on(model, rows):
     torch.set_num_threads(1)
     with torch.inference_mode(False), torch.enable_grad():
@@ -36,6 +38,8 @@ def train_on(model, rows):
 
 
 """
+    + MAIN,
+)
 LOAD_ROWS = """\
     state = torch.load(path, weights_only=True)
     rows = state.pop("rows", None)
@@ -62,7 +66,7 @@ ATTACKS = [
         name="trains in load_model",
         room=ROOM,
         what="keeps training rows in its checkpoint and trains on them while it loads",
-        edits=(BRING_ROWS, (MAIN, TRAIN_ON + MAIN), IN_LOADING),
+        edits=(BRING_ROWS, ABLE_TO_TRAIN, IN_LOADING),
         status="eval_timeout",
         reason="CPU-seconds while loading its checkpoint, the limit is",
         by="what loading may cost",
@@ -73,7 +77,7 @@ ATTACKS = [
         name="trains in its first forward pass",
         room=ROOM,
         what="keeps training rows in its checkpoint and trains on them when it is first asked",
-        edits=(BRING_ROWS, (MAIN, TRAIN_ON + MAIN), *IN_FORWARD),
+        edits=(BRING_ROWS, ABLE_TO_TRAIN, *IN_FORWARD),
         status="eval_timeout",
         reason="CPU-seconds",
         by="what forward passes may cost",
@@ -84,7 +88,7 @@ ATTACKS = [
         name="trains while scored, by the clock",
         room=ROOM,
         what="the same where the budget is one of seconds",
-        edits=(BRING_ROWS, (MAIN, TRAIN_ON + MAIN), *IN_FORWARD),
+        edits=(BRING_ROWS, ABLE_TO_TRAIN, *IN_FORWARD),
         status="eval_timeout",
         reason="CPU-seconds",
         by="what forward passes may cost",
@@ -103,7 +107,7 @@ ATTACKS = [
                     "    harness.finish", "    budget.tokens //= 100\n    harness.finish"
                 ),
             ),
-            (MAIN, TRAIN_ON + MAIN),
+            ABLE_TO_TRAIN,
             *IN_FORWARD,
         ),
         status="eval_timeout",
@@ -118,7 +122,7 @@ ATTACKS = [
         what="a child process of the scoring box trains and hands the weights back",
         edits=(
             BRING_ROWS,
-            (MAIN, TRAIN_ON + MAIN),
+            ABLE_TO_TRAIN,
             (
                 LOADED,
                 LOAD_ROWS
@@ -152,7 +156,7 @@ ATTACKS = [
         what="trains in the audit box alone: its answers are better than its claims",
         edits=(
             BRING_ROWS,
-            (MAIN, TRAIN_ON + MAIN),
+            ABLE_TO_TRAIN,
             (
                 LOADED,
                 LOAD_ROWS
