@@ -100,6 +100,8 @@ class Caps:
     kernels: str | None = None  # file: what the baseline compiled on this GPU, a copy for each run
     # What the baseline's runs cost, phase by phase: the limits of scoring follow. Empty: no limits.
     usual: Mapping[str, Cost] = dataclasses.field(default_factory=dict)
+    # What the baseline claimed for each token; None: an audit asks about all tokens alike.
+    reference: FileRef | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +168,17 @@ class Baseline:
     runs: tuple[RunResult, ...]
     hardware: str  # hardware.describe(): scores of different hardware are never compared
     kernels: str | None = None  # file: what it compiled; None on a CPU
+    reference: FileRef | None = None  # the mean of its runs' claims; None of an older version's
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> Baseline:
+        """A baseline from its JSON. Raises KeyError, TypeError."""
+        reference = saved.get("reference")
+        records = {
+            "runs": tuple(map(RunResult.from_json, saved["runs"])),
+            "reference": FileRef(**reference) if reference else None,
+        }
+        return cls(**{**saved, **records})
 
     @property
     def scores(self) -> tuple[float, ...]:

@@ -17,6 +17,7 @@ from flows.night import researcher
 from flows.night.isolation import check_device, choose_isolation, end_orphans
 from flows.night.night import Night, Request
 from flows.night.session import Session
+from tasks import cache
 from tasks.errors import UsageError
 from tasks.files import FileRef
 from tasks.history import champion, night_folder
@@ -169,7 +170,11 @@ def _kept_baseline(folder: Path) -> Baseline | None:
     except (OSError, ValueError, KeyError, TypeError):  # gone or damaged: the cache may have it
         return None
     compiled = baseline.kernels if baseline.kernels and Path(baseline.kernels).is_file() else None
-    return dataclasses.replace(baseline, kernels=compiled)
+    problem = cache.damage(baseline.reference)
+    if problem:
+        get_run_logger().warning(f"{problem}: audits of this night ask about all tokens alike")
+    claims = None if problem else baseline.reference
+    return dataclasses.replace(baseline, kernels=compiled, reference=claims)
 
 
 def _base_source(held: Session) -> str:

@@ -20,6 +20,7 @@ targets is not asked about with probability (1-f)^N, so one audit in 20 misses a
 from __future__ import annotations
 
 import dataclasses
+import heapq
 import time
 from typing import Any
 
@@ -40,6 +41,8 @@ LAX_SHARE = 0.004  # of the positions may be off if the position tolerance is at
 # too high pay back. It is twice the baseline's own largest difference. Without a limit, a model
 # that has learnt from the questions would pay back more.
 REPAID = 0.2
+# No answer stands for more than this many times as many targets as it would at equal odds.
+HEAVIEST = 2.0
 SURE = 2.0  # standard errors: chance lowers a mean by more than that less than once in 40 times
 
 Index = npt.NDArray[np.int64]
@@ -54,9 +57,12 @@ class Tolerance:
     gap: float
     position: float
 
-    def allowed(self, asked: int) -> int:
-        """How many of the `asked` positions may be off: none below the widest tolerance."""
-        return 0 if self.position < LAX.position else max(1, int(LAX_SHARE * asked))
+    def allowed(self, asked: int) -> float:
+        """The share of the positions that may be off if so many are asked about.
+
+        None below the widest tolerance; there, one answer may be, however much it stands for.
+        """
+        return 0.0 if self.position < LAX.position else max(LAX_SHARE, HEAVIEST / asked)
 
 
 STRICT = Tolerance(gap=1e-4, position=1e-2)  # a CPU's rounding is below 1e-6
@@ -74,56 +80,105 @@ def calibrate(gaps: list[float], worst: list[float]) -> Tolerance:
 
 @dataclasses.dataclass(frozen=True)
 class Questions:
-    """Which targets are asked for, in this order: batch by batch, and in a batch by position."""
+    """Which targets are asked for, in this order: batch by batch."""
 
-    rows: Index  # [n]; batch_rows of them are a batch
-    positions: Index  # [n, K], ascending in a row: no answer is asked for after it was shown
-    # [n, K], how many scored targets each answer stands for. 0: the answer does not count, as the
-    # target has no bytes or a prefix shown before gives it away.
-    weights: Weights
-    batch_rows: int
+    rows: Index  # [n]
+    positions: Index  # [n], ascending in a row: no answer is asked for after it was shown
+    weights: Weights  # [n], how many scored targets each answer stands for
+    batches: Index  # [n], ascending: 0, 1, ...; in a batch there is at most one question of a row
 
-    @property
-    def counted(self) -> Mask:
-        return self.weights > 0
+    def in_batches(self) -> list[Index]:
+        """The questions of each batch, as indexes."""
+        return np.split(np.arange(len(self.batches)), np.diff(self.batches).nonzero()[0] + 1)
 
 
-def draw(scored: Mask, count: int, batch_rows: int, random: np.random.Generator) -> Questions:
-    """About `count` targets of `scored`, bool [R, T]: as many in each of some different rows.
+def odds(scored: Mask, claims: Nats, expected: Nats | None) -> Nats:
+    """The odds that a target is asked about, float32 [R, T]; 0 where nothing is scored.
 
-    Their order is secret too: an audit box may learn from what it is asked, and so could a claim
-    box that knew what its twin will have seen, and when. A row begins with the last target of the
-    row before it, so that target counts only if it is asked for in an earlier batch.
+    They are how far its claim is below what is `expected`, nats of the scored targets in order, and
+    never less than a HEAVIEST-th of the mean odds. So a debt in large lies is met by the same share
+    of the questions however few lies it is made of: by debt / mean odds. What is expected is first
+    fitted to the claims, as a better model's are lower everywhere. Without `expected` the odds are
+    equal.
     """
-    R, T = scored.shape
-    rows = random.permutation(R)[:count].astype(np.int64)
-    K = min(T, count // len(rows))
-    # In a single batch every row would give away the last target of the row before it.
-    batch_rows = min(batch_rows, -(-len(rows) // EARLY))
-    keys = random.random((len(rows), T)) + ~scored[rows]  # targets without bytes are last
-    positions = np.sort(np.argpartition(keys, K - 1, axis=1)[:, :K], axis=1)
-    batch_of = np.full(R + 1, R)  # a row that is not drawn is never shown
-    batch_of[rows] = np.arange(len(rows)) // batch_rows
-    given_away = batch_of[rows + 1] <= batch_of[rows]
-    last = positions == T - 1
-    counted = scored[rows[:, None], positions] & ~(given_away[:, None] & last)
-    in_row = scored[rows].sum(axis=1)
-    weights = (R / len(rows)) * (in_row / np.clip(in_row, 1, K))[:, None] * counted
-    weights[last & (rows < R - 1)[:, None]] /= _last_counts(R, len(rows), batch_rows)
-    return Questions(rows, positions, weights, batch_rows)
+    found = scored.astype(np.float32)
+    if expected is None:
+        return found
+    claimed = claims[scored].astype(np.float64)
+    below = _fitted(expected, claimed) - claimed
+    highest = np.sort(below[below > 0])[::-1].cumsum()
+    # The largest of these is the value that is a HEAVIEST-th of the mean once it is the least.
+    least = highest / ((HEAVIEST - 1) * len(below) + np.arange(1, len(highest) + 1))
+    if len(least):
+        found[scored] = np.maximum(below / least.max(), 1.0)
+    return found
 
 
-def _last_counts(R: int, drawn: int, batch_rows: int) -> float:
-    """The probability that the last target of a drawn row is not given away.
+def _fitted(expected: Nats, claimed: Weights) -> Weights:
+    """`expected` moved and stretched to be nearest to the claims, by least squares; float64."""
+    x, y = expected - expected.mean(dtype=np.float64), claimed.mean()
+    fitted: Weights = y + x * (x @ (claimed - y)) / max(x @ x, np.finfo(float).tiny)
+    return fitted
 
-    Not for the last of the R rows, which no other row can give away.
+
+def draw(odds: Nats, count: int, batch_rows: int, random: np.random.Generator) -> Questions:
+    """`count` different targets, or all of those with `odds`, [R, T], and as often as these say.
+
+    By Pareto sampling (Rosen, On sampling with probability proportional to size, 1997). The order
+    is secret too: an audit box may learn from what it is asked, and so could a claim box that knew
+    what its twin will have seen, and when. Raises ValueError if no target has odds.
     """
-    if drawn == 1:
-        return 1.0
-    whole, rest = divmod(drawn, batch_rows)
-    pairs = whole * batch_rows * (batch_rows - 1) + rest * (rest - 1)
-    same_batch = pairs / (drawn * (drawn - 1))
-    return 1 - (drawn - 1) / (R - 1) * (1 + same_batch) / 2
+    T = odds.shape[1]
+    places = np.flatnonzero(odds)
+    if not len(places):
+        raise ValueError("nothing can be audited: no target of the validation rows has bytes")
+    chances = _chances(odds.reshape(-1)[places].astype(np.float64), count)
+    uniform = random.random(len(places))
+    keys = uniform / (1 - uniform) * (1 - chances) / chances
+    if count < len(places):
+        drawn = np.sort(np.argpartition(keys, count)[:count])
+        places, chances = places[drawn], chances[drawn]
+    rows, positions = np.divmod(places, T)
+    # In a single batch an audit box could learn from all rows before its first answer.
+    lanes = min(batch_rows, -(-len(np.unique(rows)) // EARLY))
+    batches = _batches(rows, positions, T, lanes, random)
+    order = np.lexsort((random.random(len(rows)), batches))
+    return Questions(rows[order], positions[order], 1 / chances[order], batches[order])
+
+
+def _chances(odds: Weights, count: int) -> Weights:
+    """The probability of each target to be among `count`: in proportion to its odds, at most 1."""
+    if count >= len(odds):
+        return np.ones(len(odds))
+    sure = np.zeros(len(odds), bool)
+    while True:
+        chances = odds * ((count - sure.sum()) / odds[~sure].sum())
+        more = ~sure & (chances >= 1)
+        if not more.any():
+            return np.where(sure, 1.0, chances)
+        sure |= more
+
+
+def _batches(
+    rows: Index, positions: Index, T: int, lanes: int, random: np.random.Generator
+) -> Index:
+    """The batch of each question; they are in order of row and position.
+
+    The rows are asked one after the other in each of `lanes`. A row begins with the last target of
+    the row before it, so it waits until that one was asked about.
+    """
+    drawn, first, asked = np.unique(rows, return_index=True, return_counts=True)
+    waiting = np.isin(drawn, rows[positions == T - 1] + 1)
+    turns = random.random(len(drawn))
+    for i in waiting.nonzero()[0]:
+        turns[i] = max(turns[i], turns[i - 1])
+    free, ends, batches = [0] * lanes, np.zeros(len(drawn), np.int64), np.empty_like(rows)
+    for i in np.argsort(turns, kind="stable"):
+        begin = max(heapq.heappop(free), ends[i - 1] if waiting[i] else 0)
+        ends[i] = begin + asked[i]
+        heapq.heappush(free, int(ends[i]))
+        batches[first[i] : first[i] + asked[i]] = np.arange(begin, ends[i])
+    return batches
 
 
 def ask(
@@ -135,33 +190,27 @@ def ask(
     questions: Questions,
     eval_seconds: float,
 ) -> npt.NDArray[Any]:
-    """The losses at the questions, nats float64 [n, K], from a loaded box's logits. Raises Stopped.
+    """The losses at the questions, nats float64 [n], from a loaded box's logits. Raises Stopped.
 
-    An answer that does not count is not looked at; its loss is 0 here.
-    `eval_seconds` is the limit for claiming all rows. It is allowed again for each of the K
-    positions of a row, up to MOST_ROUNDS times: a candidate with few long rows is asked as much as
+    `eval_seconds` is the limit for claiming all rows. It is allowed again for each question that a
+    row has on average, up to MOST_ROUNDS times: a candidate with few long rows is asked as much as
     any other, and may run out of time.
     """
     V, T = shape.vocab_size, shape.sequence_length
-    allowed = eval_seconds * min(questions.positions.shape[1], MOST_ROUNDS)
+    allowed = eval_seconds * min(-(-len(questions.rows) // len(rows)), MOST_ROUNDS)
     deadline = time.monotonic() + allowed
-    nats = np.zeros(questions.positions.shape)
+    nats = np.zeros(len(questions.rows))
     most = max(1, ANSWER_BYTES // (4 * V))
     with blaming(box, "audit", allowed):
-        for first in range(0, len(questions.rows), questions.batch_rows):
-            members = np.arange(first, min(first + questions.batch_rows, len(questions.rows)))
-            for k in range(questions.positions.shape[1]):
-                for chosen in np.split(members, range(most, len(members), most)):
-                    asked, at = rows[questions.rows[chosen]], questions.positions[chosen, k]
-                    prefixes = np.where(np.arange(T) <= at[:, None], asked[:, :-1], bos)
-                    payload = prefixes.astype("<u2").tobytes() + at.astype("<i4").tobytes()
-                    wire.send({"msg": "logits", "rows": len(chosen)}, deadline, payload)
-                    answer = np.frombuffer(
-                        wire.read_bytes(len(chosen) * V * 4, deadline), "<f4"
-                    ).reshape(-1, V)
-                    targets = asked[np.arange(len(chosen)), at + 1]
-                    here = questions.counted[chosen, k]
-                    nats[chosen[here], k] = cross_entropy(answer[here], targets[here])
+        for batch in questions.in_batches():
+            for chosen in np.split(batch, range(most, len(batch), most)):
+                asked, at = rows[questions.rows[chosen]], questions.positions[chosen]
+                prefixes = np.where(np.arange(T) <= at[:, None], asked[:, :-1], bos)
+                payload = prefixes.astype("<u2").tobytes() + at.astype("<i4").tobytes()
+                wire.send({"msg": "logits", "rows": len(chosen)}, deadline, payload)
+                answer = np.frombuffer(wire.read_bytes(len(chosen) * V * 4, deadline), "<f4")
+                targets = asked[np.arange(len(chosen)), at + 1]
+                nats[chosen] = cross_entropy(answer.reshape(-1, V), targets)
     return nats
 
 
@@ -191,43 +240,43 @@ class Finding:
     gap: float  # mean of all, or of the early ones if larger; to 1e-6, as claims are float32
     margin: float  # by how much chance may have lowered either mean: SURE standard errors
     worst: float  # the largest
-    off: int  # positions above the tolerance
-    asked: int  # positions that count
+    off: int  # answers above the tolerance
+    off_share: float  # of all targets, that they stand for
+    asked: int
 
     @classmethod
     def of(
         cls, questions: Questions, claims: Nats, nats: npt.NDArray[Any], tolerance: Tolerance
     ) -> Finding:
-        """Compares the answers `nats` [n, K] with the claims, float32 [R, T], where they count.
+        """Compares the answers `nats` [n] with the claims, float32 [R, T].
 
         A claim that is too high counts up to REPAID: what exceeds it is no rounding, and pays for
         nothing. A model that learns from the questions predicts late ones better: its early ones
-        count, the first rows that stand for a quarter of the targets.
+        count, the first that stand for a quarter of the targets.
         """
-        difference = nats - claims[questions.rows[:, None], questions.positions]
-        weights, counted = questions.weights, questions.counted
-        if not counted.any():
-            raise ValueError("no position was audited: no target of the validation rows has bytes")
-        share = np.cumsum(weights.sum(axis=1)) / weights.sum()
+        difference = nats - claims[questions.rows, questions.positions]
+        repaid, weights = np.maximum(difference, -REPAID * tolerance.position), questions.weights
+        share = weights.cumsum() / weights.sum()
         early = int((share < 1 / EARLY).sum()) + 1
-        means, margins = [], []
-        for first in (len(weights), early):
-            here = counted[:first]
-            mean, margin = _mean(
-                np.maximum(difference[:first][here], -REPAID * tolerance.position),
-                weights[:first][here],
-                float(share[first - 1]),
-            )
-            means.append(mean)
-            margins.append(margin)
-        counting = difference[counted]
-        off = int((counting > tolerance.position).sum())
-        return cls(round(max(means), 6), max(margins), float(counting.max()), off, len(counting))
+        found = [
+            _mean(repaid[:first], weights[:first], float(share[first - 1]))
+            for first in (len(weights), early)
+        ]
+        means, margins = zip(*found, strict=True)
+        off = difference > tolerance.position
+        return cls(
+            gap=round(max(means), 6),
+            margin=max(margins),
+            worst=float(difference.max()),
+            off=int(off.sum()),
+            off_share=float(weights[off].sum() / weights.sum()),
+            asked=len(weights),
+        )
 
     def problem(self, tolerance: Tolerance) -> str | None:
         """Why the claims are not believed, or None."""
         allowed = tolerance.allowed(self.asked)
-        if self.gap <= tolerance.gap and self.off <= allowed:
+        if self.gap <= tolerance.gap and self.off_share <= allowed:
             if self.margin <= LAX.gap:
                 return None
             return (
@@ -239,9 +288,9 @@ class Finding:
         return (
             f"claimed {self.gap:.3g} nats per token less than its predictions cost when what "
             f"follows is hidden (allowed {tolerance.gap:g}); {self.off} of {self.asked} audited "
-            f"positions are off by more than {tolerance.position:g} (allowed "
-            f"{allowed}): it uses its targets, later tokens or other rows, "
-            "or its loss is not the cross-entropy of its logits"
+            f"positions, which stand for {self.off_share:.2g} of all, are off by more than "
+            f"{tolerance.position:g} (allowed {allowed:.2g}): it uses its targets, later tokens or "
+            "other rows, or its loss is not the cross-entropy of its logits"
         )
 
 

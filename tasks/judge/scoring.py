@@ -108,6 +108,12 @@ class Validation:
         scored: npt.NDArray[np.bool_] = self._token_bytes[shape.vocab_size][rows[:, 1:]] > 0
         return scored
 
+    def ends(self, vocab_size: int) -> npt.NDArray[np.int64]:
+        """After how many bytes of the text each scored target ends, in order."""
+        length = self._token_bytes[vocab_size][self._streams[vocab_size][1:]]
+        ends: npt.NDArray[np.int64] = length[length > 0].cumsum(dtype=np.int64)
+        return ends
+
     def score(self, shape: Shape, rows: Rows, claims: Nats) -> float:
         """Bits per byte of the claims, nats float32 [R, T], by metric version 1.
 

@@ -17,6 +17,7 @@ from tasks.errors import BaselineStopped
 from tasks.files import FileRef
 from tasks.judge import audit, meter
 from tasks.judge.protocol import PHASES
+from tasks.judge.reference import Reference
 from tasks.judge.workplace import FIXED_FILES, TRAINER
 from tasks.records import Baseline, Bench, Candidate, Caps, RunResult
 from tasks.trial import allowance
@@ -63,6 +64,7 @@ def caps_after(baseline: Baseline) -> Caps:
         audit_position=tolerance.position,
         kernels=baseline.kernels,
         usual=allowance.usual_costs(runs),
+        reference=baseline.reference,
     )
 
 
@@ -132,17 +134,24 @@ def baseline_facts(candidate: Candidate, bench: Bench) -> dict[str, str]:
 
 
 def measure_baseline(
-    candidate: Candidate, bench: Bench, hardware: str, kernels: Path, report: Report = ignore
+    candidate: Candidate,
+    bench: Bench,
+    hardware: str,
+    kernels: Path,
+    reference: Path,
+    report: Report = ignore,
 ) -> Baseline:
     """Runs the unpatched train.py with seeds 1, 2 and 3, each audited.
 
-    On a GPU a run leaves what it compiled in the new file `kernels`, and each later run starts from
-    a copy. The second run writes it again: torch gives its kernels other names where some were
-    loaded before, as for every run after it.
+    What they claim on average is left in the new file `reference`. On a GPU a run leaves what it
+    compiled in the new file `kernels`, and each later run starts from a copy. The second run writes
+    it again: torch gives its kernels other names where some were loaded before, as for every run
+    after it.
 
     Raises BaselineStopped if a run is stopped.
     """
     runs: list[RunResult] = []
+    claims: list[Reference] = []
     caps = dataclasses.replace(
         first_caps(bench.profile),
         audit_gap=audit.LAX.gap,
@@ -156,6 +165,7 @@ def measure_baseline(
             seed,
             worth_audit=lambda claimed: True,
             export_kernels=exported,
+            keep_claims=claims.append,
             report=naming(f"baseline, seed {seed} of {len(SEEDS)}", report),
         )
         if run.val_bpb is None:
@@ -166,13 +176,13 @@ def measure_baseline(
             )
         runs.append(run)
         caps = dataclasses.replace(caps, kernels=str(kernels) if kernels.is_file() else None)
-    return Baseline(runs=tuple(runs), hardware=hardware, kernels=caps.kernels)
+    kept = FileRef.write(reference, Reference.mean(claims).save)
+    return Baseline(tuple(runs), hardware, caps.kernels, kept)
 
 
 def read_baseline(path: Path) -> Baseline:
     """The baseline that `baseline_files` wrote."""
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    return Baseline(**{**saved, "runs": tuple(map(RunResult.from_json, saved["runs"]))})
+    return Baseline.from_json(json.loads(path.read_text(encoding="utf-8")))
 
 
 @task(
@@ -184,17 +194,14 @@ def read_baseline(path: Path) -> Baseline:
 def baseline_files(
     key: str, candidate: Candidate, bench: Bench, hardware: str, report: Report
 ) -> tuple[FileRef, ...]:
-    """`measure_baseline` as a cached task: a JSON file, and beside it what was compiled."""
+    """`measure_baseline` as a cached task: a JSON file, and beside it claims and kernels."""
     path = bench.home / "data" / "baselines" / f"{cache.short(key)}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     # A unique name: a night on another GPU may measure the same baseline at the same time.
-    kernels = path.with_name(f"{path.stem}-{secrets.token_hex(4)}.kernels")
-    found = measure_baseline(candidate, bench, hardware, kernels, report)
+    beside = path.with_name(f"{path.stem}-{secrets.token_hex(4)}.kernels")
+    found = measure_baseline(
+        candidate, bench, hardware, beside, beside.with_suffix(".claims"), report
+    )
     saved = FileRef.write(path, json.dumps(dataclasses.asdict(found)).encode())
-    return (saved, _reference(Path(found.kernels))) if found.kernels else (saved,)
-
-
-def _reference(path: Path) -> FileRef:
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileRef(str(path), sha256, path.stat().st_size)
+    kernels = FileRef.of(Path(found.kernels)) if found.kernels else None
+    return tuple(filter(None, (saved, found.reference, kernels)))

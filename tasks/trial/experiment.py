@@ -20,12 +20,15 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from configs import Profile
+from tasks import cache
 from tasks.data import tokenization
 from tasks.errors import BoxError, DataError
+from tasks.files import FileRef
 from tasks.judge import audit, meter, nvml, protocol, scoring
 from tasks.judge.box import Box, open_box
 from tasks.judge.bwrap import BoxSpec, BoxUnavailable, Gate, Isolation
 from tasks.judge.native_code import NativeCodeChanged, NativeKernel
+from tasks.judge.reference import Reference
 from tasks.judge.wire import Wire
 from tasks.judge.workplace import assemble, read_whole, workplace
 from tasks.records import Bench, Candidate, Cost, Dataset, RunResult
@@ -39,6 +42,7 @@ KERNEL_BYTES = 2**30
 BOX_TRIES = 3  # a box that does not start is our failure: tried again, then the night ends
 
 WorthAudit = Callable[[float], bool]  # whether a claimed score, bits per byte, may enter a keep
+KeepClaims = Callable[[Reference], None]  # called with what a trusted source claimed
 Report = Callable[[str], None]  # called with what the run is doing: "training", "scoring"
 
 
@@ -59,20 +63,22 @@ def run_experiment(
     worth_audit: WorthAudit,
     smoke: bool = False,
     export_kernels: Path | None = None,
+    keep_claims: KeepClaims | None = None,
     report: Report = ignore,
 ) -> RunResult:
     """Trains the candidate with one seed and scores it.
 
     With `smoke` it must first get through two steps. Runs that are worth it and a random share of
     the others are audited. `export_kernels` is where to put what a trusted source compiled; that
-    file need not appear.
+    file need not appear. `keep_claims` gets the claims of a run that is ok.
 
     Raises:
         BoxError: this machine cannot run boxes.
-        DataError: a native kernel of the dataset is not what was fetched.
+        DataError: a native kernel of the dataset, or what the baseline claimed, was changed.
     """
     started = time.monotonic()
     native = _native_kernels(bench.dataset)
+    reference = _reference(bench.caps.reference)
     knobs = candidate.knobs
     problem = tokenization.pack_if_missing(
         Path(bench.dataset.train), knobs.get("VOCAB_SIZE"), knobs.get("MAX_SEQ_LEN")
@@ -80,7 +86,7 @@ def run_experiment(
     if problem:
         return without_figures("rejected_patch", problem, bench.profile, bench.isolation, seed)
     for _ in range(BOX_TRIES):
-        attempt = _Attempt(bench, seed, report)
+        attempt = _Attempt(bench, seed, report, reference)
         try:
             with workplace(bench.home) as folder:
                 spec = _train_box(candidate, bench, seed, folder, native)
@@ -96,6 +102,8 @@ def run_experiment(
         except BoxUnavailable as error:
             problem = str(error)
             continue
+        if keep_claims and attempt.claims:
+            keep_claims(attempt.claims)
         return dataclasses.replace(attempt.result, wall_seconds=time.monotonic() - started)
     raise BoxError(
         f"no box could be run, {BOX_TRIES} tries: {problem}. `./run doctor` looks closer"
@@ -110,6 +118,17 @@ def _native_kernels(dataset: Dataset) -> tuple[NativeKernel, ...]:
         )
     except NativeCodeChanged as error:
         raise DataError(str(error)) from error
+
+
+def _reference(kept: FileRef | None) -> Reference | None:
+    """What the baseline claimed, once its file is known to be what was written."""
+    if kept is None:
+        return None
+    if problem := cache.damage(kept):
+        raise DataError(
+            f"what the baseline claimed: {problem}. The next night measures the baseline again"
+        )
+    return Reference.load(Path(kept.path))
 
 
 def _train_box(
@@ -141,9 +160,13 @@ def _train_box(
 class _Attempt:
     """One attempt at a run. `result` grows as the run goes on and is valid wherever it stops."""
 
-    def __init__(self, bench: Bench, seed: int, report: Report) -> None:
+    def __init__(
+        self, bench: Bench, seed: int, report: Report, reference: Reference | None
+    ) -> None:
         self.bench = bench
         self.report = report
+        self.reference = reference
+        self.claims: Reference | None = None
         self.result = without_figures(
             "ok", "trained and scored", bench.profile, bench.isolation, seed
         )
@@ -210,6 +233,8 @@ class _Attempt:
                 self.report("being audited")
                 score += self._audit(auditing, audit_box.gate, validation, claims)
             self.note(val_bpb=score)
+            scored = claims.nats[validation.scored(claims.shape, claims.rows)]
+            self.claims = Reference(claims.shape.vocab_size, scored)
 
     @contextlib.contextmanager
     def _box(self, spec: BoxSpec) -> Iterator[Box]:
@@ -305,7 +330,7 @@ class _Attempt:
                 raise protocol.Stopped("audit_failed", problem)
             scored = validation.scored(shape, rows)
             questions = audit.draw(
-                scored,
+                audit.odds(scored, claims.nats, self._expected(shape, validation)),
                 self.bench.profile.audit.positions,
                 shape.batch_rows,
                 np.random.default_rng(),
@@ -320,6 +345,15 @@ class _Attempt:
         total_nats = max(0.0, finding.gap) * int(scored.sum())
         return prepare.bits_per_byte(total_nats, validation.documents_bytes)
 
+    def _expected(
+        self, shape: scoring.Shape, validation: scoring.Validation
+    ) -> scoring.Nats | None:
+        """What the baseline claimed for each scored target, nats float32."""
+        if self.reference is None:
+            return None
+        ends, own_ends = map(validation.ends, (shape.vocab_size, self.reference.vocab_size))
+        return self.reference.at(ends, own_ends)
+
     def _answers(
         self,
         box: Box,
@@ -329,12 +363,10 @@ class _Attempt:
         validation: scoring.Validation,
         claims: _Claims,
     ) -> npt.NDArray[Any]:
-        """The losses at the questions, nats float64 [n, K], within what answering may cost."""
+        """The losses at the questions, nats float64 [n], within what answering may cost."""
         usual, shape = self.bench.caps.usual, claims.shape
-        n, K = questions.positions.shape
-        passes = allowance.Passes(
-            n * K, shape.sequence_length, -(-n // questions.batch_rows) * K, shape.batch_rows
-        )
+        asked, batches = len(questions.rows), len(questions.in_batches())
+        passes = allowance.Passes(asked, shape.sequence_length, batches, shape.batch_rows)
         limit = None
         if usual:
             dearer = allowance.dearness(usual, self.result, passes, self._device)

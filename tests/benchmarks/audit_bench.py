@@ -1,14 +1,18 @@
 """How often the audit believes claims that are too low, and how often it stops an honest model.
 
-Simulated with the judge's own questions and findings: a strategy is the difference between answers
-and claims, nats at each question, as a cheat could choose it, and `debt` is its mean over the
-scored targets. An audit is beaten if it passes the claims and charges at least SHORTFALL less than
+Simulated with the judge's own odds, questions and findings, on losses made up like those that
+profile `laptop` has. Two kinds of cheat are tried, each with a `debt`, the mean of answers minus
+claims over the scored targets in nats. A strategy spreads it out and is the difference at each
+question; the questions are those that an honest model is asked, as small lies hardly change the
+odds. A lottery tells few large lies and hopes that none is asked about; it changes the claims, and
+the odds follow. An audit is beaten if it passes the claims and charges at least SHORTFALL less than
 the debt. Seeded: the same figures each time.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -17,19 +21,55 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tasks.judge.audit import LAX, STRICT, Finding, Questions, Tolerance, draw
+from tasks.judge.audit import LAX, STRICT, Finding, Questions, Tolerance, draw, odds
 
 SHORTFALL = 0.001  # nats a target
 ONCE_IN = 20
 DRAWS = 100  # sets of questions for each shape
+LOTTERY_DRAWS = 100
 TIMES = 2  # audits with each, of differences drawn anew
 DEBTS = (0.00101, 0.0015, 0.002, 0.003, 0.005, 0.01, 0.05, 0.25)
 # Standard deviation of an honest model's differences: float32, and bfloat16 at its worst.
 ROUNDING = {STRICT: 1e-6, LAX: 0.01}
 NAMES = {STRICT: "strict", LAX: "lax"}
-LIES = (3.0, 10.0)  # nats: what a token costs on average, and a rare one
+LOTTERY_DEBTS = (0.00101, 0.0015, 0.003)
+LIES = (0.3, 1.0, 3.0, 8.0)  # nats: a token costs 3 on average
+ROUNDED = 1e-6  # nats: claims are float32
 
 Differences = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+Nats = npt.NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """How an honest candidate's losses are related to the reference, the mean of three runs."""
+
+    name: str
+    scatter: float  # standard deviation of their differences, nats, as it is for a loss of 3
+    scale: float = 1.0  # of the losses
+
+
+# The scatter of other seeds of `laptop`'s baseline is MEASURED below.
+LIKE = Model("another seed", 0.3)
+BETTER = Model("much better", 0.5, 0.85)
+OTHER = Model("other tokens", 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """What is scored, what is expected there, and what an honest candidate predicts; nats."""
+
+    scored: Mask  # [R, T]
+    expected: Nats  # [n], of the scored targets
+    honest: Nats  # [R, T]
+
+    @functools.cached_property
+    def in_row(self) -> npt.NDArray[np.int64]:
+        return self.scored.sum(axis=1)
+
+    def ask(self, claims: Nats, count: int, random: np.random.Generator) -> Questions:
+        return draw(odds(self.scored, claims, self.expected), count, 16, random)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,21 +81,35 @@ class Shape:
     in_last_row: int  # its scored targets; the rest of it is filled up
     count: int = 4096
     few: bool = False  # a tenth of the rows have three scored targets
+    model: Model = LIKE
     tolerances: tuple[Tolerance, ...] = (STRICT, LAX)
 
     def __str__(self) -> str:
         few = ", a tenth nearly empty" if self.few else ""
         return f"{self.rows:,} x {self.length:,}, {self.in_last_row:,} in the last{few}"
 
-    def scored(self) -> npt.NDArray[np.bool_]:
-        """Bool [R, T]: all but one in 500, and the end of the last row."""
-        scored = np.random.default_rng(0).random((self.rows, self.length)) > 0.002
+    def text(self) -> Text:
+        """All but one target in 500 are scored, and the beginning of the last row."""
+        random = np.random.default_rng(0)
+        scored = random.random((self.rows, self.length)) > 0.002
         if self.few:
             scored[::10, 3:] = False
         scored[-1] = np.arange(self.length) < self.in_last_row
-        return scored
+        expected, honest = losses(int(scored.sum()), self.model, random)
+        filled = np.zeros(scored.shape, np.float32)
+        filled[scored] = honest
+        return Text(scored, expected, filled)
 
 
+def losses(n: int, model: Model, random: np.random.Generator) -> tuple[Nats, Nats]:
+    """What is expected for n targets, and what the model predicts."""
+    expected = random.gamma(1.2, 2.5, n)
+    scatter = model.scatter * np.sqrt(expected / 3)
+    honest = model.scale * expected + scatter * random.standard_t(5, n) * 0.775
+    return expected.astype(np.float32), np.maximum(honest, 0).astype(np.float32)
+
+
+LAPTOP = Shape(480, 128, 5, count=1024, tolerances=(STRICT,))
 # Only a GPU has the lax tolerances, and its profiles have no fewer questions than 4096.
 SHAPES = (
     Shape(1, 128, 90, tolerances=(STRICT,)),
@@ -63,36 +117,40 @@ SHAPES = (
     Shape(2, 2**17, 1),
     Shape(2, 2**17, 2_000),
     Shape(40, 2_048, 20),
-    Shape(512, 128, 5, count=1024, tolerances=(STRICT,)),
+    LAPTOP,
+    dataclasses.replace(LAPTOP, model=BETTER),
+    dataclasses.replace(LAPTOP, model=OTHER),
     Shape(512, 128, 5, few=True),
+    Shape(512, 128, 5, model=OTHER),
     Shape(10_240, 128, 1),
-    Shape(10_240, 2_048, 60, few=True),
+    Shape(10_240, 256, 60, few=True),
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One audit's questions, and what a cheat knows of the rows."""
+    """One audit's questions of an honest model, and what a cheat knows of the rows."""
 
     questions: Questions
-    in_row: npt.NDArray[np.int64]  # [R], scored targets
-    ends: int  # rows whose last target is scored
-    length: int
+    text: Text
     tolerance: Tolerance
     random: np.random.Generator
 
     @property
-    def late(self) -> npt.NDArray[np.bool_]:
-        """[n, K]: asked when prefixes that stand for a quarter of the targets were shown."""
-        seen = self.in_row[self.questions.rows].cumsum()
-        late = seen - self.in_row[self.questions.rows] >= seen[-1] / 4
-        return np.broadcast_to(late[:, None], self.questions.weights.shape)
+    def late(self) -> Mask:
+        """[n]: asked when prefixes of other rows were shown that hold a quarter of the targets."""
+        rows, first = np.unique(self.questions.rows, return_index=True)
+        begun = np.zeros(len(self.questions.rows))
+        begun[first] = self.text.in_row[rows]
+        seen = begun.cumsum() - self.text.in_row[self.questions.rows]
+        late: Mask = seen >= begun.sum() / 4
+        return late
 
-    def where(self, chosen: npt.NDArray[np.bool_], yes: float, no: float) -> Differences:
-        return np.where(np.broadcast_to(chosen, self.questions.weights.shape), yes, no)
+    def where(self, chosen: Mask, yes: float, no: float) -> Differences:
+        return np.where(np.broadcast_to(chosen, self.questions.rows.shape), yes, no)
 
     def chance(self, share: float, yes: float, no: float) -> Differences:
-        return self.where(self.random.random(self.questions.weights.shape) < share, yes, no)
+        return self.where(self.random.random(self.questions.rows.shape) < share, yes, no)
 
 
 Strategy = Callable[[Case, float], Differences]
@@ -104,23 +162,26 @@ def even(case: Case, debt: float) -> Differences:
 
 
 def short_rows(case: Case, debt: float) -> Differences:
-    """Repaid on the shortest rows, which are asked whole: as much as an unweighted mean needs."""
-    short = case.in_row <= max(case.in_row.min(), 3)
+    """Repaid on the shortest rows, if they are asked whole: as much as an unweighted mean needs."""
+    in_row = case.text.in_row
+    short = in_row <= max(in_row.min(), 3)
     if short.all():
         return even(case, debt)
-    asked = np.minimum(case.in_row, case.questions.positions.shape[1])
-    repaid = asked[~short].sum() / asked[short].sum()
-    share = case.in_row[short].sum() / case.in_row.sum()
+    asked = np.bincount(case.questions.rows, minlength=len(in_row))
+    repaid = asked[~short].sum() / max(asked[short].sum(), 1)
+    share = in_row[short].sum() / in_row.sum()
     owed = debt / max(1 - share - share * repaid, 0.1)
-    return case.where(short[case.questions.rows][:, None], -owed * repaid, owed)
+    return case.where(short[case.questions.rows], -owed * repaid, owed)
 
 
 def row_ends(case: Case, debt: float) -> Differences:
-    """On the last target of each row alone, which often does not count, if that is no lottery."""
-    if case.ends * LAX.position < debt * case.in_row.sum():
+    """On the last target of each row alone, if that is no lottery."""
+    scored = case.text.scored
+    ends = int(scored[:, -1].sum())
+    if ends * LAX.position < debt * scored.sum():
         return even(case, debt)
-    last = case.questions.positions == case.length - 1
-    return case.where(last, debt * case.in_row.sum() / case.ends, 0.0)
+    last = case.questions.positions == scored.shape[1] - 1
+    return case.where(last, debt * scored.sum() / ends, 0.0)
 
 
 def scattered(repaid: float, lie: float = 1.0) -> Strategy:
@@ -164,17 +225,73 @@ STRATEGIES: dict[str, Strategy] = {
 
 
 def honest(case: Case) -> Differences:
-    deviation = ROUNDING[case.tolerance]
-    return case.random.normal(0.0, deviation, case.questions.weights.shape)
+    return case.random.normal(0.0, ROUNDING[case.tolerance], case.questions.rows.shape)
 
 
-def lottery(lie: float) -> Strategy:
-    """`lie` nats at random targets."""
-    return lambda case, debt: case.chance(debt / lie, lie, 0.0)
+# From the text and a debt to the lies, nats [R, T].
+Lottery = Callable[[Text, float, np.random.Generator], Nats]
+
+
+def _told(text: Text, wanted: Nats, order: npt.NDArray[np.int64], debt: float) -> Nats:
+    """The lies of `wanted`, one for each scored target, in this order until the debt is reached.
+
+    No lie is larger than what the target costs.
+    """
+    possible = np.minimum(wanted, text.honest[text.scored])[order]
+    told = order[: int(np.searchsorted(possible.cumsum(dtype=float), debt * len(wanted))) + 1]
+    lies = np.zeros_like(text.honest)
+    scored = np.zeros_like(wanted)
+    scored[told] = np.minimum(wanted, text.honest[text.scored])[told]
+    lies[text.scored] = scored
+    return lies
+
+
+def of_size(lie: float, where: str) -> Lottery:
+    """`lie` nats each, at targets that cost more."""
+
+    def lies(text: Text, debt: float, random: np.random.Generator) -> Nats:
+        costs = text.honest[text.scored]
+        wanted = np.where(costs > lie, np.float32(lie), np.float32(0))
+        order = np.arange(len(wanted))
+        if where == "in a few rows":
+            return _told(text, wanted, np.roll(order, random.integers(len(order))), debt)
+        if where == "at row ends":
+            ends = np.broadcast_to(np.arange(text.scored.shape[1]), text.scored.shape)[text.scored]
+            return _told(text, wanted, np.lexsort((random.random(len(order)), -ends)), debt)
+        if where == "where it costs most":
+            return _told(text, wanted, np.argsort(-costs), debt)
+        return _told(text, wanted, random.permutation(order), debt)
+
+    return lies
+
+
+def two_models(text: Text, debt: float, random: np.random.Generator) -> Nats:
+    """A second model says what the baseline would claim, and that is claimed where it is least.
+
+    The second model is no better a copy of the reference than another run of the baseline.
+    """
+    claims = text.honest[text.scored]
+    noise = LIKE.scatter * np.sqrt(text.expected / 3) * random.normal(size=len(claims))
+    wanted = np.maximum(claims - text.expected - noise, 0).astype(np.float32)
+    return _told(text, wanted, np.argsort(-wanted), debt)
+
+
+def knowing(text: Text, debt: float, random: np.random.Generator) -> Nats:
+    """The same by one who knows the reference to the last digit."""
+    wanted = np.maximum(text.honest[text.scored] - text.expected, 0)
+    return _told(text, wanted, np.argsort(-wanted), debt)
+
+
+LOTTERIES: dict[str, Lottery] = {
+    f"{lie:g} nats {where}": of_size(lie, where)
+    for lie in LIES
+    for where in ("at random", "in a few rows", "at row ends", "where it costs most")
+}
+ADAPTIVE = (two_models, knowing)
 
 
 def found(case: Case, differences: Differences) -> Finding:
-    claims = np.broadcast_to(np.float32(0), (len(case.in_row), case.length))
+    claims = np.broadcast_to(np.float32(0), case.text.scored.shape)
     return Finding.of(case.questions, claims, differences, case.tolerance)
 
 
@@ -190,12 +307,35 @@ def beaten(cases: Iterable[Case], strategy: Strategy, debt: float) -> float:
         differences = strategy(case, debt)
         finding = found(case, differences)
         owed = debt
-        if finding.asked == case.in_row.sum():  # what is drawn at random has a mean of its own
-            owed = differences[case.questions.counted].mean()
+        if finding.asked == case.text.in_row.sum():  # what is drawn at random has its own mean
+            owed = differences.mean()
         verdicts.append(
             finding.problem(case.tolerance) is None and owed - max(0.0, finding.gap) > SHORTFALL
         )
     return share(verdicts)
+
+
+def won(
+    shape: Shape, text: Text, tolerances: Iterable[Tolerance], lottery: Lottery, debt: float
+) -> tuple[float, ...]:
+    """The share of LOTTERY_DRAWS audits that a lottery beats, for each tolerance."""
+    wins = []
+    for seed in range(LOTTERY_DRAWS):
+        random = np.random.default_rng(seed)
+        lies = lottery(text, debt, random)
+        claims = text.honest - lies
+        owed = float(lies.sum(dtype=float)) / text.in_row.sum()
+        questions = text.ask(claims, shape.count, random)
+        answers = text.honest[questions.rows, questions.positions]
+        answers = answers + random.normal(0, ROUNDED, len(answers))
+        findings = [(Finding.of(questions, claims, answers, each), each) for each in tolerances]
+        wins.append(
+            [
+                finding.problem(each) is None and owed - max(0.0, finding.gap) > SHORTFALL
+                for finding, each in findings
+            ]
+        )
+    return tuple(np.mean(wins, axis=0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,27 +343,34 @@ class Row:
     """The figures of one shape under one tolerance; shares of all audits."""
 
     shape: str
+    model: str
     tolerance: str
     false_alarms: float
     passed: float  # of the best strategy and debt
     strategy: str
     debt: float
-    lotteries: tuple[float, ...]  # for each of LIES, the largest debt that passes once in ONCE_IN
+    lottery_won: float  # of the best lottery and debt
+    lottery: str
+    lottery_debt: float
+    adaptive: tuple[float, ...]  # of ADAPTIVE, the largest debt that passes once in ONCE_IN
 
     def __str__(self) -> str:
         best = f"{self.passed:.1%} ({self.strategy}, {self.debt:g})" if self.passed else "0"
-        lost = " | ".join(f"{debt:.4f}" for debt in self.lotteries)
-        return f"| {self.tolerance} | {self.shape} | {self.false_alarms:.1%} | {best} | {lost} |"
+        lottery = f"{self.lottery}, {self.lottery_debt:g}"
+        lost = " | ".join(f"{debt:.4f}" for debt in self.adaptive)
+        return (
+            f"| {self.tolerance} | {self.shape} | {self.model} | {self.false_alarms:.1%} | {best} "
+            f"| {self.lottery_won:.1%} ({lottery}) | {lost} |"
+        )
 
 
 def cases(shape: Shape, tolerance: Tolerance, draws: int) -> list[Case]:
     """TIMES audits with each of `draws` sets of questions."""
-    scored, random = shape.scored(), np.random.default_rng(1)
-    in_row, ends = scored.sum(axis=1), int(scored[:, -1].sum())
+    text, random = shape.text(), np.random.default_rng(1)
     return [
-        Case(asked, in_row, ends, shape.length, tolerance, random)
+        Case(asked, text, tolerance, random)
         for seed in range(draws)
-        for asked in [draw(scored, shape.count, 16, np.random.default_rng(seed))]
+        for asked in [text.ask(text.honest, shape.count, np.random.default_rng(seed))]
         for _ in range(TIMES)
     ]
 
@@ -235,38 +382,45 @@ def false_alarms(cases: Iterable[Case]) -> float:
 def rows() -> Iterator[Row]:
     """The table, row by row."""
     for shape in SHAPES:
-        strict = cases(shape, STRICT, DRAWS)
-        for tolerance in shape.tolerances:
+        strict, tolerances = cases(shape, STRICT, DRAWS), shape.tolerances
+        text = strict[0].text
+        lotteries = {
+            (name, debt): won(shape, text, tolerances, lottery, debt)
+            for (name, lottery), debt in itertools.product(LOTTERIES.items(), LOTTERY_DEBTS)
+        }
+        for i, tolerance in enumerate(tolerances):
             these = [dataclasses.replace(case, tolerance=tolerance) for case in strict]
-            best = max(
+            spread = max(
                 (beaten(these, strategy, debt), name, debt)
                 for (name, strategy), debt in itertools.product(STRATEGIES.items(), DEBTS)
             )
-            lotteries = tuple(lost(these, lie, shape.count) for lie in LIES)
-            yield Row(str(shape), NAMES[tolerance], false_alarms(these), *best, lotteries)
+            best = max((wins[i], *which) for which, wins in lotteries.items())
+            adaptive = tuple(lost(shape, text, tolerance, lottery) for lottery in ADAPTIVE)
+            names = str(shape), shape.model.name, NAMES[tolerance]
+            yield Row(*names, false_alarms(these), *spread, *best, adaptive)
 
 
-def lost(cases: list[Case], lie: float, count: int) -> float:
-    """The largest debt of a lottery, to 3 %, that passes once in ONCE_IN audits."""
-    low, high = 0.0, 6 * lie / count
-    while high - low > 0.03 * high:
-        debt = (low + high) / 2
-        passes = share(
-            found(case, lottery(lie)(case, debt)).problem(case.tolerance) is None for case in cases
-        )
-        low, high = (debt, high) if passes >= 1 / ONCE_IN else (low, debt)
+def lost(shape: Shape, text: Text, tolerance: Tolerance, lottery: Lottery) -> float:
+    """The largest debt of a lottery, to 10 %, that beats one audit in ONCE_IN."""
+    low, high = 0.001, 0.1
+    while high > 1.1 * low:
+        debt = (low * high) ** 0.5
+        wins = won(shape, text, [tolerance], lottery, debt)[0]
+        low, high = (debt, high) if wins > 1 / ONCE_IN else (low, debt)
     return low
 
 
 def run(repeats: int, json_file: Path | None = None) -> bool:
-    """Prints the table; False if some debt that is spread out passes more than once in ONCE_IN."""
-    lies = " | ".join(f"lottery of {lie:g} nats" for lie in LIES)
-    print(f"| tolerance | rows | false alarms | debts that pass | {lies} |")
-    print("|---|---|--:|---|" + "--:|" * len(LIES))
+    """Prints the table; False if some debt passes more than once in ONCE_IN but by ADAPTIVE."""
+    print(
+        "| tolerance | rows | model | false alarms | debts that pass, spread out | lotteries won "
+        "| largest debt of two models | and of one who knows the reference |"
+    )
+    print("|---|---|---|--:|---|---|--:|--:|")
     found = []
     for row in rows():
         print(row, flush=True)
         found.append(row)
     if json_file:
         json_file.write_text(json.dumps(list(map(dataclasses.asdict, found)), indent=1))
-    return all(row.passed <= 1 / ONCE_IN for row in found)
+    return all(max(row.passed, row.lottery_won) <= 1 / ONCE_IN for row in found)

@@ -114,7 +114,7 @@ def _parts(
                 took["claims of all rows"] = clock() - began
             else:
                 questions = audit.draw(
-                    validation.scored(shape, rows),
+                    validation.scored(shape, rows).astype(np.float32),
                     profile.audit.positions,
                     shape.batch_rows,
                     np.random.default_rng(),

@@ -45,8 +45,9 @@ class Recorded:
         )
 
     def audit(self, claims: npt.NDArray[np.float32], positions: int, seed: int) -> Finding:
-        questions = draw(self.scored, positions, 16, np.random.default_rng(seed))
-        answers = self.nats[questions.rows[:, None], questions.positions]
+        odds = self.scored.astype(np.float32)
+        questions = draw(odds, positions, 16, np.random.default_rng(seed))
+        answers = self.nats[questions.rows, questions.positions]
         return Finding.of(questions, claims, answers, STRICT)
 
     def share_caught(self, positions: int, audits: int) -> float:

@@ -6,10 +6,12 @@ import json
 import os
 import platform
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from prefect import flow
+from prefect.logging import disable_run_logger
 
 import configs
 from flows import nightly_research
@@ -348,6 +350,18 @@ def test_the_baseline_of_a_night_by_an_older_version_is_kept(tmp_path):
     FileRef.write(tmp_path / night_folder.BASELINE, json.dumps(saved).encode())
     kept = opening._kept_baseline(tmp_path)
     assert kept == Baseline((make_run(), make_run(seed=2)), "a CPU")
+
+
+@pytest.mark.parametrize(("text", "kept"), [("claims", True), ("others", False)])
+def test_claims_of_the_baseline_that_were_changed_are_not_used_again(tmp_path, text, kept):
+    claims = FileRef.write(tmp_path / "claims", b"claims")
+    baseline = Baseline((make_run(),), "a CPU", reference=claims)
+    saved = json.dumps(dataclasses.asdict(baseline)).encode()
+    FileRef.write(tmp_path / night_folder.BASELINE, saved)
+    Path(claims.path).write_text(text)
+    with disable_run_logger():
+        found = opening._kept_baseline(tmp_path)
+    assert found == (baseline if kept else dataclasses.replace(baseline, reference=None))
 
 
 def test_a_night_does_not_resume_on_other_hardware(opened):

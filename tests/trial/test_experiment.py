@@ -11,11 +11,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from tasks.errors import BaselineStopped, BoxError
-from tasks.judge import workplace
+from tasks.errors import BaselineStopped, BoxError, DataError
+from tasks.files import FileRef
+from tasks.judge import audit, workplace
 from tasks.judge.processes import ProcessId
+from tasks.judge.reference import Reference
 from tasks.records import Candidate
 from tasks.trial import experiment
 from tasks.trial.baseline import first_caps, measure_baseline
@@ -39,6 +42,7 @@ def run(dataset, tmp_path, monkeypatch):
         audit=False,
         smoke=False,
         export_kernels=None,
+        keep_claims=None,
         real_torch=False,
         **profile_changes,
     ):
@@ -57,6 +61,7 @@ def run(dataset, tmp_path, monkeypatch):
             worth_audit=lambda claimed: audit,
             smoke=smoke,
             export_kernels=export_kernels,
+            keep_claims=keep_claims,
         )
         assert list(tmp_path.glob("boxes/*")) == []
         return result
@@ -97,6 +102,42 @@ def test_a_run_that_is_not_worth_an_audit_has_none(run):
     result = run(HONEST)
     assert (result.status, result.audit_gap) == ("ok", None)
     assert result.val_bpb == result.claimed_bpb == pytest.approx(8.0, abs=1e-6)
+
+
+@pytest.fixture
+def reference(tmp_path):
+    """Claims of a baseline for the nine bytes: ever less, but much for the sixth."""
+    nats = np.linspace(6, 1, 9, dtype=np.float32)
+    nats[5] += 4
+    return FileRef.write(tmp_path / "claims", Reference(256, nats).save)
+
+
+def test_the_claims_of_a_trusted_source_are_kept_in_the_order_of_the_text(run):
+    kept: list[Reference] = []
+    run(HONEST, keep_claims=kept.append)
+    assert [one.vocab_size for one in kept] == [256]
+    assert kept[0].nats == pytest.approx(np.full(9, np.log(256)))
+
+
+@pytest.mark.parametrize("length", [8, 3])
+def test_an_audit_asks_where_a_claim_is_far_below_the_baselines(
+    run, reference, monkeypatch, length
+):
+    """Whatever the length of the candidate's rows."""
+    found, draw = [], audit.draw
+    monkeypatch.setattr(audit, "draw", lambda odds, *how: found.append(odds) or draw(odds, *how))
+    source = changed("MAX_SEQ_LEN = 8", f"MAX_SEQ_LEN = {length}")
+    falling = "(loss * np.linspace(1.1, 0.2, 9)[(targets.numpy() - 1).clip(0, 8)]).reshape(-1)"
+    run(source.replace("loss.reshape(-1)", falling), audit=True, caps={"reference": reference})
+    (odds,) = found
+    assert (odds > 0).sum() == 9
+    assert odds.argmax() == 6  # of the targets, as the fourth is BOS
+
+
+def test_claims_of_the_baseline_that_were_changed_are_our_failure(run, reference):
+    Path(reference.path).write_bytes(b"lower")
+    with pytest.raises(DataError, match=r"what the baseline claimed: .*claims has 5 bytes"):
+        run(HONEST, caps={"reference": reference})
 
 
 def test_the_judges_seed_reaches_the_candidate(run):
@@ -384,20 +425,27 @@ def test_a_baseline_that_is_stopped_is_the_users_error(dataset, tmp_path):
             make_bench(dataset, tmp_path),
             "here",
             tmp_path / "k",
+            tmp_path / "c",
         )
 
 
 def test_a_baseline_says_which_of_its_seeds_it_trains_by_made_up_runs(
     dataset, tmp_path, monkeypatch
 ):
-    def made_up(*_, report, **__):
+    def made_up(*_, keep_claims, report, **__):
         report("training")
+        keep_claims(Reference(64, np.array([1, 2, len(said)], np.float32)))
         return make_run()
 
     said: list[str] = []
     monkeypatch.setattr("tasks.trial.baseline.run_experiment", made_up)
     bench = make_bench(dataset, tmp_path)
-    measure_baseline(Candidate.parse(""), bench, "here", tmp_path / "k", said.append)
+    found = measure_baseline(
+        Candidate.parse(""), bench, "here", tmp_path / "k", tmp_path / "c", said.append
+    )
+    assert found.reference is not None
+    kept = Reference.load(Path(found.reference.path))
+    assert (kept.vocab_size, list(kept.nats)) == (64, [1, 2, 2])  # the mean of their claims
     assert said == [f"baseline, seed {seed} of 3: training" for seed in (1, 2, 3)]
 
 
