@@ -8,13 +8,16 @@ claims are below the candidate's true causal loss, however it cheats; honest mod
 rounding alone. This is a difference estimator (Cochran, Sampling Techniques, 1977, ch. 7): its
 noise is that of the difference, not of the loss.
 
-The gap counts what the score counts. Each answer stands for as many targets as its chance of being
-asked for was small (Horvitz and Thompson, 1952), or a debt on long rows could be repaid on a short
-one that is asked whole. A claim that is too high pays back rounding and no more. And where the
+Where a claim is far below what the baseline claims there, it is asked about more often: few large
+lies among many targets would hardly be met by chance. So the gap counts what the score counts by
+weights: each answer stands for as many targets as its chance of being asked for was small (Horvitz
+and Thompson, 1952). A claim that is too high pays back rounding and no more. And where the
 differences scatter so much that chance could hide the widest gap that is allowed, the claims are
-not believed. `./run bench audit` simulates this: no debt above 0.001 nats a target that is spread
-out passes more than once in 20 audits. What is left is luck: a lie of L nats at a share f of the
-targets is not asked about with probability (1-f)^N, so one audit in 20 misses a debt of 3L/N.
+not believed.
+
+`./run bench audit` simulates this: no debt above 0.001 nats a target passes more than once in 20
+audits, unless the cheat knows what the baseline claims. Then it may claim that at targets where its
+own model is worse, which is not suspicious, and is met by chance alone.
 """
 
 from __future__ import annotations

@@ -26,14 +26,14 @@ from tasks.judge.audit import LAX, STRICT, Finding, Questions, Tolerance, draw, 
 SHORTFALL = 0.001  # nats a target
 ONCE_IN = 20
 DRAWS = 100  # sets of questions for each shape
-LOTTERY_DRAWS = 100
+LOTTERY_DRAWS = 60
 TIMES = 2  # audits with each, of differences drawn anew
 DEBTS = (0.00101, 0.0015, 0.002, 0.003, 0.005, 0.01, 0.05, 0.25)
 # Standard deviation of an honest model's differences: float32, and bfloat16 at its worst.
 ROUNDING = {STRICT: 1e-6, LAX: 0.01}
 NAMES = {STRICT: "strict", LAX: "lax"}
-LOTTERY_DEBTS = (0.00101, 0.0015, 0.003)
-LIES = (0.3, 1.0, 3.0, 8.0)  # nats: a token costs 3 on average
+LOTTERY_DEBTS = (0.00101, 0.002)
+LIES = (1.0, 3.0, 8.0)  # nats: a token costs 4.3 on average
 ROUNDED = 1e-6  # nats: claims are float32
 
 Differences = npt.NDArray[np.float64]
@@ -46,14 +46,13 @@ class Model:
     """How an honest candidate's losses are related to the reference, the mean of three runs."""
 
     name: str
-    scatter: float  # standard deviation of their differences, nats, as it is for a loss of 3
-    scale: float = 1.0  # of the losses
+    scatter: float  # standard deviation of their differences, nats, where the loss is 3
 
 
-# The scatter of other seeds of `laptop`'s baseline is MEASURED below.
-LIKE = Model("another seed", 0.3)
-BETTER = Model("much better", 0.5, 0.85)
-OTHER = Model("other tokens", 1.0)
+# Measured with profile `laptop`: seed 4 of the baseline, and MAX_SEQ_LEN = 64, which has a better
+# score than the baseline.
+LIKE = Model("like the baseline", 0.47)
+OTHER = Model("quite another", 0.83)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,13 +102,18 @@ class Shape:
 
 def losses(n: int, model: Model, random: np.random.Generator) -> tuple[Nats, Nats]:
     """What is expected for n targets, and what the model predicts."""
-    expected = random.gamma(1.2, 2.5, n)
-    scatter = model.scatter * np.sqrt(expected / 3)
-    honest = model.scale * expected + scatter * random.standard_t(5, n) * 0.775
+    expected = random.gamma(2.7, 1.6, n)
+    honest = expected + scatter(expected, model) * random.standard_t(6, n) * (4 / 6) ** 0.5
     return expected.astype(np.float32), np.maximum(honest, 0).astype(np.float32)
 
 
-LAPTOP = Shape(480, 128, 5, count=1024, tolerances=(STRICT,))
+def scatter(expected: Differences, model: Model) -> Differences:
+    """Standard deviations, nats."""
+    found: Differences = model.scatter * (expected / 3) ** 0.4
+    return found
+
+
+LAPTOP = Shape(480, 128, 5, count=1536, tolerances=(STRICT,))
 # Only a GPU has the lax tolerances, and its profiles have no fewer questions than 4096.
 SHAPES = (
     Shape(1, 128, 90, tolerances=(STRICT,)),
@@ -118,12 +122,11 @@ SHAPES = (
     Shape(2, 2**17, 2_000),
     Shape(40, 2_048, 20),
     LAPTOP,
-    dataclasses.replace(LAPTOP, model=BETTER),
     dataclasses.replace(LAPTOP, model=OTHER),
     Shape(512, 128, 5, few=True),
     Shape(512, 128, 5, model=OTHER),
-    Shape(10_240, 128, 1),
-    Shape(10_240, 256, 60, few=True),
+    Shape(10_240, 64, 1),
+    Shape(10_240, 128, 60, few=True),
 )
 
 
@@ -266,13 +269,15 @@ def of_size(lie: float, where: str) -> Lottery:
 
 
 def two_models(text: Text, debt: float, random: np.random.Generator) -> Nats:
-    """A second model says what the baseline would claim, and that is claimed where it is least.
+    """A second model says where the first is worse, and half of the difference is claimed.
 
-    The second model is no better a copy of the reference than another run of the baseline.
+    It is another run of the baseline. Of three runs' mean, two others differ with a correlation of
+    a quarter. Half, as a run that claims much less is probably below the mean of others too.
     """
     claims = text.honest[text.scored]
-    noise = LIKE.scatter * np.sqrt(text.expected / 3) * random.normal(size=len(claims))
-    wanted = np.maximum(claims - text.expected - noise, 0).astype(np.float32)
+    apart = text.expected + 0.25 * (claims - text.expected)
+    guess = apart + 0.97 * scatter(text.expected, LIKE) * random.normal(size=len(claims))
+    wanted = np.maximum((claims - guess) / 2, 0).astype(np.float32)
     return _told(text, wanted, np.argsort(-wanted), debt)
 
 
@@ -286,6 +291,7 @@ LOTTERIES: dict[str, Lottery] = {
     f"{lie:g} nats {where}": of_size(lie, where)
     for lie in LIES
     for where in ("at random", "in a few rows", "at row ends", "where it costs most")
+    if lie == 3.0 or where != "at row ends"
 }
 ADAPTIVE = (two_models, knowing)
 
@@ -401,9 +407,9 @@ def rows() -> Iterator[Row]:
 
 
 def lost(shape: Shape, text: Text, tolerance: Tolerance, lottery: Lottery) -> float:
-    """The largest debt of a lottery, to 10 %, that beats one audit in ONCE_IN."""
+    """The largest debt of a lottery, to 15 %, that beats one audit in ONCE_IN."""
     low, high = 0.001, 0.1
-    while high > 1.1 * low:
+    while high > 1.15 * low:
         debt = (low * high) ** 0.5
         wins = won(shape, text, [tolerance], lottery, debt)[0]
         low, high = (debt, high) if wins > 1 / ONCE_IN else (low, debt)

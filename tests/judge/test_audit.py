@@ -172,9 +172,9 @@ def test_wild_claims_have_finite_odds(losses, wild):
         assert len(draw(found, 100, 4, np.random.default_rng(0)).rows) == 100
 
 
-@pytest.mark.parametrize("positions", [956, 4096])
+@pytest.mark.parametrize("positions", [1024, 4096])
 def test_few_large_lies_are_asked_about(losses, positions):
-    """A debt of 0.002 nats that equal odds miss in most audits of 956 positions."""
+    """A debt of 0.002 nats that equal odds miss in most audits of 1024 positions."""
     scored, expected, honest = losses
     places = np.argwhere(scored & (honest > 6))
     for seed in range(60):

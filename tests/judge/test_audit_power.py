@@ -1,8 +1,8 @@
 """How often the audit catches a cheat on few positions, by the judge's own questions and findings.
 
-A cheat on a share f of the positions passes n questions with probability (1-f)^n: 2% at f = 0.1%
-and n = 4096, and 36% at n = 1024, the number for a set of the laptop's size. The honest losses are
-those of a bigram model, recorded once.
+At equal odds a cheat on a share f of the positions passes n questions with probability (1-f)^n: 2%
+at f = 0.1% and n = 4096, and 36% at n = 1024. The odds of a position whose claim is far below the
+reference's are higher. The honest losses are those of a bigram model, recorded once.
 """
 
 import dataclasses
@@ -13,8 +13,10 @@ import numpy.typing as npt
 import pytest
 
 from configs import Audit
-from tasks.judge.audit import STRICT, Finding, cross_entropy, draw
-from tasks.records import Bench, Candidate
+from tasks.files import FileRef
+from tasks.judge.audit import STRICT, Finding, cross_entropy, draw, odds
+from tasks.judge.reference import Reference
+from tasks.records import Bench, Candidate, Caps
 from tasks.trial import experiment
 from tests.attacks import arena
 from tests.attacks.forked_boxes import ForkedBoxes
@@ -33,6 +35,7 @@ class Recorded:
     """An honest model's losses, nats [R, T]; which are scored; where a cheat would cheat."""
 
     nats: npt.NDArray[np.float64]
+    expected: npt.NDArray[np.float64]  # [R, T], by another bigram model
     scored: npt.NDArray[np.bool_]
     hashed: npt.NDArray[np.bool_]
 
@@ -40,20 +43,25 @@ class Recorded:
         """The same positions as R rows of T."""
         return Recorded(
             self.nats.reshape(-1)[: R * T].reshape(R, T),
+            self.expected.reshape(-1)[: R * T].reshape(R, T),
             self.scored.reshape(-1)[: R * T].reshape(R, T),
             self.hashed.reshape(-1)[: R * T].reshape(R, T),
         )
 
-    def audit(self, claims: npt.NDArray[np.float32], positions: int, seed: int) -> Finding:
-        odds = self.scored.astype(np.float32)
-        questions = draw(odds, positions, 16, np.random.default_rng(seed))
+    def audit(
+        self, claims: npt.NDArray[np.float32], positions: int, seed: int, reference: bool = False
+    ) -> Finding:
+        expected = self.expected[self.scored].astype(np.float32) if reference else None
+        questions = draw(
+            odds(self.scored, claims, expected), positions, 16, np.random.default_rng(seed)
+        )
         answers = self.nats[questions.rows, questions.positions]
         return Finding.of(questions, claims, answers, STRICT)
 
-    def share_caught(self, positions: int, audits: int) -> float:
+    def share_caught(self, positions: int, audits: int, reference: bool = False) -> float:
         """The share of audits with seeds 0, 1, ... that catch claims of 0 at hashed positions."""
         claims = np.where(self.hashed, 0.0, self.nats).astype(np.float32)
-        findings = [self.audit(claims, positions, seed) for seed in range(audits)]
+        findings = [self.audit(claims, positions, seed, reference) for seed in range(audits)]
         return sum(finding.problem(STRICT) is not None for finding in findings) / audits
 
 
@@ -61,18 +69,25 @@ class Recorded:
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     dataset = arena.make_dataset(tmp_path_factory.mktemp("power") / "data", DOCUMENTS)
     text = np.fromfile(Path(dataset.train, f"tokens_{arena.VOCAB}_00000.bin"), np.uint16)
-    counts = np.ones((arena.VOCAB, arena.VOCAB))
-    np.add.at(counts, (text[:-1], text[1:]), 1)
-    logits = np.log(counts).astype(np.float32)
     rows = prepare.cut_rows(
         np.load(Path(dataset.validation, f"stream_{arena.VOCAB}.npy")), arena.LENGTH, arena.BOS
     )
-    nats = cross_entropy(logits[rows[:, :-1].reshape(-1)], rows[:, 1:].reshape(-1)).reshape(
-        len(rows), -1
-    )
+    # Each model has learnt from one half of the text.
+    nats, expected = (_bigram_losses(half, rows) for half in np.array_split(text, 2))
     idx = rows[:, :-1].astype(np.int64)
     mixed = (idx * (2 * np.arange(arena.LENGTH) + 1) * 977).cumsum(1)
-    return Recorded(nats, rows[:, 1:] != arena.BOS, ((mixed * 2654435761) >> 16) % 1000 == CHEATED)
+    hashed = ((mixed * 2654435761) >> 16) % 1000 == CHEATED
+    return Recorded(nats, expected, rows[:, 1:] != arena.BOS, hashed)
+
+
+def _bigram_losses(
+    text: npt.NDArray[np.uint16], rows: npt.NDArray[np.uint16]
+) -> npt.NDArray[np.float64]:
+    counts = np.ones((arena.VOCAB, arena.VOCAB))
+    np.add.at(counts, (text[:-1], text[1:]), 1)
+    logits = np.log(counts).astype(np.float32)
+    losses = cross_entropy(logits[rows[:, :-1].reshape(-1)], rows[:, 1:].reshape(-1))
+    return losses.reshape(len(rows), -1)
 
 
 def test_the_hashed_positions_are_one_in_a_thousand(recorded: Recorded) -> None:
@@ -96,9 +111,18 @@ def test_1024_questions_on_a_set_of_the_laptops_size_catch_it_in_two_of_three_au
     assert 0.5 < caught < 0.78
 
 
-def test_an_honest_candidate_is_never_caught(recorded: Recorded) -> None:
+def test_1024_questions_catch_it_almost_always_where_the_baselines_claims_are_known(
+    recorded: Recorded,
+) -> None:
+    few = recorded.cut(512, 128)
+    assert few.share_caught(positions=1024, audits=200, reference=True) >= 0.95
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_an_honest_candidate_is_never_caught(recorded: Recorded, reference: bool) -> None:
     claims = recorded.nats.astype(np.float32)
-    assert all(recorded.audit(claims, 4096, seed).problem(STRICT) is None for seed in range(50))
+    findings = [recorded.audit(claims, 4096, seed, reference) for seed in range(50)]
+    assert all(finding.problem(STRICT) is None for finding in findings)
 
 
 def test_a_cheat_below_the_tolerances_gains_nothing_on_average(recorded: Recorded) -> None:
@@ -114,7 +138,7 @@ def test_a_cheat_below_the_tolerances_gains_nothing_on_average(recorded: Recorde
 
 @pytest.mark.slow
 def test_whole_runs_catch_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of three runs, all are caught with a probability of 94%, and at least two with 99.9%."""
+    """With the claims of an honest run as the reference, in a quarter of the default questions."""
     tmp_path.chmod(0o755)
     dataset = arena.make_dataset(tmp_path / "data", 1400)
     head = "        logits = self.logits(idx)\n"
@@ -122,14 +146,27 @@ def test_whole_runs_catch_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             hashed = {HASH} == {CHEATED}
             logits = logits + 30.0 * hashed[..., None] * F.one_hot(targets, VOCAB_SIZE)
 """
-    profile = arena.make_profile(audit=Audit(positions=4096, share=0.0))
+    profile = arena.make_profile(audit=Audit(positions=1024, share=0.0))
     candidate = Candidate.parse(arena.edited(((head, head + cheat),)))
     bench = Bench(profile, dataset, tmp_path / "state", "bwrap", arena.CAPS)
+    kept: list[Reference] = []
     with ForkedBoxes.below(tmp_path) as forks:
         monkeypatch.setattr(experiment, "open_box", forks.open_box)
-        runs = [
-            experiment.run_experiment(candidate, bench, seed=seed, worth_audit=lambda claimed: True)
-            for seed in (1, 2, 3)
+        honest, *runs = [
+            experiment.run_experiment(
+                source,
+                dataclasses.replace(bench, caps=caps),
+                seed=seed,
+                worth_audit=lambda claimed: True,
+                keep_claims=kept.append,
+            )
+            for seed, source in enumerate([Candidate.parse(arena.HONEST), candidate, candidate])
+            for caps in [_with_reference(arena.CAPS, kept, tmp_path / "claims")]
         ]
-    assert {run.status for run in runs} <= {"ok", "audit_failed"}
-    assert sum(run.status == "audit_failed" for run in runs) >= 2
+    assert honest.status == "ok"
+    assert {run.status for run in runs} == {"audit_failed"}
+
+
+def _with_reference(caps: Caps, kept: list[Reference], path: Path) -> Caps:
+    reference = FileRef.write(path, kept[0].save) if kept else None
+    return dataclasses.replace(caps, reference=reference)
