@@ -124,8 +124,8 @@ class Limits(Table):
 
 
 class Audit(Table):
-    # Secret prefixes of one audit: cheating on a share f of the positions passes with probability
-    # (1-f)^positions.
+    # Secret prefixes of one audit. Most are where claims are far below the baseline's; at equal
+    # odds, cheating on a share f of the positions would pass with probability (1-f)^positions.
     positions: Positive = 4096
     # Of the runs that decide nothing: this share is audited all the same.
     share: Annotated[StrictFloat, pydantic.Field(ge=0, le=1)] = 0.05

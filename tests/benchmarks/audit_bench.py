@@ -102,15 +102,14 @@ class Shape:
 
 def losses(n: int, model: Model, random: np.random.Generator) -> tuple[Nats, Nats]:
     """What is expected for n targets, and what the model predicts."""
-    expected = random.gamma(2.7, 1.6, n)
+    expected: Differences = random.gamma(2.7, 1.6, n)
     honest = expected + scatter(expected, model) * random.standard_t(6, n) * (4 / 6) ** 0.5
     return expected.astype(np.float32), np.maximum(honest, 0).astype(np.float32)
 
 
-def scatter(expected: Differences, model: Model) -> Differences:
+def scatter(expected: Nats | Differences, model: Model) -> Differences:
     """Standard deviations, nats."""
-    found: Differences = model.scatter * (expected / 3) ** 0.4
-    return found
+    return model.scatter * (expected.astype(np.float64) / 3) ** 0.4
 
 
 LAPTOP = Shape(480, 128, 5, count=1536, tolerances=(STRICT,))
@@ -141,12 +140,13 @@ class Case:
 
     @property
     def late(self) -> Mask:
-        """[n]: asked when prefixes of other rows were shown that hold a quarter of the targets."""
-        rows, first = np.unique(self.questions.rows, return_index=True)
-        begun = np.zeros(len(self.questions.rows))
-        begun[first] = self.text.in_row[rows]
-        seen = begun.cumsum() - self.text.in_row[self.questions.rows]
-        late: Mask = seen >= begun.sum() / 4
+        """[n]: asked when a quarter of all that is shown was shown of other rows."""
+        rows, ends = self.questions.rows, self.questions.positions + 1
+        order = np.lexsort((ends, rows))
+        same_row = np.diff(rows[order], prepend=-1) == 0
+        shown = np.empty(len(rows))
+        shown[order] = ends[order] - np.roll(ends[order], 1) * same_row
+        late: Mask = shown.cumsum() - ends >= shown.sum() / 4
         return late
 
     def where(self, chosen: Mask, yes: float, no: float) -> Differences:
@@ -332,8 +332,8 @@ def won(
         claims = text.honest - lies
         owed = float(lies.sum(dtype=float)) / text.in_row.sum()
         questions = text.ask(claims, shape.count, random)
-        answers = text.honest[questions.rows, questions.positions]
-        answers = answers + random.normal(0, ROUNDED, len(answers))
+        predicted = text.honest[questions.rows, questions.positions]
+        answers = predicted + random.normal(0, ROUNDED, len(predicted))
         findings = [(Finding.of(questions, claims, answers, each), each) for each in tolerances]
         wins.append(
             [

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from tasks.judge.audit import LAX, STRICT, Tolerance
@@ -29,16 +30,45 @@ def test_an_honest_model_is_not_stopped_for_its_rounding(tolerance: Tolerance) -
     assert audit_bench.false_alarms(cases(LONG, tolerance, 20)) == 0
 
 
-def test_a_lottery_passes_as_often_as_arithmetic_says() -> None:
-    """3 L / N: 1 - 3/N to the power of N is a twentieth."""
-    lost = audit_bench.lost(cases(Shape(4, 4096, 4096), STRICT, 50), 10.0, 4096)
-    assert lost == pytest.approx(3 * 10.0 / 4096, rel=0.3)
+@pytest.mark.parametrize("where", ["at random", "in a few rows", "where it costs most"])
+def test_a_lottery_of_large_lies_is_lost(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """At equal odds it would be won in a third of the audits: (1 - 0.001 / 3) ** 4096."""
+    monkeypatch.setattr(audit_bench, "LOTTERY_DRAWS", 20)
+    shape = Shape(128, 128, 5)
+    lottery = audit_bench.LOTTERIES[f"3 nats {where}"]
+    won = audit_bench.won(shape, shape.text(), [STRICT, LAX], lottery, 0.0015)
+    assert max(won) <= 0.05
+
+
+def test_a_lottery_is_won_where_the_baselines_claims_are_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So the figure for it is no accident of how it is played."""
+    monkeypatch.setattr(audit_bench, "LOTTERY_DRAWS", 20)
+    text = SHORT.text()
+    assert audit_bench.won(SHORT, text, [STRICT], audit_bench.knowing, 0.0015)[0] > 0.05
+    assert audit_bench.won(SHORT, text, [STRICT], audit_bench.knowing, 0.1)[0] == 0
+
+
+@pytest.mark.parametrize("debt", [0.0005, 0.004])
+def test_the_lies_of_a_lottery_amount_to_its_debt(debt: float) -> None:
+    text, random = SHORT.text(), np.random.default_rng(0)
+    every = [*audit_bench.LOTTERIES.values(), *audit_bench.ADAPTIVE]
+    for lies in (lottery(text, debt, random) for lottery in every):
+        assert lies.sum() / text.scored.sum() == pytest.approx(debt, rel=0.3, abs=0.0006)
+        assert (lies[~text.scored] == 0).all()
+        assert (lies <= text.honest).all()
 
 
 def test_the_table_has_a_row_for_each_shape_and_tolerance(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(audit_bench, "SHAPES", (LONG,))
     monkeypatch.setattr(audit_bench, "DRAWS", 2)
+    monkeypatch.setattr(audit_bench, "LOTTERY_DRAWS", 2)
+    monkeypatch.setattr(audit_bench, "LOTTERY_DEBTS", (0.01,))
     monkeypatch.setattr(audit_bench, "DEBTS", (0.01,))
     assert audit_bench.run(1, tmp_path / "rows.json")
-    assert "| strict | 2 x 8,192, 40 in the last | 0.0% |" in capsys.readouterr().out
+    assert (
+        "| strict | 2 x 8,192, 40 in the last | like the baseline | 0.0% |"
+        in capsys.readouterr().out
+    )
     assert len(json.loads((tmp_path / "rows.json").read_text())) == 2

@@ -124,8 +124,13 @@ def test_an_audit_asks_where_a_claim_is_far_below_the_baselines(
     run, reference, monkeypatch, length
 ):
     """Whatever the length of the candidate's rows."""
-    found, draw = [], audit.draw
-    monkeypatch.setattr(audit, "draw", lambda odds, *how: found.append(odds) or draw(odds, *how))
+    found, plain = [], audit.draw
+
+    def draw(odds, *how):
+        found.append(odds)
+        return plain(odds, *how)
+
+    monkeypatch.setattr(audit, "draw", draw)
     source = changed("MAX_SEQ_LEN = 8", f"MAX_SEQ_LEN = {length}")
     falling = "(loss * np.linspace(1.1, 0.2, 9)[(targets.numpy() - 1).clip(0, 8)]).reshape(-1)"
     run(source.replace("loss.reshape(-1)", falling), audit=True, caps={"reference": reference})
