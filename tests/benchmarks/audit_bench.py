@@ -140,13 +140,9 @@ class Case:
 
     @property
     def late(self) -> Mask:
-        """[n]: asked when a quarter of all that is shown was shown of other rows."""
-        rows, ends = self.questions.rows, self.questions.positions + 1
-        order = np.lexsort((ends, rows))
-        same_row = np.diff(rows[order], prepend=-1) == 0
-        shown = np.empty(len(rows))
-        shown[order] = ends[order] - np.roll(ends[order], 1) * same_row
-        late: Mask = shown.cumsum() - ends >= shown.sum() / 4
+        """[n]: asked after questions that stand for a quarter of the targets."""
+        weights = self.questions.weights
+        late: Mask = weights.cumsum() - weights >= weights.sum() / 4
         return late
 
     def where(self, chosen: Mask, yes: float, no: float) -> Differences:
@@ -417,7 +413,11 @@ def lost(shape: Shape, text: Text, tolerance: Tolerance, lottery: Lottery) -> fl
 
 
 def run(repeats: int, json_file: Path | None = None) -> bool:
-    """Prints the table; False if some debt passes more than once in ONCE_IN but by ADAPTIVE."""
+    """Prints the table.
+
+    False if some debt of a model like the baseline passes more than once in ONCE_IN, but by
+    ADAPTIVE. The less a model is like the baseline, the less do its lies stand out.
+    """
     print(
         "| tolerance | rows | model | false alarms | debts that pass, spread out | lotteries won "
         "| largest debt of two models | and of one who knows the reference |"
@@ -429,4 +429,5 @@ def run(repeats: int, json_file: Path | None = None) -> bool:
         found.append(row)
     if json_file:
         json_file.write_text(json.dumps(list(map(dataclasses.asdict, found)), indent=1))
-    return all(max(row.passed, row.lottery_won) <= 1 / ONCE_IN for row in found)
+    like = [row for row in found if row.model == LIKE.name]
+    return all(max(row.passed, row.lottery_won) <= 1 / ONCE_IN for row in like)
