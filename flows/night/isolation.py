@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from prefect import get_run_logger
@@ -56,14 +57,17 @@ def check_device(profile: configs.Profile) -> None:
         )
 
 
-def try_gpu(home: Path, profile: configs.Profile, isolation: str) -> None:
+def try_gpu(
+    home: Path, profile: configs.Profile, isolation: str, enter: Callable[[str], None]
+) -> None:
     """Has a training's box try what a night needs of its GPU; nothing without device cuda.
 
-    It takes seconds, and the first trial would otherwise find the same after minutes. Raises
-    BoxError for the first thing that fails.
+    `enter` is told what the night does meanwhile. It takes seconds; the baseline would find the
+    same after minutes. Raises BoxError for the first thing that fails.
     """
     if profile.device != "cuda":
         return
+    enter("trying the GPU")
     for found in device_readiness.in_a_box(home, profile, isolation):
         if found.holds is False:
             raise BoxError(

@@ -14,7 +14,7 @@ from prefect import get_run_logger, runtime
 import configs
 from flows import calibration, preparation, state_home
 from flows.night import researcher
-from flows.night.isolation import check_device, choose_isolation, end_orphans, try_gpu
+from flows.night.isolation import check_device, choose_isolation, end_orphans
 from flows.night.night import Night, Request
 from flows.night.session import Session
 from tasks.errors import UsageError
@@ -115,7 +115,6 @@ def open_night(held: Session) -> Night:
     """
     header, home, began = held.state.header, state_home.locate(), held.state.baseline
     end_orphans(home, header.isolation)
-    try_gpu(home, header.settings, header.isolation)
     held.pulse.enter("preparing the data")
     dataset = preparation.prepare_dataset(header.settings, home)
     if began:

@@ -1,7 +1,6 @@
 """What a GPU needs of the system around it, by made-up drivers; the box is real, on the CPU."""
 
 import dataclasses
-import shutil
 
 import pytest
 
@@ -158,7 +157,6 @@ def test_the_remedy_fits_what_failed_by_a_made_up_driver(monkeypatch, detail, re
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++ on a CPU")
 def test_a_training_box_of_a_night_holds_every_step_on_a_cpu(tmp_path):
     kernel = f"someone/fast-attention@{'0' * 40}"
     laptop = configs.load("laptop")
@@ -169,14 +167,15 @@ def test_a_training_box_of_a_night_holds_every_step_on_a_cpu(tmp_path):
         ("start", True),
         ("pinned memory", None),
         ("torch.compile", True),
-        ("attention, FlexAttention", True),
+        ("attention, FlexAttention", None),
         ("attention, torch's own", True),
         ("checkpoint", True),
         ("memory", True),
     ], [dataclasses.astuple(line) for line in lines]
     details = {line.name: line.detail for line in lines}
     assert details["attention, someone/fast-attention"].startswith("not tried: the preparation")
-    assert details["pinned memory"] == "not on a CPU"
+    assert details["pinned memory"] == details["attention, FlexAttention"] == "not on a CPU"
+    assert details["torch.compile"].startswith("traced forward and backward, ")
     assert details["checkpoint"].startswith("260 MB saved in ")
     assert f"of the box's {laptop.limits.memory_gib:.0f} GiB" in details["memory"]
     assert list((tmp_path / "boxes").iterdir()) == []
