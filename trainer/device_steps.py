@@ -105,7 +105,7 @@ def _start(device: str) -> str:
     """Imports torch and computes something: a device that torch cannot use fails here."""
     import torch
 
-    # The first sum that is not computed where torch has no code for this GPU.
+    # On a GPU for which this torch has no code, the first kernel fails.
     if (total := torch.ones(1000, device=device).sum().item()) != 1000:
         raise RuntimeError(f"the sum of 1000 ones is {total}")
     if device == "cpu":

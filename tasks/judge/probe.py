@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import stat
 import sys
@@ -38,6 +39,9 @@ RENTED = {
 MORE_RIGHTS = (  # of bubblewrap in a container: namespaces, mounts and a new /proc
     "--cap-add SYS_ADMIN --security-opt seccomp=unconfined --security-opt apparmor=unconfined "
     "--security-opt systempaths=unconfined"
+)
+NO_NAMESPACES = re.compile(  # what bubblewrap, unshare and mount say without them
+    "userns|uid map|[Nn]amespace|Operation not permitted|mount.*[Pp]ermission denied"
 )
 FILTERED = (  # by seccomp alone
     "system calls filtered by us",
@@ -196,8 +200,7 @@ def _explain(error: str) -> str:
     """Adds the usual cause and remedy to the message of whatever stopped the box."""
     if "prlimit:" in error:
         return f"{error}. A limit of this shell is in the way: `ulimit -Ha` shows them"
-    signs = ("userns", "uid map", "namespace", "Namespace", "Operation not permitted", "mount")
-    if not any(sign in error for sign in signs):
+    if not NO_NAMESPACES.search(error):
         return error
     if inside := _container():
         return (

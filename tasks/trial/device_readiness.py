@@ -76,24 +76,16 @@ def driver() -> Finding:
         return _amd_driver(build)
     if version is None:
         return _no_driver(why)
-    if build.hip:
-        found = f"NVIDIA {version}, but torch {build.version} is built for ROCm"
-        return Finding("driver", False, found, _reinstall(_index_for(version)))
     if build.cuda is None:
-        found = f"NVIDIA {version}, but torch {build.version} is built without CUDA"
-        return Finding("driver", False, found, _reinstall(_index_for(version)))
+        kind = "for ROCm" if build.hip else "without CUDA"
+        found = f"NVIDIA {version}, but torch {build.version} is built {kind}"
+        return Finding("driver", False, found, _build_for(version))
     runtime = f"torch {build.version} has CUDA runtime {build.cuda}"
     oldest = OLDEST_DRIVERS.get(build.cuda.partition(".")[0])
     if oldest is None or _numbers(version) >= _numbers(oldest):
         return Finding("driver", True, f"NVIDIA {version}; {runtime}")
-    update = f"update the driver to {oldest} or newer"
-    if _index_for(version) is not None and build.cuda.partition(".")[0] != "12":
-        update += (
-            f", or take the torch build for CUDA 12: {_reinstall(CUDA_12_INDEX)} "
-            "(not for Blackwell cards: that build has no code for them)"
-        )
     found = f"NVIDIA {version} is too old: {runtime}, which needs {oldest} or newer"
-    return Finding("driver", False, found, update)
+    return Finding("driver", False, found, _build_for(version))
 
 
 def _amd_driver(build: TorchBuild) -> Finding:
@@ -116,10 +108,17 @@ def _no_driver(why: str) -> Finding:
     return Finding("driver", False, f"NVIDIA's does not answer: {why}", remedy)
 
 
-def _index_for(driver: str) -> str | None:
-    """The TORCH_INDEX whose build runs on a driver of NVIDIA's; None: PyPI's build, or none."""
-    is_old = _numbers(driver) < _numbers(OLDEST_DRIVERS["13"])
-    return CUDA_12_INDEX if is_old and _numbers(driver) >= _numbers(OLDEST_DRIVERS["12"]) else None
+def _build_for(driver: str) -> str:
+    """How to get a torch that runs on this driver of NVIDIA's, or a driver for one."""
+    if _numbers(driver) >= _numbers(OLDEST_DRIVERS["13"]):
+        return _reinstall()
+    update = f"update the driver to {OLDEST_DRIVERS['13']} or newer"
+    if _numbers(driver) < _numbers(OLDEST_DRIVERS["12"]):
+        return update
+    return (
+        f"take the torch build for CUDA 12: {_reinstall(CUDA_12_INDEX)}. "
+        f"Or {update}, as a Blackwell card needs: the other build has no code for it"
+    )
 
 
 def _reinstall(index: str | None = None) -> str:
@@ -172,24 +171,29 @@ def in_a_box(home: Path, profile: Profile, isolation: str) -> Iterator[Finding]:
             dataset = Dataset("", str(work), str(work), "", 0, attention_kernels=fetched)
             bench = Bench(profile, dataset, home, isolation, first_caps(profile))
             spec = train_box(Candidate.parse(""), bench, 0, work, native_kernels(dataset))
-            for tried in device_probe.probe(spec, work / "checkpoint"):
-                remedy = "" if tried.holds is not False else _remedy(tried)
-                yield Finding(tried.step, tried.holds, tried.detail, remedy)
+            found = device_probe.probe(spec, work / "checkpoint")
     except (BoxUnavailable, DataError) as error:
         yield Finding("a training's box", False, str(error))
+        return
     except OSError as error:
         yield Finding("checkpoint", False, f"{home} cannot be written: {error.strerror}")
+        return
+    for tried in found:
+        remedy = "" if tried.holds is not False else _remedy(tried)
+        yield Finding(tried.step, tried.holds, tried.detail, remedy)
 
 
 def _remedy(failed: device_probe.Tried) -> str:
     """What is likely to help. A driver and a compiler are looked at anew: they explain most."""
-    if "the limit" in failed.detail and "box" in failed.detail:
+    if failed.detail.startswith(("the box used", "the box ran", "was killed")):
         return "raise memory_gib or tasks in the profile's [limits]"
     known = driver() if failed.step == "start" else compiler()
     if known.holds is False:
         return f"{known.detail}: {known.remedy}"
-    if "no kernel image" in failed.detail:
-        return f"this torch has no code for this GPU, another may: {_reinstall(CUDA_12_INDEX)}"
+    if "no kernel image" in failed.detail:  # CUDA 12 has the oldest GPUs, CUDA 13 the newest
+        build = torch_build()
+        other = None if build and (build.cuda or "").startswith("12.") else CUDA_12_INDEX
+        return f"this torch has no code for this GPU, another may: {_reinstall(other)}"
     if failed.step == "start":
         return (
             "see whether nvidia-smi works, and ls -l /dev/nvidia*; in a container, start it with "

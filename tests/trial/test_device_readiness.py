@@ -52,7 +52,8 @@ def found(monkeypatch, build, driver=None) -> device_readiness.Finding:
         ("470.256.02", PYPI, False, "update the driver to 580.65.06 or newer"),
         ("535.183.01", OLDER, True, ""),
         ("595.71", OLDER, True, ""),
-        ("470.256.02", OLDER, False, "update the driver to 525.60.13 or newer"),
+        ("470.256.02", OLDER, False, "update the driver to 580.65.06 or newer"),
+        ("470.256.02", CPU, False, "update the driver to 580.65.06 or newer"),
         ("580.65.06", CPU, False, PYPIS),
         ("535.183.01", CPU, False, CU126),
         ("580.65.06", ROCM, False, PYPIS),
@@ -147,6 +148,7 @@ def test_a_step_that_fails_for_a_compiler_that_is_missing_has_its_remedy(monkeyp
     [
         ("the box used 9.00 GiB of memory, the limit is 8.00 GiB", "raise memory_gib or tasks"),
         ("the box ran 99 processes and threads, the limit is 64", "raise memory_gib or tasks"),
+        ("was killed while trying this: by the kernel for its memory", "raise memory_gib or tasks"),
         ("AcceleratorError: CUDA error: no kernel image is available", CU126),
         ("RuntimeError: CUDA unknown error", "ls -l /dev/nvidia*"),
     ],
@@ -154,6 +156,12 @@ def test_a_step_that_fails_for_a_compiler_that_is_missing_has_its_remedy(monkeyp
 def test_the_remedy_fits_what_failed_by_a_made_up_driver(monkeypatch, detail, remedy):
     assert found(monkeypatch, PYPI, "580.65.06").holds
     assert remedy in device_readiness._remedy(device_probe.Tried("start", False, detail))
+
+
+def test_a_gpu_too_new_for_cuda_12_needs_pypis_build_by_a_made_up_driver(monkeypatch):
+    assert found(monkeypatch, OLDER, "580.65.06").holds
+    failed = device_probe.Tried("start", False, "CUDA error: no kernel image is available")
+    assert PYPIS in device_readiness._remedy(failed)
 
 
 @pytest.mark.slow
