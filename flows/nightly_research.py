@@ -20,6 +20,7 @@ from flows import state_home
 from flows.night import (
     full_disk,
     interruption,
+    isolation,
     mlflow_view,
     night_views,
     researcher,
@@ -143,6 +144,7 @@ def research(tag: str, request: Request, *, is_resume: bool = False) -> str:
     ping = researcher.ping(new[0]) if new else None
     with session.hold(folder, new[0] if new else None) as held:
         if new:
+            try_gpu(held, new[0])
             begin(held, *new)
             researcher.keep_ping(folder, ping)
         else:
@@ -159,6 +161,11 @@ def research(tag: str, request: Request, *, is_resume: bool = False) -> str:
         end(night, held, views)
     night_views.await_prefect(tag)
     return tag
+
+
+def try_gpu(held: Session, header: NightHeader) -> None:
+    """Before anything of this start is recorded. Raises BoxError if the GPU cannot train."""
+    isolation.try_gpu(state_home.locate(), header.settings, header.isolation, held.pulse.enter)
 
 
 def begin(held: Session, header: NightHeader, base: str) -> None:
@@ -186,6 +193,7 @@ def continue_night(held: Session, request: Request, *, is_resume: bool) -> None:
         )
         return
     researcher.check(state.header)
+    try_gpu(held, state.header)
     held.pulse.enter("asking the model for a word")
     researcher.keep_ping(held.folder, researcher.ping(state.header, unattended=not is_resume))
     held.book.append("resumed", **limits)

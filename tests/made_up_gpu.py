@@ -4,6 +4,7 @@ import ctypes
 from typing import Any
 
 GONE, NOT_SUPPORTED, NOT_FOUND = 15, 3, 6  # nvmlReturn_t
+ERRORS = {GONE: b"GPU is lost", 18: b"Driver/library version mismatch"}
 GIB = 2**30
 
 
@@ -11,19 +12,25 @@ class Driver:
     """The functions of the management library that are used, for these GPUs, half busy.
 
     `gpus` are their (id, name, GiB, watts). `answer` is every GPU's answer when it is asked for,
-    `memory` its answer when it is asked for its memory. `calls` is what was asked for.
+    `memory` its answer when it is asked for its memory, `init` the library's own. `driver` is its
+    version. `calls` is what was asked for.
     """
 
     def __init__(
-        self, *gpus: tuple[str, str, int, int | None], answer: int = 0, memory: int = 0
+        self,
+        *gpus: tuple[str, str, int, int | None],
+        answer: int = 0,
+        memory: int = 0,
+        init: int = 0,
+        driver: str = "580.1",
     ) -> None:
         self.gpus = gpus or (("GPU-0a1b-22", "a card", 80, 700),)
-        self.answer, self.memory = answer, memory
-        self.nvmlErrorString = lambda code: b"GPU is lost" if code == GONE else b"Unknown Error"
+        self.answer, self.memory, self.init, self.driver = answer, memory, init, driver
+        self.nvmlErrorString = lambda code: ERRORS.get(code, b"Unknown Error")
         self.calls: list[object] = []
 
     def nvmlInit_v2(self) -> int:
-        return 0
+        return self.init
 
     def nvmlShutdown(self) -> None:
         self.calls.append("shutdown")
@@ -56,7 +63,7 @@ class Driver:
         return 0
 
     def nvmlSystemGetDriverVersion(self, text: Any, size: int) -> int:
-        text.value = b"580.1"
+        text.value = self.driver.encode()
         return 0
 
     def nvmlDeviceGetMemoryInfo(self, device: Any, info: Any) -> int:

@@ -17,7 +17,6 @@ import importlib.util
 import io
 import math
 import os
-import socket
 import sys
 import time
 from collections import deque
@@ -26,7 +25,7 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 from trainer import prepare, roles, speed
-from trainer.link import Link
+from trainer.link import Link, open_link
 
 SMOKE_STEPS = 2  # the first is unlike the others: schedules, states and what is logged one behind
 MOST_METRICS = 30  # more are left out, here and by the judge
@@ -97,13 +96,7 @@ class _Run:
 @functools.cache
 def _link() -> Link | None:
     """The judge, or None outside a box."""
-    if path := os.environ.get("NIGHTLY_SOCKET"):  # a container inherits no descriptor
-        sock = socket.socket(socket.AF_UNIX)
-        sock.connect(path)
-        return Link(sock)
-    if "NIGHTLY_FD" in os.environ:
-        return Link(socket.socket(fileno=int(os.environ["NIGHTLY_FD"])))
-    return None
+    return open_link()
 
 
 def enter() -> None:

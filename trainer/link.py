@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from typing import Any
+
+
+def open_link() -> Link | None:
+    """The judge, or None outside a box. A second call would take bytes from the first."""
+    if path := os.environ.get("NIGHTLY_SOCKET"):  # a container inherits no descriptor
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(path)
+        return Link(sock)
+    if "NIGHTLY_FD" in os.environ:
+        return Link(socket.socket(fileno=int(os.environ["NIGHTLY_FD"])))
+    return None
 
 
 class Link:

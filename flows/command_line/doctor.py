@@ -1,8 +1,8 @@
 """`./run doctor`: what would fail on this machine, and the remedy.
 
-A check passes, fails, or only informs (`ok` is None). An address gets 5 s to answer; no key is
-printed or forwarded to another host. Not covered: whether the data's source can be reached, which
-the preparation reports.
+For a profile of a GPU, a training's box tries on it what a night needs. A check passes, fails, or
+only informs (`ok` is None). An address gets 5 s to answer; no key is printed or forwarded to
+another host. Not covered: whether the data's source can be reached, which the preparation reports.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import configs
 from flows import state_home
@@ -53,9 +53,14 @@ def checks(home: Path, profile: configs.Profile) -> Iterator[Check]:
     """Every check in turn, each made when it is asked for."""
     yield check_python()
     yield check_process(int(profile.limits.memory_gib * 2**30))
-    yield check_torch(profile.device)
-    yield from check_isolation(home, profile.device, profile.limits.isolation)
+    if profile.device == "cuda":
+        yield from check_driver_and_compiler()
+    torch = check_torch(profile.device)
+    yield torch
+    isolation = yield from check_isolation(home, profile.device, profile.limits.isolation)
     yield check_disk(home, FREE_BYTES[profile.device])
+    if profile.device == "cuda" and torch.ok:
+        yield from check_gpu(home, profile, isolation)
     yield check_git(state_home.ROOT)
     yield check_mlflow(state_home.mlflow_uri(home))
     yield check_prefect(os.environ.get("PREFECT_API_URL") or server.running_server(home))
@@ -88,6 +93,14 @@ def check_process(box_bytes: int) -> Check:
     return Check("process", None if found else True, found or "inherits nothing that is in the way")
 
 
+def check_driver_and_compiler() -> Iterator[Check]:
+    """What torch needs on a GPU of the system around it."""
+    from tasks.trial import device_readiness
+
+    for found in (device_readiness.driver(), device_readiness.compiler()):
+        yield Check(found.name, found.holds, found.detail, found.remedy)
+
+
 def check_torch(device: str) -> Check:
     """The torch build, and whether it can use the profile's device."""
     try:
@@ -106,14 +119,16 @@ def check_torch(device: str) -> Check:
         found = f"{torch.__version__}, {build}, no CUDA device"
     usable = {"cpu": True, "cuda": has_cuda, "mps": torch.backends.mps.is_available()}[device]
     remedy = (
-        f"the profile needs device {device}: check nvidia-smi; for another torch build, "
+        f"the profile needs device {device}; for another torch build, "
         "delete .venv and set TORCH_INDEX=URL"
     )
     return Check("torch", usable, found, remedy)
 
 
-def check_isolation(home: Path, device: str, wanted: str) -> Iterator[Check]:
-    """What a box must refuse, tried in a real one.
+def check_isolation(
+    home: Path, device: str, wanted: str
+) -> Generator[Check, None, Literal["bwrap", "docker", "none"]]:
+    """What a box must refuse, tried in a real one; returns the kind of box that holds.
 
     A hole in bubblewrap's box is no failure where a container's box holds.
     """
@@ -133,6 +148,26 @@ def check_isolation(home: Path, device: str, wanted: str) -> Iterator[Check]:
     answers = f"engine {engine} answers" if engine else "no engine answers"
     unneeded = "; not needed: bubblewrap's box holds" if bwrap_holds else ""
     yield Check("docker", None, f"{answers}{unneeded}")
+    return "bwrap" if bwrap_holds else "docker" if docker_holds else "none"
+
+
+def check_gpu(
+    home: Path, profile: configs.Profile, isolation: Literal["bwrap", "docker", "none"]
+) -> Iterator[Check]:
+    """What a training's box does on the GPU, up to the first step that fails.
+
+    Not while a night trains on it: that would cost the night time and memory.
+    """
+    from tasks.trial import device_lock, device_readiness
+
+    sandboxed = "" if isolation != "none" else " (unsandboxed)"
+    try:
+        with device_lock.held(home, device_lock.device_of(profile), "./run doctor"):
+            for found in device_readiness.in_a_box(home, profile, isolation):
+                name = f"GPU{sandboxed}, {found.name}"
+                yield Check(name, found.holds, found.detail, found.remedy)
+    except UsageError as error:
+        yield Check("GPU", None, f"not tried: {error}")
 
 
 def _box_check(name: str, ok: bool | None, detail: str) -> Check:

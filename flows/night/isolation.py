@@ -1,8 +1,9 @@
-"""The kind of box that a night gets here, and the boxes that a killed night left behind."""
+"""The kind of box that a night gets here, what its GPU does in one, and boxes left behind."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from prefect import get_run_logger
@@ -11,6 +12,7 @@ import configs
 from tasks.errors import BoxError, UsageError
 from tasks.judge import box, container, probe, processes
 from tasks.judge.bwrap import BoxUnavailable, Isolation
+from tasks.trial import device_readiness
 
 LEVELS: dict[str, tuple[Isolation, ...]] = {
     "auto": ("bwrap", "docker"),
@@ -53,6 +55,26 @@ def check_device(profile: configs.Profile) -> None:
             f"profile {profile.name} needs an Apple GPU (device mps), and this is {sys.platform}: "
             "choose another --profile"
         )
+
+
+def try_gpu(
+    home: Path, profile: configs.Profile, isolation: str, enter: Callable[[str], None]
+) -> None:
+    """Has a training's box try what a night needs of its GPU; nothing without device cuda.
+
+    `enter` is told what the night does meanwhile. It takes seconds; the baseline would find the
+    same after minutes. Raises BoxError for the first thing that fails.
+    """
+    if profile.device != "cuda":
+        return
+    enter("trying the GPU")
+    for found in device_readiness.in_a_box(home, profile, isolation):
+        if found.holds is False:
+            raise BoxError(
+                f"the GPU cannot train here: {found.name}: {found.detail}. {found.remedy}. "
+                "`./run doctor` has the details"
+            )
+        get_run_logger().info(f"GPU: {found.name}: {found.detail}")
 
 
 def end_orphans(home: Path, isolation: str) -> None:

@@ -52,13 +52,23 @@ def fetch_each(
     return tuple(manifests)
 
 
+def fetched(pins: Sequence[str], folder: Path) -> tuple[FileRef, ...]:
+    """The manifests of those of `pins` that an earlier preparation has left in `folder`."""
+    manifests = [_manifest(_kept(pin, folder)) for pin in pins]
+    return tuple(FileRef.of(manifest) for manifest in manifests if manifest.is_file())
+
+
+def _kept(pin: str, folder: Path) -> Path:
+    return folder / f"{pin.replace('/', '--')}-torch{importlib.metadata.version('torch')}"
+
+
 def fetch(pin: str, folder: Path) -> FileRef:
     """The manifest of one kernel, owner/name@commit, fetched into `folder` unless it is there.
 
     Raises KernelUnavailable.
     """
     torch = importlib.metadata.version("torch")
-    kept = folder / f"{pin.replace('/', '--')}-torch{torch}"
+    kept = _kept(pin, folder)
     try:
         if not _is_whole(kept):
             _probe()

@@ -92,6 +92,21 @@ def first_gpu(library: Any = None) -> gpu.Gpu | None:
         )
 
 
+def driver(library: Any = None) -> tuple[str | None, str]:
+    """The driver's version; or None and why there is none, in the library's words."""
+    try:
+        nvml = library or ctypes.CDLL(LIBRARY)
+    except OSError as error:
+        return None, str(error)
+    answer = nvml.nvmlInit_v2()
+    if answer != WELL:
+        return None, _why(nvml, answer)
+    try:
+        return _text(nvml.nvmlSystemGetDriverVersion), ""
+    finally:
+        nvml.nvmlShutdown()
+
+
 def lost(library: Any = None) -> str | None:
     """Why the first visible GPU cannot be used, in the driver's words; None if it answers.
 
@@ -108,9 +123,7 @@ def lost(library: Any = None) -> str | None:
             answer = nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref(_Memory()))
         if answer == WELL:
             return None
-        nvml.nvmlErrorString.restype = ctypes.c_char_p
-        why = (nvml.nvmlErrorString(answer) or b"unknown error").decode()
-        return f"the GPU does not answer: {why}. Look at dmesg for Xid"
+        return f"the GPU does not answer: {_why(nvml, answer)}. Look at dmesg for Xid"
 
 
 @contextlib.contextmanager
@@ -146,6 +159,11 @@ def _first_device(nvml: Any) -> tuple[int, Any]:
         if found == WELL and _text(nvml.nvmlDeviceGetUUID, device).startswith(name):
             return WELL, device
     return answer, device
+
+
+def _why(nvml: Any, answer: int) -> str:
+    nvml.nvmlErrorString.restype = ctypes.c_char_p
+    return (nvml.nvmlErrorString(answer) or b"unknown error").decode()
 
 
 def _text(ask: Any, *device: Any) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import stat
 import sys
@@ -29,6 +30,19 @@ from tasks.judge.bwrap import (
 from tasks.judge.wire import Closed, Malformed, Silent, Wire
 
 MARKER = "NIGHTLY_PROBE_SECRET"
+# By a variable that its provider sets.
+RENTED = {
+    "RUNPOD_POD_ID": "a container rented from RunPod",
+    "VAST_CONTAINERLABEL": "a container rented from Vast.ai",
+    "KUBERNETES_SERVICE_HOST": "a container of Kubernetes",
+}
+MORE_RIGHTS = (  # of bubblewrap in a container: namespaces, mounts and a new /proc
+    "--cap-add SYS_ADMIN --security-opt seccomp=unconfined --security-opt apparmor=unconfined "
+    "--security-opt systempaths=unconfined"
+)
+NO_NAMESPACES = re.compile(  # what bubblewrap, unshare and mount say without them
+    "userns|uid map|[Nn]amespace|Operation not permitted|mount.*[Pp]ermission denied"
+)
 FILTERED = (  # by seccomp alone
     "system calls filtered by us",
     "ptrace refused",
@@ -186,14 +200,28 @@ def _explain(error: str) -> str:
     """Adds the usual cause and remedy to the message of whatever stopped the box."""
     if "prlimit:" in error:
         return f"{error}. A limit of this shell is in the way: `ulimit -Ha` shows them"
-    signs = ("userns", "uid map", "namespace", "Namespace", "Operation not permitted")
-    if not any(sign in error for sign in signs):
+    if not NO_NAMESPACES.search(error):
         return error
+    if inside := _container():
+        return (
+            f"{error}. This is {inside}, which may not make the namespaces and mounts of a box. "
+            "What helps: a virtual machine or bare metal; or, where you start the container, "
+            f"`docker run {MORE_RIGHTS}`. Otherwise only --allow-unsandboxed remains: candidates "
+            "could then read your keys and the validation text"
+        )
     return (
-        f"{error}. User namespaces are disabled, or this is a container without CAP_SYS_ADMIN: "
-        "allow them (sysctl kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile "
-        "for bwrap), or run on the host"
+        f"{error}. User namespaces are disabled: allow them "
+        "(sysctl kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile for bwrap)"
     )
+
+
+def _container() -> str | None:
+    """The kind of container that this process is in; None if it seems to be in none."""
+    for variable, kind in RENTED.items():
+        if variable in os.environ:
+            return kind
+    marks = any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv"))
+    return "a container" if marks else None
 
 
 def _check_readable(spec: BoxSpec) -> None:

@@ -98,6 +98,7 @@ PHASES = {  # the first part of a status, and what a box was doing
     "eval": ("eval", "scoring"),
     "audit_startup": ("audit_startup", "loading its checkpoint for the audit"),
     "audit": ("audit", "being audited"),
+    "probe": ("startup", "trying this"),
 }
 SAW_VALIDATION = ("eval", "audit_startup", "audit")  # their logs must not reach a proposer
 

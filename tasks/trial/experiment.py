@@ -77,7 +77,7 @@ def run_experiment(
         DataError: a native kernel of the dataset, or what the baseline claimed, was changed.
     """
     started = time.monotonic()
-    native = _native_kernels(bench.dataset)
+    native = native_kernels(bench.dataset)
     reference = _reference(bench.caps.reference)
     knobs = candidate.knobs
     problem = tokenization.pack_if_missing(
@@ -89,7 +89,7 @@ def run_experiment(
         attempt = _Attempt(bench, seed, report, reference)
         try:
             with workplace(bench.home) as folder:
-                spec = _train_box(candidate, bench, seed, folder, native)
+                spec = train_box(candidate, bench, seed, folder, native)
                 if smoke:
                     attempt.smoke(spec, folder)
                 spec = dataclasses.replace(spec, export_cache=export_kernels is not None)
@@ -110,7 +110,8 @@ def run_experiment(
     )
 
 
-def _native_kernels(dataset: Dataset) -> tuple[NativeKernel, ...]:
+def native_kernels(dataset: Dataset) -> tuple[NativeKernel, ...]:
+    """The dataset's native code, as it was fetched. Raises DataError if a file has changed."""
     try:
         return tuple(
             NativeKernel.checked(Path(kernel.path), kernel.sha256)
@@ -131,13 +132,14 @@ def _reference(kept: FileRef | None) -> Reference | None:
     return Reference.load(Path(kept.path))
 
 
-def _train_box(
+def train_box(
     candidate: Candidate,
     bench: Bench,
     seed: int,
     folder: Path,
     native: tuple[NativeKernel, ...],
 ) -> BoxSpec:
+    """The box of a training, with the profile's limits; its parts are made in `folder`."""
     profile, kernels = bench.profile, bench.caps.kernels
     return BoxSpec(
         role="train",

@@ -6,6 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -13,6 +14,9 @@ import pytest
 
 import configs
 from flows.command_line import doctor
+from tasks.judge import nvml, probe
+from tasks.trial import device_lock, device_readiness
+from tests.made_up_gpu import Driver
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "sk-do-not-show"
@@ -365,6 +369,116 @@ def test_an_engine_that_the_profile_names_is_needed(tmp_path):
         {"docker, a box starts": False, "docker": None},
         "no engine answers",
     )
+
+
+@pytest.fixture
+def gpu_profile(tmp_path, monkeypatch):
+    """The laptop's profile for a GPU, which nothing here has."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "OPENAI_BASE_URL", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    return configs.load("laptop").model_copy(update={"device": "cuda"})
+
+
+@pytest.fixture
+def build(monkeypatch):
+    """PyPI's build of torch, made up: its CUDA runtime needs driver 580.65.06."""
+    made_up = device_readiness.TorchBuild("2.13.0", "13.0", None)
+    monkeypatch.setattr(device_readiness, "torch_build", lambda: made_up)
+
+
+def driver_and_compiler():
+    return {check.name: check for check in doctor.check_driver_and_compiler()}
+
+
+def test_no_driver_is_said_with_the_remedy_by_a_library_that_is_not_there(monkeypatch, build):
+    monkeypatch.setattr(nvml, "LIBRARY", "libnothing-like-that.so.1")
+    line = driver_and_compiler()["driver"]
+    assert (line.ok, "libnothing-like-that.so.1" in line.detail) == (False, True)
+    assert "install NVIDIA's driver" in line.remedy
+
+
+def test_an_old_driver_is_told_the_torch_build_that_fits_by_a_made_up_one(
+    monkeypatch, capsys, tmp_path, gpu_profile, build
+):
+    made_up = Driver(driver="535.183.01")
+    monkeypatch.setattr(nvml, "driver", lambda ask=nvml.driver: ask(made_up))
+    assert doctor.run(tmp_path, gpu_profile) == 1
+    printed = capsys.readouterr().out
+    line, remedy = printed[printed.index("FAIL  driver") :].splitlines()[:2]
+    assert "NVIDIA 535.183.01 is too old" in line
+    assert "CUDA runtime 13.0" in line
+    assert "TORCH_INDEX=https://download.pytorch.org/whl/cu126 in .env" in remedy
+    assert "ok    isolation, a box starts" in printed
+    assert "GPU" not in printed  # torch has said already that it cannot use one
+
+
+def test_no_gcc_is_said_with_the_remedy_by_an_empty_path(monkeypatch, tmp_path):
+    monkeypatch.setattr(device_readiness, "BOX_PATH", str(tmp_path))
+    line = driver_and_compiler()["compiler"]
+    assert (line.ok, line.remedy) == (False, "apt install gcc")
+
+
+def test_a_gpu_that_a_box_cannot_use_is_said_with_the_remedy(gpu_profile, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    (check,) = doctor.check_gpu(tmp_path, gpu_profile, "bwrap")
+    assert (check.name, check.ok) == ("GPU, start", False)
+    assert "CUDA" in check.detail
+    assert check.remedy
+
+
+def test_a_gpu_on_which_a_night_trains_is_left_alone(gpu_profile, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with device_lock.held(tmp_path, "cuda-0", "night nov21"):
+        (check,) = doctor.check_gpu(tmp_path, gpu_profile, "bwrap")
+    assert (check.name, check.ok) == ("GPU", None)
+    assert "night nov21 is running" in check.detail
+
+
+@pytest.fixture
+def no_namespaces(monkeypatch):
+    """A bubblewrap that fails as the real one does where there are no user namespaces."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # a box's user can reach it
+        bwrap = Path(folder, "bwrap")
+        bwrap.write_text(
+            "#!/bin/sh\necho 'bwrap: No permissions to create new namespace, likely because the "
+            "kernel does not allow non-privileged user namespaces.' >&2\nexit 1\n"
+        )
+        for path, mode in ((Path(folder), 0o755), (bwrap, 0o755)):
+            path.chmod(mode)
+        monkeypatch.setattr("tasks.judge.bwrap.find_bwrap", lambda: bwrap)
+        yield
+
+
+@pytest.mark.usefixtures("no_namespaces", "no_engine")
+@pytest.mark.parametrize(
+    ("variable", "said"),
+    [
+        ("RUNPOD_POD_ID", "This is a container rented from RunPod"),
+        ("VAST_CONTAINERLABEL", "This is a container rented from Vast.ai"),
+    ],
+)
+def test_a_rented_container_is_told_what_remains_by_a_bubblewrap_that_always_fails(
+    tmp_path, monkeypatch, variable, said
+):
+    for name in probe.RENTED:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "x")
+    (check, _) = doctor.check_isolation(tmp_path, "cpu", "auto")
+    assert check.ok is False
+    assert said in check.detail
+    assert "a virtual machine or bare metal" in check.detail
+    assert "--allow-unsandboxed" in check.remedy
+
+
+@pytest.mark.usefixtures("no_namespaces", "no_engine")
+def test_a_machine_without_user_namespaces_is_told_how_by_a_bubblewrap_that_always_fails(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(probe, "_container", lambda: None)
+    (check, _) = doctor.check_isolation(tmp_path, "cpu", "auto")
+    assert check.ok is False
+    assert "kernel.apparmor_restrict_unprivileged_userns=0" in check.detail
 
 
 @pytest.fixture

@@ -237,6 +237,21 @@ def test_own_find_links_of_uv_win(checkout):
     assert re.search(r"^uv pip install .* from /mine$", checkout.log(), re.MULTILINE)
 
 
+def test_another_torch_build_is_free_in_the_cuda_packages_that_it_pins_itself(checkout):
+    checkout.run("status", "a")
+    assert "--group dev -c constraints.txt from" in checkout.log()
+    shutil.rmtree(checkout.folder / ".venv")
+    checkout.run("status", "a", TORCH_INDEX="https://download.pytorch.org/whl/cu126")
+    used = checkout.folder / ".venv" / "constraints.txt"
+    assert f"--group dev -c {used} from" in checkout.log()
+    ours, left = (set(path.read_text().splitlines()) for path in (ROOT / "constraints.txt", used))
+    freed = {line.partition("=")[0] for line in ours - left}
+    assert {"cuda-bindings", "nvidia-cudnn-cu13"} <= freed
+    assert all(name.startswith(("cuda-", "nvidia-")) for name in freed)
+    assert left < ours
+    assert "nvidia-ml-py" not in freed
+
+
 def test_lock_never_sees_find_links(checkout):
     done = checkout.run("lock", "--upgrade", PIP_FIND_LINKS="/one", UV_FIND_LINKS="/mine")
     assert done.returncode == 0

@@ -11,6 +11,7 @@ from flows import state_home
 from flows.night import isolation, night, opening
 from tasks.errors import BoxError, UsageError
 from tasks.records import NightHeader
+from tasks.trial import device_readiness
 from tests.boxes import make_profile
 from tests.checkouts import Checkout
 
@@ -62,6 +63,49 @@ def test_without_a_box_only_a_human_lets_the_night_go_on(tmp_path, caplog):
 def test_a_profile_for_an_apple_gpu_is_refused_on_linux(tmp_path):
     with pytest.raises(UsageError, match=r"profile mps needs an Apple GPU .* choose another"):
         isolation.choose_isolation(tmp_path, configs.load("mps"), allow_unsandboxed=True)
+
+
+@flow
+def try_gpu(home: Path, profile: configs.Profile) -> None:
+    isolation.try_gpu(home, profile, "bwrap", lambda phase: None)
+
+
+def test_on_a_cpu_no_gpu_is_tried(tmp_path):
+    try_gpu(tmp_path, configs.load("laptop"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_box_tried_on_a_gpu_is_in_the_log_by_made_up_findings(tmp_path, monkeypatch, caplog):
+    findings = [device_readiness.Finding("start", True, "a card, 80 GiB")]
+    monkeypatch.setattr(device_readiness, "in_a_box", lambda *_: iter(findings))
+    profile = configs.load("laptop").model_copy(update={"device": "cuda"})
+    try_gpu(tmp_path, profile)
+    assert "GPU: start: a card, 80 GiB" in caplog.text
+    findings += [device_readiness.Finding("torch.compile", False, "no gcc", "apt install gcc")]
+    with pytest.raises(
+        BoxError, match=r"the GPU cannot train here: torch.compile: no gcc. apt install gcc"
+    ):
+        try_gpu(tmp_path, profile)
+
+
+def test_a_night_ends_before_its_data_where_a_box_cannot_use_the_gpu(tmp_path, warm, prefect_api):
+    """Without a GPU here this is real; with one, no GPU is visible in the box."""
+    checkout = Checkout(tmp_path, warm=warm, api=prefect_api)
+    profile = checkout.folder / "tests" / "profiles" / "gpu.toml"
+    profile.write_text('extends = "small.toml"\ndescription = "A GPU."\ndevice = "cuda"\n')
+    hidden = "GPU-no-such-card"
+    done = checkout.run(
+        "night", "--profile", str(profile), "--tag", "one", CUDA_VISIBLE_DEVICES=hidden
+    )
+    assert done.returncode == 1, done.stderr
+    said = [
+        line for line in done.stderr.splitlines() if "the GPU cannot train here: start:" in line
+    ]
+    assert said, done.stderr
+    assert "CUDA" in said[-1]
+    assert "Traceback" not in done.stderr
+    assert not (checkout.home / "data").exists()
+    assert not (checkout.home / "nights" / "one").exists()  # the tag is free
 
 
 @flow
