@@ -20,12 +20,13 @@ import os
 import socket
 import sys
 import time
+import traceback
 from collections import deque
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
-from trainer import prepare, roles, speed
+from trainer import exhaustion, prepare, roles, speed
 from trainer.link import Link
 
 SMOKE_STEPS = 2  # the first is unlike the others: schedules, states and what is logged one behind
@@ -119,6 +120,16 @@ def enter() -> None:
     if role == "smoke":
         os.environ["TORCHDYNAMO_DISABLE"] = "1"  # compiling would take longer than all the rest
     link.send({"msg": "up", "python": sys.version})
+    try:
+        _play(role, link)
+    except Exception as error:
+        if not exhaustion.is_exhaustion(error):
+            raise
+        traceback.print_exc()
+        raise SystemExit(exhaustion.EXIT_CODE) from None
+
+
+def _play(role: str, link: Link) -> None:
     if role in ("claim", "audit"):
         roles.warm_up(device())
         link.send({"msg": "warm"})
