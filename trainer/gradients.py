@@ -66,6 +66,11 @@ def inference_only() -> Iterator[None]:
         torch.autograd.backward, torch.autograd.grad = backward, grad
 
 
+def is_ours(error: Exception) -> bool:
+    """Whether a candidate failed only because of `inference_only`: torch.func.grad, say, does."""
+    return isinstance(error, RuntimeError) and "saved tensor hooks" in str(error)
+
+
 def _listed(tensors: Any) -> Sequence[Any]:
     return tensors if isinstance(tensors, Sequence) else [tensors]
 

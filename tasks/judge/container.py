@@ -127,8 +127,8 @@ def command(spec: BoxSpec, name: str, door: Door, python: list[str]) -> list[str
     nodes = gpu.nodes() if spec.device == "cuda" else []
     for node in nodes:
         argv += ["--device", str(node)]
-    for group in gpu.groups(nodes):
-        argv += ["--group-add", str(group)]
+    for needed in gpu.groups(nodes):
+        argv += ["--group-add", str(needed)]
     for key, value in _environment(spec).items():
         argv += ["--env", f"{key}={value}"]
     argv += ["--workdir", "/scratch", "--entrypoint", "/bin/sh", image()]

@@ -1,5 +1,6 @@
 """Which exceptions count as too little memory. A GPU's are made up, in the words of torch 2.13."""
 
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -84,7 +85,7 @@ def test_a_handle_that_cannot_be_made_counts_on_a_full_made_up_gpu_alone(monkeyp
         return free, 80 * 2**30
 
     made_up = SimpleNamespace(cuda=SimpleNamespace(mem_get_info=mem_get_info))
-    monkeypatch.setitem(exhaustion.sys.modules, "torch", made_up)
+    monkeypatch.setitem(sys.modules, "torch", made_up)
     for name in ("CUBLAS", "CUDNN"):
         error = RuntimeError(f"CUDA error: {name}_STATUS_NOT_INITIALIZED {CREATE}")
         assert exhaustion.is_exhaustion(error) is known

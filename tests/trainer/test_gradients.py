@@ -25,7 +25,7 @@ def model():
     return made
 
 
-def loss_of(model: nn.Module) -> torch.Tensor:
+def loss_of(model: nn.Sequential) -> torch.Tensor:
     loss: torch.Tensor = model[:3](torch.ones(ROWS, WIDTH)).square().mean()
     return loss
 
@@ -47,7 +47,7 @@ def test_small_tensors_are_kept_and_their_gradients_true(model):
 def test_without_what_is_large_the_gradients_of_what_was_used_are_zeros(model, limit):
     limit(4 * ROWS)
     model[0].bias.grad = torch.ones(WIDTH)
-    seen = []
+    seen: list[torch.Tensor] = []
     with gradients.inference_only():
         loss = loss_of(model)
         loss.register_hook(seen.append)  # needs a graph
@@ -79,6 +79,14 @@ def test_nothing_large_stays_in_memory(model, limit):
         lean = loss_of(model)
     assert made[1]() is None
     assert torch.equal(true, lean)
+
+
+def test_a_function_of_torch_that_cannot_be_tried_is_known(model):
+    with gradients.inference_only():
+        with pytest.raises(RuntimeError) as raised:
+            torch.func.grad(torch.sum)(torch.ones(2))
+    assert gradients.is_ours(raised.value)
+    assert not gradients.is_ours(RuntimeError("another"))
 
 
 def test_afterwards_all_is_as_before(model, limit):
