@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import re
-import sys
 from collections.abc import Iterator
 
 EXIT_CODE = errno.ENOMEM
@@ -46,9 +45,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _device_is_full() -> bool:
     """Whether the GPU, which this process has used, has next to no memory left."""
-    torch = sys.modules["torch"]
+    import torch
+
     try:
         free, _ = torch.cuda.mem_get_info()
-    except RuntimeError:  # it does not answer any more: no matter of memory
+    except (RuntimeError, AssertionError):  # it does not answer any more, or there is none
         return False
     return bool(free < NEXT_TO_NONE)

@@ -9,7 +9,7 @@ the graph, hooks on it, the optimizer. Fixed, like the harness. No torch at impo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 # Smaller tensors are kept, so small computations, such as a test of an attention kernel on one row,
@@ -71,11 +71,14 @@ def is_ours(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and "saved tensor hooks" in str(error)
 
 
-def _listed(tensors: Any) -> Sequence[Any]:
-    return tensors if isinstance(tensors, Sequence) else [tensors]
+def _listed(tensors: Any) -> list[Any]:
+    """As torch takes them: a tensor, or any number of them in anything that can be iterated."""
+    import torch
+
+    return [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
 
 
-def _leaves(tensors: Sequence[Any]) -> Iterator[Any]:
+def _leaves(tensors: list[Any]) -> Iterator[Any]:
     """The tensors to whose `grad` backward would add."""
     unseen = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
     seen = set()

@@ -53,7 +53,7 @@ def test_without_what_is_large_the_gradients_of_what_was_used_are_zeros(model, l
         loss.register_hook(seen.append)  # needs a graph
         assert loss.requires_grad
         loss.backward()
-        (alone,) = torch.autograd.grad(loss_of(model), model[0].weight)
+        (alone, _) = torch.autograd.grad(loss_of(model), model[0].parameters())
         torch.autograd.backward([loss_of(model)], inputs=[model.unused])
     assert torch.equal(model[0].weight.grad, torch.zeros(WIDTH, WIDTH))
     assert torch.equal(model[2].bias.grad, torch.zeros(1))
