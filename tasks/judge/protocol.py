@@ -219,8 +219,8 @@ def smoke(
     """Waits until a box has made two steps and one evaluation. Raises Stopped.
 
     Everything is as in the run itself, but for the harness's own end of the budget. Returns what
-    the box says of its shape, unchecked, and of its state; None if it gave up, where a step that is
-    not compiled says nothing of the training, be it before `ready`: see `smoke` in trainer/roles.py.
+    the box says of its shape, unchecked, and of its state; None if it gave up because it was not
+    compiled, be it before `ready`: see `smoke` in trainer/roles.py.
     """
     wire, deadline = Wire(box.wire), box.started + startup_seconds
     expect_up(box, wire, deadline)
