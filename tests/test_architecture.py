@@ -39,7 +39,14 @@ MAY_IMPORT = {
 }
 KEPT_OUT_OF_TRAINER = {"prefect", "mlflow", "openai", "git"}
 # When they are imported, that is.
-WITHOUT_TORCH = {"trainer.prepare", "trainer.packing", "trainer.harness", "trainer.roles"}
+WITHOUT_TORCH = {
+    "trainer.prepare",
+    "trainer.packing",
+    "trainer.harness",
+    "trainer.roles",
+    "trainer.gradients",
+    "trainer.exhaustion",
+}
 
 
 def problems(root: Path) -> list[str]:

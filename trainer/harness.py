@@ -19,12 +19,13 @@ import math
 import os
 import sys
 import time
+import traceback
 from collections import deque
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
-from trainer import prepare, roles, speed
+from trainer import exhaustion, prepare, roles, speed
 from trainer.link import Link, open_link
 
 SMOKE_STEPS = 2  # the first is unlike the others: schedules, states and what is logged one behind
@@ -112,6 +113,16 @@ def enter() -> None:
     if role == "smoke":
         os.environ["TORCHDYNAMO_DISABLE"] = "1"  # compiling would take longer than all the rest
     link.send({"msg": "up", "python": sys.version})
+    try:
+        _play(role, link)
+    except Exception as error:
+        if not exhaustion.is_exhaustion(error):
+            raise
+        traceback.print_exc()
+        raise SystemExit(exhaustion.EXIT_CODE) from None
+
+
+def _play(role: str, link: Link) -> None:
     if role in ("claim", "audit"):
         roles.warm_up(device())
         link.send({"msg": "warm"})

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer import prepare
+from trainer import exhaustion, gradients, prepare
 from trainer.link import Link
 
 # Of tensors that no forward pass reads, those above this share of their checkpoint are named.
@@ -182,17 +182,19 @@ def _logits(
 
 
 def smoke(link: Link, candidate: ModuleType, device: str) -> None:
-    """Runs `main` with a budget of two steps; its `harness.finish` calls `try_out` and reports."""
-    import torch
+    """Runs `main` with a budget of two steps; its `harness.finish` calls `try_out` and reports.
 
+    On a GPU without what takes most of its memory: see trainer/gradients.py.
+    """
     try:
-        candidate.main()
-    except torch.OutOfMemoryError as error:
-        if device == "cpu":
+        with gradients.inference_only() if device == "cuda" else contextlib.nullcontext():
+            candidate.main()
+    except Exception as error:
+        if device == "cpu" or not (exhaustion.is_exhaustion(error) or gradients.is_ours(error)):
             raise
-        # An uncompiled step takes more memory than the compiled one of the real start-up, which
-        # decides. It may run out at any point, before `ready` too.
-        print(f"smoke step: out of memory, but it was not compiled: {error}", file=sys.stderr)
+        # A step that is not compiled may still take more memory than the compiled one of the real
+        # start-up, which decides. It may run out at any point, before `ready` too.
+        print(f"smoke step: given up, which says nothing of the training: {error}", file=sys.stderr)
         link.send({"msg": "smoked"})
 
 

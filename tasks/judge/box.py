@@ -23,8 +23,9 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from tasks.judge import container, kernel_limits, processes, seccomp, watchdog
+from tasks.judge import container, gpu, kernel_limits, processes, seccomp, watchdog
 from tasks.judge.bwrap import BoxSpec, BoxUnavailable, box_name, command
 from tasks.judge.door import open_door
 
@@ -104,6 +105,8 @@ def open_box(spec: BoxSpec, python: list[str] | None = None) -> Iterator[Box]:
     candidate. Raises BoxUnavailable if no box can be made here.
     """
     entry = python or ["-u", "-c", "from trainer import harness; harness.enter()"]
+    if spec.device == "cuda":
+        gpu.make_nodes()
     with contextlib.ExitStack() as undo:
         box = (_contain if spec.isolation == "docker" else _spawn)(spec, entry, undo)
         undo.callback(box.kill)
@@ -135,7 +138,7 @@ def _spawn(spec: BoxSpec, python: list[str], undo: contextlib.ExitStack) -> Box:
     except OSError:  # a full disk
         _end(process, None)
         raise
-    guard = watchdog.Watchdog(process.pid, memory_bytes=spec.memory_bytes, tasks=spec.tasks)
+    guard = watchdog.Watchdog(process.pid, **_limits(spec))
     return Box(process, ours, log, guard, started)
 
 
@@ -155,11 +158,18 @@ def _contain(spec: BoxSpec, python: list[str], undo: contextlib.ExitStack) -> Bo
             f"the container did not start: {log.text().strip()[-300:] or 'it never connected'}"
         )
     undo.callback(wire.close)
-    limits = {"memory_bytes": spec.memory_bytes, "tasks": spec.tasks}
-    guard = watchdog.Watchdog(
-        found.process.pid, **limits, end=functools.partial(container.kill, name)
-    )
+    end = functools.partial(container.kill, name)
+    guard = watchdog.Watchdog(found.process.pid, **_limits(spec), end=end)
     return Box(client, wire, log, guard, started, found)
+
+
+def _limits(spec: BoxSpec) -> dict[str, Any]:
+    """The watchdog's for a box."""
+    return {
+        "memory_bytes": spec.memory_bytes,
+        "tasks": spec.tasks,
+        "reserves": spec.device == "cuda",
+    }
 
 
 def _popen(

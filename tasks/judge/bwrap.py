@@ -29,7 +29,7 @@ TMPFS = ("/dev/shm", "/tmp", "/scratch")  # all that a box can write to, tmp_byt
 # Where the stage is mounted, in a mount namespace of the box's own
 STAGE = Path("/run/nightly-box")
 STAGE_SCRIPT = """\
-uid=$1; dir=$2; shift 2
+uid=$1; groups=$2; dir=$3; shift 3
 mount -t tmpfs -o mode=755,size=1m,nosuid,nodev stage "$dir"
 i=0
 while [ "$1" != -- ]; do
@@ -38,7 +38,7 @@ while [ "$1" != -- ]; do
   i=$((i+1)); shift
 done
 shift
-exec setpriv --reuid="$uid" --regid="$uid" --clear-groups --inh-caps=-all --no-new-privs "$@"
+exec setpriv --reuid="$uid" --regid="$uid" "$groups" --inh-caps=-all --no-new-privs "$@"
 """
 
 
@@ -83,7 +83,7 @@ class BoxSpec:
     home: Path  # our state folder: names the box, to tell our orphans from other people's
     isolation: Isolation
     seed: int
-    device: str  # cpu, cuda, mps
+    device: str  # cpu, cuda (torch's name for AMD's GPUs too), mps
     threads: int
     memory_bytes: int
     tasks: int
@@ -154,6 +154,8 @@ def mounts(spec: BoxSpec) -> list[tuple[Path, str]]:
     found += [(kernel.folder, f"{NATIVE}/{i}") for i, kernel in enumerate(spec.native)]
     if not base.is_relative_to("/usr"):
         found.insert(0, (base, str(base)))
+    if spec.device == "cuda":
+        found += [(folder, str(folder)) for folder in gpu.driver_folders()]
     return found
 
 
@@ -241,9 +243,16 @@ def command(
         for source, place in places.items():  # a wheel's bwrap may be below a 0700 home itself
             if bwrap.is_relative_to(source):
                 bwrap = Path(place) / bwrap.relative_to(source)
-        stage = ["sh", "-ec", STAGE_SCRIPT, "stage", str(BOX_UID), str(STAGE), *map(str, sources)]
+        stage = ["sh", "-ec", STAGE_SCRIPT, "stage", str(BOX_UID), _groups(spec), str(STAGE)]
+        stage += map(str, sources)
         enter = ["unshare", "--mount", "--propagation", "private", "--", *stage, "--", *limits]
     filtered = [] if filter_fd is None else ["--seccomp", str(filter_fd)]
     wall = [str(bwrap), *filtered, *bwrap_arguments(spec, places, fd)]
     inside = [*kernel_limits.processes(spec.tasks), "/venv/bin/python", *python]
     return [*cgroup, *enter, *wall, *inside], kernel_limits.CLEAN | for_systemd
+
+
+def _groups(spec: BoxSpec) -> str:
+    """setpriv's option: no group but those that a device node is open to."""
+    needed = gpu.groups(gpu.nodes()) if spec.device == "cuda" else []
+    return f"--groups={','.join(map(str, needed))}" if needed else "--clear-groups"

@@ -124,8 +124,11 @@ def command(spec: BoxSpec, name: str, door: Door, python: list[str]) -> list[str
         owner = f"uid={user},gid={group},mode=0755"
         argv += ["--tmpfs", f"{target}:rw,exec,nosuid,nodev,size={size},{owner}"]
     argv += _mount_options(spec, door)
-    for node in gpu.nodes() if spec.device == "cuda" else ():
+    nodes = gpu.nodes() if spec.device == "cuda" else []
+    for node in nodes:
         argv += ["--device", str(node)]
+    for needed in gpu.groups(nodes):
+        argv += ["--group-add", str(needed)]
     for key, value in _environment(spec).items():
         argv += ["--env", f"{key}={value}"]
     argv += ["--workdir", "/scratch", "--entrypoint", "/bin/sh", image()]

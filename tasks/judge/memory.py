@@ -47,9 +47,15 @@ def proportional(pid: int) -> int:
     return 0
 
 
-def hidden(pids: Iterable[int]) -> int:
-    """At most how many bytes the processes hold that neither function above counts."""
+def hidden(pids: Iterable[int], most_shared: int | None = None) -> int:
+    """At most how many bytes the processes hold that neither function above counts.
+
+    Shared memory counts at the size of its mapping, which can be touched at any time. With
+    `most_shared`, for boxes whose driver maps far more of it than it uses, only what is really
+    there counts: where we may not see that, at most `most_shared` bytes of the whole box.
+    """
     shared: dict[str, int] = {}
+    unseen: dict[str, int] = {}
     mappings = descriptors = unmapped = 0
     inside: list[Path] = []
     for pid in pids:
@@ -60,11 +66,14 @@ def hidden(pids: Iterable[int]) -> int:
             descriptors += len(os.listdir(folder / "fd"))
             if found := list(_shared_anonymous(maps)):
                 unmapped -= sizes.get(b"RssShmem", 0)
-            for key, size in found:
-                shared[key] = max(shared.get(key, 0), size)
+            for key, span, size in found:
+                held = size if most_shared is None else _held(folder / "map_files" / span)
+                kind = unseen if held is None else shared
+                kind[key] = max(kind.get(key, 0), size if held is None else held)
             if os.readlink(folder / "ns/pid") != os.readlink("/proc/self/ns/pid"):
                 inside.append(folder)
-    unmapped = max(unmapped + sum(shared.values()), 0)
+    unmapped += sum(shared.values()) + min(sum(unseen.values()), most_shared or 0)
+    unmapped = max(unmapped, 0)
     descriptors = max(descriptors - FREE_DESCRIPTORS, 0)
     held = unmapped + mappings * MAPPING_BYTES + descriptors * _descriptor_bytes()
     for folder in inside:  # what is the whole box's: the first that still runs tells it
@@ -94,14 +103,35 @@ def _sizes(path: Path) -> dict[bytes, int]:
     return {name: int(size) * 1024 for name, size in SIZES.findall(path.read_bytes())}
 
 
-def _shared_anonymous(maps: list[str]) -> Iterator[tuple[str, int]]:
-    """(identity, bytes) of each mapping of shared memory without a file of its own."""
+def machine_shared() -> int:
+    """Bytes of shared memory in use on the whole machine, the files of every tmpfs included.
+
+    Without what of it has been swapped out.
+    """
+    return _sizes(Path("/proc/meminfo"))[b"Shmem"]
+
+
+def _held(mapped: Path) -> int | None:
+    """Bytes of a mapped file in memory or swap; None if we may not look: only root may."""
+    try:
+        return mapped.stat().st_blocks * 512
+    except FileNotFoundError:  # unmapped since
+        return 0
+    except PermissionError:
+        return None
+
+
+def _shared_anonymous(maps: list[str]) -> Iterator[tuple[str, str, int]]:
+    """(identity, addresses, bytes) of each mapping of shared memory without a file of its own.
+
+    The addresses are written as the names in /proc/PID/map_files are.
+    """
     for line in maps:
         if "/dev/zero" in line:
             span, mode, _, device, inode, *name = line.split(maxsplit=5)
             if mode[3] == "s" and name and name[0].startswith("/dev/zero"):
                 first, last = (int(address, 16) for address in span.split("-"))
-                yield device + inode, last - first
+                yield device + inode, f"{first:x}-{last:x}", last - first
 
 
 def _descriptor_bytes() -> int:

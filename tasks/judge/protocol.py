@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import itertools
 import math
 import os
@@ -34,6 +35,7 @@ from tasks.judge.wire import Closed, Malformed, Silent, Wire
 
 CURVE_POINTS = 2000
 LOG_MESSAGES = 100_000  # more are not a curve but an attack on our memory or time
+EXIT_SECONDS = 5.0  # from the end of a box's socket to that of its process
 SIGKILLED = (-9, 128 + 9)  # bubblewrap and docker return 128 + the signal that ended the box
 MOST_METRICS = 30
 # What every view takes: MLflow refuses a name that is no plain file name, such as `..` or `a//b`.
@@ -116,15 +118,18 @@ def blaming(box: Box, phase: str, deadline_seconds: float) -> Iterator[None]:
         ) from None
     except Closed:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            box.process.wait(timeout=2.0)  # if it only closed its socket, it is killed soon
+            # If it only closed its socket, it is killed soon. A GPU's memory takes a while to free.
+            box.process.wait(timeout=EXIT_SECONDS)
         box.watchdog.stop()
         _raise_verdict(box)
+        why = "its log is withheld" if phase in SAW_VALIDATION else last_line(box)
+        if box.process.returncode == errno.ENOMEM:  # see trainer/exhaustion.py
+            raise Stopped("out_of_memory", f"ran out of memory while {doing}: {why}") from None
         if box.process.returncode in SIGKILLED:
             raise Stopped(
                 "out_of_memory",
                 f"was killed while {doing}: by the kernel for its memory, or by itself",
             ) from None
-        why = "its log is withheld" if phase in SAW_VALIDATION else last_line(box)
         raise Stopped(f"{status}_crashed", f"ended while {doing}: {why}") from None
     except Malformed as error:
         raise Stopped("protocol_error", f"sent {error} while {doing}") from None
@@ -215,8 +220,8 @@ def smoke(
     """Waits until a box has made two steps and one evaluation. Raises Stopped.
 
     Everything is as in the run itself, but for the harness's own end of the budget. Returns what
-    the box says of its shape, unchecked, and of its state; None if its GPU had too little memory
-    for a step that is not compiled, which may be before `ready`: see `smoke` in trainer/roles.py.
+    the box says of its shape, unchecked, and of its state; None if it gave up because it was not
+    compiled, be it before `ready`: see `smoke` in trainer/roles.py.
     """
     wire, deadline = Wire(box.wire), box.started + startup_seconds
     expect_up(box, wire, deadline)

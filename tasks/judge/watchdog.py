@@ -39,11 +39,18 @@ class Watchdog:
     """Polls a process tree in a thread and kills it at the first limit that is exceeded.
 
     `verdict` is then the status and the reason. `end` replaces the kill where the processes may be
-    another user's, as a container's are.
+    another user's, as a container's are. `reserves`: CUDA's driver maps shared memory in the box
+    that it may never use, which does not count.
     """
 
     def __init__(
-        self, root: int, *, memory_bytes: int, tasks: int, end: Callable[[], None] | None = None
+        self,
+        root: int,
+        *,
+        memory_bytes: int,
+        tasks: int,
+        reserves: bool = False,
+        end: Callable[[], None] | None = None,
     ) -> None:
         self.root = root
         self.memory_bytes = memory_bytes
@@ -53,6 +60,8 @@ class Watchdog:
         self._end = end or self._kill_group
         self._polls = 0
         self._hidden = 0  # bytes, when last looked at
+        # Bytes of the machine's shared memory before the box had any.
+        self._shared_before = memory.machine_shared() if reserves else None
         # CPU time of every process ever seen: it is all there is for a box without a filter.
         self._ticks: dict[ProcessId, int] = {}
         self._cpu_seconds = 0.0
@@ -146,7 +155,7 @@ class Watchdog:
         if used > self.memory_bytes and len(pids) > 1:
             used = sum(map(memory.proportional, pids))
         if self._polls % HIDDEN_EVERY == 0:
-            self._hidden = memory.hidden(pids)
+            self._hidden = memory.hidden(pids, self._most_shared())
         self._polls += 1
         used += self._hidden
         self.peak_memory_bytes = max(self.peak_memory_bytes, used)
@@ -157,6 +166,11 @@ class Watchdog:
             f"the box used {used / 2**30:.2f} GiB of memory, the limit is "
             f"{self.memory_bytes / 2**30:.2f} GiB",
         )
+
+    def _most_shared(self) -> int | None:
+        """By how many bytes the machine's shared memory has grown; None if mappings count whole."""
+        before = self._shared_before
+        return None if before is None else max(memory.machine_shared() - before, 0)
 
     def cpu_problem(self) -> tuple[str, str] | None:
         """The verdict on its CPU time as of now, for what no later poll would see."""

@@ -20,6 +20,8 @@ FIXED_FILES = (  # beside the candidate in a box
     "harness.py",
     "link.py",
     "roles.py",
+    "gradients.py",
+    "exhaustion.py",
     "speed.py",
 )
 

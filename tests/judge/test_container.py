@@ -178,15 +178,13 @@ def test_proxies_of_the_clients_own_settings_are_blanked_not_run_here(folder):
     assert {"http_proxy=", "HTTP_PROXY=", "ALL_PROXY="} <= set(values(argv_of(folder), "--env"))
 
 
-@pytest.mark.parametrize(
-    ("device", "nodes"), [("cpu", []), ("cuda", ["/dev/nvidia0", "/dev/nvidiactl"])]
-)
+@pytest.mark.parametrize(("device", "nodes"), [("cpu", []), ("cuda", ["nvidia0", "nvidiactl"])])
 def test_gpu_nodes_go_in_for_cuda_alone_not_run_here(folder, monkeypatch, device, nodes):
-    there = [Path("/dev/nvidiactl"), Path("/dev/nvidia0")]
-    monkeypatch.setattr(
-        Path, "glob", lambda self, pattern: iter(there if pattern == "nvidia*" else ())
-    )
-    assert values(argv_of(folder, device=device), "--device") == nodes
+    monkeypatch.setattr("tasks.judge.gpu.DEV", folder)
+    for name in ("nvidiactl", "nvidia0"):
+        (folder / name).touch()
+    found = values(argv_of(folder, device=device), "--device")
+    assert found == [str(folder / name) for name in nodes]
 
 
 def test_another_image_is_named_by_the_environment_not_run_here(folder, monkeypatch):

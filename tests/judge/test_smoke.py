@@ -13,19 +13,28 @@ import trainer.harness as harness
 
 def main():
     {first}
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 83.80 GiB")
+    raise {error}
 """
 BUDGET = protocol.Budget("flops", 1.0, 1.0, cpu_seconds=None)
 FIRST = {
     "before ready": "pass",
     "after go": "harness.ready(flops_per_token=1.0)",
+    "after a step": """harness.ready(flops_per_token=1.0)
+    large = torch.nn.Parameter(torch.ones(2**22))
+    (large * large).sum().backward()
+    assert not large.grad.any()
+    """,
     "after a log": "harness.ready(flops_per_token=1.0); harness.log(step=0, tokens=1, loss=1.0)",
 }
 
 
-def smoke(folder, first: str, device: str) -> str:
+OUT_OF_MEMORY = 'torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 83.80 GiB")'
+NO_HANDLE = 'RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")'
+
+
+def smoke(folder, first: str, device: str, error: str = OUT_OF_MEMORY) -> str:
     """The log of a candidate that runs out of memory there, if the judge lets it pass."""
-    assemble(CANDIDATE.format(first=first), folder)
+    assemble(CANDIDATE.format(first=first, error=error), folder)
     spec = make_spec(folder, role="smoke", device=device, memory_bytes=2**31, tasks=64)
     with open_box(spec) as box:
         assert protocol.smoke(box, spec.gate, BUDGET, startup_seconds=120, max_bytes=1) is None
@@ -35,12 +44,20 @@ def smoke(folder, first: str, device: str) -> str:
 
 @pytest.mark.parametrize("place", FIRST)
 def test_a_smoke_step_that_runs_out_of_a_made_up_gpus_memory_passes_wherever_it_does(folder, place):
-    assert "smoke step: out of memory" in smoke(folder, FIRST[place], "cuda")
+    error = NO_HANDLE if place == "after go" else OUT_OF_MEMORY
+    assert "smoke step: given up" in smoke(folder, FIRST[place], "cuda", error)
 
 
-def test_a_smoke_step_that_runs_out_of_memory_on_a_cpu_is_a_crash(folder):
-    with pytest.raises(protocol.Stopped, match="out of memory") as stopped:
+def test_a_smoke_step_that_runs_out_of_memory_on_a_cpu_is_out_of_memory(folder):
+    reason = r"ran out of memory while in its smoke step, .*: .*OutOfMemoryError: CUDA out of"
+    with pytest.raises(protocol.Stopped, match=reason) as stopped:
         smoke(folder, FIRST["before ready"], "cpu")
+    assert stopped.value.status == "out_of_memory"
+
+
+def test_a_smoke_step_that_crashes_on_a_made_up_gpu_is_a_crash(folder):
+    with pytest.raises(protocol.Stopped, match="CUDA error: an illegal") as stopped:
+        smoke(folder, "pass", "cuda", 'RuntimeError("CUDA error: an illegal memory access")')
     assert stopped.value.status == "startup_crashed"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.judge import kernel_limits
+from tasks.judge import kernel_limits, memory
 from tasks.judge.watchdog import Watchdog
 from tests.boxes import UNWAITED
 
@@ -17,16 +17,17 @@ CODE = """
 import mmap, time
 memory = mmap.mmap(-1, {size})
 memory.write(bytes({written}))
+{then}
 print("ready", flush=True)
 time.sleep(600)
 """
 
 
-@pytest.mark.parametrize("written", [SHARED, SHARED // 2, 0])
-def test_shared_memory_counts_once_whether_it_was_written_or_not(written):
-    argv = [sys.executable, "-c", CODE.format(size=SHARED, written=written)]
+def peak(written: int, then: str = "", reserves: bool = False) -> int:
+    """Bytes that are counted of a process with SHARED bytes of shared memory."""
+    argv = [sys.executable, "-c", CODE.format(size=SHARED, written=written, then=then)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
-        watchdog = Watchdog(process.pid, memory_bytes=2**40, tasks=100)
+        watchdog = Watchdog(process.pid, memory_bytes=2**40, tasks=100, reserves=reserves)
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == b"ready\n"
@@ -36,7 +37,37 @@ def test_shared_memory_counts_once_whether_it_was_written_or_not(written):
         finally:
             watchdog.stop()
             process.kill()
-    assert SHARED < watchdog.peak_memory_bytes < 1.4 * SHARED
+    return watchdog.peak_memory_bytes
+
+
+@pytest.mark.parametrize("written", [SHARED, SHARED // 2, 0])
+def test_shared_memory_counts_once_whether_it_was_written_or_not(written):
+    assert SHARED < peak(written) < 1.4 * SHARED
+
+
+UNMAP = "memory.madvise(mmap.MADV_DONTNEED)"  # the pages stay, and are in no resident set
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root sees what a mapping holds")
+@pytest.mark.parametrize(
+    ("written", "then", "counted"),
+    [(0, "", 0), (SHARED, "", SHARED), (SHARED, UNMAP, SHARED), (SHARED // 2, UNMAP, SHARED // 2)],
+)
+def test_in_a_box_for_cuda_shared_memory_counts_by_what_it_holds(written, then, counted):
+    assert counted < peak(written, then, reserves=True) < counted + 0.4 * SHARED
+
+
+@pytest.mark.parametrize("most", [0, 2**20, 2**30])
+def test_for_an_ordinary_user_it_counts_up_to_the_growth_of_all_shared_memory_made_up(
+    monkeypatch, most
+):
+    monkeypatch.setattr(memory, "_held", lambda mapped: None)
+    argv = [sys.executable, "-c", CODE.format(size=SHARED, written=0, then="")]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert memory.hidden([process.pid], most) == min(most, SHARED)
+        process.kill()
 
 
 def test_a_cgroup_of_its_own_counts_the_cpu_time_of_children_that_nobody_waits_for(

@@ -481,6 +481,32 @@ def test_a_gpu_that_fell_off_is_no_candidates_fault_by_a_made_up_driver(
     assert len(asked) == 3
 
 
+EXHAUSTED = "RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate')"
+# Where a candidate runs out of a GPU's memory, and what is said of it. A claim box has then sent
+# the claims of a batch.
+PLACES = {
+    "    budget = ": ("", "starting up: .*CUBLAS_STATUS_ALLOC_FAILED"),
+    "    tokens = 0\n": ("", "training: .*CUBLAS_STATUS_ALLOC_FAILED"),
+    '    return Uniform(torch.load(path)["logits"].numpy())': (
+        "",
+        "loading its checkpoint: .*CUBLAS_STATUS_ALLOC_FAILED",
+    ),
+    "        norm = np": ("if 8 in idx.numpy(): ", "scoring: its log is withheld"),
+    "            return torch": ("", "being audited: its log is withheld"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_made_up_gpu_without_memory_ends_a_run_as_out_of_memory_in_every_phase(run, place):
+    condition, reason = PLACES[place]
+    indent = " " * (len(place) - len(place.lstrip()))
+    source = changed(place, f"{indent}{condition}raise {EXHAUSTED}\n{place}")
+    result = run(source.replace("DEVICE_BATCH_SIZE = 2", "DEVICE_BATCH_SIZE = 1"), audit=True)
+    assert result.status == "out_of_memory"
+    assert re.fullmatch(f"ran out of memory while {reason}.*", result.reason)
+    assert "CUBLAS" in result.log + result.judge_log
+
+
 def test_a_run_without_a_sandbox_says_so(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "assemble", assemble_with_stub)
     result = experiment.run_experiment(
