@@ -132,7 +132,7 @@ def proposer_of(
     header, profile = held.state.header, bench.profile
     if header.proposer == "replay":
         return _replay(header)
-    tpe = TpeProposer()
+    tpe = TpeProposer(device=profile.device)
     if header.proposer == "tpe":
         return tpe
     earlier = past_nights.trials(
