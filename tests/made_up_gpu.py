@@ -11,7 +11,8 @@ class Driver:
     """The functions of the management library that are used, for these GPUs, half busy.
 
     `gpus` are their (id, name, GiB, watts). `answer` is every GPU's answer when it is asked for,
-    `memory` its answer when it is asked for its memory. `calls` is what was asked for.
+    `memory` its answer when it is asked for its memory. `calls` is what was asked for. `processes`
+    has the bytes that each pid uses.
     """
 
     def __init__(
@@ -21,6 +22,7 @@ class Driver:
         self.answer, self.memory = answer, memory
         self.nvmlErrorString = lambda code: b"GPU is lost" if code == GONE else b"Unknown Error"
         self.calls: list[object] = []
+        self.processes: dict[int, int] = {}
 
     def nvmlInit_v2(self) -> int:
         return 0
@@ -71,6 +73,13 @@ class Driver:
     def nvmlDeviceGetUtilizationRates(self, device: Any, rates: Any) -> int:
         _pointer(rates, ctypes.c_uint)[0] = 50
         self.calls.append("rates")
+        return 0
+
+    def nvmlDeviceGetComputeRunningProcesses_v3(self, device: Any, count: Any, found: Any) -> int:
+        for place, (pid, used) in enumerate(self.processes.items()):
+            found[place].pid, found[place].used = pid, used
+        _pointer(count, ctypes.c_uint)[0] = len(self.processes)
+        self.calls.append("processes")
         return 0
 
 

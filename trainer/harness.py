@@ -259,7 +259,12 @@ def _hand_over(
     link: Link, blob: io.BytesIO, sizes: dict[str, int], tokens: int, metrics: dict[str, float]
 ) -> None:
     """Sends the checkpoint, or in a smoke box tries it out, and waits for the judge to hang up."""
-    done = {"bytes": blob.getbuffer().nbytes, "tokens": tokens, "metrics": metrics}
+    done = {
+        "bytes": blob.getbuffer().nbytes,
+        "parameters": sum(sizes.values()),
+        "tokens": tokens,
+        "metrics": metrics,
+    }
     if os.environ["NIGHTLY_ROLE"] == "smoke":
         candidate = sys.modules["trainer.train"]
         roles.forget(candidate, _Run.as_imported)
