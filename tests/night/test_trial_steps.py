@@ -27,9 +27,7 @@ def test_a_trial_records_its_size_and_what_is_much_larger_than_its_champions(tmp
     night: Any = types.SimpleNamespace(
         trial_folder=lambda number: tmp_path / str(number),
         calls=types.SimpleNamespace(usage=lambda number: Usage()),
-        bench=types.SimpleNamespace(
-            isolation="bwrap", profile=types.SimpleNamespace(device="cpu")
-        ),
+        bench=types.SimpleNamespace(isolation="bwrap", profile=types.SimpleNamespace(device="cpu")),
         baseline=Baseline((make_run(),), "h"),
     )
     runs = make_run(**LARGE, metrics={}), make_run(**{**LARGE, "parameters": 32}, metrics={})
