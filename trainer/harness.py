@@ -31,7 +31,9 @@ from trainer.link import Link
 SMOKE_STEPS = 2  # the first is unlike the others: schedules, states and what is logged one behind
 MOST_METRICS = 30  # more are left out, here and by the judge
 LONGEST_NAME = 40  # of a metric, characters
-SAVE_SECONDS = 1.0  # held back for the checkpoint of a `seconds` budget, at most 2% of it
+# Held back for the checkpoint of a `seconds` budget: these seconds, at most 2% of it, and the time
+# for the checkpoint's bytes, at most 5% of it.
+SAVE_SECONDS, SAVE_BYTES_A_SECOND = 0.75, 1e9
 CURVE_POINTS = 1000  # of the training curve: one for each thousandth of the budget
 
 _STARTED = time.monotonic()
@@ -40,12 +42,16 @@ _STARTED = time.monotonic()
 class Budget:
     """What a training may spend, and how much it has spent; made by `ready`."""
 
-    def __init__(self, kind: str, amount: float, flops_per_token: float) -> None:
+    def __init__(
+        self, kind: str, amount: float, flops_per_token: float, checkpoint_bytes: int = 0
+    ) -> None:
         self.kind = kind  # "flops" or "seconds"
         self.amount = amount
         self.tokens = 0  # last reported
         self.done = 0.0
         self.flops_per_token = flops_per_token
+        self._save_seconds = min(SAVE_SECONDS, 0.02 * amount)
+        self._save_seconds += min(checkpoint_bytes / SAVE_BYTES_A_SECOND, 0.05 * amount)
         self._steps: deque[float] = deque(maxlen=16)  # seconds between calls of `progress`
         self.started = self._called = time.monotonic()
 
@@ -66,16 +72,17 @@ class Budget:
         now = time.monotonic()
         self._steps.append(now - self._called)
         self._called = now
-        held_back = max(self._steps) + min(SAVE_SECONDS, 0.02 * self.amount)
-        usable = self.amount - held_back
+        usable = self.amount - max(self._steps) - self._save_seconds
         return (now - self.started) / usable if usable > 0 else 1.0
 
 
 class _SmokeBudget(Budget):
     """A budget of SMOKE_STEPS steps, whatever its amount. It looks like the real one."""
 
-    def __init__(self, kind: str, amount: float, flops_per_token: float) -> None:
-        super().__init__(kind, amount, flops_per_token)
+    def __init__(
+        self, kind: str, amount: float, flops_per_token: float, checkpoint_bytes: int = 0
+    ) -> None:
+        super().__init__(kind, amount, flops_per_token, checkpoint_bytes)
         self._taken = 0
 
     def _spent(self, tokens: int) -> float:
@@ -159,11 +166,12 @@ def device() -> str:
     return os.environ.get("NIGHTLY_DEVICE") or str(prepare.current()["device"])
 
 
-def ready(flops_per_token: float) -> Budget:
+def ready(flops_per_token: float, checkpoint_bytes: int = 0) -> Budget:
     """Reports that everything is built and waits for go: then data appears and the clock starts.
 
-    `flops_per_token` is for one token forward and backward. Raises ValueError if it is not a
-    positive finite number.
+    `flops_per_token` is for one token forward and backward. The time to hand over
+    `checkpoint_bytes`, those of the state dict, is held back from a budget of seconds. Raises
+    ValueError if `flops_per_token` is not a positive finite number.
     """
     if not (math.isfinite(flops_per_token) and flops_per_token > 0):
         raise ValueError(
@@ -176,7 +184,7 @@ def ready(flops_per_token: float) -> Budget:
         print("not in a box: this run is unsandboxed and scores itself", file=sys.stderr)
         go = prepare.current()["budget"]
     made = _SmokeBudget if os.environ.get("NIGHTLY_ROLE") == "smoke" else Budget
-    _Run.budget = made(go["kind"], float(go["amount"]), flops_per_token)
+    _Run.budget = made(go["kind"], float(go["amount"]), flops_per_token, checkpoint_bytes)
     return _Run.budget
 
 
