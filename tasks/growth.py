@@ -77,7 +77,7 @@ def _gpu_bytes(run: RunResult) -> int | None:
 
 
 def _largest(values: Iterable[int | None]) -> int | None:
-    return max((value for value in values if value), default=None)
+    return max((value for value in values if value and value > 0), default=None)
 
 
 def _count(number: int) -> str:

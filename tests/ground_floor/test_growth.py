@@ -57,6 +57,7 @@ def test_gpu_memory_is_the_drivers_figure_and_else_the_candidates_own():
     told = {"peak_vram_mb": 512.0}
     assert Size.of_runs([make_run(metrics=told)]).peak_gpu_bytes == 512 * MIB
     assert Size.of_runs([make_run(metrics=told, peak_gpu_bytes=2**30)]).peak_gpu_bytes == 2**30
+    assert Size.of_runs([make_run(metrics={"peak_vram_mb": -1.0})]).peak_gpu_bytes is None
 
 
 def test_records_of_before_have_no_size_and_are_read():
