@@ -249,37 +249,67 @@ def finish(state_dict: dict[str, Any], **metrics: float) -> None:
     seconds = time.monotonic() - budget.started
     figures = speed.figures(budget.flops_per_token, budget.tokens, seconds, gpu)
     shown = _shown(figures | {k: v for k, v in metrics.items() if k not in figures})
-    blob = io.BytesIO()
-    torch.save({name: tensor.detach().to("cpu") for name, tensor in state_dict.items()}, blob)
+    state = {name: tensor.detach().to("cpu") for name, tensor in state_dict.items()}
     if link := _link():
-        sizes = {name: tensor.numel() for name, tensor in state_dict.items()}
-        _hand_over(link, blob, sizes, budget.tokens, shown)
+        _hand_over(link, state, budget.tokens, shown)
         return
     from trainer import alone  # not in a box: it reads the validation data
 
+    blob = io.BytesIO()
+    _save(state, blob)
     shown["training_seconds"] = time.monotonic() - budget.started
     shown["val_bpb"] = alone.self_score(blob, device())
     shown["total_tokens_M"] = budget.tokens / 1e6
     print(alone.summary(shown | {"total_seconds": time.monotonic() - _STARTED}))
 
 
-def _hand_over(
-    link: Link, blob: io.BytesIO, sizes: dict[str, int], tokens: int, metrics: dict[str, float]
-) -> None:
+def _save(state: dict[str, Any], file: Any) -> None:
+    """Writes the checkpoint to whatever has `write` and `flush`, without a copy of it in memory.
+
+    It has no checksums, which torch.load does not read: so only a file that keeps the data makes
+    anybody look at it.
+    """
+    import torch
+
+    torch.serialization.set_crc32_options(False)
+    torch.save(state, file)
+
+
+class _Counter:
+    """A file that keeps nothing but the number of bytes that are written to it."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def write(self, data: bytes | memoryview) -> int:
+        self.bytes += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """As a file has it."""
+
+
+def _hand_over(link: Link, state: dict[str, Any], tokens: int, metrics: dict[str, float]) -> None:
     """Sends the checkpoint, or in a smoke box tries it out, and waits for the judge to hang up."""
+    size = _Counter()  # the judge is told it in advance
+    _save(state, size)
+    sizes = {name: tensor.numel() for name, tensor in state.items()}
     done = {
-        "bytes": blob.getbuffer().nbytes,
+        "bytes": size.bytes,
         "parameters": sum(sizes.values()),
         "tokens": tokens,
         "metrics": metrics,
     }
     if os.environ["NIGHTLY_ROLE"] == "smoke":
+        blob = io.BytesIO()
+        _save(state, blob)
         candidate = sys.modules["trainer.train"]
         roles.forget(candidate, _Run.as_imported)
         found = roles.try_out(candidate, blob.getbuffer(), sizes, device())
         link.send({"msg": "smoked", **found, **done})
         return link.wait_for_the_end()
-    link.send({"msg": "done", **done}, blob.getbuffer())
+    link.send({"msg": "done", **done})
+    _save(state, link)
     if "NIGHTLY_EXPORT_CACHE" in os.environ:
         kernels = roles.compiled_kernels()
         link.send({"msg": "cache", "bytes": len(kernels)}, kernels)

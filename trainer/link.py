@@ -25,6 +25,13 @@ class Link:
         self._stream.write(payload)
         self._stream.flush()
 
+    def write(self, data: bytes | memoryview) -> int:
+        """Raw bytes as a file takes them, for what is written in many parts."""
+        return self._stream.write(data)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
     def read(self, expected: str) -> dict[str, Any]:
         """The next message. EOFError if the judge hangs up, ValueError for any other message."""
         line = self._stream.readline()

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 MESSAGE_BYTES = 64 * 1024
-PIECE_BYTES = 2**22  # of a file in memory at a time
+# Of a file in memory at a time. Each piece of some MiB may make Linux compact its memory first.
+PIECE_BYTES = 2**18
 
 
 class Silent(Exception):
