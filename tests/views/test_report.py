@@ -511,7 +511,8 @@ def test_a_win_bought_with_a_giant_table_says_so():
 
 
 def test_growth_by_small_steps_shows_against_the_baseline():
-    steps = [keep(k, parameters=p) for k, p in ((1, 700_000), (2, 1_000_000))]
+    grown = (1, 700_000), (2, 1_000_000)
+    steps = [keep(k, parameters=p, peak_memory_bytes=None) for k, p in grown]
     text = report.markdown(make_state(*steps, baseline=make_baseline(**SMALL)))
     assert "parameters 1 M. Much larger than the baseline: parameters 0.53 M -> 1 M.\n" in text
 
