@@ -20,8 +20,6 @@ LIBRARY = "libnvidia-ml.so.1"
 INTERVAL_SECONDS = 0.2  # the driver averages utilisation over about this long
 TEXT_BYTES = 96  # as long as any name, id or version gets
 WELL, NOT_FOUND = 0, 6  # nvmlReturn_t
-
-
 MOST_PROCESSES = 256  # on a GPU
 NOT_KNOWN = 2**64 - 1  # a process's memory, where the driver does not say
 
@@ -91,7 +89,8 @@ class BusyClock(_Watch):
 class PeakMemory(_Watch):
     """The most memory of a GPU that some processes had at a time: CUDA's contexts included.
 
-    None if the driver never named one of them, as in a container, where it has other pids.
+    None if the driver never named one of them, as in a container, where it has other pids, and
+    before version 510.
     """
 
     def __init__(self, library: Any, device: Any, pids: Callable[[], Iterable[int]]) -> None:
@@ -100,11 +99,9 @@ class PeakMemory(_Watch):
         self._pids = pids
 
     def _look(self) -> None:
+        ask = getattr(self._library, "nvmlDeviceGetComputeRunningProcesses_v3", None)
         found, count = (_Process * MOST_PROCESSES)(), ctypes.c_uint(MOST_PROCESSES)
-        answer = self._library.nvmlDeviceGetComputeRunningProcesses_v3(
-            self._device, ctypes.byref(count), found
-        )
-        if answer != WELL:
+        if ask is None or ask(self._device, ctypes.byref(count), found) != WELL:
             return
         pids = set(self._pids())
         used = [p.used for p in found[: count.value] if p.pid in pids and p.used != NOT_KNOWN]

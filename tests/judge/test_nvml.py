@@ -55,6 +55,14 @@ def test_the_memory_is_that_of_the_boxs_processes_by_a_made_up_driver(processes,
     assert watch.bytes == peak
 
 
+def test_an_old_driver_that_is_made_up_knows_no_processes(monkeypatch):
+    monkeypatch.delattr(Driver, "nvmlDeviceGetComputeRunningProcesses_v3")
+    with peak_memory(lambda: {11}, Driver()) as watch:
+        assert watch is not None
+        watch._look()
+    assert watch.bytes is None
+
+
 def test_without_a_driver_no_memory_is_watched(no_driver):
     with peak_memory(set) as watch:
         assert watch is None
