@@ -152,6 +152,9 @@ class RunResult:
     # the checkpoint no forward pass reads.
     state_bytes: int | None = None
     unread: tuple[str, ...] = ()
+    parameters: int | None = None  # elements of the checkpoint's tensors, self-reported
+    # Of the training box, by NVIDIA's driver; None where that does not say.
+    peak_gpu_bytes: int | None = None
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> RunResult:
@@ -252,6 +255,10 @@ class Trial:
     crashed: tuple[str, ...] = ()  # digests of the versions that crashed and were fixed
     longest_run_seconds: float | None = None  # wall clock; None without a run
     usage: Usage = dataclasses.field(default_factory=Usage)  # of requests to language models
+    parameters: int | None = None  # self-reported; these three: the largest of its runs
+    checkpoint_bytes: int | None = None
+    peak_gpu_bytes: int | None = None  # by NVIDIA's driver, or else self-reported
+    grown: str | None = None  # what is much larger than its champion's: growth.Size.growth
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Trial:
@@ -360,13 +367,20 @@ class BaselineEvent:
     peak_memory_bytes: int | None
     knobs: Mapping[str, Any]
     start_commit: str  # the branch's first: the profile's knobs written into train.py
-    rows: str | None = None  # what the training rows hold of the text; older nights do not say
+    # Older nights do not say these.
+    rows: str | None = None  # what the training rows hold of the text
+    parameters: int | None = None  # self-reported; these three: the largest of its runs
+    checkpoint_bytes: int | None = None
+    peak_gpu_bytes: int | None = None  # by NVIDIA's driver, or else self-reported
 
     @classmethod
     def from_json(cls, event: Mapping[str, Any]) -> BaselineEvent:
         """Raises KeyError and TypeError for a damaged event."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        fields = {name: event[name] for name in names if name != "rows" or name in event}
+        fields = {
+            field.name: event[field.name]
+            for field in dataclasses.fields(cls)
+            if field.name in event or field.default is dataclasses.MISSING
+        }
         tuples = {name: tuple(fields[name]) for name in ("scores", "seeds", "audit_gaps")}
         return cls(**{**fields, **tuples})
 

@@ -13,7 +13,7 @@ class Driver:
 
     `gpus` are their (id, name, GiB, watts). `answer` is every GPU's answer when it is asked for,
     `memory` its answer when it is asked for its memory, `init` the library's own. `driver` is its
-    version. `calls` is what was asked for.
+    version. `calls` is what was asked for. `processes` has the bytes that each pid uses.
     """
 
     def __init__(
@@ -28,6 +28,7 @@ class Driver:
         self.answer, self.memory, self.init, self.driver = answer, memory, init, driver
         self.nvmlErrorString = lambda code: ERRORS.get(code, b"Unknown Error")
         self.calls: list[object] = []
+        self.processes: dict[int, int] = {}
 
     def nvmlInit_v2(self) -> int:
         return self.init
@@ -78,6 +79,13 @@ class Driver:
     def nvmlDeviceGetUtilizationRates(self, device: Any, rates: Any) -> int:
         _pointer(rates, ctypes.c_uint)[0] = 50
         self.calls.append("rates")
+        return 0
+
+    def nvmlDeviceGetComputeRunningProcesses_v3(self, device: Any, count: Any, found: Any) -> int:
+        for place, (pid, used) in enumerate(self.processes.items()):
+            found[place].pid, found[place].used = pid, used
+        _pointer(count, ctypes.c_uint)[0] = len(self.processes)
+        self.calls.append("processes")
         return 0
 
 

@@ -31,7 +31,9 @@ from trainer.link import Link, open_link
 SMOKE_STEPS = 2  # the first is unlike the others: schedules, states and what is logged one behind
 MOST_METRICS = 30  # more are left out, here and by the judge
 LONGEST_NAME = 40  # of a metric, characters
-SAVE_SECONDS = 1.0  # held back for the checkpoint of a `seconds` budget, at most 2% of it
+# Held back for the checkpoint of a `seconds` budget: these seconds, at most 2% of it, and the time
+# for the checkpoint's bytes, at most 5% of it.
+SAVE_SECONDS, SAVE_BYTES_A_SECOND = 0.75, 1e9
 CURVE_POINTS = 1000  # of the training curve: one for each thousandth of the budget
 
 _STARTED = time.monotonic()
@@ -40,12 +42,16 @@ _STARTED = time.monotonic()
 class Budget:
     """What a training may spend, and how much it has spent; made by `ready`."""
 
-    def __init__(self, kind: str, amount: float, flops_per_token: float) -> None:
+    def __init__(
+        self, kind: str, amount: float, flops_per_token: float, checkpoint_bytes: int = 0
+    ) -> None:
         self.kind = kind  # "flops" or "seconds"
         self.amount = amount
         self.tokens = 0  # last reported
         self.done = 0.0
         self.flops_per_token = flops_per_token
+        self._save_seconds = min(SAVE_SECONDS, 0.02 * amount)
+        self._save_seconds += min(checkpoint_bytes / SAVE_BYTES_A_SECOND, 0.05 * amount)
         self._steps: deque[float] = deque(maxlen=16)  # seconds between calls of `progress`
         self.started = self._called = time.monotonic()
 
@@ -66,16 +72,17 @@ class Budget:
         now = time.monotonic()
         self._steps.append(now - self._called)
         self._called = now
-        held_back = max(self._steps) + min(SAVE_SECONDS, 0.02 * self.amount)
-        usable = self.amount - held_back
+        usable = self.amount - max(self._steps) - self._save_seconds
         return (now - self.started) / usable if usable > 0 else 1.0
 
 
 class _SmokeBudget(Budget):
     """A budget of SMOKE_STEPS steps, whatever its amount. It looks like the real one."""
 
-    def __init__(self, kind: str, amount: float, flops_per_token: float) -> None:
-        super().__init__(kind, amount, flops_per_token)
+    def __init__(
+        self, kind: str, amount: float, flops_per_token: float, checkpoint_bytes: int = 0
+    ) -> None:
+        super().__init__(kind, amount, flops_per_token, checkpoint_bytes)
         self._taken = 0
 
     def _spent(self, tokens: int) -> float:
@@ -163,11 +170,12 @@ def device() -> str:
     return os.environ.get("NIGHTLY_DEVICE") or str(prepare.current()["device"])
 
 
-def ready(flops_per_token: float) -> Budget:
+def ready(flops_per_token: float, checkpoint_bytes: int = 0) -> Budget:
     """Reports that everything is built and waits for go: then data appears and the clock starts.
 
-    `flops_per_token` is for one token forward and backward. Raises ValueError if it is not a
-    positive finite number.
+    `flops_per_token` is for one token forward and backward. The time to hand over
+    `checkpoint_bytes`, those of the state dict, is held back from a budget of seconds. Raises
+    ValueError if `flops_per_token` is not a positive finite number.
     """
     if not (math.isfinite(flops_per_token) and flops_per_token > 0):
         raise ValueError(
@@ -180,7 +188,7 @@ def ready(flops_per_token: float) -> Budget:
         print("not in a box: this run is unsandboxed and scores itself", file=sys.stderr)
         go = prepare.current()["budget"]
     made = _SmokeBudget if os.environ.get("NIGHTLY_ROLE") == "smoke" else Budget
-    _Run.budget = made(go["kind"], float(go["amount"]), flops_per_token)
+    _Run.budget = made(go["kind"], float(go["amount"]), flops_per_token, checkpoint_bytes)
     return _Run.budget
 
 
@@ -245,32 +253,67 @@ def finish(state_dict: dict[str, Any], **metrics: float) -> None:
     seconds = time.monotonic() - budget.started
     figures = speed.figures(budget.flops_per_token, budget.tokens, seconds, gpu)
     shown = _shown(figures | {k: v for k, v in metrics.items() if k not in figures})
-    blob = io.BytesIO()
-    torch.save({name: tensor.detach().to("cpu") for name, tensor in state_dict.items()}, blob)
+    state = {name: tensor.detach().to("cpu") for name, tensor in state_dict.items()}
     if link := _link():
-        sizes = {name: tensor.numel() for name, tensor in state_dict.items()}
-        _hand_over(link, blob, sizes, budget.tokens, shown)
+        _hand_over(link, state, budget.tokens, shown)
         return
     from trainer import alone  # not in a box: it reads the validation data
 
+    blob = io.BytesIO()
+    _save(state, blob)
     shown["training_seconds"] = time.monotonic() - budget.started
     shown["val_bpb"] = alone.self_score(blob, device())
     shown["total_tokens_M"] = budget.tokens / 1e6
     print(alone.summary(shown | {"total_seconds": time.monotonic() - _STARTED}))
 
 
-def _hand_over(
-    link: Link, blob: io.BytesIO, sizes: dict[str, int], tokens: int, metrics: dict[str, float]
-) -> None:
+def _save(state: dict[str, Any], file: Any) -> None:
+    """Writes the checkpoint to whatever has `write` and `flush`, without a copy of it in memory.
+
+    It has no checksums, which torch.load does not read: so only a file that keeps the data makes
+    anybody look at it.
+    """
+    import torch
+
+    torch.serialization.set_crc32_options(False)
+    torch.save(state, file)
+
+
+class _Counter:
+    """A file that keeps nothing but the number of bytes that are written to it."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def write(self, data: bytes | memoryview) -> int:
+        self.bytes += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """As a file has it."""
+
+
+def _hand_over(link: Link, state: dict[str, Any], tokens: int, metrics: dict[str, float]) -> None:
     """Sends the checkpoint, or in a smoke box tries it out, and waits for the judge to hang up."""
-    done = {"bytes": blob.getbuffer().nbytes, "tokens": tokens, "metrics": metrics}
+    size = _Counter()  # the judge is told it in advance
+    _save(state, size)
+    sizes = {name: tensor.numel() for name, tensor in state.items()}
+    done = {
+        "bytes": size.bytes,
+        "parameters": sum(sizes.values()),
+        "tokens": tokens,
+        "metrics": metrics,
+    }
     if os.environ["NIGHTLY_ROLE"] == "smoke":
+        blob = io.BytesIO()
+        _save(state, blob)
         candidate = sys.modules["trainer.train"]
         roles.forget(candidate, _Run.as_imported)
         found = roles.try_out(candidate, blob.getbuffer(), sizes, device())
         link.send({"msg": "smoked", **found, **done})
         return link.wait_for_the_end()
-    link.send({"msg": "done", **done}, blob.getbuffer())
+    link.send({"msg": "done", **done})
+    _save(state, link)
     if "NIGHTLY_EXPORT_CACHE" in os.environ:
         kernels = roles.compiled_kernels()
         link.send({"msg": "cache", "bytes": len(kernels)}, kernels)

@@ -815,7 +815,10 @@ def main() -> None:
         muon.reset()
         torch.cuda.synchronize()
 
-    budget = harness.ready(flops_per_token=model.flops_per_token())
+    budget = harness.ready(
+        flops_per_token=model.flops_per_token(),
+        checkpoint_bytes=sum(tensor.nbytes for tensor in model.state_dict().values()),
+    )
     data = batches(prepare.train_rows(MAX_SEQ_LEN, VOCAB_SIZE), device)
     step, tokens, last_loss = 0, 0, None
     while (done := budget.progress(tokens)) < 1.0:

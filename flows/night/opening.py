@@ -20,6 +20,7 @@ from flows.night.session import Session
 from tasks import cache
 from tasks.errors import UsageError
 from tasks.files import FileRef
+from tasks.growth import Size
 from tasks.history import champion, night_folder
 from tasks.history.llm_calls import CallLog
 from tasks.records import (
@@ -229,7 +230,7 @@ def baseline_event(night: Night, start_commit: str) -> BaselineEvent:
         facts=baseline_facts(night.base, night.bench),
         wall_seconds=max(run.wall_seconds or 0.0 for run in runs),
         seconds=sum(run.seconds or 0.0 for run in runs) / len(runs),
-        peak_memory_bytes=max(run.peak_memory_bytes or 0 for run in runs) or None,
+        **vars(Size.of_runs(runs)),
         knobs=night.base.knobs,
         start_commit=start_commit,
         rows="; ".join(rows.describe() for rows in night.bench.dataset.rows),

@@ -13,6 +13,7 @@ from flows import state_home
 from flows.night.session import Session
 from tasks.errors import NightlyError, UsageError
 from tasks.files import FileRef
+from tasks.growth import Size
 from tasks.history import night_folder
 from tasks.history.llm_calls import CallLog
 from tasks.proposers import digest, llm, past_nights, proposal
@@ -132,7 +133,7 @@ def proposer_of(
     header, profile = held.state.header, bench.profile
     if header.proposer == "replay":
         return _replay(header)
-    tpe = TpeProposer()
+    tpe = TpeProposer(device=profile.device)
     if header.proposer == "tpe":
         return tpe
     earlier = past_nights.trials(
@@ -170,6 +171,7 @@ def facts_of(bench: Bench, baseline: Baseline) -> dict[str, str]:
         f"({tokens / max(seconds, 1e-9):,.0f} tokens/s)",
         f"baseline's training, seed {runs[0].seed}": digest.training(runs[0]),
         "memory": _memory(baseline, profile),
+        "baseline's size": str(Size.of_runs(runs)),
     }
 
 

@@ -17,6 +17,7 @@ from flows.night.night import Night
 from flows.night.proposals import Proposals
 from flows.night.run_trial import Comparison, run_trial
 from flows.night.session import Session
+from tasks.growth import Size
 from tasks.history import champion, night_budget, trial_folder
 from tasks.records import Candidate, NightSoFar, NightState, Proposal, RunResult, Trial, Verdict
 from tasks.text import unlinked
@@ -65,7 +66,7 @@ def one_trial(
     proposed, runs, decided = run_and_judge(night, held, proposals, so_far, proposed)
     interruption.reached("ran")
     outcome = Outcome(proposed, runs, decided, time.monotonic() - began)
-    trial = trial_of(night, number, parent, outcome)
+    trial = trial_of(night, number, parent, outcome, champion_size(held.state))
     trial_folder.write_result(folder, runs, trial)
     interruption.reached("recorded")
     held.book.append("decided", trial=dataclasses.asdict(trial))
@@ -172,9 +173,17 @@ def _unusual(night: Night, runs: tuple[RunResult, ...]) -> str | None:
     return next((found for run in runs if (found := unusual(night.baseline, run, device))), None)
 
 
-def trial_of(night: Night, number: int, parent: str, outcome: Outcome) -> Trial:
-    """The finished trial, as the ledger records it."""
+def champion_size(state: NightState) -> Size:
+    """How large the champion is, and what it took to train it."""
+    assert state.baseline is not None
+    kept = [trial for trial in state.trials if trial.verdict == "keep"]
+    return Size.of(kept[-1] if kept else state.baseline)
+
+
+def trial_of(night: Night, number: int, parent: str, outcome: Outcome, before: Size) -> Trial:
+    """The finished trial, as the ledger records it; `before` is the champion's size."""
     proposed, runs = outcome.proposal, outcome.runs
+    size = Size.of_runs(runs)
     scores = tuple(run.val_bpb for run in runs if run.val_bpb is not None)
     is_scored = bool(runs) and len(scores) == len(runs)
     attempts = trial_folder.attempts(night.trial_folder(number))
@@ -196,7 +205,8 @@ def trial_of(night: Night, number: int, parent: str, outcome: Outcome) -> Trial:
         parent=parent,
         commit=None,
         seconds=statistics.fmean(run.seconds or 0.0 for run in runs) if is_scored else None,
-        peak_memory_bytes=max((run.peak_memory_bytes or 0 for run in runs), default=0) or None,
+        **vars(size),
+        grown=size.growth(before),
         isolation=night.bench.isolation,
         audit_gap=max((run.audit_gap for run in runs if run.audit_gap is not None), default=None),
         unusual=_unusual(night, runs),

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 from tasks.judge import gpu
 
@@ -19,6 +20,10 @@ LIBRARY = "libnvidia-ml.so.1"
 INTERVAL_SECONDS = 0.2  # the driver averages utilisation over about this long
 TEXT_BYTES = 96  # as long as any name, id or version gets
 WELL, NOT_FOUND = 0, 6  # nvmlReturn_t
+MOST_PROCESSES = 256  # on a GPU
+NOT_KNOWN = 2**64 - 1  # a process's memory, where the driver does not say
+
+Watching = TypeVar("Watching", bound="_Watch")
 
 
 class _Utilization(ctypes.Structure):
@@ -29,15 +34,19 @@ class _Memory(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_ulonglong) for name in ("total", "free", "used"))  # bytes
 
 
-class BusyClock:
-    """Adds up the busy seconds of a GPU in a thread, from `start` to `stop`.
+class _Process(ctypes.Structure):
+    _fields_ = (
+        ("pid", ctypes.c_uint),
+        ("used", ctypes.c_ulonglong),  # bytes
+        ("gpu_instance", ctypes.c_uint),
+        ("compute_instance", ctypes.c_uint),
+    )
 
-    A box's start-up is not in its budget, so what it makes the GPU do before `ready` is recorded.
-    The figure is the whole GPU's: other programs on it are counted too.
-    """
+
+class _Watch:
+    """Looks at a GPU now and then in a thread, from `start` to `stop`."""
 
     def __init__(self, library: Any, device: Any) -> None:
-        self.seconds = 0.0
         self._library, self._device = library, device
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="gpu-clock", daemon=True)
@@ -50,29 +59,85 @@ class BusyClock:
         self._thread.join()
 
     def _watch(self) -> None:
-        last, used = time.monotonic(), _Utilization()
         while not self._stop.wait(INTERVAL_SECONDS):
-            now = time.monotonic()
-            answer = self._library.nvmlDeviceGetUtilizationRates(self._device, ctypes.byref(used))
-            if answer == WELL:
-                self.seconds += (now - last) * used.gpu / 100
-            last = now
+            self._look()
+
+    def _look(self) -> None:
+        raise NotImplementedError
+
+
+class BusyClock(_Watch):
+    """Adds up the busy seconds of a GPU.
+
+    A box's start-up is not in its budget, so what it makes the GPU do before `ready` is recorded.
+    The figure is the whole GPU's: other programs on it are counted too.
+    """
+
+    def __init__(self, library: Any, device: Any) -> None:
+        super().__init__(library, device)
+        self.seconds = 0.0
+        self._last = time.monotonic()
+
+    def _look(self) -> None:
+        now, used = time.monotonic(), _Utilization()
+        answer = self._library.nvmlDeviceGetUtilizationRates(self._device, ctypes.byref(used))
+        if answer == WELL:
+            self.seconds += (now - self._last) * used.gpu / 100
+        self._last = now
+
+
+class PeakMemory(_Watch):
+    """The most memory of a GPU that some processes had at a time: CUDA's contexts included.
+
+    None if the driver never named one of them, as in a container, where it has other pids, and
+    before version 510.
+    """
+
+    def __init__(self, library: Any, device: Any, pids: Callable[[], Iterable[int]]) -> None:
+        super().__init__(library, device)
+        self.bytes: int | None = None
+        self._pids = pids
+
+    def _look(self) -> None:
+        ask = getattr(self._library, "nvmlDeviceGetComputeRunningProcesses_v3", None)
+        found, count = (_Process * MOST_PROCESSES)(), ctypes.c_uint(MOST_PROCESSES)
+        if ask is None or ask(self._device, ctypes.byref(count), found) != WELL:
+            return
+        pids = set(self._pids())
+        used = [p.used for p in found[: count.value] if p.pid in pids and p.used != NOT_KNOWN]
+        if used:
+            self.bytes = max(self.bytes or 0, sum(used))
 
 
 @contextlib.contextmanager
 def busy_clock(library: Any = None) -> Iterator[BusyClock | None]:
     """A running clock of the first visible GPU; None without one."""
+    with _watching(BusyClock, library) as clock:
+        yield clock
+
+
+@contextlib.contextmanager
+def peak_memory(
+    pids: Callable[[], Iterable[int]], library: Any = None
+) -> Iterator[PeakMemory | None]:
+    """Watches what the processes `pids()` have of the first visible GPU; None without one."""
+    with _watching(functools.partial(PeakMemory, pids=pids), library) as peak:
+        yield peak
+
+
+@contextlib.contextmanager
+def _watching(make: Callable[[Any, Any], Watching], library: Any) -> Iterator[Watching | None]:
     with _opened(library) as nvml:
         answer, device = _first_device(nvml)
         if answer != WELL:
             yield None
             return
-        clock = BusyClock(nvml, device)
-        clock.start()
+        watch = make(nvml, device)
+        watch.start()
         try:
-            yield clock
+            yield watch
         finally:
-            clock.stop()
+            watch.stop()
 
 
 def first_gpu(library: Any = None) -> gpu.Gpu | None:

@@ -63,7 +63,7 @@ class Budget:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What a train box handed over. `tokens`, `metrics` and `curve` are self-reported."""
+    """What a train box handed over. All but the first three figures are self-reported."""
 
     startup_seconds: float
     seconds: float
@@ -71,6 +71,7 @@ class Trained:
     tokens: int | None
     metrics: dict[str, float]
     curve: tuple[tuple[int, int, float], ...]
+    parameters: int | None  # elements of the checkpoint's tensors, self-reported
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +204,7 @@ def finish(box: Box, begun: Begun, checkpoint: Path, *, max_bytes: int) -> Train
     seconds = time.monotonic() - begun.go
     if problem := box.watchdog.cpu_problem():
         raise Stopped(*problem)
-    tokens = message.get("tokens")
+    tokens, parameters = message.get("tokens"), message.get("parameters")
     return Trained(
         startup_seconds=begun.startup_seconds,
         seconds=seconds,
@@ -211,6 +212,7 @@ def finish(box: Box, begun: Begun, checkpoint: Path, *, max_bytes: int) -> Train
         tokens=tokens if is_whole(tokens, 0, 2**53 - 1) else None,
         metrics=_metrics(message.get("metrics")),
         curve=tuple(curve),
+        parameters=parameters if is_whole(parameters, 0, 2**53 - 1) else None,
     )
 
 

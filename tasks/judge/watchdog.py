@@ -88,6 +88,10 @@ class Watchdog:
         with self._look_lock:
             return set(self._ticks)
 
+    def pids(self) -> set[int]:
+        """Those of `seen`."""
+        return {process.pid for process in self.seen()}
+
     def _look(self) -> list[Stat]:
         """Every process of the tree, and an update of its CPU time.
 

@@ -6,13 +6,17 @@ trusted: we never hold more of it than a line may have and the caller asked for.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 MESSAGE_BYTES = 64 * 1024
+# Of a file in memory at a time. Each piece of some MiB may make Linux compact its memory first.
+PIECE_BYTES = 2**18
 
 
 class Silent(Exception):
@@ -37,20 +41,38 @@ class Wire:
         self._sock = sock
         self._buffer = bytearray()
 
-    def _receive(self, size: int, deadline: float) -> bytes:
+    @contextlib.contextmanager
+    def _until(self, deadline: float) -> Iterator[socket.socket]:
+        """The socket, for one call."""
         left = deadline - time.monotonic()
         if left <= 0:
             raise Silent
         self._sock.settimeout(left)
         try:
-            chunk = self._sock.recv(size)
+            yield self._sock
         except TimeoutError:
             raise Silent from None
         except ConnectionError:
             raise Closed from None
+
+    def _receive(self, size: int, deadline: float) -> bytes:
+        with self._until(deadline) as sock:
+            chunk = sock.recv(size)
         if not chunk:
             raise Closed
         return chunk
+
+    def _fill(self, space: memoryview, deadline: float) -> None:
+        """Reads exactly as many raw bytes as there is space for."""
+        filled = min(len(space), len(self._buffer))
+        space[:filled] = self._buffer[:filled]
+        del self._buffer[:filled]
+        while filled < len(space):
+            with self._until(deadline) as sock:
+                count = sock.recv_into(space[filled:])
+            if not count:
+                raise Closed
+            filled += count
 
     def read(self, deadline: float) -> dict[str, Any]:
         while (end := self._buffer.find(b"\n")) < 0:
@@ -69,32 +91,22 @@ class Wire:
 
     def read_bytes(self, size: int, deadline: float) -> bytearray:
         """Exactly `size` raw bytes. The caller has checked that we want to hold that many."""
-        data, filled = bytearray(size), min(size, len(self._buffer))
-        data[:filled] = self._buffer[:filled]
-        del self._buffer[:filled]
-        while filled < size:
-            chunk = self._receive(min(size - filled, 1 << 20), deadline)
-            data[filled : filled + len(chunk)] = chunk
-            filled += len(chunk)
+        data = bytearray(size)
+        self._fill(memoryview(data), deadline)
         return data
 
     def read_to_file(self, size: int, path: Path, deadline: float) -> None:
+        """Exactly `size` raw bytes, which may be more than there is memory for."""
+        space = memoryview(bytearray(min(size, PIECE_BYTES)))
         with path.open("wb") as file:
             while size:
-                chunk = self.read_bytes(min(size, 1 << 22), deadline)
-                file.write(chunk)
-                size -= len(chunk)
+                piece = space[:size]
+                self._fill(piece, deadline)
+                file.write(piece)
+                size -= len(piece)
 
     def send(self, message: dict[str, Any], deadline: float, payload: bytes = b"") -> None:
         data = memoryview(json.dumps(message).encode() + b"\n" + payload)
         while data:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise Silent
-            self._sock.settimeout(left)
-            try:
-                data = data[self._sock.send(data) :]
-            except TimeoutError:
-                raise Silent from None
-            except ConnectionError:
-                raise Closed from None
+            with self._until(deadline) as sock:
+                data = data[sock.send(data) :]

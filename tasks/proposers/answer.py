@@ -24,7 +24,7 @@ from tasks.statuses import Outcome
 from tasks.text import one_line, shortened
 from tasks.usage import KINDS
 
-MOST_BYTES = 256 * 1024  # of an answer
+MOST_BYTES = 640 * 1024  # of an answer, which may be a whole train.py of proposal.MAX_BYTES
 MOST_BLOCKS = 50
 MOST_ERROR = 2000  # characters of an EditError
 MOST_SUMMARY = 72  # characters

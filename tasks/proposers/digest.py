@@ -206,7 +206,8 @@ def _line(trial: Trial, gains: Gains) -> str:
         score = f" val_bpb {trial.val_bpb:.4f}," if trial.verdict == "keep" else ""
         decided = f"{trial.verdict}{score} {gains[trial.number]:+.4f}{_z(trial.z)}"
     summary = short(trial.idea.summary, SUMMARY)
-    return f"- trial {trial.number}, {kind_of(trial)}, {decided}: {summary}"
+    grown = f" [{trial.grown}]" if trial.grown else ""
+    return f"- trial {trial.number}, {kind_of(trial)}, {decided}: {summary}{grown}"
 
 
 def _z(z: float | None) -> str:

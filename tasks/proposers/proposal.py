@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import io
+import tokenize
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,10 +17,20 @@ from tasks.records import CONTRACT, Candidate, Idea, NightSoFar, Proposal, RunRe
 from tasks.statuses import Outcome
 from tasks.text import one_line
 
-MAX_BYTES = 64 * 1024  # upstream's train.py has 26 KiB
+# The size of a candidate: its code by statements (train.py has about 500), and by bytes what it may
+# have brought along instead of learned: literals, comments, docstrings and names, as a program can
+# read its own file. Honest files of 300 KB exist, a third of which is that.
+MOST_STATEMENTS = 10_000
+MOST_DATA = 128 * 1024
+MAX_BYTES = 512 * 1024  # of all; it bounds the time to parse and what is not counted as data
 MAX_LINE = 2000  # characters; a longer line is data, not code
 # Levels of the syntax tree; upstream's has 14. Recursion over a deeper tree overflows the stack.
 MAX_DEPTH = 100
+# Tokens that are no data. Left: numbers, strings, the text of f-strings, comments and errors.
+STRUCTURE = (
+    *(tokenize.OP, tokenize.NEWLINE, tokenize.NL, tokenize.INDENT, tokenize.DEDENT),
+    tokenize.ENDMARKER,
+)
 MOST_ASKED = 5  # answers of one proposer for one trial
 
 
@@ -52,8 +64,8 @@ def check(candidate: Candidate, seen: Mapping[str, int]) -> str | None:
     `seen` has the digest of every candidate so far and its trial number; the baseline's is 0.
     """
     source = candidate.source
-    if (size := len(source.encode("utf-8", "surrogatepass"))) > MAX_BYTES:
-        return f"train.py has {size} bytes, the limit is {MAX_BYTES}"
+    if (size := _bytes(source)) > MAX_BYTES:
+        return f"train.py has {size:,} bytes, the limit is {MAX_BYTES:,}: make it shorter"
     for number, line in enumerate(source.splitlines(), start=1):
         if len(line) > MAX_LINE:
             return f"line {number} has {len(line)} characters, the limit is {MAX_LINE}"
@@ -62,6 +74,8 @@ def check(candidate: Candidate, seen: Mapping[str, int]) -> str | None:
     except SyntaxError as error:
         where = f" (line {error.lineno})" if error.lineno else ""
         return f"train.py does not parse: {error.msg}{where}"
+    if problem := _check_size(candidate):
+        return problem
     defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     if missing := [name for name in CONTRACT if name not in defined]:
         return f"train.py defines no {' and no '.join(missing)} at module level"
@@ -71,6 +85,42 @@ def check(candidate: Candidate, seen: Mapping[str, int]) -> str | None:
         trial = seen[str(candidate.digest)]
         return f"the same code as {f'trial {trial}' if trial else 'the baseline'}"
     return _check_batch(candidate.knobs)
+
+
+def _check_size(candidate: Candidate) -> str | None:
+    if candidate.statements > MOST_STATEMENTS:
+        return (
+            f"train.py has {candidate.statements:,} statements, the limit is {MOST_STATEMENTS:,}: "
+            "remove what is not needed"
+        )
+    if _bytes(candidate.source) > MOST_DATA and (data := _data(candidate.source)) > MOST_DATA:
+        return (
+            f"train.py has {data:,} bytes of literals, comments, docstrings and names, the limit "
+            f"is {MOST_DATA:,}: compute what it needs instead of embedding it"
+        )
+    return None
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
+
+
+def _data(source: str) -> int:
+    """Bytes of a file's literals, comments and docstrings, and of its names, each counted once.
+
+    The size of all for a text that has no tokens.
+    """
+    names: set[str] = set()
+    data = 0
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(source).readline):
+            if token.type == tokenize.NAME:
+                names.add(token.string)
+            elif token.type not in STRUCTURE:
+                data += _bytes(token.string)
+    except (tokenize.TokenError, SyntaxError):
+        return _bytes(source)
+    return data + sum(map(_bytes, names))
 
 
 def _depth(tree: ast.AST) -> int:

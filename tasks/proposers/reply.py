@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import httpx2
 
 MOST_BYTES = 8 * 2**20  # read of a body
-MOST_TEXT = 400_000  # characters kept of an answer; a whole train.py has at most 64 KiB
+MOST_TEXT = 700_000  # characters kept of an answer, which may be a whole train.py
 MOST_WORDS = 4000  # characters read of an error
 # Where DeepSeek's and OpenRouter's interfaces put the thinking.
 THINKING = ("reasoning_content", "reasoning")

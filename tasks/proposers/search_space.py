@@ -101,17 +101,45 @@ class Choice(Table):
 
 
 Space = dict[str, Annotated[Range | Choice, pydantic.Field(discriminator="type")]]
+Step = tuple[str, Any]  # a knob, and a change of it or its new value
+
+
+class Steps(Table):
+    """The single-knob steps to try first: what wins on one device may be known to lose on another.
+
+    `cuda` is for mps too: the profiles of all GPUs start from one recipe.
+    """
+
+    cpu: tuple[Step, ...] = ()
+    cuda: tuple[Step, ...] = ()
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _are_listed_by_device(cls, table: Any) -> Any:
+        devices = " and ".join(cls.model_fields)
+        if not isinstance(table, dict):
+            raise ValueError(f"lists by device: write [steps], and below it {devices}")
+        if unknown := table.keys() - cls.model_fields.keys():
+            raise ValueError(
+                f"{', '.join(sorted(unknown))} is no device that has steps: [steps] takes "
+                f"{devices}, which is for mps too"
+            )
+        return table
+
+    def of(self, device: str) -> tuple[Step, ...]:
+        """Those for a profile's `device`."""
+        return self.cpu if device == "cpu" else self.cuda
 
 
 class SearchSpace(pydantic.BaseModel):
     """configs/search_space.toml."""
 
-    steps: list[tuple[str, Any]]
+    steps: Steps
     space: Space
 
     @pydantic.model_validator(mode="after")
     def _steps_fit_their_tables(self) -> SearchSpace:
-        for name, change in self.steps:
+        for name, change in (*self.steps.cpu, *self.steps.cuda):
             if name not in self.space:
                 raise ValueError(f"step {name} {change}: there is no table {name}")
             if isinstance(self.space[name], Range) and isinstance(moved(1, change), str | list):
@@ -125,7 +153,7 @@ class SearchSpace(pydantic.BaseModel):
         """Raises UsageError for a bad file; its text names the knob and the key."""
         try:
             table = tomllib.loads(path.read_text(encoding="utf-8"))
-            return cls(steps=table.pop("steps", []), space=table)
+            return cls(steps=table.pop("steps", {}), space=table)
         except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UsageError(f"search space {path}: {error}") from error
         except pydantic.ValidationError as error:

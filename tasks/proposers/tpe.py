@@ -20,7 +20,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs import knobs
-from tasks.proposers.search_space import SPACE, Choice, Range, SearchSpace, Space, default, moved
+from tasks.proposers.search_space import (
+    SPACE,
+    Choice,
+    Range,
+    SearchSpace,
+    Space,
+    Step,
+    default,
+    moved,
+)
 from tasks.records import Candidate, Idea, NightSoFar, Proposal, Trial
 
 if TYPE_CHECKING:
@@ -47,10 +56,10 @@ class _Search:
     new: Knobs  # the champion's knobs that the baseline lacks, with their first values
     base: Knobs  # what relative ranges are relative to: the baseline's knobs and the new ones
     space: Space
-    steps: list[tuple[str, Any]]
+    steps: list[Step]
 
     @classmethod
-    def of(cls, night: NightSoFar, settings: SearchSpace) -> _Search:
+    def of(cls, night: NightSoFar, settings: SearchSpace, device: str) -> _Search:
         new = _new(night)
         base = {**night.baseline_knobs, **new}
         guessed: Space = {name: knob for name, value in new.items() if (knob := default(value))}
@@ -62,13 +71,14 @@ class _Search:
         examples = {name: knob.example(base[name]) for name, knob in space.items()}
         writable = knobs.writable(night.champion.source, examples)
         space = {name: knob for name, knob in space.items() if name in writable}
-        steps = [*settings.steps, *itertools.product(guessed, NEW_STEPS)]
+        steps = [*settings.steps.of(device), *itertools.product(guessed, NEW_STEPS)]
         return cls(night, night.champion.knobs, new, base, space, steps)
 
 
 @dataclasses.dataclass(frozen=True)
 class TpeProposer:
     path: Path = SPACE
+    device: str = "cpu"  # the profile's: the first steps are those that won on such a device
     name: str = "tpe"
 
     def propose(self, night: NightSoFar) -> Proposal | None:
@@ -77,7 +87,7 @@ class TpeProposer:
         None if there is no knob left to turn, or every place in the space was tried. Raises
         UsageError for a bad search space.
         """
-        search = _Search.of(night, SearchSpace.load(self.path))
+        search = _Search.of(night, SearchSpace.load(self.path), self.device)
         changed = _first_step(search) or _sample(search)
         if not changed:
             return None

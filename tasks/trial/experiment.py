@@ -269,8 +269,10 @@ class _Attempt:
         self, box: Box, begun: protocol.Begun, checkpoint: Path, export_kernels: Path | None
     ) -> None:
         """Takes the checkpoint, and what was compiled where it is asked for."""
-        trained = protocol.finish(box, begun, checkpoint, max_bytes=self._checkpoint_bytes)
-        self.note(**dataclasses.asdict(trained))
+        on_gpu = self._device == "cuda"
+        with nvml.peak_memory(box.watchdog.pids) if on_gpu else contextlib.nullcontext() as gpu:
+            trained = protocol.finish(box, begun, checkpoint, max_bytes=self._checkpoint_bytes)
+        self.note(**dataclasses.asdict(trained), peak_gpu_bytes=gpu.bytes if gpu else None)
         if export_kernels:
             protocol.take_kernels(
                 begun, export_kernels, seconds=KERNEL_SECONDS, max_bytes=KERNEL_BYTES

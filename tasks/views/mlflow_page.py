@@ -15,6 +15,7 @@ WIDTHS = {
     "attributes.`Run Name`": 300,
     "metrics.`val_bpb`": 110,
     "metrics.`z`": 90,
+    "metrics.`parameters`": 110,
     "tags.`verdict`": 90,
     "tags.`reason`": 480,
     "tags.`status`": 120,

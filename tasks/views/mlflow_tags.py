@@ -64,6 +64,7 @@ def trial_tags(state: NightState, trial: Trial) -> dict[str, str]:
         "kind": trial.idea.kind,
         "outcome": trial.idea.outcome,
         "fixes": str(trial.fixes) if trial.fixes else None,
+        "grown": trial.grown,
     }
     return {
         "trial_id": trial_id(state, trial),
@@ -91,6 +92,7 @@ def _note(state: NightState, trial: Trial) -> str:
         "Expected": idea.expected,
         "Why a stand-in proposed it": idea.stands_in,
         "Note": idea.note,
+        "Much larger than its champion": trial.grown,
     }
     refs = f"refs/trials/{state.header.tag}/{trial.number}"
     paragraphs = [

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tasks.files import FileRef
-from tasks.records import NightHeader, NightState, Trial
+from tasks.growth import Size
+from tasks.records import BaselineEvent, NightHeader, NightState, Trial
 from tasks.text import (
     counted,
     difference,
@@ -166,6 +167,7 @@ def _trust(state: NightState) -> Iterator[str]:
             "score, so part of the gain is luck, and the true gain is likely smaller. Runs with "
             "new seeds would show how much."
         )
+    yield from _size(state, baseline)
     yield f"- Audit: {_audit(state)}"
     for number, most in leaps(state.trials).items():
         z = next(trial.z for trial in state.trials if trial.number == number)
@@ -219,6 +221,17 @@ def _charged(gaps: Sequence[float], claim: str) -> str:
     return f"; the {claim}s were {too_low}, which is added to the scores"
 
 
+def _size(state: NightState, baseline: BaselineEvent) -> Iterator[str]:
+    """What the champion costs beside its score; nothing for a ledger that does not say."""
+    kept = _kept(state)
+    before = Size.of(baseline)
+    size = Size.of(kept[-1]) if kept else before
+    if str(size):
+        grown = size.growth(before) if kept else None
+        more = f". Much larger than the baseline: {grown}" if grown else ""
+        yield f"- Size of the {'champion' if kept else 'baseline'}: {size}{more}."
+
+
 def _table(state: NightState) -> str:
     if not state.trials:
         return "None yet."
@@ -252,7 +265,9 @@ def _cells(
     yield difference(trial.val_bpb, champions.get(trial.number))
     yield "-" if trial.z is None else f"{trial.z:.2f}"
     yield str(len(trial.scores))
-    yield _text(trial.reason)
+    is_larger = trial.verdict == "keep" and trial.grown
+    larger = f". Much larger than its champion: {trial.grown}" if is_larger else ""
+    yield _text(f"{trial.reason}{larger}")
 
 
 def _costs(state: NightState) -> Iterator[str]:

@@ -41,8 +41,13 @@ NIGHT_FILES = (report.FILE, report.PICTURE, "results.tsv")
 # Figures of a run of which a trial shows the mean.
 MEASURED = (
     *("seconds", "cpu_seconds", "tokens", "startup_seconds", "startup_gpu_seconds"),
-    "audit_gap",
+    *("audit_gap", "parameters"),
 )
+SIZES = {  # in MLflow: the figure in bytes, and the unit that it is shown in
+    "peak_memory_gib": ("peak_memory_bytes", 2**30),
+    "peak_gpu_gib": ("peak_gpu_bytes", 2**30),
+    "checkpoint_mib": ("checkpoint_bytes", 2**20),
+}
 
 
 def log_baseline_run(store: Store, state: NightState, base: Candidate, run: RunResult) -> None:
@@ -277,11 +282,13 @@ def _figures(
     child: Run, runs: Sequence[RunResult], known: Mapping[str, float | None]
 ) -> list[Metric]:
     """What is `known`, means over the runs, each seed's score, and what the candidate reported."""
-    peaks = (run.peak_memory_bytes for run in runs)
     values = {
         **known,
         **{name: _mean(getattr(run, name) for run in runs) for name in MEASURED},
-        "peak_memory_gib": _mean(peak / 2**30 if peak else None for peak in peaks),
+        **{
+            name: _mean(size / unit if (size := getattr(run, field)) else None for run in runs)
+            for name, (field, unit) in SIZES.items()
+        },
     }
     if len(runs) > 1:
         values |= {f"val_bpb_seed_{run.seed}": run.val_bpb for run in runs}

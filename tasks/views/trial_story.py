@@ -45,6 +45,9 @@ class BaselineStory:
     sd: float | None  # of one run
     seconds: float | None  # mean training seconds
     peak_memory_bytes: int | None
+    parameters: int | None  # self-reported
+    checkpoint_bytes: int | None
+    peak_gpu_bytes: int | None
     hardware: str | None
     dataset: str | None
     state: str  # decided or not measured
@@ -65,6 +68,9 @@ class Run:
     startup_seconds: float | None = None
     tokens: int | None = None
     peak_memory_bytes: int | None = None
+    parameters: int | None = None  # self-reported
+    checkpoint_bytes: int | None = None
+    peak_gpu_bytes: int | None = None  # by NVIDIA's driver
     tokens_per_second: float | None = None
     # Step, tokens and training loss in nats, at POINTS equal parts of the training.
     curve: tuple[tuple[int, int, float], ...] = ()
@@ -110,6 +116,7 @@ class TrialStory:
     z: float | None
     val_bpb: float | None
     unusual: str | None
+    grown: str | None  # what is much larger than its champion's
     isolation: str | None
     audit_gap: float | None
     wall_seconds: float | None
@@ -137,12 +144,12 @@ class TrialStory:
 
 # Fields of a Trial and of a RunResult that are taken over as they are.
 JUDGED = (
-    *("status", "verdict", "reason", "z", "val_bpb", "unusual", "isolation"),
+    *("status", "verdict", "reason", "z", "val_bpb", "unusual", "grown", "isolation"),
     *("audit_gap", "wall_seconds", "fixes"),
 )
 MEASURED = (
     *("seed", "status", "reason", "val_bpb", "seconds", "startup_seconds", "tokens"),
-    "peak_memory_bytes",
+    *("peak_memory_bytes", "parameters", "checkpoint_bytes", "peak_gpu_bytes"),
 )
 
 
@@ -172,7 +179,10 @@ def describe(folder: Path, root: Path, number: int) -> BaselineStory | TrialStor
 
 def _baseline(state: NightState) -> BaselineStory:
     baseline = state.baseline
-    names = ("val_bpb", "sd", "seconds", "peak_memory_bytes", "hardware", "dataset")
+    names = (
+        *("val_bpb", "sd", "seconds", "peak_memory_bytes", "hardware", "dataset"),
+        *("parameters", "checkpoint_bytes", "peak_gpu_bytes"),
+    )
     fields: dict[str, Any] = {name: getattr(baseline, name, None) for name in names}
     runs = zip(baseline.seeds, baseline.scores, strict=True) if baseline else ()
     return BaselineStory(

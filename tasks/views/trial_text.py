@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from tasks import growth
 from tasks.history import night_folder
 from tasks.text import difference, money, one_line, score, short_commit, shortened
 from tasks.views.trial_story import BaselineStory, Request, Run, SeedScore, TrialStory
@@ -66,6 +67,7 @@ def _of_trial(story: TrialStory) -> dict[str, str | None]:
         "verdict": _verdict(story),
         "score": _score(story),
         "unusual": story.unusual,
+        "larger": story.grown,
     }
 
 
@@ -106,7 +108,7 @@ def _of_baseline(story: BaselineStory) -> dict[str, str | None]:
         "commit": story.commit,
         "score": f"{score(story.val_bpb)} bits per byte{sd}",
         "training": f"{story.seconds:.1f} s" if story.seconds else None,
-        "peak": _gib(story.peak_memory_bytes) if story.peak_memory_bytes else None,
+        "size": str(growth.Size.of(story)) or None,
         "hardware": story.hardware,
         "data": story.dataset,
     }
@@ -131,8 +133,8 @@ def _facts(run: Run) -> Iterator[str]:
         yield f"{score(run.val_bpb)} bits per byte"
     if run.seconds is not None:
         yield f"trained {run.seconds:.1f} s after {run.startup_seconds or 0.0:.1f} s of start-up"
-    if run.peak_memory_bytes:
-        yield f"peak {_gib(run.peak_memory_bytes)}"
+    if size := str(growth.Size.of(run)):
+        yield size
     if run.tokens_per_second:
         yield f"{run.tokens:,} tokens ({run.tokens_per_second:,.0f} a second)"
 
@@ -195,7 +197,3 @@ def _no_patch(story: TrialStory) -> str:
         return "(none could be applied)"
     calls = Path(story.folder).parents[1] / night_folder.CALLS
     return f"(none could be applied; {calls} has the answers to requests {', '.join(answered)})"
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"

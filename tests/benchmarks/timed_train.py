@@ -104,7 +104,7 @@ def time_training(shapes: Shapes, path: Path) -> dict[str, Any]:
     meta = SimpleNamespace(vocab_sizes=(shapes.vocab,), sequence_length=shapes.length, bos=bos)
     rows = noise(shapes)
 
-    def ready(flops_per_token: float) -> Stopwatch:
+    def ready(flops_per_token: float, checkpoint_bytes: int) -> Stopwatch:
         ended["flops_per_token"] = flops_per_token
         return watch
 

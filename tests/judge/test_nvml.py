@@ -5,8 +5,9 @@ import time
 import pytest
 
 from tasks.judge.gpu import Gpu
-from tasks.judge.nvml import busy_clock, first_gpu, lost
+from tasks.judge.nvml import busy_clock, first_gpu, lost, peak_memory
 from tests.made_up_gpu import GIB, GONE, Driver
+from tests.waiting import wait_for
 
 SMALL = ("GPU-0a1b-22", "small", 24, 450)
 LARGE = ("GPU-0a1c-33", "large", 80, 700)
@@ -32,6 +33,39 @@ def test_busy_seconds_are_the_busy_share_of_the_time_by_a_made_up_driver():
     assert 0 < clock.seconds <= 0.5 * (time.monotonic() - began)
     assert driver.calls[0] == 0
     assert driver.calls[-1] == "shutdown"
+
+
+@pytest.mark.parametrize(
+    ("processes", "peak"),
+    [
+        ({11: 3 * GIB, 12: GIB, 99: 40 * GIB}, 4 * GIB),  # 99 is somebody else's
+        ({99: 40 * GIB}, None),
+        ({11: 2**64 - 1}, None),  # "not available"
+        ({}, None),
+    ],
+)
+def test_the_memory_is_that_of_the_boxs_processes_by_a_made_up_driver(processes, peak):
+    driver = Driver()
+    driver.processes = processes
+    with peak_memory(lambda: {11, 12}, driver) as watch:
+        assert watch is not None
+        wait_for(lambda: driver.calls.count("processes") > 1, "a look at the processes")
+        driver.processes = {11: GIB} if peak else {}
+        wait_for(lambda: driver.calls.count("processes") > 3, "a later look")
+    assert watch.bytes == peak
+
+
+def test_an_old_driver_that_is_made_up_knows_no_processes(monkeypatch):
+    monkeypatch.delattr(Driver, "nvmlDeviceGetComputeRunningProcesses_v3")
+    with peak_memory(lambda: {11}, Driver()) as watch:
+        assert watch is not None
+        watch._look()
+    assert watch.bytes is None
+
+
+def test_without_a_driver_no_memory_is_watched(no_driver):
+    with peak_memory(set) as watch:
+        assert watch is None
 
 
 @pytest.mark.parametrize(

@@ -139,8 +139,9 @@ def test_a_run_with_too_many_log_messages_is_stopped(trained, monkeypatch):
 
 @pytest.mark.parametrize("tokens", ["-1", "2**53", "True", "1.0", "None"])
 def test_an_impossible_number_of_tokens_is_dropped(trained, tokens):
-    run, *_ = trained(f'say("done", bytes=1, tokens={tokens}); wire.sendall(b"x")')
-    assert run.tokens is None
+    done = f'say("done", bytes=1, tokens={tokens}, parameters={tokens}); wire.sendall(b"x")'
+    run, *_ = trained(done)
+    assert run.tokens is run.parameters is None
 
 
 def test_only_well_named_finite_numbers_are_metrics(trained):

@@ -2,11 +2,12 @@
 
 import json
 import socket
+import threading
 import time
 
 import pytest
 
-from tasks.judge.wire import MESSAGE_BYTES, Closed, Malformed, Silent, Wire
+from tasks.judge.wire import MESSAGE_BYTES, PIECE_BYTES, Closed, Malformed, Silent, Wire
 
 
 @pytest.fixture
@@ -79,3 +80,24 @@ def test_payload_follows_its_message(ends):
     head, _, payload = child.recv(1000).partition(b"\n")
     assert json.loads(head) == {"msg": "nll", "rows": 1}
     assert payload == b"\x01\x02"
+
+
+def test_a_file_of_several_pieces_begins_with_what_came_with_its_message(ends, tmp_path):
+    wire, child = ends
+    content = bytes(range(256)) * (2 * PIECE_BYTES // 256) + b"end"
+    sending = threading.Thread(target=child.sendall, args=(b'{"msg":"done"}\n' + content + b"{",))
+    sending.start()
+    assert wire.read(soon()) == {"msg": "done"}
+    wire.read_to_file(len(content), tmp_path / "file", time.monotonic() + 60)
+    sending.join()
+    assert (tmp_path / "file").read_bytes() == content
+    child.sendall(b'"msg":"next"}\n')
+    assert wire.read(soon()) == {"msg": "next"}  # not a byte too many was read
+
+
+def test_a_file_that_ends_early_is_seen(ends, tmp_path):
+    wire, child = ends
+    child.sendall(b"abc")
+    child.close()
+    with pytest.raises(Closed):
+        wire.read_to_file(4, tmp_path / "file", soon())

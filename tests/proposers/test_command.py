@@ -256,8 +256,8 @@ def test_a_key_that_it_prints_is_in_no_log_and_no_proposal(make, home, monkeypat
         ("rm trainer/train.py; mkdir trainer/train.py", "cannot be read: Is a directory"),
         ("rm trainer/train.py; mkfifo trainer/train.py", "is no longer a plain file"),
         ("rm trainer/train.py; ln -s /dev/zero trainer/train.py", "cannot be read: "),
-        ("truncate -s 100G trainer/train.py", "is longer than 65536 bytes"),
-        ("head -c 65537 /dev/zero > trainer/train.py", "is longer than 65536 bytes"),
+        ("truncate -s 100G trainer/train.py", "is longer than 524288 bytes"),
+        ("head -c 524289 /dev/zero > trainer/train.py", "is longer than 524288 bytes"),
         ("printf '\\377\\376x' > trainer/train.py", "is not UTF-8"),
     ],
 )

@@ -147,6 +147,14 @@ def test_a_knob_needs_no_patch(tmp_path):
     ]
 
 
+def test_a_trial_that_is_much_larger_says_so(tmp_path):
+    grown = "parameters 0.53 M -> 33 M"
+    trials = keep(1, summary="Trigrams", grown=grown), make_trial(2, summary="Fourgrams", z=-2.0)
+    text = digest(make_night(*trials, folder=tmp_path), (), 6000)
+    assert section(text, "Kept")[0].endswith(": Trigrams [parameters 0.53 M -> 33 M]")
+    assert section(text, "Dead ends")[0].endswith(": Fourgrams")
+
+
 def test_failures_are_grouped_with_their_count_and_the_latest_reasons():
     trials = [crash(k, reason=f"RuntimeError: number {k}") for k in range(1, 8)]
     trials.append(

@@ -1,5 +1,6 @@
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 
@@ -57,13 +58,55 @@ def test_a_good_candidate_passes():
     assert proposal.check(Candidate.parse(GOOD), {}) is None
 
 
+TRAIN = (Path(__file__).parents[2] / "trainer" / "train.py").read_text(encoding="utf-8")
+
+
+def test_a_long_file_of_honest_code_passes():
+    body = TRAIN[TRAIN.index("\n@dataclass") : TRAIN.index("\ndef main")]
+    long = TRAIN + body * 8
+    assert 220_000 < len(long) < 320_000
+    assert proposal.check(Candidate.parse(long), {}) is None
+
+
+LONG = "x" * 1500
+ROWS = f"{LONG}\n" * 90
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "TABLE = (\n" + f"    b'{LONG}'\n" * 90 + ")\n",
+        "TABLE = [\n" + "    0.123456, -1.5, 7, 255,\n" * 9000 + "]\n",
+        f'def f():\n    """\n{ROWS}    """\n',
+        f"# {LONG}\n" * 90,
+        f'TEXT = f"""\n{ROWS}"""\n',
+        "".join(f"{LONG}{number} = main\n" for number in range(90)),
+    ],
+    ids=["bytes", "numbers", "docstring", "comments", "f-string", "names"],
+)
+def test_embedded_data_is_refused_however_it_is_written(data):
+    problem = proposal.check(Candidate.parse(GOOD + data), {})
+    assert problem is not None
+    assert re.fullmatch(
+        r"train.py has 1\d\d,\d+ bytes of literals, comments, docstrings and names, "
+        r"the limit is 131,072: compute what it needs instead of embedding it",
+        problem,
+    )
+    assert len(GOOD + data) < proposal.MAX_BYTES
+    assert Candidate.parse(GOOD + data).statements < 200
+
+
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
         (GOOD + "def f(:\n", r"does not parse: .* \(line 12\)"),
         (GOOD + "\0", "does not parse"),
         (GOOD + "(" * 1999, "does not parse"),
-        (GOOD + "# x\n" * 20_000, r"train.py has \d+ bytes, the limit is 65536"),
+        (
+            GOOD + "x = y\n" * 10_000,
+            r"train.py has 10,00\d statements, the limit is 10,000: remove",
+        ),
+        (GOOD + " " * 1000 + "\n" + "\n" * 524_288, r"525,\d+ bytes, the limit is 524,288: make"),
         (GOOD + "# " + "x" * 2000, "line 12 has 2002 characters, the limit is 2000"),
         (GOOD.replace("load_model", "load"), "defines no load_model at module level"),
         (GOOD.replace("def main", "def run"), "defines no main"),

@@ -2,6 +2,7 @@ import dataclasses
 import itertools
 import statistics
 import tomllib
+import types
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,17 @@ import pytest
 
 import configs
 from configs import knobs
+from flows.night import researcher
 from tasks.errors import UsageError
 from tasks.proposers import proposal
 from tasks.proposers.search_space import SPACE, SearchSpace, moved
 from tasks.proposers.tpe import TpeProposer
 from tasks.records import Candidate, NightSoFar, Proposal
-from tests.trials import make_proposal, make_trial
+from tests.trials import make_proposal, make_state, make_trial
 
 TRAIN = (Path(__file__).parents[2] / "trainer" / "train.py").read_text(encoding="utf-8")
 TABLES = tomllib.loads(SPACE.read_text(encoding="utf-8"))
-STEPS = TABLES.pop("steps")
+STEPS = TABLES.pop("steps")["cpu"]
 GPU = {
     "DEPTH": 8,
     "ASPECT_RATIO": 64,
@@ -108,7 +110,55 @@ def test_single_steps_come_first_in_the_order_of_the_file():
     assert made[0].idea.summary == "DEPTH 3 -> 2"
     assert made[1].idea.summary == "UNEMBEDDING_LR 0.004 -> 0.008"
     assert made[2].idea.summary == "MATRIX_LR 0.04 -> 0.16"
-    assert made[3].idea.summary == "TOTAL_BATCH_SIZE 1024 -> 512"
+
+
+BY_DEVICE = """
+[steps]
+cpu = [["DEPTH", "-1"]]
+cuda = [["TOTAL_BATCH_SIZE", "x0.5"]]
+
+[DEPTH]
+type = "int"
+low = "-2"
+high = "+2"
+
+[TOTAL_BATCH_SIZE]
+type = "categorical"
+choices = ["x0.5", "x1"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("device", "first"),
+    [
+        ("cpu", "DEPTH 3 -> 2"),
+        ("cuda", "TOTAL_BATCH_SIZE 1024 -> 512"),
+        ("mps", "TOTAL_BATCH_SIZE 1024 -> 512"),
+    ],
+)
+def test_the_first_steps_are_those_of_the_profiles_device(tmp_path, device, first):
+    (tmp_path / "space.toml").write_text(BY_DEVICE)
+    proposed = TpeProposer(tmp_path / "space.toml", device).propose(start())
+    assert proposed is not None
+    assert proposed.idea.summary == first
+
+
+@pytest.mark.parametrize("name", ["laptop", "h100", "mps"])
+def test_a_nights_tpe_is_told_the_profiles_device(name):
+    held: Any = types.SimpleNamespace(state=make_state(header={"proposer": "tpe"}))
+    bench: Any = types.SimpleNamespace(profile=configs.load(name))
+    unread: Any = None
+    made = researcher.proposer_of(held, bench, unread, unread)
+    assert isinstance(made, TpeProposer)
+    assert made.device == configs.load(name).device
+
+
+@pytest.mark.parametrize("loser", [("DEPTH", "-1"), ("MATRIX_LR", "x4")])
+def test_what_wins_on_a_cpu_alone_is_no_first_step_of_a_gpu(loser):
+    steps = SearchSpace.load(SPACE).steps
+    assert loser in steps.of("cpu")
+    assert loser not in steps.of("cuda")
+    assert loser not in steps.of("mps")
 
 
 def test_a_step_changes_its_value_and_nothing_else():
@@ -118,10 +168,11 @@ def test_a_step_changes_its_value_and_nothing_else():
 
 
 def test_a_smaller_batch_takes_the_device_batch_with_it():
-    _, made = play(start(), 4)
-    found = read(made[3].candidate.source)
+    halved = TpeProposer(device="cuda").propose(start())
+    assert halved is not None
+    found = read(halved.candidate.source)
     assert (found["TOTAL_BATCH_SIZE"], found["DEVICE_BATCH_SIZE"]) == (512, 4)
-    assert proposal.check(made[3].candidate, {}) is None
+    assert proposal.check(halved.candidate, {}) is None
 
 
 def test_after_a_keep_the_next_step_starts_from_the_new_champion():
@@ -469,9 +520,10 @@ def test_a_device_batch_that_a_patch_has_taken_over_is_not_written():
         "DEVICE_BATCH_SIZE = 8 ", "DEVICE_BATCH_SIZE = 8; DEVICE_BATCH_SIZE = 4 "
     )
     assert champion != SMALL
-    _, made = play(kept(start(), champion), 4)
-    assert made[3].idea.summary == "TOTAL_BATCH_SIZE 1024 -> 512"
-    assert "DEVICE_BATCH_SIZE = 8; DEVICE_BATCH_SIZE = 4 " in made[3].candidate.source
+    halved = TpeProposer(device="cuda").propose(kept(start(), champion))
+    assert halved is not None
+    assert halved.idea.summary == "TOTAL_BATCH_SIZE 1024 -> 512"
+    assert "DEVICE_BATCH_SIZE = 8; DEVICE_BATCH_SIZE = 4 " in halved.candidate.source
 
 
 @pytest.mark.parametrize(
@@ -510,9 +562,12 @@ def test_every_table_names_a_knob_of_train_py_and_holds_its_default(name):
         ("[DEPTH]\ntype = 'int'\nlow = 1\nhigh = 2\nsteps = 3", "DEPTH.*steps"),
         ("[RATE]\ntype = 'float'\nlow = 0\nhigh = 2\nlog = true", "RATE.*no logarithm"),
         ("[A]\ntype = 'categorical'\nchoices = [1]", "A.*choices"),
-        ("steps = [['DEPHT', '-1']]", "step DEPHT -1: there is no table DEPHT"),
+        ("steps = [['DEPTH', '-1']]", r"steps: lists by device: write \[steps\].*cpu and cuda"),
+        ("[steps]\ncdua = [['DEPTH', '-1']]", "steps: cdua is no device .* takes cpu and cuda"),
+        ("[steps]\ncuda = [['DEPTH']]", "steps: cuda"),
+        ("[steps]\ncuda = [['DEPHT', '-1']]", "step DEPHT -1: there is no table DEPHT"),
         (
-            "steps = [['A', 'less']]\n[A]\ntype = 'int'\nlow = 1\nhigh = 2",
+            "[steps]\ncpu = [['A', 'less']]\n[A]\ntype = 'int'\nlow = 1\nhigh = 2",
             "step A less: it takes a number",
         ),
         ("[A", "search space"),

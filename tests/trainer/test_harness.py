@@ -338,16 +338,20 @@ def test_progress_of_flops_is_exact_at_the_last_step() -> None:
     assert budget.progress(190 * 1024) == 1.0
 
 
+@pytest.mark.parametrize(
+    ("checkpoint_bytes", "save_seconds"),
+    [(0, 0.75), (250_000_000, 1.0), (3_000_000_000, 3.75), (10**12, 5.75)],
+)
 def test_progress_of_seconds_holds_back_a_step_and_the_save(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, checkpoint_bytes: int, save_seconds: float
 ) -> None:
     clock = iter([0.0, 0.0, 4.0, 8.0, 93.0, 95.0])
     monkeypatch.setattr(harness, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    budget = harness.Budget("seconds", 100.0, 1.0)
+    budget = harness.Budget("seconds", 100.0, 1.0, checkpoint_bytes)
     assert budget.progress(0) == 0.0
-    # 100 s less a step of 4 s and 1 s for the checkpoint
-    assert budget.progress(1) == pytest.approx(4 / 95)
-    assert budget.progress(2) == pytest.approx(8 / 95)
+    usable = 100 - 4 - save_seconds  # the longest step takes 4 s
+    assert budget.progress(1) == pytest.approx(4 / usable)
+    assert budget.progress(2) == pytest.approx(8 / usable)
     assert budget.progress(3) == 1.0
 
 

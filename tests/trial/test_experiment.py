@@ -96,6 +96,7 @@ def test_an_honest_candidate_is_scored_by_the_judge(run):
     assert len(result.curve) == 10
     assert result.startup_seconds > result.seconds > 0
     assert result.peak_memory_bytes > 10e6
+    assert result.checkpoint_bytes > 4 * result.parameters > 0
 
 
 def test_a_run_that_is_not_worth_an_audit_has_none(run):

@@ -491,3 +491,39 @@ def test_no_more_labels_than_can_be_read():
     ]
     labelled = chart._labelled(kept, 120, 0.2)
     assert 1 < len(labelled) <= chart.LABELLED < len(kept)
+
+
+GROWN = "parameters 0.53 M -> 33 M, checkpoint 2.1 MiB -> 132 MiB"
+SMALL = {"parameters": 530_000, "checkpoint_bytes": 2_200_000, "peak_memory_bytes": 700 * 2**20}
+LARGE = {"parameters": 33_000_000, "checkpoint_bytes": 138_000_000, "peak_memory_bytes": 2**30}
+
+
+def test_a_win_bought_with_a_giant_table_says_so():
+    won, lost = keep(1, **LARGE, grown=GROWN), make_trial(2, **LARGE, grown=GROWN)
+    text = report.markdown(make_state(won, lost, baseline=make_baseline(**SMALL)))
+    rows = [line for line in text.splitlines() if line.startswith(("| 1 ", "| 2 "))]
+    assert f"better. Much larger than its champion: {GROWN} |" in rows[0]
+    assert GROWN not in rows[1]  # nothing was bought
+    assert (
+        "- Size of the champion: parameters 33 M, checkpoint 132 MiB, host memory 1 GiB. "
+        f"Much larger than the baseline: {GROWN}.\n"
+    ) in text
+
+
+def test_growth_by_small_steps_shows_against_the_baseline():
+    grown = (1, 700_000), (2, 1_000_000)
+    steps = [keep(k, parameters=p, peak_memory_bytes=None) for k, p in grown]
+    text = report.markdown(make_state(*steps, baseline=make_baseline(**SMALL)))
+    assert "parameters 1 M. Much larger than the baseline: parameters 0.53 M -> 1 M.\n" in text
+
+
+def test_the_size_of_a_night_without_a_keep_is_the_baselines():
+    text = report.markdown(make_state(make_trial(), baseline=make_baseline(**SMALL)))
+    assert (
+        "- Size of the baseline: parameters 0.53 M, checkpoint 2.1 MiB, host memory 700 MiB.\n"
+        in text
+    )
+
+
+def test_an_older_ledger_says_nothing_of_sizes():
+    assert "Size of" not in report.markdown(make_state(keep(1, peak_memory_bytes=None)))

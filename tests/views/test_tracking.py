@@ -283,6 +283,18 @@ def test_a_killed_nights_run_is_ended_by_a_rebuild(store, tmp_path):
     assert store.runs()["nov21"].info.status == "KILLED"
 
 
+def test_a_trial_shows_its_size_and_what_it_needs_more(store):
+    grown = "parameters 0.53 M -> 33 M, checkpoint 2.1 MiB -> 132 MiB"
+    run = make_run(parameters=33_000_000, checkpoint_bytes=132 * 2**20, peak_gpu_bytes=2**31)
+    log_trial(store, make_trial(grown=grown), run)
+    logged = store.runs()["DEPTH 3 -> 2 (trial 3)"]
+    sizes = {"parameters": 33e6, "checkpoint_mib": 132, "peak_memory_gib": 0.5, "peak_gpu_gib": 2}
+    assert logged.data.metrics.items() >= sizes.items()
+    assert logged.data.tags["grown"] == grown
+    note = logged.data.tags["mlflow.note.content"]
+    assert f"Much larger than its champion: `{grown}`" in note
+
+
 def test_a_trial_is_a_child_with_knobs_figures_and_tags(store):
     log_trial(store, make_trial(), make_run())
     run = store.runs()["DEPTH 3 -> 2 (trial 3)"]

@@ -163,12 +163,23 @@ def test_a_kept_trial_has_its_idea_verdict_runs_and_patch(night):
         "verdict     keep (ok): better (z 4.00)\n",
         "score       1.600000 bits per byte, -0.050000 against the baseline's 1.650000\n",
         "unusual     start-up took 95 s\n",
-        "seed 4: 1.590000 bits per byte, trained 20.0 s after 2.5 s of start-up, peak 1.50 GiB, "
-        "100,000 tokens (5,000 a second)\n",
+        "seed 4: 1.590000 bits per byte, trained 20.0 s after 2.5 s of start-up, "
+        "host memory 1.5 GiB, 100,000 tokens (5,000 a second)\n",
         "\n-DEPTH = 3\n+DEPTH = 2\n",
         f"files: {night.place(1)}",
     ):
         assert said in text
+
+
+def test_what_a_trial_needs_more_than_its_champion_is_told(night):
+    grown = "parameters 0.53 M -> 33 M"
+    run = make_run(parameters=33_000_000, checkpoint_bytes=132 * 2**20)
+    night.apply(keep(1, 1.6, grown=grown), run)
+    told = night.story(1)
+    assert (told["grown"], told["runs"][0]["parameters"]) == (grown, 33_000_000)
+    text = night.text(1)
+    assert f"larger      {grown}\n" in text
+    assert "parameters 33 M, checkpoint 132 MiB, host memory 1.5 GiB" in text
 
 
 def test_a_score_is_compared_with_the_champion_of_its_time_too(night):
