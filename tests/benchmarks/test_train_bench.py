@@ -101,3 +101,13 @@ def test_the_plain_loop_has_the_same_shapes_and_sees_no_later_token(loaded: Path
         for x in (rows, changed)
     ]
     assert torch.equal(*early)
+
+
+def test_the_stopwatch_stops_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks, told = iter([10.0, 11.0, 13.0, 13.0]), []
+    monkeypatch.setattr(time, "monotonic", lambda: next(ticks))
+    watch = Stopwatch(shapes(skip=2, steps=100, seconds=2.5), lambda seen: told.append(len(seen)))
+    done = [watch.progress(step * 100) for step in range(5)]
+    assert [share == 1.0 for share in done] == [False, False, False, False, True]
+    assert watch.figures["tokens_per_second"] == (400 - 200) / 3.0
+    assert told == [1, 2, 4]
