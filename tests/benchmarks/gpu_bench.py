@@ -14,6 +14,7 @@ import dataclasses
 import json
 import os
 import platform
+import re
 import sys
 import tempfile
 import time
@@ -309,7 +310,8 @@ class Measurement:
         process = self._process("timed_train", shapes, folder, str(path), "--attention")
         part = process.part(seconds)
         chosen = [line for line in process.log().splitlines() if line.startswith("attention:")]
-        return dataclasses.replace(part, figures={**part.figures, "choice": "; ".join(chosen)})
+        figures = {**part.figures, "choice": "; ".join(chosen) or None}
+        return dataclasses.replace(part, figures=figures)
 
     def _trial(self, seconds: float) -> Part:
         folder, home = self._open("trial"), self._open("home")
@@ -415,7 +417,7 @@ def box_settings(profile: configs.Profile, folder: Path) -> dict[str, str]:
 def shown(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Label and text of each figure; a table in it gives a row an entry."""
     for name, value in figures.items():
-        label = name.replace("_", " ")
+        label = re.sub(r"_(mib|nats|percent)$", "", name).replace("_", " ")
         if isinstance(value, dict):
             for entry, one in value.items():
                 yield f"{label}: {entry}", text_of(name, one)
