@@ -35,10 +35,10 @@ from tests import boxes
 from tests.benchmarks import train_bench
 from tests.benchmarks.measured_process import GRACE_SECONDS, MeasuredProcess, Part
 from tests.benchmarks.orders import TrainOrder, TrialOrder
+from tests.benchmarks.timed_train import DOCUMENT_TOKENS
 
 LIMIT_SECONDS = 540.0
 LEAST_SECONDS = 5.0  # with less than this left a part is not begun
-SCORED_TOKENS = 21_000_000  # what a night on a GPU scores
 LARGE_CARD_GIB = 70
 TRAINING, AUDIT = "training", "being audited"  # phases, as a run reports them
 TOY_UPSTREAM = {"WINDOW_PATTERN": "SSSL", "SHORT_WINDOW_DIVISOR": 2}
@@ -63,10 +63,10 @@ class Setting:
     profile: configs.Profile  # our default; its device is the one that is measured
     upstream: Mapping[str, Any]  # the knobs that give karpathy/autoresearch's shapes
     trial: configs.Profile  # the same on the embedded corpus, with a short budget
-    scored_tokens: int
+    scored_tokens: int  # of the trial, as many as a night with this profile scores
     skip: int  # steps before a stopwatch starts
-    steps: int  # that it times, in at most
-    seconds: float
+    steps: int  # that it times
+    seconds: float  # the most that it times
 
     @property
     def device(self) -> str:
@@ -95,7 +95,7 @@ def gpu_setting() -> Setting:
         profile=profile,
         upstream=train_bench.UPSTREAM,
         trial=on_corpus(profile, documents=697, amount=20.0),
-        scored_tokens=SCORED_TOKENS,
+        scored_tokens=profile.data.validation_documents * DOCUMENT_TOKENS,
         skip=5,
         steps=60,
         seconds=8.0,
