@@ -7,12 +7,14 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import configs
-from tests.benchmarks import gpu_bench, measured_process
+from configs import knobs
+from tests.benchmarks import gpu_bench, measured_process, train_bench
 from tests.benchmarks.gpu_bench import Measurement, Setting
 from tests.benchmarks.measured_process import MeasuredProcess, Part
 from tests.waiting import wait_for
@@ -195,3 +197,27 @@ def test_a_night_is_reckoned_from_one_short_trial() -> None:
     assert found["audited_gpu_busy_percent"] == pytest.approx(100 * (0.9 * 300 + 8) / 350)
     assert found["unaudited_gpu_busy_percent"] == pytest.approx(100 * (0.9 * 300 + 4) / 340)
     assert gpu_bench.night(setting, {"phase_seconds": {"trying out": 3.0}}) == {}
+
+
+@pytest.mark.parametrize(
+    ("card", "gib", "name"),
+    [
+        ("NVIDIA H200", 139, "h200"),
+        ("NVIDIA H100 80GB HBM3", 79, "h100"),
+        ("NVIDIA GeForce RTX 4090", 24, "consumer"),
+    ],
+)
+def test_a_made_up_card_gets_its_profile_and_orders_that_can_be_followed(
+    card: str, gib: int, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up = SimpleNamespace(name=card, total_memory=gib * 2**30)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: made_up)
+    setting = gpu_bench.gpu_setting()
+    assert (setting.profile.name, setting.device) == (name, "cuda")
+    assert configs.Profile(**setting.trial.model_dump(mode="json")) == setting.trial
+    assert setting.trial.budget.amount < setting.profile.budget.amount
+    for values in (setting.upstream, setting.profile.train):
+        source = train_bench._candidate(tmp_path, name, values).read_text()
+        assert knobs.read(source).items() >= dict(values).items()
+    assert setting.trial.data.vocab_sizes == (setting.profile.train["VOCAB_SIZE"],)
+    assert (configs.FOLDER / setting.trial.data.source / setting.trial.data.validation).is_file()
