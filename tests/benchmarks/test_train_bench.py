@@ -34,6 +34,13 @@ def local_attention(q, k, v, window):
     return exact_attention(q, k, v, max(window - 1, 1))
 """
 
+ACROSS_DOCUMENTS = """
+DOCUMENT_MASK = True
+exact_attention = local_attention
+def local_attention(q, k, v, window, documents):
+    return exact_attention(q, k, v, window)
+"""
+
 
 @pytest.fixture
 def loaded(tmp_path: Path) -> Iterator[Path]:
@@ -84,6 +91,14 @@ def test_a_window_that_is_off_by_one_token_is_found(loaded: Path) -> None:
     found = attention_errors(shapes(), loaded)
     assert isinstance(found["local"], dict), found
     assert found["local"]["y"] > train_bench.ERROR_LIMIT
+
+
+def test_attention_that_sees_other_documents_is_found(loaded: Path) -> None:
+    source = loaded.read_text(encoding="utf-8")
+    loaded.write_text(source + ACROSS_DOCUMENTS, encoding="utf-8")
+    found = attention_errors(shapes(), loaded)
+    assert isinstance(found["chosen"], dict), found
+    assert found["chosen"]["y"] > train_bench.ERROR_LIMIT
 
 
 def test_the_plain_loop_has_the_same_shapes_and_sees_no_later_token(loaded: Path) -> None:

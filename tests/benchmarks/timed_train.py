@@ -160,7 +160,8 @@ def attention_errors(shapes: Shapes, path: Path) -> dict[str, dict[str, float] |
     """By backend of TRAIN.py: the relative error (2-norm) of y, dq, dk and dv, worst over its
     windows; or why it failed.
 
-    The yardstick is torch's exact attention in float32 under a mask, of the same bf16 numbers.
+    The yardstick is torch's exact attention in float32 under a mask, of the same bf16 numbers. With
+    the knob DOCUMENT_MASK on, the rows have several documents, and none may see another.
     """
     train, device = load(path), shapes.device
     config = train.GPTConfig.from_knobs()
@@ -199,12 +200,16 @@ def _errors(
     )
     place = torch.arange(shapes.length, device=shapes.device)
     back = place[:, None] - place[None, :]
-    mask, scale = (
-        (back >= 0) & (back <= window),
-        vars(train).get("QK_SCALE", 1.0) / math.sqrt(shape[-1]),
-    )
+    mask, documents = (back >= 0) & (back <= window), []
+    if vars(train).get("DOCUMENT_MASK"):
+        starts = torch.rand(shape[:2], generator=random, device=shapes.device) < 4 / shapes.length
+        documents = [numbers := starts.cumsum(1)]
+        mask = mask & (numbers[:, None, :, None] == numbers[:, None, None])
+    scale = vars(train).get("QK_SCALE", 1.0) / math.sqrt(shape[-1])
 
-    def exact(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int) -> torch.Tensor:
+    def exact(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int, *documents: torch.Tensor
+    ) -> torch.Tensor:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(
@@ -214,7 +219,7 @@ def _errors(
     results = []
     for tried, kind in ((attend, dtype), (exact, torch.float32)):
         q, k, v = (x.to(kind).detach().requires_grad_() for x in qkv)
-        y = tried(q, k, v, window)
+        y = tried(q, k, v, window, *documents)
         results.append([y, *torch.autograd.grad(y, (q, k, v), pull.to(kind))])
     names = ("y", "dq", "dk", "dv")
     return {
