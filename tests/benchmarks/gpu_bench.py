@@ -383,7 +383,8 @@ def night(setting: Setting, trial: Mapping[str, Any]) -> dict[str, float]:
     """What a night of such trials would be, each with the whole budget of the profile: seconds
     outside training, trials an hour, and the share of the time in which the GPU trains.
 
-    Once if every trial is audited, and once if none is. Empty if the trial has no figures.
+    Each begins when the one before has ended; once if every trial is audited, and once if none is.
+    Empty if the trial has no figures.
     """
     wall, judged = trial.get("wall_seconds"), trial.get("judged_seconds")
     if not wall or not judged:
