@@ -34,6 +34,13 @@ def local_attention(q, k, v, window):
     return exact_attention(q, k, v, max(window - 1, 1))
 """
 
+ACROSS_DOCUMENTS = """
+DOCUMENT_MASK = True
+exact_attention = local_attention
+def local_attention(q, k, v, window, documents):
+    return exact_attention(q, k, v, window)
+"""
+
 
 @pytest.fixture
 def loaded(tmp_path: Path) -> Iterator[Path]:
@@ -86,6 +93,14 @@ def test_a_window_that_is_off_by_one_token_is_found(loaded: Path) -> None:
     assert found["local"]["y"] > train_bench.ERROR_LIMIT
 
 
+def test_attention_that_sees_other_documents_is_found(loaded: Path) -> None:
+    source = loaded.read_text(encoding="utf-8")
+    loaded.write_text(source + ACROSS_DOCUMENTS, encoding="utf-8")
+    found = attention_errors(shapes(), loaded)
+    assert isinstance(found["chosen"], dict), found
+    assert found["chosen"]["y"] > train_bench.ERROR_LIMIT
+
+
 def test_the_plain_loop_has_the_same_shapes_and_sees_no_later_token(loaded: Path) -> None:
     given = shapes()
     torch.manual_seed(0)
@@ -101,3 +116,13 @@ def test_the_plain_loop_has_the_same_shapes_and_sees_no_later_token(loaded: Path
         for x in (rows, changed)
     ]
     assert torch.equal(*early)
+
+
+def test_the_stopwatch_stops_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks, told = iter([10.0, 11.0, 13.0, 13.0]), []
+    monkeypatch.setattr(time, "monotonic", lambda: next(ticks))
+    watch = Stopwatch(shapes(skip=2, steps=100, seconds=2.5), lambda seen: told.append(len(seen)))
+    done = [watch.progress(step * 100) for step in range(5)]
+    assert [share == 1.0 for share in done] == [False, False, False, False, True]
+    assert watch.figures["tokens_per_second"] == (400 - 200) / 3.0
+    assert told == [1, 2, 4]

@@ -16,6 +16,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -28,6 +29,7 @@ import torch.nn.functional as F
 from trainer import harness, prepare, speed
 
 NOISE_ROWS = 4096
+DOCUMENT_TOKENS = 700  # mean length of a document of ClimbMix
 CHECK_ROWS = 2  # of q, k, v in the comparison with exact attention
 
 
@@ -46,14 +48,17 @@ class Shapes:
     skip: int  # steps before the stopwatch: allocator, caches, and whatever compiles late
     steps: int
     born: float
+    seconds: float | None = None  # the stopwatch stops after so many, if its steps are not done
 
 
 class Stopwatch:
     """In the place of the harness's Budget: ends the run after its steps and has timed all but the
-    first of them."""
+    first of them. `tell` is called with the figures so far whenever there are more."""
 
-    def __init__(self, shapes: Shapes) -> None:
-        self.shapes, self.calls = shapes, 0
+    def __init__(
+        self, shapes: Shapes, tell: Callable[[Any], object] = lambda figures: None
+    ) -> None:
+        self.shapes, self.tell, self.calls = shapes, tell, 0
         self.figures: dict[str, float] = {}
 
     def progress(self, tokens: int) -> float:
@@ -61,7 +66,8 @@ class Stopwatch:
         where it reads a clock."""
         done, last = self.calls, self.shapes.skip + self.shapes.steps
         self.calls += 1
-        if done in (0, 1, self.shapes.skip, last) and self.shapes.device == "cuda":
+        is_last = done == last or self._is_late(done)
+        if (is_last or done in (0, 1, self.shapes.skip)) and self.shapes.device == "cuda":
             torch.cuda.synchronize()
         if done == 0:
             self.figures["seconds_to_ready"] = time.time() - self.shapes.born
@@ -69,20 +75,29 @@ class Stopwatch:
             self.figures["seconds_to_first_step"] = time.time() - self.shapes.born
         if done == self.shapes.skip:
             self.began = time.monotonic(), time.process_time(), tokens
-        if done == last:
+        if is_last:
             counted = tokens - self.began[2]
             self.figures["tokens_per_second"] = counted / (time.monotonic() - self.began[0])
             self.figures["tokens_per_cpu_second"] = counted / (time.process_time() - self.began[1])
-        return min(done / last, 1.0)
+        if is_last or done in (0, 1):
+            self.tell(self.figures)
+        return 1.0 if is_last else done / last
+
+    def _is_late(self, done: int) -> bool:
+        limit = self.shapes.seconds
+        if limit is None or done <= self.shapes.skip:
+            return False
+        return time.monotonic() - self.began[0] >= limit
 
 
 def noise(shapes: Shapes) -> npt.NDArray[np.uint16]:
-    """Random tokens, uint16 [rows, T+1]: speed does not depend on what they say."""
-    return (
-        np.random.default_rng(0)
-        .integers(shapes.vocab, size=(NOISE_ROWS, shapes.length + 1))
-        .astype(np.uint16)
-    )
+    """Random tokens, uint16 [rows, T+1]: speed does not depend on what they say, but it may on
+    where documents begin, so each row begins one and has others."""
+    random = np.random.default_rng(0)
+    rows = random.integers(shapes.vocab, size=(NOISE_ROWS, shapes.length + 1)).astype(np.uint16)
+    rows[random.random(rows.shape) < 1 / DOCUMENT_TOKENS] = shapes.vocab - 1
+    rows[:, 0] = shapes.vocab - 1
+    return rows
 
 
 def load(path: Path) -> Any:
@@ -96,10 +111,15 @@ def load(path: Path) -> Any:
     return module
 
 
-def time_training(shapes: Shapes, path: Path) -> dict[str, Any]:
+def time_training(
+    shapes: Shapes,
+    path: Path,
+    change: Callable[[Any], object] = lambda train: None,
+    tell: Callable[[Any], object] = lambda figures: None,
+) -> dict[str, Any]:
     """Figures of `main`: seconds from process start, tokens a second, memory, MFU where the card's
-    peak is known."""
-    watch, ended = Stopwatch(shapes), {}
+    peak is known. `change` may alter the loaded module before it runs; `tell` as in Stopwatch."""
+    watch, ended = Stopwatch(shapes, tell), {}
     bos = {shapes.vocab: shapes.vocab - 1}
     meta = SimpleNamespace(vocab_sizes=(shapes.vocab,), sequence_length=shapes.length, bos=bos)
     rows = noise(shapes)
@@ -116,6 +136,7 @@ def time_training(shapes: Shapes, path: Path) -> dict[str, Any]:
     )
     vars(prepare).update(meta=lambda: meta, train_rows=lambda T, vocab_size=None: rows)
     train = load(path)
+    change(train)
     train.main()
     figures: dict[str, Any] = {**watch.figures, **ended}
     figures["peak_host_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -131,6 +152,7 @@ def time_training(shapes: Shapes, path: Path) -> dict[str, Any]:
             "mfu_percent": 100 * achieved / peak if peak else None,
         }
         figures["peak_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
+        figures["peak_reserved_memory_mib"] = torch.cuda.max_memory_reserved() / 2**20
     return figures
 
 
@@ -138,7 +160,8 @@ def attention_errors(shapes: Shapes, path: Path) -> dict[str, dict[str, float] |
     """By backend of TRAIN.py: the relative error (2-norm) of y, dq, dk and dv, worst over its
     windows; or why it failed.
 
-    The yardstick is torch's exact attention in float32 under a mask, of the same bf16 numbers.
+    The yardstick is torch's exact attention in float32 under a mask, of the same bf16 numbers. With
+    the knob DOCUMENT_MASK on, the rows have several documents, and none may see another.
     """
     train, device = load(path), shapes.device
     config = train.GPTConfig.from_knobs()
@@ -177,12 +200,16 @@ def _errors(
     )
     place = torch.arange(shapes.length, device=shapes.device)
     back = place[:, None] - place[None, :]
-    mask, scale = (
-        (back >= 0) & (back <= window),
-        vars(train).get("QK_SCALE", 1.0) / math.sqrt(shape[-1]),
-    )
+    mask, documents = (back >= 0) & (back <= window), []
+    if vars(train).get("DOCUMENT_MASK"):
+        starts = torch.rand(shape[:2], generator=random, device=shapes.device) < 4 / shapes.length
+        documents = [numbers := starts.cumsum(1)]
+        mask = mask & (numbers[:, None, :, None] == numbers[:, None, None])
+    scale = vars(train).get("QK_SCALE", 1.0) / math.sqrt(shape[-1])
 
-    def exact(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int) -> torch.Tensor:
+    def exact(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int, *documents: torch.Tensor
+    ) -> torch.Tensor:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(
@@ -192,7 +219,7 @@ def _errors(
     results = []
     for tried, kind in ((attend, dtype), (exact, torch.float32)):
         q, k, v = (x.to(kind).detach().requires_grad_() for x in qkv)
-        y = tried(q, k, v, window)
+        y = tried(q, k, v, window, *documents)
         results.append([y, *torch.autograd.grad(y, (q, k, v), pull.to(kind))])
     names = ("y", "dq", "dk", "dv")
     return {
