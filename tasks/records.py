@@ -150,6 +150,9 @@ class RunResult:
     # the checkpoint no forward pass reads.
     state_bytes: int | None = None
     unread: tuple[str, ...] = ()
+    # Of a `flops` budget, a token: the candidate's word, and what the harness counted.
+    flops_per_token: float | None = None
+    counted_flops_per_token: float | None = None
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> RunResult:

@@ -23,10 +23,13 @@ import time
 from collections import deque
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer import prepare, roles, speed
 from trainer.link import Link
+
+if TYPE_CHECKING:
+    from trainer import flops
 
 SMOKE_STEPS = 2  # the first is unlike the others: schedules, states and what is logged one behind
 MOST_METRICS = 30  # more are left out, here and by the judge
@@ -46,6 +49,7 @@ class Budget:
         self.tokens = 0  # last reported
         self.done = 0.0
         self.flops_per_token = flops_per_token
+        self.counted: flops.Steps | None = None  # of a budget of FLOPs in a box
         self._steps: deque[float] = deque(maxlen=16)  # seconds between calls of `progress`
         self.started = self._called = time.monotonic()
 
@@ -58,6 +62,8 @@ class Budget:
         tokens = int(tokens)
         self.done = max(self.done, min(self._spent(tokens), 1.0))
         self.tokens = tokens
+        if self.counted is not None:
+            self.counted.report(tokens, self.done)
         return self.done
 
     def _spent(self, tokens: int) -> float:
@@ -162,22 +168,28 @@ def device() -> str:
 def ready(flops_per_token: float) -> Budget:
     """Reports that everything is built and waits for go: then data appears and the clock starts.
 
-    `flops_per_token` is for one token forward and backward. Raises ValueError if it is not a
-    positive finite number.
+    `flops_per_token` is for one token forward and backward, as trainer/flops.py counts them; where
+    steps differ, in the dearest of them. Raises ValueError if it is not a positive finite number.
     """
     if not (math.isfinite(flops_per_token) and flops_per_token > 0):
         raise ValueError(
             f"flops_per_token is {flops_per_token}; it must be a positive finite number"
         )
+    counts = device() == "cpu"
     if link := _link():
+        if counts:
+            from trainer import flops  # before the clock starts
         link.send({"msg": "ready", "flops_per_token": flops_per_token})
         go = link.read("go")
     else:
         print("not in a box: this run is unsandboxed and scores itself", file=sys.stderr)
         go = prepare.current()["budget"]
-    made = _SmokeBudget if os.environ.get("NIGHTLY_ROLE") == "smoke" else Budget
-    _Run.budget = made(go["kind"], float(go["amount"]), flops_per_token)
-    return _Run.budget
+    is_smoke = os.environ.get("NIGHTLY_ROLE") == "smoke"
+    made = _SmokeBudget if is_smoke else Budget
+    budget = _Run.budget = made(go["kind"], float(go["amount"]), flops_per_token)
+    if link and counts and budget.kind == "flops":
+        budget.counted = flops.Steps(every=is_smoke)
+    return budget
 
 
 def log(*, step: int, tokens: int, loss: float) -> None:
@@ -237,6 +249,7 @@ def finish(state_dict: dict[str, Any], **metrics: float) -> None:
     budget = _Run.budget
     if budget is None:
         raise RuntimeError("harness.finish() before harness.ready()")
+    counted = budget.counted.found() if budget.counted is not None else {}
     gpu = torch.cuda.get_device_name() if device() == "cuda" else ""
     seconds = time.monotonic() - budget.started
     figures = speed.figures(budget.flops_per_token, budget.tokens, seconds, gpu)
@@ -245,7 +258,7 @@ def finish(state_dict: dict[str, Any], **metrics: float) -> None:
     torch.save({name: tensor.detach().to("cpu") for name, tensor in state_dict.items()}, blob)
     if link := _link():
         sizes = {name: tensor.numel() for name, tensor in state_dict.items()}
-        _hand_over(link, blob, sizes, budget.tokens, shown)
+        _hand_over(link, blob, sizes, {"tokens": budget.tokens, "metrics": shown, **counted})
         return
     from trainer import alone  # not in a box: it reads the validation data
 
@@ -256,10 +269,10 @@ def finish(state_dict: dict[str, Any], **metrics: float) -> None:
 
 
 def _hand_over(
-    link: Link, blob: io.BytesIO, sizes: dict[str, int], tokens: int, metrics: dict[str, float]
+    link: Link, blob: io.BytesIO, sizes: dict[str, int], figures: dict[str, Any]
 ) -> None:
     """Sends the checkpoint, or in a smoke box tries it out, and waits for the judge to hang up."""
-    done = {"bytes": blob.getbuffer().nbytes, "tokens": tokens, "metrics": metrics}
+    done = {"bytes": blob.getbuffer().nbytes, **figures}
     if os.environ["NIGHTLY_ROLE"] == "smoke":
         candidate = sys.modules["trainer.train"]
         roles.forget(candidate, _Run.as_imported)

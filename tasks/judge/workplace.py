@@ -21,6 +21,7 @@ FIXED_FILES = (  # beside the candidate in a box
     "link.py",
     "roles.py",
     "speed.py",
+    "flops.py",
 )
 
 

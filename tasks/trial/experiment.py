@@ -22,7 +22,7 @@ from prefect.cache_policies import NO_CACHE
 from configs import Profile
 from tasks.data import tokenization
 from tasks.errors import BoxError, DataError
-from tasks.judge import audit, meter, nvml, protocol, scoring
+from tasks.judge import audit, flop_count, meter, nvml, protocol, scoring
 from tasks.judge.box import Box, open_box
 from tasks.judge.bwrap import BoxSpec, BoxUnavailable, Gate, Isolation
 from tasks.judge.native_code import NativeCodeChanged, NativeKernel
@@ -235,6 +235,10 @@ class _Attempt:
         self.note(
             startup_seconds=begun.startup_seconds, startup_gpu_seconds=gpu.seconds if gpu else None
         )
+        if begun.budget.kind == "flops":
+            before, now = self.result.flops_per_token, begun.flops_per_token
+            if problem := flop_count.other_word(before, now):
+                raise protocol.Stopped("dishonest_flops", problem)
         self.report("training")
         return begun
 
