@@ -7,7 +7,8 @@ products, convolutions and attention, all by torch's own formulas where it has s
 forward pass that has gradients and in its backward pass. Not counted are embeddings and pointwise
 work, what a backward pass computes again to save memory, and what has no gradient: the optimizer,
 averages, a look at the data. Keys that a mask excludes from attention are not counted, but those
-after a query are where attention is plainly causal.
+after a query are where attention is plainly causal. Beside the FLOPs it counts the traffic of all
+operations, the optimizer's too, from which the judge knows how dear a step is to a CPU.
 
 Imports torch: the harness imports this once the candidate is about to train.
 """
@@ -75,6 +76,7 @@ FUNCTION: Any = torch.autograd.Function
 APPLY = FUNCTION.__dict__["apply"]  # a class method
 TORCHS = dict(flop_counter.flop_registry)  # a copy: what is in the original may change
 COMPLEX = 4  # real products in a complex one
+CALL = 2**14  # bytes of results that take a CPU as long as the call itself
 PARTS = 4  # of a training, in each of which a step is counted
 
 
@@ -85,6 +87,7 @@ class Counts:
     forward: float = 0.0
     backward: float = 0.0
     again: float = 0.0  # forward passes during the backward pass
+    traffic: float = 0.0  # bytes of all results, whatever for, and CALL for each operation
 
     @property
     def flops(self) -> float:
@@ -93,7 +96,12 @@ class Counts:
 
 
 class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts what this thread computes between `__enter__` and `__exit__`, into `counts`."""
+    """Counts what this thread computes between `__enter__` and `__exit__`, into `counts`.
+
+    What runs within an operation of higher order, such as torch.while_loop, is not seen.
+    """
+
+    supports_higher_order_operators = True
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -134,7 +142,11 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         out = function(*args, **kwargs)
-        packet = getattr(function, "_overloadpacket", None)
+        if isinstance(function, torch._ops.HigherOrderOperator):
+            return out
+        if not function.is_view:
+            self.counts.traffic += CALL + _bytes(out)
+        packet = function._overloadpacket
         if packet in TORCHS or packet in OURS:
             purpose = self._purpose(sys._getframe(1).f_code is ENGINE)
             if purpose is not None:
@@ -155,6 +167,12 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if node.name() == GRADIENT_ENDS:
             return None
         return "again" if torch.is_grad_enabled() and not is_autograds_own else "backward"
+
+
+def _bytes(out: Any) -> int:
+    if isinstance(out, torch.Tensor):
+        return out.numel() * out.element_size()
+    return sum(map(_bytes, out)) if isinstance(out, (list, tuple)) else 0
 
 
 def _flops(packet: Any, args: Any, kwargs: Any, out: Any) -> float:
@@ -179,7 +197,7 @@ class Steps:
         self._starts = [] if every else at_random  # shares of the budget
         self._every = every
         self._tokens = 0
-        self._dearest = 0.0, 0  # FLOPs and tokens
+        self._dearest = Counts(), 0  # and tokens
         self._late = 0.0
         self._counter: Counter | None = Counter()
         self._counter.__enter__()
@@ -200,16 +218,21 @@ class Steps:
     def _close(self, tokens: int) -> None:
         assert self._counter is not None
         self._counter.__exit__(None, None, None)
-        flops, more = self._counter.counts.flops, tokens - self._tokens
+        counts, more = self._counter.counts, tokens - self._tokens
         self._counter = None
         if more <= 0:
-            self._late = flops
-        elif flops * self._dearest[1] >= self._dearest[0] * more:
-            self._dearest = flops, more
+            self._late = counts.flops
+        elif counts.flops * self._dearest[1] >= self._dearest[0].flops * more:
+            self._dearest = counts, more
 
     def found(self) -> dict[str, float]:
         """Ends the count: the dearest of the steps, and FLOPs after the last report of tokens."""
         if self._counter is not None:
             self._close(self._tokens)
-        flops, tokens = self._dearest
-        return {"counted_flops": flops, "counted_tokens": tokens, "late_flops": self._late}
+        counts, tokens = self._dearest
+        return {
+            "counted_flops": counts.flops,
+            "counted_tokens": tokens,
+            "counted_traffic": counts.traffic,
+            "late_flops": self._late,
+        }
