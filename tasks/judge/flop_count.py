@@ -22,19 +22,25 @@ class FlopCount:
     step: int  # tokens that it reported for that step
     late: float  # FLOPs after its last report of tokens
     tokens: int  # reported in all
+    traffic: float  # bytes, of the same step as `flops`
 
     @classmethod
     def read(cls, word: float | None, message: dict[str, Any]) -> FlopCount | None:
         """From `done` or `smoked`; None if there is no count in it, as from a GPU."""
-        names = ("counted_flops", "counted_tokens", "late_flops", "tokens")
-        flops, step, late, tokens = (number(message.get(name)) for name in names)
-        if word is None or flops is None or step is None or late is None or tokens is None:
+        names = ("counted_flops", "counted_tokens", "late_flops", "tokens", "counted_traffic")
+        found = [value for name in names if (value := number(message.get(name))) is not None]
+        if word is None or len(found) < len(names):
             return None
-        return cls(word, flops, int(step), late, int(tokens))
+        flops, step, late, tokens, traffic = found
+        return cls(word, flops, int(step), late, int(tokens), traffic)
 
     @property
     def flops_per_token(self) -> float | None:
         return self.flops / self.step if self.step else None
+
+    @property
+    def traffic_per_token(self) -> float | None:
+        return self.traffic / self.step if self.step else None
 
     def problem(self, amount: float) -> str | None:
         """How the word, or the reported tokens, understate what was computed; None if they do not.

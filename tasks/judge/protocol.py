@@ -72,6 +72,7 @@ class Trained:
     curve: tuple[tuple[int, int, float], ...]
     flops_per_token: float | None  # its word; None if it gave none
     counted_flops_per_token: float | None  # None: not counted
+    traffic_per_token: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +82,6 @@ class Smoked:
     state_bytes: int | None  # of all parameters and buffers
     unread: tuple[str, ...]  # tensors of the checkpoint that no forward pass reads
     flops_per_token: float | None
-    counted_flops_per_token: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +203,7 @@ def finish(box: Box, begun: Begun, checkpoint: Path, *, max_bytes: int) -> Train
     seconds = time.monotonic() - begun.go
     if problem := box.watchdog.cpu_problem():
         raise Stopped(*problem)
-    counted = _counted(begun.flops_per_token, message, begun.budget)
+    count = _counted(begun.flops_per_token, message, begun.budget)
     tokens = message.get("tokens")
     return Trained(
         startup_seconds=begun.startup_seconds,
@@ -213,7 +213,8 @@ def finish(box: Box, begun: Begun, checkpoint: Path, *, max_bytes: int) -> Train
         metrics=_metrics(message.get("metrics")),
         curve=tuple(curve),
         flops_per_token=begun.flops_per_token,
-        counted_flops_per_token=counted,
+        counted_flops_per_token=count.flops_per_token if count else None,
+        traffic_per_token=count.traffic_per_token if count else None,
     )
 
 
@@ -245,19 +246,17 @@ def smoke(
         size if is_whole(size, 0, 2**53 - 1) else None,
         tuple(name for name in named[:UNREAD] if _is_tensor(name)),
         word,
-        _counted(word, message, dataclasses.replace(budget, amount=math.inf)),
     )
+    _counted(word, message, dataclasses.replace(budget, amount=math.inf))
     return message, smoked
 
 
-def _counted(word: float | None, message: dict[str, Any], budget: Budget) -> float | None:
-    """FLOPs a token as they were counted in the box; None if they were not. Raises Stopped."""
-    count = FlopCount.read(word, message)
-    if count is None or budget.kind != "flops":
-        return None
-    if problem := count.problem(budget.amount):
+def _counted(word: float | None, message: dict[str, Any], budget: Budget) -> FlopCount | None:
+    """What was counted in the box; None if nothing was. Raises Stopped."""
+    count = FlopCount.read(word, message) if budget.kind == "flops" else None
+    if count and (problem := count.problem(budget.amount)):
         raise Stopped("dishonest_flops", problem)
-    return count.flops_per_token
+    return count
 
 
 def _is_tensor(name: Any) -> bool:

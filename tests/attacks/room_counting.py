@@ -73,7 +73,7 @@ ATTACKS = [
             ),
         ),
         status="dishonest_flops",
-        reason="said 3.482e.04 FLOPs a token, and 1.044e.05 in its smoke step",
+        reason="said 3.277e.04 FLOPs a token, and 9.83e.04 in its smoke step",
         by="the words of both boxes",
         smoke=True,
         forked=True,

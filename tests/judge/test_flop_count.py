@@ -6,7 +6,7 @@ import pytest
 
 from tasks.judge.flop_count import FlopCount, number, other_word
 
-HONEST = FlopCount(word=100.0, flops=100_000.0, step=1000, late=0.0, tokens=9000)
+HONEST = FlopCount(word=100.0, flops=100_000.0, step=1000, late=0.0, tokens=9000, traffic=5e6)
 AMOUNT = 900_000.0
 
 
@@ -28,7 +28,7 @@ def test_one_step_after_the_last_report_of_tokens_passes_and_no_more(late, passe
 
 
 def test_training_without_any_report_does_not_pass():
-    silent = FlopCount(word=100.0, flops=0.0, step=0, late=1.0, tokens=0)
+    silent = FlopCount(word=100.0, flops=0.0, step=0, late=1.0, tokens=0, traffic=0.0)
     assert "reported no tokens" in str(silent.problem(AMOUNT))
 
 
@@ -39,10 +39,16 @@ def test_the_last_step_may_exceed_the_budget(tokens, passes):
 
 
 def test_a_message_is_read_if_all_of_it_is_there():
-    message = {"counted_flops": 3e5, "counted_tokens": 1000, "late_flops": 0, "tokens": 2000}
+    message = {
+        "counted_flops": 3e5,
+        "counted_tokens": 1000,
+        "counted_traffic": 7e6,
+        "late_flops": 0,
+        "tokens": 2000,
+    }
     found = FlopCount.read(100.0, message)
-    assert found == FlopCount(100.0, 3e5, 1000, 0.0, 2000)
-    assert found.flops_per_token == 300.0
+    assert found == FlopCount(100.0, 3e5, 1000, 0.0, 2000, 7e6)
+    assert (found.flops_per_token, found.traffic_per_token) == (300.0, 7000.0)
     assert FlopCount.read(None, message) is None
     for name in message:
         assert FlopCount.read(100.0, {**message, name: "many"}) is None
