@@ -75,6 +75,13 @@ OURS: dict[Any, Callable[[Any, Any, Any], float]] = {
 FUNCTION: Any = torch.autograd.Function
 APPLY = FUNCTION.__dict__["apply"]  # a class method
 TORCHS = dict(flop_counter.flop_registry)  # a copy: what is in the original may change
+# Its table has no operations that write to their first argument.
+IN_PLACE = {
+    ATEN.addmm_: ATEN.addmm,
+    ATEN.baddbmm_: ATEN.baddbmm,
+    ATEN.addbmm_: ATEN.addbmm,
+    ATEN.addmv_: ATEN.addmv,
+}
 COMPLEX = 4  # real products in a complex one
 CALL = 2**14  # bytes of results that take a CPU as long as the call itself
 PARTS = 4  # of a training, in each of which a step is counted
@@ -146,7 +153,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return out
         if not function.is_view:
             self.counts.traffic += CALL + _bytes(out)
-        packet = function._overloadpacket
+        packet = IN_PLACE.get(function._overloadpacket, function._overloadpacket)
         if packet in TORCHS or packet in OURS:
             purpose = self._purpose(sys._getframe(1).f_code is ENGINE)
             if purpose is not None:
