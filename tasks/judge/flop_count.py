@@ -7,10 +7,10 @@ it may say anything, and its limit of CPU-seconds remains.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 TOLERANCE = 0.03  # a word may be so much below the count
+MOST = 1e18  # of any figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +29,11 @@ class FlopCount:
         """From `done` or `smoked`; None if there is no count in it, as from a GPU."""
         names = ("counted_flops", "counted_tokens", "late_flops", "tokens", "counted_traffic")
         found = [value for name in names if (value := number(message.get(name))) is not None]
-        if word is None or len(found) < len(names):
+        if not word or len(found) < len(names):
             return None
         flops, step, late, tokens, traffic = found
+        if step < 1:  # no step has ended
+            flops = traffic = step = 0.0
         return cls(word, flops, int(step), late, int(tokens), traffic)
 
     @property
@@ -71,8 +73,8 @@ def other_word(before: float | None, now: float | None) -> str | None:
 
 
 def number(value: Any) -> float | None:
-    """A finite number that is not negative; None if it is none."""
+    """A number from 0 to MOST; None if it is none."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     # Compared before it is converted, as a Python int may be too large for a float.
-    return float(value) if 0 <= value < 1e300 and math.isfinite(value) else None
+    return float(value) if 0 <= value < MOST else None

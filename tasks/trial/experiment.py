@@ -248,7 +248,8 @@ class _Attempt:
         """Takes the checkpoint, and what was compiled where it is asked for."""
         trained = protocol.finish(box, begun, checkpoint, max_bytes=self._checkpoint_bytes)
         self.note(**dataclasses.asdict(trained))
-        if problem := allowance.overspent(self.bench.caps, self.result):
+        is_limited = begun.budget.cpu_seconds is not None  # by time of the GPU otherwise
+        if is_limited and (problem := allowance.overspent(self.bench.caps, self.result)):
             raise protocol.Stopped("train_timeout", problem)
         if export_kernels:
             protocol.take_kernels(

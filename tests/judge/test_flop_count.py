@@ -50,8 +50,18 @@ def test_a_message_is_read_if_all_of_it_is_there():
     assert found == FlopCount(100.0, 3e5, 1000, 0.0, 2000, 7e6)
     assert (found.flops_per_token, found.traffic_per_token) == (300.0, 7000.0)
     assert FlopCount.read(None, message) is None
+    assert FlopCount.read(0.0, message) is None
     for name in message:
         assert FlopCount.read(100.0, {**message, name: "many"}) is None
+
+
+@pytest.mark.parametrize("step", [0, 0.5])
+def test_a_made_up_step_without_tokens_breaks_nothing(step):
+    made_up = {"counted_flops": 3e5, "counted_traffic": 1, "late_flops": 0, "tokens": 9}
+    found = FlopCount.read(100.0, {**made_up, "counted_tokens": step})
+    assert found is not None
+    assert (found.flops_per_token, found.traffic_per_token) == (None, None)
+    assert found.problem(AMOUNT) is None
 
 
 @pytest.mark.parametrize("value", [None, True, "1", -1, float("nan"), float("inf"), 10**400, [1]])
