@@ -19,6 +19,7 @@ import dataclasses
 import math
 import random
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -115,6 +116,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.counts = Counts()
         self._functions: list[bool] = []  # whether gradients were on where each was applied
         self._stance: Any = None
+        self._thread = threading.get_ident()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -139,10 +141,11 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *problem: Any) -> None:
-        super().__exit__(*problem)  # type: ignore[no-untyped-call]
+        FUNCTION.apply = APPLY
         if self._stance is not None:
             self._stance.__exit__(*problem)
-        FUNCTION.apply = APPLY
+        if threading.get_ident() == self._thread:  # no other thread can take a mode away
+            super().__exit__(*problem)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +284,20 @@ def test_what_is_computed_after_the_last_report_is_told_apart(every: bool) -> No
     found = steps.found()
     assert (found["counted_flops"], found["counted_tokens"]) == (PRODUCT, 10)
     assert found["late_flops"] == 5 * PRODUCT
+
+
+def test_a_report_may_come_from_another_thread() -> None:
+    def run(compute: Callable[[], object]) -> None:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(compute).result()
+
+    def train() -> None:
+        steps = flops.Steps(every=True)
+        for tokens in (10, 20):
+            run(functools.partial(steps.report, tokens, 0.1))
+        assert steps.found()["counted_tokens"] == 10
+
+    run(train)  # a thread that ends, and with it what it has counted with
 
 
 def test_without_any_report_all_is_late() -> None:
