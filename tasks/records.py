@@ -98,6 +98,10 @@ class Caps:
     audit_gap: float  # nats a target, mean
     audit_position: float  # nats at one position
     kernels: str | None = None  # file: what the baseline compiled on this GPU, a copy for each run
+    # The same for a run whose operations are no dearer, a FLOP, than the baseline's; and its bytes
+    # of traffic a FLOP (trainer/flops.py). None without a count.
+    usual_cpu_seconds: float | None = None
+    traffic_per_flop: float | None = None
     # What the baseline's runs cost, phase by phase: the limits of scoring follow. Empty: no limits.
     usual: Mapping[str, Cost] = dataclasses.field(default_factory=dict)
     # What the baseline claimed for each token; None: an audit asks about all tokens alike.
@@ -155,6 +159,10 @@ class RunResult:
     parameters: int | None = None  # elements of the checkpoint's tensors, self-reported
     # Of the training box, by NVIDIA's driver; None where that does not say.
     peak_gpu_bytes: int | None = None
+    # Of a `flops` budget, a token: the candidate's word, and what the harness counted.
+    flops_per_token: float | None = None
+    counted_flops_per_token: float | None = None
+    traffic_per_token: float | None = None  # bytes, as the harness counted them
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> RunResult:

@@ -25,6 +25,7 @@ Status = Literal[
     "audit_timeout",
     "audit_crashed",
     "audit_failed",
+    "dishonest_flops",
     "sandbox_error",
 ]
 Decision = Literal["keep", "discard", "confirm"]

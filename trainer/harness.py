@@ -23,10 +23,13 @@ import traceback
 from collections import deque
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer import exhaustion, prepare, roles, speed
 from trainer.link import Link, open_link
+
+if TYPE_CHECKING:
+    from trainer import flops
 
 SMOKE_STEPS = 2  # the first is unlike the others: schedules, states and what is logged one behind
 MOST_METRICS = 30  # more are left out, here and by the judge
@@ -52,6 +55,7 @@ class Budget:
         self.flops_per_token = flops_per_token
         self._save_seconds = min(SAVE_SECONDS, 0.02 * amount)
         self._save_seconds += min(checkpoint_bytes / SAVE_BYTES_A_SECOND, 0.05 * amount)
+        self.counted: flops.Steps | None = None  # of a budget of FLOPs in a box
         self._steps: deque[float] = deque(maxlen=16)  # seconds between calls of `progress`
         self.started = self._called = time.monotonic()
 
@@ -64,6 +68,8 @@ class Budget:
         tokens = int(tokens)
         self.done = max(self.done, min(self._spent(tokens), 1.0))
         self.tokens = tokens
+        if self.counted is not None:
+            self.counted.report(tokens, self.done)
         return self.done
 
     def _spent(self, tokens: int) -> float:
@@ -173,23 +179,31 @@ def device() -> str:
 def ready(flops_per_token: float, checkpoint_bytes: int = 0) -> Budget:
     """Reports that everything is built and waits for go: then data appears and the clock starts.
 
-    `flops_per_token` is for one token forward and backward. The time to hand over
-    `checkpoint_bytes`, those of the state dict, is held back from a budget of seconds. Raises
-    ValueError if `flops_per_token` is not a positive finite number.
+    `flops_per_token` is for one token forward and backward, as trainer/flops.py counts them; where
+    steps differ, in the dearest of them. The time to hand over `checkpoint_bytes`, those of the
+    state dict, is held back from a budget of seconds. Raises ValueError if `flops_per_token` is not
+    a positive finite number.
     """
     if not (math.isfinite(flops_per_token) and flops_per_token > 0):
         raise ValueError(
             f"flops_per_token is {flops_per_token}; it must be a positive finite number"
         )
+    counts = device() == "cpu"
     if link := _link():
+        if counts:
+            from trainer import flops  # before the clock starts
         link.send({"msg": "ready", "flops_per_token": flops_per_token})
         go = link.read("go")
     else:
         print("not in a box: this run is unsandboxed and scores itself", file=sys.stderr)
         go = prepare.current()["budget"]
-    made = _SmokeBudget if os.environ.get("NIGHTLY_ROLE") == "smoke" else Budget
-    _Run.budget = made(go["kind"], float(go["amount"]), flops_per_token, checkpoint_bytes)
-    return _Run.budget
+    is_smoke = os.environ.get("NIGHTLY_ROLE") == "smoke"
+    made = _SmokeBudget if is_smoke else Budget
+    budget = made(go["kind"], float(go["amount"]), flops_per_token, checkpoint_bytes)
+    if link and counts and budget.kind == "flops":
+        budget.counted = flops.Steps(every=is_smoke)
+    _Run.budget = budget
+    return budget
 
 
 def log(*, step: int, tokens: int, loss: float) -> None:
@@ -249,13 +263,14 @@ def finish(state_dict: dict[str, Any], **metrics: float) -> None:
     budget = _Run.budget
     if budget is None:
         raise RuntimeError("harness.finish() before harness.ready()")
+    counted = budget.counted.found() if budget.counted is not None else {}
     gpu = torch.cuda.get_device_name() if device() == "cuda" else ""
     seconds = time.monotonic() - budget.started
     figures = speed.figures(budget.flops_per_token, budget.tokens, seconds, gpu)
     shown = _shown(figures | {k: v for k, v in metrics.items() if k not in figures})
     state = {name: tensor.detach().to("cpu") for name, tensor in state_dict.items()}
     if link := _link():
-        _hand_over(link, state, budget.tokens, shown)
+        _hand_over(link, state, {"tokens": budget.tokens, "metrics": shown, **counted})
         return
     from trainer import alone  # not in a box: it reads the validation data
 
@@ -293,17 +308,12 @@ class _Counter:
         """As a file has it."""
 
 
-def _hand_over(link: Link, state: dict[str, Any], tokens: int, metrics: dict[str, float]) -> None:
+def _hand_over(link: Link, state: dict[str, Any], figures: dict[str, Any]) -> None:
     """Sends the checkpoint, or in a smoke box tries it out, and waits for the judge to hang up."""
     size = _Counter()  # the judge is told it in advance
     _save(state, size)
     sizes = {name: tensor.numel() for name, tensor in state.items()}
-    done = {
-        "bytes": size.bytes,
-        "parameters": sum(sizes.values()),
-        "tokens": tokens,
-        "metrics": metrics,
-    }
+    done = {"bytes": size.bytes, "parameters": sum(sizes.values()), **figures}
     if os.environ["NIGHTLY_ROLE"] == "smoke":
         blob = io.BytesIO()
         _save(state, blob)

@@ -24,8 +24,8 @@ from tasks.text import unlinked
 from tasks.trial import verdict
 from tasks.trial.baseline import unusual
 
-# What a proposer can learn from, as it is the training box's log that tells it.
-FIXABLE = ("startup_crashed", "train_crashed", "out_of_memory")
+# What a proposer can learn from, as the training box's log or the reason tells it.
+FIXABLE = ("startup_crashed", "train_crashed", "out_of_memory", "dishonest_flops")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,6 +31,7 @@ from typing import Any, TypeGuard
 
 from tasks.judge.box import Box
 from tasks.judge.bwrap import BoxUnavailable, Gate
+from tasks.judge.flop_count import FlopCount, number
 from tasks.judge.wire import Closed, Malformed, Silent, Wire
 
 CURVE_POINTS = 2000
@@ -72,14 +73,18 @@ class Trained:
     metrics: dict[str, float]
     curve: tuple[tuple[int, int, float], ...]
     parameters: int | None  # elements of the checkpoint's tensors, self-reported
+    flops_per_token: float | None  # its word; None if it gave none
+    counted_flops_per_token: float | None  # None: not counted
+    traffic_per_token: float | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Smoked:
-    """What a smoke step says of the model's state; self-reported."""
+    """What a smoke step says of the model's state and its FLOPs; self-reported."""
 
     state_bytes: int | None  # of all parameters and buffers
     unread: tuple[str, ...]  # tensors of the checkpoint that no forward pass reads
+    flops_per_token: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +96,7 @@ class Begun:
     go: float  # time.monotonic()
     budget: Budget
     cpu_before: float
+    flops_per_token: float | None  # its word
 
 
 PHASES = {  # the first part of a status, and what a box was doing
@@ -179,7 +185,7 @@ def begin(box: Box, gate: Gate, budget: Budget, *, startup_seconds: float) -> Be
     wire, deadline = Wire(box.wire), box.started + startup_seconds
     expect_up(box, wire, deadline)
     with blaming(box, "startup", startup_seconds):
-        expect(wire.read(deadline), "ready")
+        ready = expect(wire.read(deadline), "ready")
         started_up = time.monotonic() - box.started
         cpu_before = box.watchdog.cpu_seconds()
         if budget.cpu_seconds is not None:
@@ -187,7 +193,7 @@ def begin(box: Box, gate: Gate, budget: Budget, *, startup_seconds: float) -> Be
         gate.open()
         go = time.monotonic()
         wire.send({"msg": "go", "kind": budget.kind, "amount": budget.amount}, deadline)
-    return Begun(wire, started_up, go, budget, cpu_before)
+    return Begun(wire, started_up, go, budget, cpu_before, number(ready.get("flops_per_token")))
 
 
 def finish(box: Box, begun: Begun, checkpoint: Path, *, max_bytes: int) -> Trained:
@@ -204,6 +210,7 @@ def finish(box: Box, begun: Begun, checkpoint: Path, *, max_bytes: int) -> Train
     seconds = time.monotonic() - begun.go
     if problem := box.watchdog.cpu_problem():
         raise Stopped(*problem)
+    count = _counted(begun.flops_per_token, message, begun.budget)
     tokens, parameters = message.get("tokens"), message.get("parameters")
     return Trained(
         startup_seconds=begun.startup_seconds,
@@ -213,6 +220,9 @@ def finish(box: Box, begun: Begun, checkpoint: Path, *, max_bytes: int) -> Train
         metrics=_metrics(message.get("metrics")),
         curve=tuple(curve),
         parameters=parameters if is_whole(parameters, 0, 2**53 - 1) else None,
+        flops_per_token=begun.flops_per_token,
+        counted_flops_per_token=count.flops_per_token if count else None,
+        traffic_per_token=count.traffic_per_token if count else None,
     )
 
 
@@ -227,10 +237,11 @@ def smoke(
     """
     wire, deadline = Wire(box.wire), box.started + startup_seconds
     expect_up(box, wire, deadline)
+    word = None
     with blaming(box, "smoke", startup_seconds):
         message = wire.read(deadline)
         if message["msg"] != "smoked":
-            expect(message, "ready")
+            word = number(expect(message, "ready").get("flops_per_token"))
             gate.open()
             wire.send({"msg": "go", "kind": budget.kind, "amount": budget.amount}, deadline)
             message = _read_logs(wire, "smoked", deadline, [])
@@ -242,8 +253,18 @@ def smoke(
     smoked = Smoked(
         size if is_whole(size, 0, 2**53 - 1) else None,
         tuple(name for name in named[:UNREAD] if _is_tensor(name)),
+        word,
     )
+    _counted(word, message, dataclasses.replace(budget, amount=math.inf))
     return message, smoked
+
+
+def _counted(word: float | None, message: dict[str, Any], budget: Budget) -> FlopCount | None:
+    """What was counted in the box; None if nothing was. Raises Stopped."""
+    count = FlopCount.read(word, message) if budget.kind == "flops" else None
+    if count and (problem := count.problem(budget.amount)):
+        raise Stopped("dishonest_flops", problem)
+    return count
 
 
 def _is_tensor(name: Any) -> bool:

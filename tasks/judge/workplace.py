@@ -23,6 +23,7 @@ FIXED_FILES = (  # beside the candidate in a box
     "gradients.py",
     "exhaustion.py",
     "speed.py",
+    "flops.py",
 )
 
 

@@ -30,6 +30,7 @@ SHOWN_REASONS = (
     "train_timeout",
     "train_crashed",
     "bad_checkpoint",
+    "dishonest_flops",
 )
 # A terminal's escape sequences; takes linear time.
 ESCAPE = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?")

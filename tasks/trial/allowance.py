@@ -14,7 +14,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from tasks.judge.meter import Spent
-from tasks.records import Cost, RunResult
+from tasks.records import Caps, Cost, RunResult
 
 TIMES = 1.5  # by so much may one measurement differ from another on a machine that others use
 DEAREST = 8.0  # no model's scoring may cost more than this many times the baseline's a token
@@ -22,6 +22,11 @@ DEAREST = 8.0  # no model's scoring may cost more than this many times the basel
 SLACK_SHARE = 0.025
 MIN_SLACK_CPU_SECONDS = 0.5  # a crash takes 0.4, and must be reported as a crash
 MIN_SLACK_GPU_SECONDS = 10.0  # the start of the driver, a kernel that is compiled
+# Of a training on a CPU. Beside other work, the same training has taken up to 1.29 times the
+# CPU-seconds that it takes on an idle machine (13.8 and 17.8), where seeds differ by 0.4%.
+TRAINING_MARGIN = 0.4
+TRAINING_SDS = 4.0  # if the baseline's own runs differ by more
+MOST_TIMES = 1.5  # however dear a step is
 SCORING = ("eval_startup", "eval", "audit_startup", "audit")
 
 
@@ -50,6 +55,45 @@ def _dearest(costs: Sequence[Cost]) -> Cost:
         max(gpu) if gpu else None,
         min(cost.work for cost in costs),
         min(cost.row for cost in costs),
+    )
+
+
+def most_of_training(runs: Sequence[RunResult]) -> float:
+    """The CPU-seconds that no training may exceed, from those of the baseline's runs."""
+    return MOST_TIMES * statistics.fmean(run.cpu_seconds or 0.0 for run in runs)
+
+
+def usual_training(runs: Sequence[RunResult]) -> float:
+    """The CPU-seconds that a training may take whose operations are like the baseline's."""
+    used = [run.cpu_seconds or 0.0 for run in runs]
+    mean, sd = statistics.fmean(used), statistics.stdev(used) if len(used) > 1 else 0.0
+    margin = max(TRAINING_MARGIN * mean, TRAINING_SDS * sd, MIN_SLACK_CPU_SECONDS)
+    return min(mean + margin, most_of_training(runs))
+
+
+def traffic_per_flop(run: RunResult) -> float | None:
+    """Bytes that the operations of its steps write, for each FLOP; None without a count."""
+    if not (run.traffic_per_token and run.flops_per_token):
+        return None
+    return run.traffic_per_token / run.flops_per_token
+
+
+def overspent(caps: Caps, run: RunResult) -> str | None:
+    """What a training has used beyond the CPU-seconds of its FLOPs; None if it has not.
+
+    Small batches and narrow models move more bytes a FLOP, and may use as much more time as they
+    do; never more than `caps.cpu_seconds`.
+    """
+    if caps.usual_cpu_seconds is None or caps.cpu_seconds is None or run.cpu_seconds is None:
+        return None
+    traffic = traffic_per_flop(run)
+    dearer = traffic / caps.traffic_per_flop if traffic and caps.traffic_per_flop else 1.0
+    most = min(max(dearer, 1.0) * caps.usual_cpu_seconds, caps.cpu_seconds)
+    if run.cpu_seconds <= most:
+        return None
+    return (
+        f"used {run.cpu_seconds:.2f} CPU-seconds while training, the limit for its operations is "
+        f"{most:.2f}, from what the baseline used"
     )
 
 

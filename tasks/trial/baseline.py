@@ -25,8 +25,7 @@ from tasks.trial.experiment import Report, ignore, naming, run_experiment
 from trainer import prepare
 
 SEEDS = (1, 2, 3)
-# Multiples of the baseline's own CPU time, wall clock and start-up that a candidate may use.
-CPU_TIMES = 1.5
+# Multiples of the baseline's own wall clock and start-up that a candidate may use.
 WALL_TIMES = 3.0
 STARTUP_TIMES = 2.0
 MIN_STARTUP_SECONDS = 60.0  # importing torch on a machine that has just become busy
@@ -55,14 +54,17 @@ def caps_after(baseline: Baseline) -> Caps:
     tolerance = audit.calibrate(
         [run.audit_gap or 0.0 for run in runs], [run.audit_worst or 0.0 for run in runs]
     )
+    traffic = [bytes_ for run in runs if (bytes_ := allowance.traffic_per_flop(run))]
     longest_startup = max(run.startup_seconds or 0.0 for run in runs)
     return Caps(
-        cpu_seconds=CPU_TIMES * statistics.median(run.cpu_seconds or 0.0 for run in runs),
+        cpu_seconds=allowance.most_of_training(runs),
         wall_seconds=WALL_TIMES * statistics.median(run.seconds or 0.0 for run in runs),
         startup_seconds=max(STARTUP_TIMES * longest_startup, MIN_STARTUP_SECONDS),
         audit_gap=tolerance.gap,
         audit_position=tolerance.position,
         kernels=baseline.kernels,
+        usual_cpu_seconds=allowance.usual_training(runs),
+        traffic_per_flop=min(traffic) if traffic else None,
         usual=allowance.usual_costs(runs),
         reference=baseline.reference,
     )
@@ -77,6 +79,7 @@ def unusual(baseline: Baseline, run: RunResult, device: str) -> str | None:
         _unusual_startup(baseline, run),
         _unusual_scoring(baseline, run, device),
         _unusual_state(run),
+        _unusual_count(run),
     )
     return "; ".join(filter(None, found)) or None
 
@@ -114,6 +117,13 @@ def _unusual_state(run: RunResult) -> str | None:
     if held and needed and held > UNUSUAL_TIMES * needed + UNUSUAL_BYTES:
         return f"its checkpoint has {held:,} bytes, its parameters and buffers need {needed:,}"
     return None
+
+
+def _unusual_count(run: RunResult) -> str | None:
+    said, counted = run.flops_per_token, run.counted_flops_per_token
+    if said is None or counted is None or counted >= said / UNUSUAL_TIMES:
+        return None
+    return f"said {said:.4g} FLOPs a token, where only {counted:.4g} could be counted"
 
 
 def baseline_facts(candidate: Candidate, bench: Bench) -> dict[str, str]:

@@ -24,7 +24,7 @@ from tasks import cache
 from tasks.data import tokenization
 from tasks.errors import BoxError, DataError
 from tasks.files import FileRef
-from tasks.judge import audit, meter, nvml, protocol, scoring
+from tasks.judge import audit, flop_count, meter, nvml, protocol, scoring
 from tasks.judge.box import Box, open_box
 from tasks.judge.bwrap import BoxSpec, BoxUnavailable, Gate, Isolation
 from tasks.judge.native_code import NativeCodeChanged, NativeKernel
@@ -262,6 +262,10 @@ class _Attempt:
         self.note(
             startup_seconds=begun.startup_seconds, startup_gpu_seconds=gpu.seconds if gpu else None
         )
+        if begun.budget.kind == "flops":
+            before, now = self.result.flops_per_token, begun.flops_per_token
+            if problem := flop_count.other_word(before, now):
+                raise protocol.Stopped("dishonest_flops", problem)
         self.report("training")
         return begun
 
@@ -273,6 +277,9 @@ class _Attempt:
         with nvml.peak_memory(box.watchdog.pids) if on_gpu else contextlib.nullcontext() as gpu:
             trained = protocol.finish(box, begun, checkpoint, max_bytes=self._checkpoint_bytes)
         self.note(**dataclasses.asdict(trained), peak_gpu_bytes=gpu.bytes if gpu else None)
+        is_limited = begun.budget.cpu_seconds is not None  # by time of the GPU otherwise
+        if is_limited and (problem := allowance.overspent(self.bench.caps, self.result)):
+            raise protocol.Stopped("train_timeout", problem)
         if export_kernels:
             protocol.take_kernels(
                 begun, export_kernels, seconds=KERNEL_SECONDS, max_bytes=KERNEL_BYTES

@@ -37,6 +37,7 @@ Room = Literal[
     "lying about the score",
     "peeking",
     "cheating time",
+    "under-reporting",
     "training while scored",
     "breaking out",
 ]
@@ -72,6 +73,7 @@ STOPPED_BY = {  # unless the attack itself says it better
     "bad_claims": "the checks of the claims",
     "audit_timeout": "the limit on the audit",
     "audit_failed": "the audit",
+    "dishonest_flops": "the count of a real step",
 }
 
 
@@ -93,6 +95,7 @@ class Attack:
     audit: Audit = AUDIT
     forked: bool = False  # about the score alone: its boxes may be forks
     limited: bool = False  # its scoring may cost what the honest candidate's does, as in a night
+    smoke: bool = False  # it has a smoke step first, as the first run of every trial
 
     @property
     def stopped_by(self) -> str:
@@ -112,6 +115,7 @@ class Control:
     audit: Audit = AUDIT
     forked: bool = True
     limited: bool = True
+    smoke: bool = False
 
 
 def before_torch(code: str) -> tuple[tuple[str, str], ...]:
@@ -180,6 +184,7 @@ class Arena:
             ),
             seed=1,
             worth_audit=lambda claimed: True,
+            smoke=candidate.smoke,
         )
 
     def assemble(self, source: str, work: Path) -> Path:

@@ -16,6 +16,8 @@ GPT = "class GPT(nn.Module):\n"
 TRAINED = "        loss = model(batch[:, :-1], batch[:, 1:])\n"
 COUNTED = "tokens + DEVICE_BATCH_SIZE * MAX_SEQ_LEN\n"
 ROWS = '    rows = torch.from_numpy(prepare.train_rows(MAX_SEQ_LEN).astype("int64"))\n'
+WORD = "    flops_per_token = 6 * matrices + 12 * DIM * MAX_SEQ_LEN\n"
+BACKWARD = "        loss.backward()\n"
 BATCH = """\
         batch = rows[
             torch.arange(step * DEVICE_BATCH_SIZE, (step + 1) * DEVICE_BATCH_SIZE) % len(rows)
@@ -38,6 +40,11 @@ CONTROLS = [
 """,
             ),
             (EMBED, EMBED + "        x = x + (self.raw @ self.bytes)[idx]\n"),
+            (
+                WORD,
+                WORD
+                + "    flops_per_token += 4 * 256 * DIM * VOCAB_SIZE / DEVICE_BATCH_SIZE / MAX_SEQ_LEN\n",
+            ),
         ),
         forked=False,
     ),
@@ -307,5 +314,133 @@ class ReluSquared(torch.autograd.Function):
             (BATCH, "        batch = next(loader)\n"),
         ),
         forked=False,
+    ),
+    Control(
+        "rounded-flops",
+        "says 1% less than what is counted",
+        ((WORD, WORD + "    flops_per_token /= 1.01\n"),),
+        smoke=True,
+    ),
+    Control(
+        "checkpointing",
+        "computes its attention again in the backward pass, and does not count that twice",
+        (
+            (
+                "        x = x + self.proj(self.attend(F.rms_norm(x, (DIM,))))\n",
+                """\
+        attend = self.attend
+        if self.training:
+            from torch.utils.checkpoint import checkpoint
+            attend = lambda x: checkpoint(self.attend, x, use_reentrant=False)
+        x = x + self.proj(attend(F.rms_norm(x, (DIM,))))
+""",
+            ),
+        ),
+        smoke=True,
+    ),
+    Control(
+        "attention-by-hand",
+        "attention of its own: products, a mask and a softmax",
+        (
+            (
+                ATTEND,
+                """\
+        scores = q @ k.mT / (DIM // HEADS) ** 0.5
+        future = torch.ones(T, T, dtype=torch.bool).triu(1)
+        y = scores.masked_fill(future, float("-inf")).softmax(-1) @ v
+""",
+            ),
+        ),
+        smoke=True,
+    ),
+    Control(
+        "accumulation",
+        "a step of two passes, whose gradients are added",
+        (
+            (
+                TRAINED + BACKWARD,
+                """\
+        for half in batch.chunk(2):
+            loss = model(half[:, :-1], half[:, 1:]) / 2
+            loss.backward()
+""",
+            ),
+        ),
+        smoke=True,
+    ),
+    Control(
+        "sharpness-aware",
+        "two passes a step, the second where the loss is worst nearby; says twice the FLOPs",
+        (
+            (
+                BACKWARD,
+                BACKWARD
+                + """\
+        with torch.no_grad():
+            pushes = [0.01 * p.grad / (p.grad.norm() + 1e-9) for p in model.parameters()]
+            for p, push in zip(model.parameters(), pushes, strict=True): p.add_(push).grad = None
+        model(batch[:, :-1], batch[:, 1:]).backward()
+        with torch.no_grad():
+            for p, push in zip(model.parameters(), pushes, strict=True): p.sub_(push)
+""",
+            ),
+            (WORD, WORD + "    flops_per_token *= 2\n"),
+        ),
+        smoke=True,
+    ),
+    Control(
+        "orthogonal-updates",
+        "an optimizer with matrix products of its own, which are no FLOPs of the model",
+        (
+            (
+                "            p.grad = None\n",
+                """\
+            p.grad = None
+            if min(p.shape) == DIM:
+                x = m / (m.norm() + 1e-9)
+                for _ in range(5): x = 1.5 * x - 0.5 * x @ x.mT @ x
+                p.sub_(0.1 * lr * x)
+""",
+            ),
+        ),
+        smoke=True,
+    ),
+    Control(
+        "teacher",
+        "also learns from an average of its weights, which runs without gradients",
+        (
+            (
+                OPTIMIZER,
+                OPTIMIZER
+                + "    teacher = GPT()\n    teacher.load_state_dict(model.state_dict())\n",
+            ),
+            (
+                BACKWARD,
+                """\
+        with torch.no_grad():
+            for old, new in zip(teacher.parameters(), model.parameters(), strict=True): old.lerp_(new, 0.1)
+            taught = teacher(batch[:, :-1]).softmax(-1)
+"""
+                + "        (loss - 0 * taught.mean()).backward()\n",
+            ),
+        ),
+        smoke=True,
+    ),
+    Control(
+        "chosen-rows",
+        "looks at its rows without gradients first, and trains on those with the higher loss",
+        (
+            (
+                TRAINED,
+                """\
+        with torch.no_grad():
+            losses = model(batch[:, :-1], batch[:, 1:], "none").view(len(batch), -1).mean(1)
+        batch = batch[losses.topk(len(batch) // 2).indices]
+"""
+                + TRAINED,
+            ),
+            (COUNTED, "tokens + batch[:, 1:].numel()\n"),
+        ),
+        smoke=True,
     ),
 ]

@@ -111,7 +111,7 @@ ATTACKS = [
     _peek(
         "future-gate",
         "a gate on each value that the next token opens",
-        _after(PROJECTED, f"        x = x * torch.sigmoid(self.up(self.wte({NEXT}))[..., :DIM])\n"),
+        _after(PROJECTED, f"        x = x * torch.sigmoid(self.wte({NEXT}))\n"),
     ),
     _peek(
         "expert-choice-routing",

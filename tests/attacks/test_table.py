@@ -7,6 +7,7 @@ import pytest
 
 from tests.attacks import (
     arena,
+    room_counting,
     room_escape,
     room_lying,
     room_notes,
@@ -25,6 +26,7 @@ ROOMS = (
     room_notes,
     room_recall,
     room_time,
+    room_counting,
     room_overspending,
     room_escape,
 )
@@ -33,6 +35,7 @@ LEAST = {
     "lying about the score": 13,
     "peeking": 14,
     "cheating time": 11,
+    "under-reporting": 11,
     "training while scored": 6,
     "breaking out": 16,
 }
@@ -58,7 +61,7 @@ def test_there_are_enough_attacks_of_each_kind_and_no_name_is_used_twice() -> No
         attacks = [attack for attack in ATTACKS if attack.room == room]
         assert len(attacks) >= least
         assert not all(attack.forked for attack in attacks)
-    assert len(CONTROLS) >= 23
+    assert len(CONTROLS) >= 31
     assert not all(control.forked for control in CONTROLS)
 
 

@@ -81,6 +81,37 @@ def test_cpu_time_is_looked_at_once_more_at_the_end_of_a_run(spec, folder, monke
     assert stopped.value.status == "train_timeout"
 
 
+COUNTED = """
+figures = {"counted_flops": 1000, "counted_tokens": 10, "counted_traffic": 50, "late_flops": 0}
+say("done", bytes=4, tokens=10, **figures); wire.sendall(b"abcd"); wait()
+"""
+
+
+def finished(spec, folder, word: float, budget: Budget) -> Trained:
+    """What a box hands over that gives this word and has counted 100 FLOPs a token."""
+    ready = f'{UP}say("ready", flops_per_token={word})\nwait()\n'
+    with open_box(spec, ["-u", "-c", SAY + ready + COUNTED]) as box:
+        begun = protocol.begin(box, spec.gate, budget, startup_seconds=PATIENCE)
+        return protocol.finish(box, begun, folder / "model", max_bytes=4)
+
+
+def test_a_word_below_what_was_counted_is_dishonest(spec, folder):
+    with pytest.raises(Stopped, match="said 50 FLOPs a token, the counted") as stopped:
+        finished(spec, folder, 50.0, ONE_FLOP)
+    assert stopped.value.status == "dishonest_flops"
+
+
+def test_word_and_count_are_figures_of_a_run(spec, folder):
+    run = finished(spec, folder, 99.0, dataclasses.replace(ONE_FLOP, amount=1e3))
+    assert (run.flops_per_token, run.counted_flops_per_token) == (99.0, 100.0)
+    assert run.traffic_per_token == 5.0
+
+
+def test_a_budget_of_seconds_has_no_count(spec, folder):
+    run = finished(spec, folder, 50.0, dataclasses.replace(ONE_FLOP, kind="seconds"))
+    assert run.counted_flops_per_token is None
+
+
 @pytest.mark.parametrize("sent", ["", 'say("done", bytes=100)\n'], ids=["nothing", "half of done"])
 def test_a_box_that_the_watchdog_ends_has_its_verdict_whatever_was_due(spec, folder, sent):
     """Also while its processes still die and keep the socket open: that looks like silence."""

@@ -3,6 +3,7 @@ checkout of its own."""
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -228,18 +229,34 @@ def test_trial_of_a_crashing_file_exits_3_with_its_status(checkout, first):
     assert "VOCAB_SIZE = 2048 is not prepared" in run["reason"]
 
 
-def test_trial_has_the_limits_of_a_night_unless_they_are_turned_off(checkout, first):
-    """The candidate under-reports its FLOPs by a factor of four; the baseline is the night's."""
+def champion_with(checkout, old: str, new: str, file: str) -> None:
+    """Writes the night's champion with one change into a file of the checkout."""
     source = checkout.git("show", "autoresearch/first:trainer/train.py")
+    assert source.count(old) == 1
+    (checkout.folder / file).write_text(source.replace(old, new))
+
+
+def test_trial_of_a_file_that_under_reports_its_flops_says_both_numbers(checkout, first):
     honest = "flops_per_token=model.flops_per_token()"
-    assert honest in source
-    (checkout.folder / "cheap.py").write_text(source.replace(honest, f"{honest} / 4"))
-    done = checkout.run("trial", "cheap.py", "--profile", SMALL, "--json")
+    champion_with(checkout, honest, f"{honest} / 1.2", "cheap.py")
+    done = checkout.run("trial", "cheap.py", "--profile", SMALL, "--no-baseline", "--json")
+    assert done.returncode == 3, done.stderr
+    run = json.loads(done.stdout)
+    assert run["status"] == "dishonest_flops"
+    said, counted = map(float, re.findall(r"[\d.]+e\+\d+", run["reason"]))
+    assert counted == pytest.approx(1.2 * said, rel=0.01)
+
+
+def test_trial_has_the_limits_of_a_night_unless_they_are_turned_off(checkout, first):
+    """The candidate takes many times the CPU time of its FLOPs; the baseline is the night's."""
+    loop = "    while (done := budget.progress(tokens)) < 1.0:\n"
+    champion_with(checkout, loop, f"{loop}        sum(range(5_000_000))\n", "dear.py")
+    done = checkout.run("trial", "dear.py", "--profile", SMALL, "--json")
     assert done.returncode == 3, done.stderr
     run = json.loads(done.stdout)
     assert run["status"] == "train_timeout"
-    assert "CPU-seconds while training, the limit is" in run["reason"]
+    assert "CPU-seconds while training, the limit" in run["reason"]
     assert "baseline: cached" in done.stderr
-    done = checkout.run("trial", "cheap.py", "--profile", SMALL, "--no-baseline", "--json")
+    done = checkout.run("trial", "dear.py", "--profile", SMALL, "--no-baseline", "--json")
     assert json.loads(done.stdout)["status"] == "ok"
     assert "--no-baseline: the limits that follow from the baseline are off" in done.stderr

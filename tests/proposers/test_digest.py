@@ -171,6 +171,12 @@ def test_failures_are_grouped_with_their_count_and_the_latest_reasons():
     assert "'(' was never closed (line 7)" in failures[4]
 
 
+def test_what_was_counted_is_told_of_a_candidate_that_said_less():
+    reason = "said 1.2e+06 FLOPs a token, the counted step takes 3.6e+06"
+    text = digest(make_night(crash(1, status="dishonest_flops", reason=reason)), (), 6000)
+    assert reason in text
+
+
 @pytest.mark.parametrize(
     "status",
     [

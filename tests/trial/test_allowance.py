@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from tasks.judge.meter import Spent, excess
-from tasks.records import Cost
+from tasks.records import Baseline, Cost
 from tasks.trial.allowance import (
     DEAREST,
     MIN_SLACK_CPU_SECONDS,
@@ -14,8 +14,12 @@ from tasks.trial.allowance import (
     dearness,
     limit,
     limit_of_claims,
+    most_of_training,
+    overspent,
     usual_costs,
+    usual_training,
 )
+from tasks.trial.baseline import caps_after
 from tests.synthetic_night import make_run
 
 # The laptop's baseline: 18 CPU-seconds of training, 285 steps of 1024 tokens.
@@ -130,3 +134,61 @@ def test_a_larger_checkpoint_may_take_longer_to_load_but_not_for_ever():
     )
     assert double == pytest.approx(2 * 1.5 * 0.03 + MIN_SLACK_CPU_SECONDS)
     assert huge == pytest.approx(DEAREST * 1.5 * 0.03 + MIN_SLACK_CPU_SECONDS)
+
+
+# --------------------------------------------------------------------------------------------------
+# CPU-seconds of a training
+
+
+def trained(cpu_seconds: float, **changes):
+    """A run with a counted step; the baseline's writes 205 KB a token, 0.1 bytes a FLOP."""
+    counted = {"flops_per_token": 2e6, "counted_flops_per_token": 2e6, "traffic_per_token": 2e5}
+    return make_run(cpu_seconds=cpu_seconds, **{**counted, **changes})
+
+
+CAPS = caps_after(Baseline((trained(13.8), trained(13.9), trained(13.8)), "a CPU"))
+
+
+def test_seeds_that_agree_leave_what_a_busy_machine_needs():
+    """On the machine that this was measured on: 13.8 CPU-seconds idle, 16.1 and 17.8 busy."""
+    assert CAPS.usual_cpu_seconds == pytest.approx(1.4 * 13.83, rel=0.01)
+    assert CAPS.cpu_seconds == pytest.approx(1.5 * 13.83, rel=0.01)
+    assert overspent(CAPS, trained(17.8)) is None
+
+
+def test_seeds_that_differ_leave_more_but_never_half_as_much_again():
+    restless = [trained(20.0), trained(22.0), trained(18.0)]
+    assert usual_training(restless) == pytest.approx(28.0)
+    wild = [trained(10.0), trained(20.0), trained(30.0)]
+    assert usual_training(wild) == most_of_training(wild) == pytest.approx(30.0)
+
+
+def test_a_training_of_a_second_has_room_for_the_noise_of_one():
+    assert usual_training([trained(1.2)] * 3) == pytest.approx(1.7)
+
+
+def test_more_cpu_time_than_its_operations_need_is_told():
+    assert overspent(CAPS, trained(19.5)) == (
+        "used 19.50 CPU-seconds while training, the limit for its operations is 19.37, from what "
+        "the baseline used"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "limit_"),
+    [
+        ({"traffic_per_token": 2.1e5}, 1.05 * 19.37),
+        ({"traffic_per_token": 2e5, "flops_per_token": 1.9e6}, 2 / 1.9 * 19.37),
+        ({"traffic_per_token": 1e5}, 19.37),
+        ({"traffic_per_token": 9e5}, 1.5 * 13.83),
+        ({"traffic_per_token": None}, 19.37),
+    ],
+    ids=["small batches", "a cheaper word", "wide model", "beyond all bounds", "no count"],
+)
+def test_who_moves_more_bytes_a_flop_may_use_more_up_to_the_hard_limit(changes, limit_):
+    assert overspent(CAPS, trained(0.995 * limit_, **changes)) is None
+    assert overspent(CAPS, trained(1.005 * limit_, **changes)) is not None
+
+
+def test_without_a_baseline_there_is_no_such_limit():
+    assert overspent(dataclasses.replace(CAPS, usual_cpu_seconds=None), trained(1e6)) is None

@@ -30,6 +30,11 @@ BASELINE = Baseline((make_run(startup_seconds=10.0, costs=COSTS),), "a CPU")
             {"checkpoint_bytes": 4_010_000, "state_bytes": 1_000_000},
             "its checkpoint has 4,010,000 bytes, its parameters and buffers need 1,000,000",
         ),
+        ({"flops_per_token": 1.4e6, "counted_flops_per_token": 1e6}, None),
+        (
+            {"flops_per_token": 2e6, "counted_flops_per_token": 0.0},
+            "said 2e+06 FLOPs a token, where only 0 could be counted",
+        ),
         (
             {"unread": ("rows", "notes")},
             "no forward pass reads rows, notes of its checkpoint",

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import sys
+from types import ModuleType, SimpleNamespace
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -82,3 +84,39 @@ def save(tensors: dict[str, Tensor], file: BinaryIO) -> None:
 def load(path: str) -> dict[str, Tensor]:
     with np.load(path) as arrays:
         return {name: Tensor(array) for name, array in arrays.items()}
+
+
+class TorchDispatchMode:
+    """Sees no operation: there is none of torch's own here."""
+
+    def __enter__(self) -> TorchDispatchMode:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class _Names:
+    """Any attribute: its own name."""
+
+    def __getattr__(self, name: str) -> str:
+        return name
+
+
+class _Function:
+    @classmethod
+    def apply(cls) -> None:
+        raise NotImplementedError
+
+
+def _module(name: str, **contents: Any) -> ModuleType:
+    module = sys.modules[f"{__name__}.{name}"] = ModuleType(f"{__name__}.{name}")
+    vars(module).update(contents)
+    return module
+
+
+ops = SimpleNamespace(aten=_Names())
+graph = SimpleNamespace(_engine_run_backward=save)
+autograd = _module("autograd", graph=graph, Function=_Function)
+utils = _module("utils", flop_counter=SimpleNamespace(flop_registry={}))
+_module("utils._python_dispatch", TorchDispatchMode=TorchDispatchMode)
