@@ -114,7 +114,8 @@ class Limits(Table):
     # From process start to ready, for the baseline. A candidate gets twice what the baseline took,
     # and at least 60 s.
     startup_seconds: PositiveFloat = 180.0
-    # From go to checkpoint, with a `flops` budget; for candidates, 3 times what the baseline took.
+    # From go to checkpoint, with a `flops` budget; for candidates, 3 times what the baseline
+    # took, and at least 30 s.
     train_seconds: PositiveFloat = 900.0
     eval_seconds: PositiveFloat = 120.0  # first row to last claim; an audit: up to 16 times as much
     memory_gib: PositiveFloat = 8.0  # resident memory of the whole box

@@ -27,6 +27,7 @@ from trainer import prepare
 SEEDS = (1, 2, 3)
 # Multiples of the baseline's own wall clock and start-up that a candidate may use.
 WALL_TIMES = 3.0
+MIN_WALL_SECONDS = 30.0  # a machine that has just become busy: what hangs may take so long
 STARTUP_TIMES = 2.0
 MIN_STARTUP_SECONDS = 60.0  # importing torch on a machine that has just become busy
 LOG_SHOWN = 2000  # characters, of a baseline that is stopped
@@ -58,7 +59,9 @@ def caps_after(baseline: Baseline) -> Caps:
     longest_startup = max(run.startup_seconds or 0.0 for run in runs)
     return Caps(
         cpu_seconds=allowance.most_of_training(runs),
-        wall_seconds=WALL_TIMES * statistics.median(run.seconds or 0.0 for run in runs),
+        wall_seconds=max(
+            WALL_TIMES * statistics.median(run.seconds or 0.0 for run in runs), MIN_WALL_SECONDS
+        ),
         startup_seconds=max(STARTUP_TIMES * longest_startup, MIN_STARTUP_SECONDS),
         audit_gap=tolerance.gap,
         audit_position=tolerance.position,
