@@ -1,14 +1,13 @@
 """The next trial's run, begun while the trial before it trains: the GPU does not wait for imports.
 
 At most one run is begun early: that of the proposal that waits. It begins once the proposal is
-there and the present run trains, if the training lasts long enough. If the trial that trains is
-kept, or the next one tries anything else, the run is ended with all its boxes.
+there and the present run's own start-up is over, and not after its training. If the trial that
+trains is kept, or the next one tries anything else, the run is ended with all its boxes.
 """
 
 from __future__ import annotations
 
 import threading
-import time
 
 from prefect import get_run_logger
 
@@ -28,13 +27,9 @@ class NextRun:
         self._night = night
         self._lock = threading.Lock()
         self._proposed: Proposal | None = None
-        self._trains_until: float | None = None  # by time.monotonic(), an estimate
+        self._is_training = False  # the present run
         self._run: EarlyRun | None = None
         self._is_closed = False
-        runs = night.baseline.runs
-        # The smoke step takes about as long as the start-up.
-        self._needed = 2 * max(run.startup_seconds or 0.0 for run in runs)
-        self._training = min(run.seconds or 0.0 for run in runs)
 
     @classmethod
     def of(cls, night: Night) -> NextRun:
@@ -67,8 +62,7 @@ class NextRun:
         def enter(phase: str) -> None:
             report(phase)
             with self._lock:
-                is_training = phase == "training"
-                self._trains_until = time.monotonic() + self._training if is_training else None
+                self._is_training = phase == "training"
                 self._begin_if_due()
 
         return enter
@@ -101,12 +95,10 @@ class NextRun:
 
     def _begin_if_due(self) -> None:
         """Begins the run if its time has come; for a caller that holds the lock."""
-        until, proposed = self._trains_until, self._proposed
-        if not self.allowed or self._is_closed or self._run or proposed is None or until is None:
-            return
-        if time.monotonic() + self._needed <= until:
+        due = self.allowed and self._is_training and not self._is_closed
+        if due and self._run is None and self._proposed is not None:
             self._run = experiment.start_early(
-                proposed.candidate,
+                self._proposed.candidate,
                 self._night.bench,
                 self._night.seed,
                 lambda: interruption.reached("waiting"),

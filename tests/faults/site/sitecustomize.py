@@ -3,7 +3,7 @@
 Boxes get tests/faults/torch_stub beside `trainer`, in front of the real torch. With
 NIGHTLY_TEST_KILL_AT="decided:3" a process ends as by `kill -9` when it reaches the milestone
 `decided` for the third time. NIGHTLY_TEST_MILESTONES names a file that gets a line for each
-milestone.
+milestone, NIGHTLY_TEST_CLOCK one for the moments at which a training begins and ends.
 
 Each change is made when its module is imported, not before: Prefect reads its settings from the
 environment at its import, and a command sets them first.
@@ -16,6 +16,7 @@ import importlib.machinery
 import os
 import signal
 import sys
+import time
 from collections import Counter
 from types import ModuleType
 from typing import Any
@@ -43,9 +44,33 @@ def reached(step: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def follow_clock(protocol: Any) -> None:
+    path = os.environ.get("NIGHTLY_TEST_CLOCK")
+    if path is None:
+        return
+    go, finish = protocol.go, protocol.finish
+
+    def note(what: str) -> None:
+        with open(path, "a") as file:
+            file.write(f"{what} {time.monotonic()}\n")
+
+    def noting_go(*arguments: Any, **options: Any) -> Any:
+        begun = go(*arguments, **options)
+        note("go")
+        return begun
+
+    def noting_end(*arguments: Any, **options: Any) -> Any:
+        trained = finish(*arguments, **options)
+        note("end")
+        return trained
+
+    protocol.go, protocol.finish = noting_go, noting_end
+
+
 CHANGES = {
     "tasks.judge.workplace": add_torch_stub,
     "flows.night.interruption": follow_milestones,
+    "tasks.judge.protocol": follow_clock,
 }
 
 
