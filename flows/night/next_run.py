@@ -57,7 +57,9 @@ class NextRun:
             self._begin_if_due()
 
     def watching(self, report: Report) -> Report:
-        """The same report of the present run; from it follows when it trains."""
+        """The same report, of a run that begins now; from it follows when it trains."""
+        with self._lock:
+            self._is_training = False
 
         def enter(phase: str) -> None:
             report(phase)

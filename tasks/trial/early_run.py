@@ -107,6 +107,11 @@ class EarlyRun:
 
     # What the night calls.
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has no result yet."""
+        return self._thread.is_alive()
+
     def finish(self, trial: TrialStart) -> RunResult | None:
         """Begins the trial and waits for the run's result.
 
