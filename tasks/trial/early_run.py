@@ -52,6 +52,7 @@ class EarlyRun:
         self, work: Callable[[EarlyRun], RunResult], when_ready: Callable[[], None]
     ) -> None:
         self.problem: str | None = None  # why its priority could not be lowered
+        self.is_past_start_up = False  # set by the run at go
         self._work, self._when_ready = work, when_ready
         self._state = threading.Condition()
         self._trial: TrialStart | None = None
@@ -59,7 +60,6 @@ class EarlyRun:
         self._boxes: list[Box] = []
         self._result: RunResult | None = None
         self._error: BaseException | None = None
-        self._is_past_start_up = False
         # A daemon: if this process ends without a word, its boxes end with it.
         self._thread = threading.Thread(target=self._run, name="early-run", daemon=True)
         self._thread.start()
@@ -94,7 +94,6 @@ class EarlyRun:
             while self._trial is None and not self._ended:
                 self._state.wait()
             self._check()
-            self._is_past_start_up = True
         return time.monotonic() - began
 
     def worth_audit(self, claimed: float) -> bool:
@@ -129,9 +128,9 @@ class EarlyRun:
         except BaseException:
             self.end()
             raise
-        if self._error is not None and self._is_past_start_up:
+        if self._error is not None and self.is_past_start_up:
             raise self._error
-        if self._result is None or self._is_past_start_up:
+        if self._result is None or self.is_past_start_up:
             return self._result
         return None if self._result.status in UNDECIDED else self._result
 

@@ -260,6 +260,8 @@ class _Attempt:
         if self.early is not None:
             self.waited_seconds = self.early.await_trial(box)
         begun = protocol.go(box, spec.gate, _budget(self.bench), started)
+        if self.early is not None:
+            self.early.is_past_start_up = True
         self.report("training")
         return begun
 
