@@ -281,7 +281,7 @@ def step(night: Night, held: Session, views: Views, proposals: Proposals) -> Non
     state = held.state
     if state.pending:
         apply_verdict(night, held, state.pending)
-        views.show(held.state)
+        proposals.next_run.aside(lambda: views.show(held.state))
         if held.state.trials[-1].verdict == "keep":
             night_views.notify("new-champion", held.state)
         interruption.reached("shown")

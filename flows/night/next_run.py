@@ -8,6 +8,7 @@ trains is kept, or the next one tries anything else, the run is ended with all i
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from prefect import get_run_logger
 
@@ -15,7 +16,7 @@ from flows.night import interruption
 from flows.night.night import Night
 from tasks.records import Candidate, Proposal
 from tasks.trial import experiment
-from tasks.trial.early_run import EarlyRun, obstacle
+from tasks.trial.early_run import EarlyRun, nothing, obstacle
 from tasks.trial.experiment import Report
 
 
@@ -30,6 +31,7 @@ class NextRun:
         self._is_training = False  # the present run
         self._run: EarlyRun | None = None
         self._is_closed = False
+        self._aside: Callable[[], None] = nothing
 
     @classmethod
     def of(cls, night: Night) -> NextRun:
@@ -69,8 +71,27 @@ class NextRun:
 
         return enter
 
+    def aside(self, work: Callable[[], None]) -> None:
+        """Does work that a trial need not wait for: now, or while the waiting run trains."""
+        if self.is_begun:
+            self._aside = work
+        else:
+            work()
+
     def take(self, candidate: Candidate) -> EarlyRun | None:
-        """The early run of this candidate, for its trial; one of any other candidate is ended."""
+        """The early run of this candidate, for its trial; one of any other candidate is ended.
+
+        What was put aside is done now if there is no such run.
+        """
+        work, self._aside = self._aside, nothing
+        run = self._taken(candidate)
+        if run is None:
+            work()
+        else:
+            run.meanwhile = work
+        return run
+
+    def _taken(self, candidate: Candidate) -> EarlyRun | None:
         with self._lock:
             run, proposed = self._run, self._proposed
             self._run = self._proposed = None

@@ -31,6 +31,10 @@ MEMINFO = Path("/proc/meminfo")
 NOTHING = "the driver does not say how much memory the GPU has"
 
 
+def nothing() -> None:
+    """For a night that has nothing else to do."""
+
+
 class Ended(Exception):
     """Nobody wants this run any more."""
 
@@ -53,6 +57,7 @@ class EarlyRun:
     ) -> None:
         self.problem: str | None = None  # why its priority could not be lowered
         self.is_past_start_up = False  # set by the run at go
+        self.meanwhile: Callable[[], None] = nothing  # what the night does once the trial has begun
         self._work, self._when_ready = work, when_ready
         self._state = threading.Condition()
         self._trial: TrialStart | None = None
@@ -124,6 +129,7 @@ class EarlyRun:
                 priority.wake(box.watchdog.root)
             self._state.notify_all()
         try:
+            self.meanwhile()
             self._thread.join()
         except BaseException:
             self.end()
