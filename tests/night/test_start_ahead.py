@@ -14,6 +14,7 @@ from tests.faults import adds_up
 from tests.faults.llm_server import FAKE_KEY, LlmServer, ok
 from tests.faults.scripted_model import EMBEDDING, SINGLE, answer
 from tests.faults.stub_checkout import PROFILE, StubCheckout
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 BETTER = answer(
@@ -52,7 +53,7 @@ def night(checkout):
         with LlmServer([ok("ready"), *map(ok, answers or ())]) as model:
             key = {"OPENAI_BASE_URL": model.url, "OPENAI_API_KEY": FAKE_KEY}
             done = checkout.run(*argv, **key, **changes)
-        assert live_boxes(checkout.home) == set()
+        wait_for(lambda: live_boxes(checkout.home) == set(), "the end of all boxes")
         return done
 
     return run
