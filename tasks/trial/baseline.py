@@ -106,12 +106,12 @@ def unusual(baseline: Baseline, run: RunResult, device: str) -> str | None:
 
 
 def _unusual_startup(baseline: Baseline, run: RunResult) -> str | None:
-    if run.started_early:  # at a low priority, beside a busy GPU: the clock says nothing
-        return None
     fields = {
         "start-up took": "startup_seconds",
         "the GPU was busy before go for": "startup_gpu_seconds",
     }
+    if run.started_early:  # at a low priority, beside a busy GPU: the clock says nothing
+        fields = {"start-up's CPU time was": "startup_cpu_seconds"}
     for what, field in fields.items():
         usual = [seconds for base in baseline.runs if (seconds := getattr(base, field)) is not None]
         took = getattr(run, field)
