@@ -30,6 +30,7 @@ class NextRun:
         self._proposed: Proposal | None = None
         self._is_training = False  # the present run
         self._run: EarlyRun | None = None
+        self._present: EarlyRun | None = None  # one that was taken: ours to end if its trial fails
         self._is_closed = False
         self._aside: Callable[[], None] = nothing
 
@@ -92,17 +93,23 @@ class NextRun:
         return run
 
     def _taken(self, candidate: Candidate) -> EarlyRun | None:
+        self._end_present()
         with self._lock:
             run, proposed = self._run, self._proposed
-            self._run = self._proposed = None
+            self._run, self._proposed, self._present = None, None, run
         if run is None:
             return None
         if proposed is not None and proposed.candidate.source == candidate.source:
             if run.problem:
                 get_run_logger().info(f"started ahead at normal CPU priority: {run.problem}")
             return run
-        run.end()
+        self._end_present()
         return None
+
+    def _end_present(self) -> None:
+        run, self._present = self._present, None
+        if run is not None:
+            run.end()
 
     def end(self) -> None:
         """Ends the early run, with its proposal: a later one may follow."""
@@ -112,8 +119,9 @@ class NextRun:
             run.end()
 
     def close(self) -> None:
-        """Ends the early run for good: none is begun any more."""
+        """Ends every run that has begun early; none is begun any more."""
         self._is_closed = True
+        self._end_present()
         self.end()
 
     def _begin_if_due(self) -> None:
