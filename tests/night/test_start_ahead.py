@@ -6,6 +6,7 @@ first trial's training ends only once the next run waits.
 """
 
 import json
+import signal
 
 import pytest
 
@@ -116,6 +117,19 @@ def test_kill_9_while_a_run_waits_loses_nothing_and_leaves_nothing_alive(
     assert done.returncode == 0, done.stderr
     assert [run[2] for run in first_runs(checkout, tag)] == ["ok", "ok"]
     assert list((checkout.home / "boxes").iterdir()) == []
+    assert adds_up.complaints(checkout, tag, 2, before, frozenset()) == []
+
+
+def test_a_sigterm_while_a_run_waits_takes_it_along(checkout, before, night):
+    tag, term = "terminated", str(int(signal.SIGTERM))
+    ended = night(
+        tag, NIGHTLY_TEST_HOLD="waiting", NIGHTLY_TEST_KILL_AT="waiting", NIGHTLY_TEST_SIGNAL=term
+    )
+    assert ended.returncode > 0, ended.stderr
+    assert checkout.ledger(tag)[-1]["event"] == "stopped"
+    assert list((checkout.home / "boxes").iterdir()) == []
+    done = night(tag, command=("resume", tag))
+    assert done.returncode == 0, done.stderr
     assert adds_up.complaints(checkout, tag, 2, before, frozenset()) == []
 
 

@@ -2,7 +2,7 @@
 
 Boxes get tests/faults/torch_stub beside `trainer`, in front of the real torch. With
 NIGHTLY_TEST_KILL_AT="decided:3" a process ends as by `kill -9` when it reaches the milestone
-`decided` for the third time. NIGHTLY_TEST_MILESTONES names a file that gets a line for each
+`decided` for the third time; NIGHTLY_TEST_SIGNAL is another signal for that. NIGHTLY_TEST_MILESTONES names a file that gets a line for each
 milestone, NIGHTLY_TEST_CLOCK one for the moments at which a training begins and ends. With
 NIGHTLY_TEST_HOLD="waiting" the first training of the process ends only after that milestone. With
 NIGHTLY_TEST_TOUCH="waiting=PATH" that milestone makes a file.
@@ -47,7 +47,7 @@ def reached(step: str) -> None:
         open(path, "a").close()
     place, _, count = os.environ.get("NIGHTLY_TEST_KILL_AT", "").partition(":")
     if step == place and _reached[step] == int(count or 1):
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), int(os.environ.get("NIGHTLY_TEST_SIGNAL", signal.SIGKILL)))
 
 
 def follow_clock(protocol: Any) -> None:
