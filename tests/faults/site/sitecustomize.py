@@ -2,10 +2,11 @@
 
 Boxes get tests/faults/torch_stub beside `trainer`, in front of the real torch. With
 NIGHTLY_TEST_KILL_AT="decided:3" a process ends as by `kill -9` when it reaches the milestone
-`decided` for the third time; NIGHTLY_TEST_SIGNAL is another signal for that. NIGHTLY_TEST_MILESTONES names a file that gets a line for each
-milestone, NIGHTLY_TEST_CLOCK one for the moments at which a training begins and ends. With
-NIGHTLY_TEST_HOLD="waiting" the first training of the process ends only after that milestone. With
-NIGHTLY_TEST_TOUCH="waiting=PATH" that milestone makes a file.
+`decided` for the third time; NIGHTLY_TEST_SIGNAL is the number of another signal for that.
+NIGHTLY_TEST_TOUCH="waiting=PATH" makes a file at that milestone. NIGHTLY_TEST_MILESTONES names a
+file that gets a line for each milestone, NIGHTLY_TEST_CLOCK one for the moments at which a training
+begins and ends. With NIGHTLY_TEST_HOLD="waiting" the first training of the process ends only after
+that milestone.
 
 Each change is made when its module is imported, not before: Prefect reads its settings from the
 environment at its import, and a command sets them first.
