@@ -8,9 +8,11 @@ and compilation would take, its training as long as a GPU would work.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import statistics
 import tempfile
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -114,24 +116,28 @@ def _slow_down(checkout: StubCheckout, startup: float) -> None:
 
 
 def _sorted(ledger: list[dict[str, Any]], moments: list[tuple[str, float]]) -> Gaps:
-    """The gaps between trials: those after the baseline's three runs."""
-    goes = [at for what, at in moments if what == "go"]
-    found = Gaps([], [], [])
-    runs = [
-        (trial["verdict"], run)
-        for trial in (event["trial"] for event in ledger if event["event"] == "decided")
-        for run in range(max(len(trial["seeds"]), 1))
-        if trial["seeds"]
-    ]
-    ends = [at for what, at in moments if what == "end"]
-    last: tuple[str, int] | None = None
-    for at, (verdict, run) in zip(goes[3:], runs, strict=False):
-        before = [end for end in ends if end <= at]
-        if last is not None and before:
-            kind = found.confirmed if run else found.kept if last[0] == "keep" else found.discarded
-            kind.append(at - before[-1])
-        last = verdict, run
-    return found
+    """The gaps between an end and the go right after it, both of trials."""
+    began: dict[int, float] = {}
+    trials: list[tuple[float, float, int, str]] = []
+    for event in ledger:
+        at = datetime.fromisoformat(event["time"]).timestamp()
+        if event["event"] == "started":
+            began[event["trial"]] = at
+        elif event["event"] == "decided":
+            number = event["trial"]["number"]
+            trials.append((began[number], at, number, event["trial"]["verdict"]))
+
+    def trial_at(moment: float) -> tuple[int, str] | None:
+        found = ((number, verdict) for a, b, number, verdict in trials if a <= moment <= b)
+        return next(found, None)
+
+    gaps = Gaps([], [], [])
+    for (what, end), (_, go) in itertools.pairwise(moments):
+        before, after = trial_at(end), trial_at(go)
+        if what == "end" and before and after:
+            kept = gaps.kept if before[1] == "keep" else gaps.discarded
+            (gaps.confirmed if before == after else kept).append(go - end)
+    return gaps
 
 
 def speed(repeats: int, *, startup: float = 4.0, training: float = 8.0) -> dict[str, float]:

@@ -58,7 +58,7 @@ def follow_clock(protocol: Any) -> None:
     def note(what: str) -> None:
         if path := os.environ.get("NIGHTLY_TEST_CLOCK"):
             with open(path, "a") as file:
-                file.write(f"{what} {time.monotonic()}\n")
+                file.write(f"{what} {time.time()}\n")
 
     def noting_go(*arguments: Any, **options: Any) -> Any:
         begun = go(*arguments, **options)
