@@ -28,7 +28,6 @@ UNDECIDED: tuple[Status, ...] = ("startup_timeout", "out_of_memory")
 PATIENCE = 3.0
 JOIN_SECONDS = 10.0  # for the rest of an ended run, once its boxes are gone
 MEMINFO = Path("/proc/meminfo")
-NOTHING = "the driver does not say how much memory the GPU has"
 
 
 def nothing() -> None:
@@ -73,7 +72,7 @@ class EarlyRun:
 
     @contextlib.contextmanager
     def holding(self, box: Box) -> Iterator[None]:
-        """A box that `end` ends. Raises Ended if that was asked for already."""
+        """A box that `end` ends, until it is gone. Raises Ended if that was asked for already."""
         with self._state:
             self._check()
             self._boxes.append(box)
@@ -177,7 +176,7 @@ def obstacle(profile: Profile, baseline: Baseline) -> str | None:
         peak = max(run.metrics.get("peak_vram_mb", 0.0) for run in baseline.runs) * 2**20
         card = hardware.first_gpu()
         if card is None or not card.memory_bytes:
-            return NOTHING
+            return "the driver does not say how much memory the GPU has"
         if not peak:
             return "the baseline does not report peak_vram_mb, its peak on the GPU"
         if 2 * peak > card.memory_bytes:

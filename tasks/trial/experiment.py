@@ -232,15 +232,17 @@ class _Attempt:
     def _box(self, spec: BoxSpec) -> Iterator[Box]:
         """A box whose log is noted once it is gone: only then can nobody write to it any more."""
         log = "judge_log" if spec.role in ("claim", "audit") else "log"
-        with open_box(spec) as box:
+        with open_box(spec) as box, self._held(box):
             try:
-                with self.early.holding(box) if self.early else contextlib.nullcontext():
-                    yield box
+                yield box
             finally:
                 box.kill()
                 self.note(**{log: getattr(self.result, log) + box.log.text()})
                 if spec.role == "train":
                     self.note(peak_memory_bytes=box.watchdog.peak_memory_bytes or None)
+
+    def _held(self, box: Box) -> contextlib.AbstractContextManager[None]:
+        return self.early.holding(box) if self.early else contextlib.nullcontext()
 
     def _start(self, box: Box, spec: BoxSpec) -> protocol.Begun:
         """Waits for the candidate's start-up, and for its trial, and starts the clock."""
