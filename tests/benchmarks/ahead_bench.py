@@ -67,7 +67,8 @@ def run(
             ratio = found["beside"] / found["alone"]
             print(
                 f"tokens/s alone {found['alone']:,.0f}, beside a start-up {found['beside']:,.0f}: "
-                f"{ratio:.3f} (at least {LEAST_SPEED})",
+                f"{ratio:.3f} (at least {LEAST_SPEED}), at the usual priority "
+                f"{found['usual_priority'] / found['alone']:.3f}",
                 flush=True,
             )
             holds &= ratio >= LEAST_SPEED

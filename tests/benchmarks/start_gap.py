@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from configs import Budget
+from tasks.judge import priority
 from tasks.records import Bench, Candidate
 from tasks.trial import experiment
 from tasks.trial.baseline import first_caps
@@ -141,21 +142,27 @@ def _sorted(ledger: list[dict[str, Any]], moments: list[tuple[str, float]]) -> G
 
 
 def speed(repeats: int, *, startup: float = 4.0, training: float = 8.0) -> dict[str, float]:
-    """Tokens/s of a training alone and beside the start-up of the next run, medians of pairs.
+    """Tokens/s of a training alone, and beside the start-up of the next run: medians.
 
+    That start-up is once as it is and once at the usual priority, to show what the low one is for.
     Both keep a core busy; the start-up uses that many CPU-seconds twice, as it has a smoke step.
     """
     vars(experiment)["assemble"] = assemble_with_stub
-    figures: dict[str, list[float]] = {"alone": [], "beside": []}
+    ways = {"alone": priority.lower, "beside": priority.lower, "usual_priority": _leave}
+    figures: dict[str, list[float]] = {way: [] for way in ways}
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         bench = _bench(Path(folder), training)
-        for i in range(2 * repeats):
-            beside = bool((i + 1) // 2 % 2)
-            figures["beside" if beside else "alone"].append(
-                _tokens_a_second(bench, startup if beside else None)
-            )
-    return {name: statistics.median(found) for name, found in figures.items()}
+        for i in range(repeats):
+            for way in ways if i % 2 else reversed(ways):
+                vars(priority)["lower"] = ways[way]
+                found = _tokens_a_second(bench, None if way == "alone" else startup)
+                figures[way].append(found)
+    return {way: statistics.median(found) for way, found in figures.items()}
+
+
+def _leave(root: int) -> None:
+    """In the place of `priority.lower`."""
 
 
 def _bench(folder: Path, training: float) -> Bench:
