@@ -102,6 +102,9 @@ class Caps:
     # of traffic a FLOP (trainer/flops.py). None without a count.
     usual_cpu_seconds: float | None = None
     traffic_per_flop: float | None = None
+    # After a `seconds` budget, until the checkpoint is there; None: the profile's.
+    slack_seconds: float | None = None
+    startup_cpu_seconds: float | None = None  # of a start-up beside another run; None is no limit
     # What the baseline's runs cost, phase by phase: the limits of scoring follow. Empty: no limits.
     usual: Mapping[str, Cost] = dataclasses.field(default_factory=dict)
     # What the baseline claimed for each token; None: an audit asks about all tokens alike.
@@ -163,6 +166,9 @@ class RunResult:
     flops_per_token: float | None = None
     counted_flops_per_token: float | None = None
     traffic_per_token: float | None = None  # bytes, as the harness counted them
+    handover_seconds: float | None = None  # the end of `seconds`: the checkpoint on its way to us
+    startup_cpu_seconds: float | None = None
+    started_early: bool = False  # beside another run, at a low priority
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> RunResult:

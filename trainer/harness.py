@@ -192,6 +192,7 @@ def ready(flops_per_token: float, checkpoint_bytes: int = 0) -> Budget:
     if link := _link():
         if counts:
             from trainer import flops  # before the clock starts
+        free_cache()
         link.send({"msg": "ready", "flops_per_token": flops_per_token})
         go = link.read("go")
     else:
@@ -204,6 +205,13 @@ def ready(flops_per_token: float, checkpoint_bytes: int = 0) -> Budget:
         budget.counted = flops.Steps(every=is_smoke)
     _Run.budget = budget
     return budget
+
+
+def free_cache() -> None:
+    """Gives back GPU memory that only start-up used: another run may train while this one waits."""
+    torch = sys.modules.get("torch")
+    if torch is not None and device() == "cuda":
+        torch.cuda.empty_cache()
 
 
 def log(*, step: int, tokens: int, loss: float) -> None:

@@ -112,6 +112,19 @@ def test_a_budget_of_seconds_has_no_count(spec, folder):
     assert run.counted_flops_per_token is None
 
 
+def test_what_a_box_does_before_go_is_not_in_its_budget_however_long_it_waits(spec, folder):
+    """Neither its CPU time, nor an earlier limit of that."""
+    work = "import time\nwhile time.process_time() < 0.5: pass\n"
+    budget = Budget("flops", 1.0, PATIENCE, cpu_seconds=0.2)
+    with open_box(spec, ["-u", "-c", SAY + work + READY + DONE + "wait()"]) as box:
+        started = protocol.start_up(box, startup_seconds=PATIENCE)
+        box.watchdog.limit_cpu(PATIENCE)
+        begun = protocol.go(box, spec.gate, budget, started)
+        run = protocol.finish(box, begun, folder / "model", max_bytes=100)
+    assert started.cpu_seconds > 0.4
+    assert run.cpu_seconds <= 0.2
+
+
 @pytest.mark.parametrize("sent", ["", 'say("done", bytes=100)\n'], ids=["nothing", "half of done"])
 def test_a_box_that_the_watchdog_ends_has_its_verdict_whatever_was_due(spec, folder, sent):
     """Also while its processes still die and keep the socket open: that looks like silence."""
@@ -129,6 +142,7 @@ def test_a_run_hands_over_curve_checkpoint_and_figures(trained, folder):
     run, checkpoint, kernels = trained(logs + DONE, max_bytes=4)
     assert run.curve == ((1, 2, 3.0), (2, 4, 2.5))
     assert (run.tokens, run.metrics, checkpoint, kernels) == (7, {"a": 1.0}, b"abcd", None)
+    assert 0 < run.handover_seconds < run.seconds
     assert (folder / "model").stat().st_mode & 0o777 == 0o444
     assert 0 <= run.seconds < PATIENCE
     assert 0 < run.startup_seconds < PATIENCE

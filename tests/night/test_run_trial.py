@@ -1,5 +1,8 @@
 """Which runs of a trial are audited: all that could enter a keep."""
 
+import logging
+from typing import Any
+
 import pytest
 
 from flows.night import run_trial
@@ -18,7 +21,7 @@ def is_audited(monkeypatch, tmp_path):
     def ask(*scores: float, statements_added: int = 0) -> bool:
         asked = []
 
-        def train(what, candidate, bench, seed, *, worth_audit, smoke, report):
+        def train(what, candidate, bench, seed, *, worth_audit, smoke, report, early):
             score = scores[seed - 1] if seed <= len(scores) else scores[-1]
             asked.append(worth_audit(score))
             return make_run(val_bpb=score, seed=seed)
@@ -47,3 +50,39 @@ def test_a_score_that_would_be_kept_or_confirmed_does(is_audited):
 def test_so_does_a_tie_with_fewer_statements(is_audited):
     assert not is_audited(1.71)
     assert is_audited(1.71, statements_added=-3)
+
+
+class BesideIt:
+    """A made-up run that has begun beside the present one."""
+
+    def __init__(self) -> None:
+        self.is_begun = True
+
+    def watching(self, report):
+        return report
+
+    def end(self) -> None:
+        self.is_begun = False
+
+
+@pytest.mark.parametrize("ends", ["ok", "out_of_memory"])
+def test_a_run_that_runs_out_of_memory_beside_another_is_run_once_more_alone(
+    monkeypatch, tmp_path, ends
+):
+    beside: Any = BesideIt()
+    statuses, alone = iter(["out_of_memory", ends]), []
+
+    def train(what, candidate, bench, seed, *, worth_audit, smoke, report, early):
+        alone.append(not beside.is_begun)
+        status = next(statuses)
+        return make_run(status=status, val_bpb=1.9 if status == "ok" else None, seed=seed)
+
+    monkeypatch.setattr(run_trial, "train_candidate", train)
+    monkeypatch.setattr(run_trial, "get_run_logger", logging.getLogger)
+    bench = make_bench(Dataset("f00d", "public", "train", "validation", 1), tmp_path)
+    comparison = Comparison(CHAMPION, 0.005, 0)
+    runs, _ = run_trial.run_trial(
+        1, Candidate.parse("A = 1\n"), bench, 1, comparison, next_run=beside
+    )
+    assert [run.status for run in runs] == [ends]
+    assert alone == [False, True]

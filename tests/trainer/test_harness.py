@@ -238,6 +238,22 @@ def test_a_smoke_step_is_two_steps_and_one_evaluation(tmp_path: Path, real_torch
         assert {name: smoked[name] for name in shape} == shape
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_box_that_is_ready_holds_no_memory_of_its_start_up_on_a_made_up_gpu(
+    monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    freed: list[str] = []
+    cuda = SimpleNamespace(empty_cache=lambda: freed.append(device))
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    monkeypatch.setenv("NIGHTLY_DEVICE", device)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        monkeypatch.setattr(harness, "_link", lambda: Link(theirs))
+        ours.sendall(b'{"msg": "go", "kind": "flops", "amount": 1}\n')
+        harness.ready(1.0)
+    assert freed == ["cuda"] * (device == "cuda")
+
+
 @pytest.mark.parametrize("kind", ["flops", "seconds"])
 def test_a_smoke_budget_is_two_steps_of_any_size(kind: str) -> None:
     budget = harness._SmokeBudget(kind, 1e12, 1.0)

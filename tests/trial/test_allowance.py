@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+import configs
 from tasks.judge.meter import Spent, excess
 from tasks.records import Baseline, Cost
 from tasks.trial.allowance import (
@@ -146,7 +147,9 @@ def trained(cpu_seconds: float, **changes):
     return make_run(cpu_seconds=cpu_seconds, **{**counted, **changes})
 
 
-CAPS = caps_after(Baseline((trained(13.8), trained(13.9), trained(13.8)), "a CPU"))
+CAPS = caps_after(
+    Baseline((trained(13.8), trained(13.9), trained(13.8)), "a CPU"), configs.load("laptop")
+)
 
 
 def test_seeds_that_agree_leave_what_a_busy_machine_needs():

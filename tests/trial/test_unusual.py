@@ -12,7 +12,9 @@ COSTS = {
     "audit_startup": Cost(0.3, 0.02, None, 1000),
     "audit": Cost(3.0, 2.8, None, 122_368, 128),
 }
-BASELINE = Baseline((make_run(startup_seconds=10.0, costs=COSTS),), "a CPU")
+BASELINE = Baseline(
+    (make_run(startup_seconds=10.0, startup_cpu_seconds=8.0, costs=COSTS),), "a CPU"
+)
 
 
 @pytest.mark.parametrize(
@@ -20,6 +22,11 @@ BASELINE = Baseline((make_run(startup_seconds=10.0, costs=COSTS),), "a CPU")
     [
         ({}, None),
         ({"startup_seconds": 30.0}, "start-up took 30 s, the baseline's 10 s"),
+        ({"startup_seconds": 30.0, "started_early": True}, None),
+        (
+            {"startup_cpu_seconds": 30.0, "started_early": True},
+            "start-up's CPU time was 30 s, the baseline's 8 s",
+        ),
         ({"costs": {"eval": Cost(1.5, 1.5, None, 61_184, 128)}}, None),
         (
             {"costs": {"eval": Cost(1.5, 4.0, None, 61_184, 128)}},
