@@ -21,6 +21,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import configs
 from trainer import prepare
 
 FILE = Path(prepare.__file__).with_name("train.py")
@@ -644,6 +645,63 @@ def test_compiled_optimizers_equal_eager_ones_and_more_layers_compile_nothing(
         torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-6)
     # A table, and Muon's four shapes: attention, both of the MLP, gates.
     assert graphs == {3: 5, 4: 0}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_the_whole_recipe_compiles_without_a_break_and_only_once(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU compiles, by a backend that needs none: tables with dense gradients, too."""
+    from torch._dynamo import config
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setattr(
+        torch, "compile", functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
+    )
+    train.WARMDOWN_RATIO, train.MUON_MOMENTUM_DROP = 0.9, 0.14
+    recipe = {**NGRAMS, "WINDOW_PATTERN": "TTTL", "DOCUMENT_MASK": True}
+    model = build(train, DEPTH=4, ASPECT_RATIO=2, **recipe)
+    adamw, muon = train.build_optimizers(model, compiled=True)
+    model.compile_regions()
+    counters.clear()
+
+    def step(number: int, done: float) -> None:
+        idx = torch.randint(0, VOCAB, (4, LENGTH), generator=torch.Generator().manual_seed(number))
+        model(idx, idx.roll(-1, 1)).backward()
+        for table in model.ngrams.parameters():
+            assert table.grad is not None
+            table.grad = table.grad.to_dense()
+        adamw.step(train.lr_multiplier(done))
+        muon.step(train.lr_multiplier(done), train.muon_momentum(number, done), 0.2 * (1 - done))
+
+    step(0, 0.0)
+    compiled = counters["stats"]["unique_graphs"]
+    model.init_weights()
+    adamw.reset()
+    muon.reset()
+    with config.patch(error_on_recompile=True):
+        for number in range(3):
+            step(number, number / 3)
+    assert not counters["graph_break"]
+    # Blocks with and without value embeddings and the last, whose window is longer; the head; an
+    # AdamW table, two sizes of n-gram tables, and Muon's four shapes.
+    assert compiled == counters["stats"]["unique_graphs"] == 3 + 1 + 1 + 2 + 4
+
+
+@pytest.mark.parametrize("name", configs.names())
+def test_a_checkpoint_of_a_profile_can_be_handed_over(train: Any, name: str) -> None:
+    profile = configs.load(name)
+    for knob, value in profile.train.items():
+        setattr(train, knob, value)
+    with torch.device("meta"):
+        model = train.GPT(train.GPTConfig.from_knobs(), train.local_attention, 0)
+    bf16 = (model.wte, model.value_embeds, model.ngrams) if profile.device == "cuda" else ()
+    halves = sum(p.numel() for tables in bf16 for p in tables.parameters())
+    mib = (4 * sum(p.numel() for p in model.parameters()) - 2 * halves) / 2**20
+    assert mib < 0.5 * profile.limits.checkpoint_mib
+    # Seconds of a `seconds` budget: what is held back and the slack, at 200 MiB a second.
+    assert profile.budget.kind == "flops" or mib < 200 * (1 + profile.budget.slack_seconds)
 
 
 def test_every_matrix_begins_where_the_shared_graph_expects_it(train: Any) -> None:
