@@ -18,7 +18,8 @@ from tests.trials import make_proposal, make_trial
 
 TRAIN = (Path(__file__).parents[2] / "trainer" / "train.py").read_text(encoding="utf-8")
 TABLES = tomllib.loads(SPACE.read_text(encoding="utf-8"))
-TABLED = {"BIGRAM_TABLE": 16, "TRIGRAM_TABLE": 16}  # where the steps of a laptop lead first
+# Where the steps of a laptop lead first.
+TABLED = {"BIGRAM_TABLE": 16, "WINDOW_PATTERN": "TTTL", "TRIGRAM_TABLE": 16}
 STEPS = [step for step in TABLES.pop("steps") if step not in [list(t) for t in TABLED.items()]]
 GPU = {
     "DEPTH": 8,
@@ -113,11 +114,12 @@ def test_single_steps_come_first_in_the_order_of_the_file():
 
 
 def test_a_first_night_begins_with_ngrams():
-    _, made = play(start(knobs.write(SMALL, dict.fromkeys(TABLED, 0))), 3)
+    _, made = play(start(TRAIN), 4)
     assert [p.idea.summary for p in made] == [
         "BIGRAM_TABLE 0 -> 16",
-        "TRIGRAM_TABLE 0 -> 16",
+        'WINDOW_PATTERN "L" -> "TTTL"',
         "DEPTH 3 -> 2",
+        "TRIGRAM_TABLE 0 -> 16",
     ]
 
 
