@@ -159,6 +159,39 @@ CONTROLS = [
         ((EMBED, EMBED + "        x = x + F.avg_pool1d(F.pad(x.mT, (2, 0)), 3, 1).mT\n"),),
     ),
     Control(
+        "hashed-ngrams",
+        "adds a vector of each token's bigram and trigram, from hashed tables with gradients of the touched rows alone",
+        (
+            (
+                UNTIED,
+                UNTIED + "        self.ngrams = nn.Embedding(8 * VOCAB_SIZE, DIM, sparse=True)\n"
+                "        nn.init.zeros_(self.ngrams.weight)\n",
+            ),
+            (
+                EMBED,
+                EMBED
+                + """        one, two = (F.pad(idx, (n, 0), value=63)[:, : idx.shape[1]] for n in (1, 2))
+        for key in (one * VOCAB_SIZE + idx, (two * VOCAB_SIZE + one) * VOCAB_SIZE + idx):
+            x = x + self.ngrams((key * -7046029254386353131 >> 32) % (8 * VOCAB_SIZE))
+""",
+            ),
+            (
+                OPTIMIZER,
+                "    optimizer = Adam(p for p in model.parameters() if p is not model.ngrams.weight)\n",
+            ),
+            (
+                STEP,
+                STEP
+                + """        grad, table = model.ngrams.weight.grad.coalesce(), model.ngrams.weight
+        scale = grad.values().square().mean(1, keepdim=True).add(1e-30).rsqrt()
+        table.data.index_add_(0, grad.indices()[0], -0.1 * (1 - done) * scale * grad.values())
+        table.grad = None
+""",
+            ),
+        ),
+        forked=False,
+    ),
+    Control(
         "recurrence",
         "a decaying sum over the past in the place of attention",
         (

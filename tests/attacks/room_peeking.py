@@ -8,13 +8,14 @@ the gap.
 from tests.attacks.arena import Attack, Room
 
 PEEKING: Room = "peeking"
-REAL_BOXES = ("not-causal", "reads-the-callers-frame")
+REAL_BOXES = ("not-causal", "ngram-of-the-next-token", "reads-the-callers-frame")
 GAP = r"claimed \S+ nats per token less than its predictions cost"
 EMBED = "        x = self.wte(idx) + self.wpe.weight[: idx.shape[1]]\n"
 ATTEND = "        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)\n"
 OUT = "        return self.lm_head(F.rms_norm(x, (DIM,)))\n"
 HEAD = "        logits = self.logits(idx)\n"
 LOADED = "    model.load_state_dict(torch.load(path, weights_only=True))\n"
+HEADED = "        self.lm_head = nn.Linear(DIM, VOCAB_SIZE, bias=False)\n"
 LOADER = "def load_model(path, device):\n"
 PROJECTED = "        x = x + self.proj(self.attend(F.rms_norm(x, (DIM,))))\n"
 NEXT = "F.pad(idx[:, 1:], (0, 1))"  # the token after each, within the row
@@ -60,6 +61,15 @@ ATTACKS = [
         "next-token-embedding",
         "adds the next token's embedding to each position's",
         _after(EMBED, f"        x = x + self.wte({NEXT})\n"),
+    ),
+    _peek(
+        "ngram-of-the-next-token",
+        "adds a hashed vector of each token and the one after it, as an honest one does of that before it",
+        _after(HEADED, "        self.ngrams = nn.Embedding(64 * VOCAB_SIZE, DIM)\n"),
+        _after(
+            EMBED,
+            f"        x = x + self.ngrams((idx * 977 + {NEXT} * 40503) % (64 * VOCAB_SIZE))\n",
+        ),
     ),
     _peek(
         "uses-its-targets",

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import configs
 from trainer import prepare
 
 FILE = Path(prepare.__file__).with_name("train.py")
@@ -29,6 +31,7 @@ RATES = {
     "UNEMBEDDING_LR",
     "MATRIX_LR",
     "SCALAR_LR",
+    "NGRAM_LR",
     "WARMUP_RATIO",
     "WARMDOWN_RATIO",
     "FINAL_LR_FRAC",
@@ -51,10 +54,18 @@ RECIPE = {
     "INIT_SCALE",
     "X0_LAMBDA_INIT",
     "MUON_MOMENTUM",
+    "MUON_MOMENTUM_WARMUP",
+    "MUON_MOMENTUM_DROP",
     "MUON_BETA2",
+    "BIGRAM_TABLE",
+    "TRIGRAM_TABLE",
+    "NGRAM_BETA2",
+    "DOCUMENT_MASK",
 }
 KNOBS = RATES | SIZES | DECAYS | RECIPE | {"WINDOW_PATTERN", "SHORT_WINDOW_DIVISOR", "ADAM_BETAS"}
 VOCAB, LENGTH = 61, 16
+BOS = VOCAB - 1
+NGRAMS: dict[str, object] = {"BIGRAM_TABLE": 2, "TRIGRAM_TABLE": 3}
 TINY = {
     "HEAD_DIM": 8,
     "ASPECT_RATIO": 8,
@@ -83,6 +94,7 @@ def train(monkeypatch: pytest.MonkeyPatch) -> Any:
     spec.loader.exec_module(module)
     for knob, value in (TINY | {"TOTAL_BATCH_SIZE": 4 * LENGTH}).items():
         setattr(module, knob, value)
+    monkeypatch.setattr(prepare, "meta", lambda: SimpleNamespace(bos={VOCAB: BOS}))
     return module
 
 
@@ -105,17 +117,35 @@ def tokens(rows: int = 2, length: int = LENGTH) -> torch.Tensor:
     return torch.randint(0, VOCAB, (rows, length), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("pattern", ["L", "S", "SSL"])
-def test_no_logit_depends_on_a_later_token(train: Any, pattern: str) -> None:
-    model = build(train, WINDOW_PATTERN=pattern)
+@pytest.mark.parametrize(
+    "recipe", [{}, NGRAMS, {"DOCUMENT_MASK": True}, {**NGRAMS, "DOCUMENT_MASK": True}]
+)
+@pytest.mark.parametrize("pattern", ["L", "S", "SSL", "TTTL"])
+def test_no_logit_depends_on_a_later_token(
+    train: Any, pattern: str, recipe: dict[str, object]
+) -> None:
+    model = build(train, WINDOW_PATTERN=pattern, **recipe)
     idx = tokens()
+    idx[:, 5] = BOS
     before = model(idx)
-    for t in (1, 7, 8, 9, LENGTH - 1):
+    # One of them begins a document.
+    for t, new in ((1, None), (7, None), (8, BOS), (9, None), (LENGTH - 1, None)):
         changed = idx.clone()
-        changed[:, t] = (changed[:, t] + 1) % VOCAB
+        changed[:, t] = (changed[:, t] + 1) % VOCAB if new is None else new
         after = model(changed)
         assert torch.equal(after[:, :t], before[:, :t])
         assert (after[:, t] != before[:, t]).any()
+
+
+@pytest.mark.parametrize("pattern", ["L", "S", "TTL"])
+def test_no_logit_depends_on_the_document_before(train: Any, pattern: str) -> None:
+    model = build(train, WINDOW_PATTERN=pattern, DOCUMENT_MASK=True, **NGRAMS)
+    one, other = tokens(rows=1), tokens(rows=1).flip(1)
+    for start in (1, 4, 9):
+        one[:, start:] = other[:, start:]
+        one[:, start] = other[:, start] = BOS
+        assert torch.allclose(model(one)[:, start:], model(other)[:, start:], atol=1e-5)
+        assert not torch.allclose(model(one)[:, :start], model(other)[:, :start], atol=1e-2)
 
 
 def test_no_logit_depends_on_another_row(train: Any) -> None:
@@ -139,6 +169,21 @@ def test_local_attention_is_exact(train: Any, T: int, window: int, heads: tuple[
     weights = scores.masked_fill((distance < 0) | (distance > window), -math.inf).softmax(-1)
     banded = torch.einsum("bhqk,bkhd->bqhd", weights, v.repeat_interleave(heads[0] // heads[1], 2))
     assert torch.allclose(train.local_attention(q, k, v, window), banded, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("window", [1, 2, 5, 8, 31, 32])
+def test_attention_stays_within_a_document(train: Any, window: int) -> None:
+    T, generator = 32, torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, T, 2, 8, generator=generator) for _ in range(3))
+    documents = (torch.rand(2, T, generator=generator) < 0.2).cumsum(1)
+    distance = torch.arange(T)[:, None] - torch.arange(T)
+    mask = (distance >= 0) & (distance <= window)
+    mask = mask & (documents[:, :, None] == documents[:, None, :])
+    expected = train._sdpa(q, k, v, mask[:, None])
+    flex = train.flex_attention([window], T, "cpu")
+    for attend in (train.local_attention, flex):
+        assert torch.allclose(attend(q, k, v, window, documents), expected, atol=1e-5)
 
 
 def test_local_attention_has_the_gradients_of_a_band_mask(train: Any) -> None:
@@ -178,7 +223,7 @@ def test_flex_attention_passes_the_smoke_test_on_a_gpu(train: Any) -> None:
     train.HEAD_DIM, train.MAX_SEQ_LEN = 64, 256
     config = wide(train)
     attend = train.flex_attention(config.windows(), 256, "cuda")
-    train.smoke_test(torch.compile(attend, dynamic=False), config, "cuda", torch.bfloat16)
+    train.smoke_test(attend, config, "cuda", torch.bfloat16)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -199,7 +244,7 @@ def wide(train: Any) -> Any:
 
 
 def test_a_correct_attention_passes_the_smoke_test(train: Any) -> None:
-    def banded(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int) -> torch.Tensor:
+    def banded(q: Any, k: Any, v: Any, window: int, documents: None) -> torch.Tensor:
         distance = torch.arange(LENGTH)[:, None] - torch.arange(LENGTH)
         attended: torch.Tensor = train._sdpa(q, k, v, (distance >= 0) & (distance <= window))
         return attended
@@ -207,19 +252,16 @@ def test_a_correct_attention_passes_the_smoke_test(train: Any) -> None:
     train.smoke_test(banded, wide(train), "cpu", torch.bfloat16)
 
 
-def wrong_window(train: Any, q: Any, k: Any, v: Any, window: int) -> torch.Tensor:
-    attended: torch.Tensor = train.local_attention(q, k, v, LENGTH)
-    return attended
+def wrong_window(train: Any, q: Any, k: Any, v: Any, window: int, documents: Any) -> Any:
+    return train.local_attention(q, k, v, LENGTH, documents)
 
 
-def wrong_gradient(train: Any, q: Any, k: Any, v: Any, window: int) -> torch.Tensor:
-    attended: torch.Tensor = train.local_attention(q, k * 2 - k.detach(), v, window)
-    return attended
+def wrong_gradient(train: Any, q: Any, k: Any, v: Any, window: int, documents: Any) -> Any:
+    return train.local_attention(q, k * 2 - k.detach(), v, window, documents)
 
 
-def not_a_number(train: Any, q: Any, k: Any, v: Any, window: int) -> torch.Tensor:
-    attended: torch.Tensor = train.local_attention(q, k, v, window) * math.nan
-    return attended
+def not_a_number(train: Any, q: Any, k: Any, v: Any, window: int, documents: Any) -> Any:
+    return train.local_attention(q, k, v, window, documents) * math.nan
 
 
 @pytest.mark.parametrize(
@@ -235,6 +277,16 @@ def test_a_wrong_attention_fails_the_smoke_test(
 ) -> None:
     with pytest.raises(RuntimeError, match=said):
         train.smoke_test(functools.partial(broken, train), wide(train), "cpu", torch.float32)
+
+
+def test_an_attention_that_ignores_documents_fails_the_smoke_test(train: Any) -> None:
+    train.DOCUMENT_MASK, train.MAX_SEQ_LEN = True, 256
+
+    def across(q: Any, k: Any, v: Any, window: int, documents: Any) -> Any:
+        return train.local_attention(q, k, v, window)
+
+    with pytest.raises(RuntimeError, match=r"y is off by .* at window 128"):
+        train.smoke_test(across, wide(train), "cpu", torch.float32)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -288,8 +340,8 @@ def test_the_last_layer_is_always_long(train: Any) -> None:
 
 def test_a_short_window_is_a_share_of_the_context(train: Any) -> None:
     for divisor, window in {1: 16, 8: 2, 99: 1}.items():
-        train.WINDOW_PATTERN, train.SHORT_WINDOW_DIVISOR, train.DEPTH = "S", divisor, 2
-        assert train.GPTConfig.from_knobs().windows() == [window, LENGTH]
+        train.WINDOW_PATTERN, train.SHORT_WINDOW_DIVISOR, train.DEPTH = "ST", divisor, 3
+        assert train.GPTConfig.from_knobs().windows() == [window, LENGTH // 8, LENGTH]
 
 
 @pytest.mark.parametrize(
@@ -346,8 +398,9 @@ def test_weight_decay_shrinks_only_its_own_table(train: Any, knob: str, name: st
     assert all(torch.equal(weight, plain[other]) for other, weight in decayed.items())
 
 
-def test_every_weight_of_the_model_is_trained(train: Any) -> None:
-    model = build(train)
+@pytest.mark.parametrize("recipe", [{}, NGRAMS])
+def test_every_weight_of_the_model_is_trained(train: Any, recipe: dict[str, object]) -> None:
+    model = build(train, **recipe)
     adamw, muon = train.build_optimizers(model, compiled=False)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     model(tokens(4), tokens(4).roll(-1, 1)).backward()
@@ -379,6 +432,76 @@ def test_polar_express_brings_singular_values_near_one(train: Any) -> None:
         values = torch.linalg.svdvals(train.polar_express(g))
         assert values.min() > 0.7
         assert values.max() < 1.3
+
+
+def test_a_model_with_empty_tables_of_ngrams_is_the_model_without_them(train: Any) -> None:
+    plain = build(train)
+    expected = plain(tokens())
+    rich = build(train, **NGRAMS)
+    for name, weight in rich.state_dict().items():
+        with torch.no_grad():
+            if name.startswith("ngrams"):
+                weight.zero_()
+            elif "ve_gate" in name:
+                weight[: len(plain.state_dict()[name])] = plain.state_dict()[name]
+            else:
+                weight.copy_(plain.state_dict()[name])
+    assert torch.allclose(rich(tokens()), expected, atol=1e-5)
+    assert not list(plain.ngrams.parameters())
+
+
+def test_ngrams_are_numbered_by_their_tokens_and_stop_at_a_documents_start(train: Any) -> None:
+    idx = torch.tensor([[3, 4, BOS, 5, 6, 7]])
+    bigrams, trigrams = train.ngram_numbers(idx, BOS)
+    one = [BOS, 3, BOS, BOS, 5, 6]
+    two = [BOS, BOS, BOS, BOS, BOS, 5]
+    assert bigrams.tolist() == [[b << 16 | c for b, c in zip(one, idx[0].tolist(), strict=True)]]
+    assert trigrams.tolist() == [
+        [a << 32 | b << 16 | c for a, b, c in zip(two, one, idx[0].tolist(), strict=True)]
+    ]
+
+
+def test_ngrams_that_share_a_half_seldom_share_both(train: Any) -> None:
+    table = train.HashedEmbedding(1000, 2)
+    with torch.no_grad():
+        table.weight.copy_(torch.arange(2000.0)[:, None])
+    last = torch.arange(2000)
+    halves = table(torch.stack([last << 16 | 5, last << 16 | 6])).flatten(0, 1)
+    assert halves.unique(dim=0).size(0) > 3980  # of 4000 bigrams
+    assert all(900 < halves[:, half].unique().numel() <= 1000 for half in (0, 1))
+
+
+def stepped_tables(train: Any, sparse: bool) -> list[torch.Tensor]:
+    """Tables after four steps; each touches some rows, once or twice."""
+    model = build(train, **NGRAMS)
+    adamw, _ = train.build_optimizers(model, compiled=False)
+    for seed in range(4):
+        idx = torch.randint(0, VOCAB, (2, 5), generator=torch.Generator().manual_seed(seed % 3))
+        model(idx, idx.roll(1, 1)).backward()
+        for table in model.ngrams.parameters():
+            assert table.grad is not None
+            if not sparse:
+                table.grad = table.grad.to_dense()
+        adamw.step(0.5)
+    return [table.detach() for table in model.ngrams.parameters()]
+
+
+def test_sparse_and_dense_gradients_of_ngrams_give_the_same_tables(train: Any) -> None:
+    start = list(build(train, **NGRAMS).ngrams.parameters())
+    sparse, dense = stepped_tables(train, True), stepped_tables(train, False)
+    for before, one, other in zip(start, sparse, dense, strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+        moved = (one != before).any(1).float().mean()
+        assert 0 < moved < 0.5
+
+
+def test_a_row_that_is_seen_for_the_first_time_moves_by_the_rate(train: Any) -> None:
+    table, second = torch.zeros(3, 4), torch.zeros(3, 1)
+    second[1] = 4.0
+    grad = torch.tensor([[1e-6], [2.0], [0.0]]).expand(3, 4)
+    train.rms_update(table, grad, second, 0.1)
+    assert torch.allclose(table[:, 0], torch.tensor([-0.1, -0.1, 0.0]))
+    assert second[2] == 0
 
 
 def test_flops_count_matrices_and_the_keys_in_the_window(train: Any) -> None:
@@ -448,56 +571,6 @@ def test_batches_need_only_the_length_and_the_indexing_of_rows(train: Any) -> No
     plain, read = (train.batches(source, "cpu") for source in (rows, OnlyReads(rows)))
     for _ in range(6):
         assert all(torch.equal(a, b) for a, b in zip(next(plain), next(read), strict=True))
-
-
-class SlowBus:
-    """A bus that copies as late as possible: when a copy is waited for."""
-
-    def __init__(self) -> None:
-        self.in_flight = 0
-
-    def buffer(self) -> torch.Tensor:
-        return torch.zeros(2, LENGTH + 1, dtype=torch.int16)
-
-    def send(self, buffer: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        self.in_flight += 1
-        return (landed := LateCopy(self, buffer)).tokens, landed
-
-    def receive(self, tokens: torch.Tensor, landed: Any) -> torch.Tensor:
-        landed.synchronize()
-        return tokens
-
-
-class LateCopy:
-    def __init__(self, bus: SlowBus, source: torch.Tensor) -> None:
-        self.bus, self.source, self.tokens, self.pending = (
-            bus,
-            source,
-            torch.empty_like(source),
-            True,
-        )
-
-    def synchronize(self) -> None:
-        if self.pending:
-            self.tokens.copy_(self.source)
-            self.bus.in_flight -= 1
-        self.pending = False
-
-
-def test_staged_batches_are_in_order_and_no_buffer_changes_during_a_copy(train: Any) -> None:
-    batches = [
-        np.full((2, LENGTH + 1), number, np.uint16) for number in (1, 2, 40_000, 65_535, 5, 6)
-    ]
-    seen = [int(tokens[1, -1]) for tokens in train.staged(iter(batches), SlowBus())]
-    assert seen == [1, 2, 40_000, 65_535, 5]
-
-
-def test_the_copy_of_the_next_batch_starts_before_a_batch_is_returned(train: Any) -> None:
-    bus = SlowBus()
-    stream = train.staged(iter(np.zeros((4, 2, LENGTH + 1), np.uint16)), bus)
-    for _ in range(3):
-        next(stream)
-        assert bus.in_flight == 1
 
 
 @pytest.fixture
@@ -574,6 +647,63 @@ def test_compiled_optimizers_equal_eager_ones_and_more_layers_compile_nothing(
     assert graphs == {3: 5, 4: 0}
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_the_whole_recipe_compiles_without_a_break_and_only_once(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU compiles, by a backend that needs none: tables with dense gradients, too."""
+    from torch._dynamo import config
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setattr(
+        torch, "compile", functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
+    )
+    train.WARMDOWN_RATIO, train.MUON_MOMENTUM_DROP = 0.9, 0.14
+    recipe = {**NGRAMS, "WINDOW_PATTERN": "TTTL", "DOCUMENT_MASK": True}
+    model = build(train, DEPTH=4, ASPECT_RATIO=2, **recipe)
+    adamw, muon = train.build_optimizers(model, compiled=True)
+    model.compile_regions()
+    counters.clear()
+
+    def step(number: int, done: float) -> None:
+        idx = torch.randint(0, VOCAB, (4, LENGTH), generator=torch.Generator().manual_seed(number))
+        model(idx, idx.roll(-1, 1)).backward()
+        for table in model.ngrams.parameters():
+            assert table.grad is not None
+            table.grad = table.grad.to_dense()
+        adamw.step(train.lr_multiplier(done))
+        muon.step(train.lr_multiplier(done), train.muon_momentum(number, done), 0.2 * (1 - done))
+
+    step(0, 0.0)
+    compiled = counters["stats"]["unique_graphs"]
+    model.init_weights()
+    adamw.reset()
+    muon.reset()
+    with config.patch(error_on_recompile=True):
+        for number in range(3):
+            step(number, number / 3)
+    assert not counters["graph_break"]
+    # Blocks with and without value embeddings and the last, whose window is longer; the head; an
+    # AdamW table, two sizes of n-gram tables, and Muon's four shapes.
+    assert compiled == counters["stats"]["unique_graphs"] == 3 + 1 + 1 + 2 + 4
+
+
+@pytest.mark.parametrize("name", configs.names())
+def test_a_checkpoint_of_a_profile_can_be_handed_over(train: Any, name: str) -> None:
+    profile = configs.load(name)
+    for knob, value in profile.train.items():
+        setattr(train, knob, value)
+    with torch.device("meta"):
+        model = train.GPT(train.GPTConfig.from_knobs(), train.local_attention, 0)
+    bf16 = (model.wte, model.value_embeds, model.ngrams) if profile.device == "cuda" else ()
+    halves = sum(p.numel() for tables in bf16 for p in tables.parameters())
+    mib = (4 * sum(p.numel() for p in model.parameters()) - 2 * halves) / 2**20
+    assert mib < 0.5 * profile.limits.checkpoint_mib
+    # Seconds of a `seconds` budget: what is held back and the slack, at 200 MiB a second.
+    assert profile.budget.kind == "flops" or mib < 200 * (1 + profile.budget.slack_seconds)
+
+
 def test_every_matrix_begins_where_the_shared_graph_expects_it(train: Any) -> None:
     # Three heads: gates of 6 weights.
     model = build(train, DEPTH=4, ASPECT_RATIO=6, VE_GATE_CHANNELS=2)
@@ -589,11 +719,26 @@ def test_rates_rise_stay_and_fall_to_the_final_share(train: Any) -> None:
     assert rates == pytest.approx([0.0, 0.5, 1.0, 1.0, 0.6, 0.2])
 
 
+def test_muons_momentum_rises_stays_and_falls_with_the_rates(train: Any) -> None:
+    train.MUON_MOMENTUM, train.MUON_MOMENTUM_WARMUP, train.WARMDOWN_RATIO = 0.95, 10, 0.5
+    found = [train.muon_momentum(step, 0.9) for step in (0, 5, 10, 99)]
+    assert found == pytest.approx([0.85, 0.9, 0.95, 0.95])
+    train.MUON_MOMENTUM_DROP = 0.1
+    found = [train.muon_momentum(99, done) for done in (0.0, 0.5, 0.75, 1.0)]
+    assert found == pytest.approx([0.95, 0.95, 0.9, 0.85])
+    train.MUON_MOMENTUM_WARMUP = train.WARMDOWN_RATIO = 0
+    assert train.muon_momentum(1, 0.5) == 0.95
+
+
+def test_it_can_be_read_from_top_to_bottom() -> None:
+    assert len(FILE.read_text().splitlines()) < 800
+
+
 @pytest.mark.parametrize(
     ("knob", "value", "message"),
     [
         ("TOTAL_BATCH_SIZE", 4 * LENGTH + 1, "TOTAL_BATCH_SIZE = 65 must be a multiple of"),
-        ("WINDOW_PATTERN", "LX", "must be made of S and L"),
+        ("WINDOW_PATTERN", "LX", "must be made of S, L and T"),
         ("HEAD_DIM", 7, "HEAD_DIM = 7 even"),
         ("DEPTH", 0, "DEPTH = 0 must be at least 1"),
         ("SHORT_WINDOW_DIVISOR", 0, "SHORT_WINDOW_DIVISOR = 0 must be at least 1"),
