@@ -106,7 +106,9 @@ class Budget(Table):
     # flops on a CPU, so that a busy machine does not change the score; seconds on a GPU.
     kind: Literal["flops", "seconds"]
     amount: PositiveFloat  # FLOPs of one training, or seconds from go to the checkpoint's last byte
-    slack_seconds: NonNegativeFloat = 5.0  # grace after `seconds`, the same for every candidate
+    # After `seconds`, for the baseline's checkpoint to arrive. A candidate gets what the baseline's
+    # needed: see _slack_seconds in tasks/trial/baseline.py.
+    slack_seconds: NonNegativeFloat = 30.0
 
 
 class Limits(Table):
@@ -121,6 +123,10 @@ class Limits(Table):
     tmp_mib: Positive = 512  # size of each tmpfs in the box: /tmp, /scratch, /dev/shm
     tasks: Positive = 256  # processes and threads in the box
     checkpoint_mib: Positive = 4096
+    # While a trial trains, begin the next one: propose, try out, start up to the moment of go. Only
+    # where twice the baseline's peak fits into the GPU, and twice memory_gib into the machine's
+    # available memory; else the night's log says why not. On a CPU it costs the running trial time.
+    start_ahead: StrictBool = False
 
 
 class Audit(Table):

@@ -26,6 +26,7 @@ from flows.night import (
     resume,
     session,
 )
+from flows.night.next_run import NextRun
 from flows.night.night import Night, Request
 from flows.night.night_views import Views
 from flows.night.opening import baseline_event, check_comparable, new_night, open_night, plan
@@ -255,12 +256,13 @@ def run_trials(night: Night, held: Session, views: Views) -> None:
         interruption.reached("measured")
     views.show(held.state)
     proposer = researcher.proposer_of(held, night.bench, night.baseline, night.calls)
-    proposals = Proposals(night, proposer)
+    proposals = Proposals(night, proposer, NextRun.of(night))
     try:
         while not (held.state.finished or held.state.stopped):
             despite_full_disk(night, held, lambda: step(night, held, views, proposals))
     finally:
         proposals.abandon()
+        proposals.next_run.close()
 
 
 def despite_full_disk(night: Night, held: Session, work: Callable[[], None]) -> None:

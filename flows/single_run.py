@@ -44,7 +44,7 @@ def single_run(
         if baseline:
             base = calibration.unpatched(state_home.ROOT, profile)
             found = calibration.measured(base, bench, get_run_logger().info)
-            bench = dataclasses.replace(bench, caps=caps_after(found))
+            bench = dataclasses.replace(bench, caps=caps_after(found, profile))
         return experiment.train_candidate(
             "one file", candidate, bench, seed, worth_audit=lambda claimed: True, smoke=True
         )

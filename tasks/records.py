@@ -98,6 +98,9 @@ class Caps:
     audit_gap: float  # nats a target, mean
     audit_position: float  # nats at one position
     kernels: str | None = None  # file: what the baseline compiled on this GPU, a copy for each run
+    # After a `seconds` budget, until the checkpoint is there; None: the profile's.
+    slack_seconds: float | None = None
+    startup_cpu_seconds: float | None = None  # of a start-up beside another run; None is no limit
     # What the baseline's runs cost, phase by phase: the limits of scoring follow. Empty: no limits.
     usual: Mapping[str, Cost] = dataclasses.field(default_factory=dict)
 
@@ -150,6 +153,9 @@ class RunResult:
     # the checkpoint no forward pass reads.
     state_bytes: int | None = None
     unread: tuple[str, ...] = ()
+    handover_seconds: float | None = None  # the end of `seconds`: the checkpoint on its way to us
+    startup_cpu_seconds: float | None = None
+    started_early: bool = False  # beside another run, at a low priority
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> RunResult:

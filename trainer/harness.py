@@ -170,6 +170,7 @@ def ready(flops_per_token: float) -> Budget:
             f"flops_per_token is {flops_per_token}; it must be a positive finite number"
         )
     if link := _link():
+        free_cache()
         link.send({"msg": "ready", "flops_per_token": flops_per_token})
         go = link.read("go")
     else:
@@ -178,6 +179,13 @@ def ready(flops_per_token: float) -> Budget:
     made = _SmokeBudget if os.environ.get("NIGHTLY_ROLE") == "smoke" else Budget
     _Run.budget = made(go["kind"], float(go["amount"]), flops_per_token)
     return _Run.budget
+
+
+def free_cache() -> None:
+    """Gives back GPU memory that only start-up used: another run may train while this one waits."""
+    torch = sys.modules.get("torch")
+    if torch is not None and device() == "cuda":
+        torch.cuda.empty_cache()
 
 
 def log(*, step: int, tokens: int, loss: float) -> None:

@@ -132,7 +132,7 @@ def open_night(held: Session) -> Night:
         tag=header.tag,
         folder=held.folder,
         root=state_home.ROOT,
-        bench=dataclasses.replace(bench, caps=caps_after(baseline)),
+        bench=dataclasses.replace(bench, caps=caps_after(baseline, header.settings)),
         base=base,
         baseline=baseline,
         seed=header.seed,

@@ -1,8 +1,10 @@
 """A night's proposals, each made while the trial before it trains: no GPU waits for a model.
 
-A proposal is made against the champion of its time. If the trial that trained meanwhile is kept,
-the proposal is merged onto the new champion; if that fails, it is asked for again. It is saved in
-its trial's folder as soon as it exists, so a kill loses neither the proposal nor what it cost.
+Those that take long always are. Where runs are started ahead all are, and the trial that trains is
+to them one whose result is not known. A proposal is made against the champion of its time. If the
+trial that trained meanwhile is kept, the proposal is merged onto the new champion; if that fails,
+it is asked for again. It is saved in its trial's folder as soon as it exists, so a kill loses
+neither the proposal nor what it cost.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from prefect import futures, task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 
+from configs import traits
 from flows.night import interruption
+from flows.night.next_run import NextRun
 from flows.night.night import Night
 from tasks.cache import unscanned
 from tasks.history import champion, trial_folder
@@ -30,20 +34,29 @@ T = TypeVar("T")
 class Proposals:
     """The night's proposer, and at most one proposal that it is making for the next trial."""
 
-    def __init__(self, night: Night, proposer: Proposer) -> None:
+    def __init__(self, night: Night, proposer: Proposer, next_run: NextRun) -> None:
         self.proposer = proposer
         self._night = night
+        self.next_run = next_run
         self._thinking: PrefectFuture[Proposal | None] | None = None
 
     def think_ahead(self, so_far: NightSoFar, parent: str) -> None:
-        """Starts the next proposal in a thread, if it takes long.
+        """Starts the next proposal in a thread, if it takes long or its run can start ahead.
 
         `so_far` knows the trial that now trains.
         """
-        if trial_folder.read_proposal(self._folder(so_far)):  # from before a kill
+        if waiting := trial_folder.read_proposal(self._folder(so_far)):  # from before a kill
+            if waiting.parent == parent:
+                self.next_run.offer(waiting.proposal)
             return
+        if self._is_due_ahead(so_far):
+            self._thinking = self._submit(so_far, parent, self.next_run)
+
+    def _is_due_ahead(self, so_far: NightSoFar) -> bool:
         if isinstance(self.proposer, Researcher) and self.proposer.thinks(so_far):
-            self._thinking = self._submit(so_far, parent)
+            return True
+        may_ask = self._night.bench.profile.llm.ahead or not traits(self.proposer.name).asks_a_model
+        return self.next_run.allowed and may_ask
 
     def wait(self) -> None:
         """Waits until no proposal is being made ahead."""
@@ -92,9 +105,16 @@ class Proposals:
             return self._result(self._submit(so_far, parent))
         return proposal.propose_patch(unscanned(self.proposer), unscanned(so_far))
 
-    def _submit(self, so_far: NightSoFar, parent: str) -> PrefectFuture[Proposal | None]:
-        folder = self._folder(so_far)
-        return propose_ahead.submit(unscanned(self.proposer), unscanned(so_far), parent, folder)
+    def _submit(
+        self, so_far: NightSoFar, parent: str, next_run: NextRun | None = None
+    ) -> PrefectFuture[Proposal | None]:
+        return propose_ahead.submit(
+            unscanned(self.proposer),
+            unscanned(so_far),
+            parent,
+            self._folder(so_far),
+            unscanned(next_run),
+        )
 
     def _result(self, thinking: PrefectFuture[T]) -> T:
         """Waits for a thread. A request to end the night is not kept waiting by it."""
@@ -141,10 +161,16 @@ class Proposals:
     cache_policy=NO_CACHE,
 )
 def propose_ahead(
-    proposer: Proposer, night: NightSoFar, parent: str, folder: Path
+    proposer: Proposer,
+    night: NightSoFar,
+    parent: str,
+    folder: Path,
+    next_run: NextRun | None,
 ) -> Proposal | None:
     """Makes the proposal and saves it in the trial's folder, as it may have cost money."""
     proposed = proposal.ask(proposer, night)
     if proposed is not None and proposed.idea.outcome != "cancelled":
         trial_folder.write_proposal(folder, night.champion.source, proposed, parent)
+        if next_run is not None:
+            next_run.offer(proposed)
     return proposed

@@ -8,9 +8,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from prefect import get_run_logger
+
+from flows.night.next_run import NextRun
 from tasks.history.night_budget import MOST_RUNS
 from tasks.records import Bench, Candidate, RunResult, Verdict
 from tasks.trial import verdict
+from tasks.trial.early_run import EarlyRun
 from tasks.trial.experiment import Report, ignore, naming, train_candidate
 
 
@@ -33,11 +37,14 @@ def run_trial(
     first_seed: int,
     comparison: Comparison,
     report: Report = ignore,
+    early: EarlyRun | None = None,
+    next_run: NextRun | None = None,
 ) -> tuple[tuple[RunResult, ...], Verdict]:
     """Runs the candidate until the verdict is keep or discard; a stopped run is discarded at once.
 
     A run that the rule would not discard is audited before anything is decided, so no unaudited
-    score enters a keep.
+    score enters a keep. `early` is the first run, if it has begun already. `next_run` may begin
+    while a run trains; one that ran out of memory beside it is run again alone.
     """
     runs: list[RunResult] = []
     scores: list[float] = []
@@ -47,6 +54,7 @@ def run_trial(
 
     while True:
         seed = first_seed + len(runs)
+        reported = naming(f"trial {number}, seed {seed}", report)
         run = train_candidate(
             f"trial {number}",
             candidate,
@@ -54,8 +62,14 @@ def run_trial(
             seed,
             worth_audit=may_be_kept,
             smoke=not runs,
-            report=naming(f"trial {number}, seed {seed}", report),
+            report=next_run.watching(reported) if next_run else reported,
+            early=early,
         )
+        early = None
+        if run.status == "out_of_memory" and next_run and next_run.is_begun:
+            get_run_logger().info(f"trial {number} ran out of memory beside the next: run alone")
+            next_run.end()
+            continue
         runs.append(run)
         if run.val_bpb is None:
             return tuple(runs), verdict.failed(run.status, run.reason)

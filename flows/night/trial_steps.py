@@ -22,6 +22,7 @@ from tasks.records import Candidate, NightSoFar, NightState, Proposal, RunResult
 from tasks.text import unlinked
 from tasks.trial import verdict
 from tasks.trial.baseline import unusual
+from tasks.trial.early_run import EarlyRun
 
 # What a proposer can learn from, as it is the training box's log that tells it.
 FIXABLE = ("startup_crashed", "train_crashed", "out_of_memory")
@@ -47,7 +48,7 @@ def next_proposal(so_far: NightSoFar, parent: str, proposals: Proposals) -> Prop
 def one_trial(
     night: Night, held: Session, proposals: Proposals, so_far: NightSoFar, proposed: Proposal
 ) -> None:
-    """Runs a proposed candidate and decides; meanwhile the next one is proposed."""
+    """Runs a proposed candidate and decides; meanwhile the next one is proposed and started up."""
     log, number, parent = get_run_logger(), so_far.next_trial, held.state.champion
     assert parent is not None
     began, folder, idea = time.monotonic(), night.trial_folder(number), proposed.idea
@@ -60,10 +61,13 @@ def one_trial(
     stands_in = idea.stands_in and f"{idea.proposer} stands in: {idea.stands_in}"
     aside = "; ".join(filter(None, [stands_in, idea.note]))
     log.info(unlinked(f"trial {number}: {idea.summary}{f' ({aside})' if aside else ''}"))
+    early = proposals.next_run.take(proposed.candidate)
     if not (proposed.problem or night_budget.is_last(held.state)):
         proposals.think_ahead(while_in_flight(so_far, proposed), parent)
-    proposed, runs, decided = run_and_judge(night, held, proposals, so_far, proposed)
+    proposed, runs, decided = run_and_judge(night, held, proposals, so_far, proposed, early)
     interruption.reached("ran")
+    if decided.decision == "keep":
+        proposals.next_run.end()
     outcome = Outcome(proposed, runs, decided, time.monotonic() - began)
     trial = trial_of(night, number, parent, outcome)
     trial_folder.write_result(folder, runs, trial)
@@ -75,9 +79,17 @@ def one_trial(
 
 
 def run_and_judge(
-    night: Night, held: Session, proposals: Proposals, so_far: NightSoFar, proposed: Proposal
+    night: Night,
+    held: Session,
+    proposals: Proposals,
+    so_far: NightSoFar,
+    proposed: Proposal,
+    early: EarlyRun | None = None,
 ) -> tuple[Proposal, tuple[RunResult, ...], Verdict]:
-    """The candidate's runs and verdict; its proposer may fix one that crashes, a few times."""
+    """The candidate's runs and verdict; its proposer may fix one that crashes, a few times.
+
+    `early` is the first run, if it has begun already.
+    """
     if proposed.problem:
         return proposed, (), verdict.failed("rejected_patch", proposed.problem)
     number, parent = so_far.next_trial, held.state.champion
@@ -90,8 +102,16 @@ def run_and_judge(
             proposed.candidate.statements - so_far.champion.statements,
         )
         runs, decided = run_trial(
-            number, proposed.candidate, night.bench, night.seed, comparison, held.pulse.enter
+            number,
+            proposed.candidate,
+            night.bench,
+            night.seed,
+            comparison,
+            held.pulse.enter,
+            early,
+            proposals.next_run,
         )
+        early = None
         fixes = len(trial_folder.attempts(folder))
         if (
             runs[-1].status not in FIXABLE

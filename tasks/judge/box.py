@@ -63,6 +63,14 @@ class Box:
                 "hung device driver or file system? Look at dmesg, and restart the machine"
             )
 
+    def interrupt(self) -> None:
+        """Sends SIGKILL, from any thread: the one that holds the box finds that it has ended."""
+        if self.container is not None:
+            container.kill(self.container.name)
+        elif self.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
 
 class CappedLog:
     """Drains a pipe and keeps the first and last 32 KiB: 300 MB of output cost no memory."""

@@ -75,11 +75,19 @@ def cgroup(memory_bytes: int, tasks: int) -> tuple[list[str], dict[str, str]]:
 def cgroup_cpu_seconds(pid: int) -> float:
     """CPU time of all that ran in the cgroup of a process's own; 0.0 if it has none, but ours."""
     with contextlib.suppress(OSError):
-        path = _cgroup_of(f"/proc/{pid}/cgroup")
-        if path and path != _cgroup_of("/proc/self/cgroup"):
-            fields = (CGROUPS / path / "cpu.stat").read_text().split()
+        if folder := own_cgroup(pid):
+            fields = (folder / "cpu.stat").read_text().split()
             return int(fields[fields.index("usage_usec") + 1]) / 1e6
     return 0.0
+
+
+def own_cgroup(pid: int) -> Path | None:
+    """The folder of a process's cgroup; None if it has none, but ours."""
+    with contextlib.suppress(OSError):
+        path = _cgroup_of(f"/proc/{pid}/cgroup")
+        if path and path != _cgroup_of("/proc/self/cgroup"):
+            return CGROUPS / path
+    return None
 
 
 def _cgroup_of(file: str) -> str | None:

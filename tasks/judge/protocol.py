@@ -24,7 +24,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -36,6 +36,7 @@ CURVE_POINTS = 2000
 LOG_MESSAGES = 100_000  # more are not a curve but an attack on our memory or time
 SIGKILLED = (-9, 128 + 9)  # bubblewrap and docker return 128 + the signal that ended the box
 MOST_METRICS = 30
+GO_SECONDS = 30.0  # for a box that is ready to take a message
 # What every view takes: MLflow refuses a name that is no plain file name, such as `..` or `a//b`.
 METRIC_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,39}", re.ASCII)
 UNREAD = 5  # tensors that are named
@@ -49,6 +50,10 @@ class Stopped(Exception):
         super().__init__(reason)
         self.status = status
         self.reason = reason
+
+
+def ignore(box: Box) -> None:
+    """For callers that do nothing with a box that is up."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +71,7 @@ class Trained:
     startup_seconds: float
     seconds: float
     cpu_seconds: float
+    handover_seconds: float  # from `done` to the checkpoint's last byte, the end of `seconds`
     tokens: int | None
     metrics: dict[str, float]
     curve: tuple[tuple[int, int, float], ...]
@@ -77,6 +83,15 @@ class Smoked:
 
     state_bytes: int | None  # of all parameters and buffers
     unread: tuple[str, ...]  # tensors of the checkpoint that no forward pass reads
+
+
+@dataclasses.dataclass(frozen=True)
+class Started:
+    """A box that is ready, before go."""
+
+    wire: Wire
+    seconds: float  # from its start to ready
+    cpu_seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,18 +184,37 @@ def expect_up(box: Box, wire: Wire, deadline: float, *, warm: bool = False) -> N
 
 def begin(box: Box, gate: Gate, budget: Budget, *, startup_seconds: float) -> Begun:
     """Waits for `ready`, opens the data gate and starts the clock. Raises Stopped."""
+    return go(box, gate, budget, start_up(box, startup_seconds=startup_seconds))
+
+
+def start_up(
+    box: Box, *, startup_seconds: float, when_up: Callable[[Box], None] = ignore
+) -> Started:
+    """Waits for `ready`. `when_up` is called before any line of the candidate runs.
+
+    Raises Stopped.
+    """
     wire, deadline = Wire(box.wire), box.started + startup_seconds
     expect_up(box, wire, deadline)
+    when_up(box)
     with blaming(box, "startup", startup_seconds):
         expect(wire.read(deadline), "ready")
-        started_up = time.monotonic() - box.started
+    return Started(wire, time.monotonic() - box.started, box.watchdog.cpu_seconds())
+
+
+def go(box: Box, gate: Gate, budget: Budget, started: Started) -> Begun:
+    """Opens the data gate and starts the clock, however long ago the box was ready.
+
+    Raises Stopped.
+    """
+    with blaming(box, "startup", GO_SECONDS):
         cpu_before = box.watchdog.cpu_seconds()
-        if budget.cpu_seconds is not None:
-            box.watchdog.limit_cpu(budget.cpu_seconds)
+        box.watchdog.limit_cpu(math.inf if budget.cpu_seconds is None else budget.cpu_seconds)
         gate.open()
-        go = time.monotonic()
-        wire.send({"msg": "go", "kind": budget.kind, "amount": budget.amount}, deadline)
-    return Begun(wire, started_up, go, budget, cpu_before)
+        begun = time.monotonic()
+        message = {"msg": "go", "kind": budget.kind, "amount": budget.amount}
+        started.wire.send(message, begun + GO_SECONDS)
+    return Begun(started.wire, started.seconds, begun, budget, cpu_before)
 
 
 def finish(box: Box, begun: Begun, checkpoint: Path, *, max_bytes: int) -> Trained:
@@ -193,6 +227,7 @@ def finish(box: Box, begun: Begun, checkpoint: Path, *, max_bytes: int) -> Train
     curve: list[tuple[int, int, float]] = []
     with blaming(box, "train", allowed):
         message = _read_logs(wire, "done", deadline, curve)
+    done = time.monotonic()
     _take_checkpoint(box, wire, message, checkpoint, deadline, max_bytes)
     seconds = time.monotonic() - begun.go
     if problem := box.watchdog.cpu_problem():
@@ -202,6 +237,7 @@ def finish(box: Box, begun: Begun, checkpoint: Path, *, max_bytes: int) -> Train
         startup_seconds=begun.startup_seconds,
         seconds=seconds,
         cpu_seconds=box.watchdog.cpu_seconds() - begun.cpu_before,
+        handover_seconds=begun.go + seconds - done,
         tokens=tokens if is_whole(tokens, 0, 2**53 - 1) else None,
         metrics=_metrics(message.get("metrics")),
         curve=tuple(curve),
@@ -209,16 +245,24 @@ def finish(box: Box, begun: Begun, checkpoint: Path, *, max_bytes: int) -> Train
 
 
 def smoke(
-    box: Box, gate: Gate, budget: Budget, *, startup_seconds: float, max_bytes: int
+    box: Box,
+    gate: Gate,
+    budget: Budget,
+    *,
+    startup_seconds: float,
+    max_bytes: int,
+    when_up: Callable[[Box], None] = ignore,
 ) -> tuple[dict[str, Any], Smoked] | None:
     """Waits until a box has made two steps and one evaluation. Raises Stopped.
 
     Everything is as in the run itself, but for the harness's own end of the budget. Returns what
     the box says of its shape, unchecked, and of its state; None if its GPU had too little memory
     for a step that is not compiled, which may be before `ready`: see `smoke` in trainer/roles.py.
+    `when_up` as in `start_up`.
     """
     wire, deadline = Wire(box.wire), box.started + startup_seconds
     expect_up(box, wire, deadline)
+    when_up(box)
     with blaming(box, "smoke", startup_seconds):
         message = wire.read(deadline)
         if message["msg"] != "smoked":

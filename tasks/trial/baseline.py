@@ -7,11 +7,12 @@ import hashlib
 import json
 import secrets
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 from prefect import task
 
-from configs import Profile
+from configs import Budget, Profile
 from tasks import cache
 from tasks.errors import BaselineStopped
 from tasks.files import FileRef
@@ -29,6 +30,9 @@ CPU_TIMES = 1.5
 WALL_TIMES = 3.0
 STARTUP_TIMES = 2.0
 MIN_STARTUP_SECONDS = 60.0  # importing torch on a machine that has just become busy
+# Beyond a `seconds` budget: a last step may be that much longer than those before it.
+MIN_SLACK_SECONDS = 1.0
+HANDOVER_TIMES = 2.0
 LOG_SHOWN = 2000  # characters, of a baseline that is stopped
 # A start-up is unusual if it takes this many times the baseline's, and so many seconds more.
 UNUSUAL_TIMES = 1.5
@@ -48,7 +52,7 @@ def first_caps(profile: Profile) -> Caps:
     )
 
 
-def caps_after(baseline: Baseline) -> Caps:
+def caps_after(baseline: Baseline, profile: Profile) -> Caps:
     """A candidate's limits: multiples of what the baseline used and of its audits' differences."""
     runs = baseline.runs
     tolerance = audit.calibrate(
@@ -62,8 +66,30 @@ def caps_after(baseline: Baseline) -> Caps:
         audit_gap=tolerance.gap,
         audit_position=tolerance.position,
         kernels=baseline.kernels,
+        slack_seconds=_slack_seconds(runs, profile.budget),
+        startup_cpu_seconds=_startup_cpu_seconds(runs),
         usual=allowance.usual_costs(runs),
     )
+
+
+def _slack_seconds(runs: Sequence[RunResult], budget: Budget) -> float | None:
+    """What a candidate may take beyond a `seconds` budget; None for another budget.
+
+    A trainer ends early by its longest recent step and what a small checkpoint takes, so what the
+    baseline took beyond the budget is what its own checkpoint needs. Its hand-over may take twice
+    as long for a candidate. Everything above that could be spent on training.
+    """
+    if budget.kind != "seconds" or not all(run.seconds and run.handover_seconds for run in runs):
+        return None
+    beyond = max((run.seconds or 0.0) - budget.amount for run in runs)
+    handover = max(run.handover_seconds or 0.0 for run in runs)
+    needed = max(beyond, 0.0) + HANDOVER_TIMES * handover
+    return min(max(needed, MIN_SLACK_SECONDS), budget.slack_seconds)
+
+
+def _startup_cpu_seconds(runs: Sequence[RunResult]) -> float | None:
+    used = [run.startup_cpu_seconds for run in runs if run.startup_cpu_seconds is not None]
+    return max(STARTUP_TIMES * max(used), MIN_STARTUP_SECONDS) if used else None
 
 
 def unusual(baseline: Baseline, run: RunResult, device: str) -> str | None:
@@ -80,6 +106,8 @@ def unusual(baseline: Baseline, run: RunResult, device: str) -> str | None:
 
 
 def _unusual_startup(baseline: Baseline, run: RunResult) -> str | None:
+    if run.started_early:  # at a low priority, beside a busy GPU: the clock says nothing
+        return None
     fields = {
         "start-up took": "startup_seconds",
         "the GPU was busy before go for": "startup_gpu_seconds",

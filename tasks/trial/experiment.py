@@ -31,6 +31,7 @@ from tasks.judge.workplace import assemble, read_whole, workplace
 from tasks.records import Bench, Candidate, Cost, Dataset, RunResult
 from tasks.statuses import Status
 from tasks.trial import allowance
+from tasks.trial.early_run import PATIENCE, EarlyRun, TrialStart
 from trainer import prepare
 
 # What a baseline may take to hand over the kernels that it compiled.
@@ -60,12 +61,13 @@ def run_experiment(
     smoke: bool = False,
     export_kernels: Path | None = None,
     report: Report = ignore,
+    early: EarlyRun | None = None,
 ) -> RunResult:
     """Trains the candidate with one seed and scores it.
 
     With `smoke` it must first get through two steps. Runs that are worth it and a random share of
     the others are audited. `export_kernels` is where to put what a trusted source compiled; that
-    file need not appear.
+    file need not appear. A run that is `early` waits for its trial once it is ready.
 
     Raises:
         BoxError: this machine cannot run boxes.
@@ -80,7 +82,7 @@ def run_experiment(
     if problem:
         return without_figures("rejected_patch", problem, bench.profile, bench.isolation, seed)
     for _ in range(BOX_TRIES):
-        attempt = _Attempt(bench, seed, report)
+        attempt = _Attempt(bench, seed, report, early)
         try:
             with workplace(bench.home) as folder:
                 spec = _train_box(candidate, bench, seed, folder, native)
@@ -96,7 +98,8 @@ def run_experiment(
         except BoxUnavailable as error:
             problem = str(error)
             continue
-        return dataclasses.replace(attempt.result, wall_seconds=time.monotonic() - started)
+        wall_seconds = time.monotonic() - started - attempt.waited_seconds
+        return dataclasses.replace(attempt.result, wall_seconds=wall_seconds)
     raise BoxError(
         f"no box could be run, {BOX_TRIES} tries: {problem}. `./run doctor` looks closer"
     )
@@ -141,9 +144,11 @@ def _train_box(
 class _Attempt:
     """One attempt at a run. `result` grows as the run goes on and is valid wherever it stops."""
 
-    def __init__(self, bench: Bench, seed: int, report: Report) -> None:
+    def __init__(self, bench: Bench, seed: int, report: Report, early: EarlyRun | None) -> None:
         self.bench = bench
         self.report = report
+        self.early = early
+        self.waited_seconds = 0.0  # for its trial to begin
         self.result = without_figures(
             "ok", "trained and scored", bench.profile, bench.isolation, seed
         )
@@ -163,8 +168,9 @@ class _Attempt:
                 trying,
                 gate,
                 _budget(self.bench),
-                startup_seconds=self.bench.caps.startup_seconds,
+                startup_seconds=self._startup_seconds,
                 max_bytes=self._checkpoint_bytes,
+                when_up=self._when_up,
             )
         if found is not None:
             shape, smoked = found
@@ -175,6 +181,17 @@ class _Attempt:
     def _validation(self) -> scoring.Validation:
         dataset = self.bench.dataset
         return scoring.Validation(Path(dataset.public), Path(dataset.validation))
+
+    def _when_up(self, box: Box) -> None:
+        """A box that starts up beside another run's has a low priority, and little CPU time."""
+        if self.early is not None:
+            self.early.when_up(box)
+            if (most := self.bench.caps.startup_cpu_seconds) is not None:
+                box.watchdog.limit_cpu(most, status="startup_timeout", doing="starting up")
+
+    @property
+    def _startup_seconds(self) -> float:
+        return self.bench.caps.startup_seconds * (PATIENCE if self.early else 1.0)
 
     @property
     def _checkpoint_bytes(self) -> int:
@@ -217,7 +234,8 @@ class _Attempt:
         log = "judge_log" if spec.role in ("claim", "audit") else "log"
         with open_box(spec) as box:
             try:
-                yield box
+                with self.early.holding(box) if self.early else contextlib.nullcontext():
+                    yield box
             finally:
                 box.kill()
                 self.note(**{log: getattr(self.result, log) + box.log.text()})
@@ -225,16 +243,25 @@ class _Attempt:
                     self.note(peak_memory_bytes=box.watchdog.peak_memory_bytes or None)
 
     def _start(self, box: Box, spec: BoxSpec) -> protocol.Begun:
-        """Waits for the candidate's start-up and starts the clock."""
+        """Waits for the candidate's start-up, and for its trial, and starts the clock."""
         self.report("starting up")
-        startup_seconds = self.bench.caps.startup_seconds
-        with nvml.busy_clock() if spec.device == "cuda" else contextlib.nullcontext() as gpu:
-            begun = protocol.begin(
-                box, spec.gate, _budget(self.bench), startup_seconds=startup_seconds
+        # Beside another run's box the GPU is busy all the time.
+        clocked = spec.device == "cuda" and self.early is None
+        with nvml.busy_clock() if clocked else contextlib.nullcontext() as gpu:
+            started = protocol.start_up(
+                box, startup_seconds=self._startup_seconds, when_up=self._when_up
             )
         self.note(
-            startup_seconds=begun.startup_seconds, startup_gpu_seconds=gpu.seconds if gpu else None
+            startup_seconds=started.seconds,
+            startup_cpu_seconds=started.cpu_seconds,
+            startup_gpu_seconds=gpu.seconds if gpu else None,
+            started_early=self.early is not None,
         )
+        if self.early is not None:
+            self.waited_seconds = self.early.await_trial(box)
+        begun = protocol.go(box, spec.gate, _budget(self.bench), started)
+        if self.early is not None:
+            self.early.is_past_start_up = True
         self.report("training")
         return begun
 
@@ -363,7 +390,8 @@ def _scoring_box(
 def _budget(bench: Bench) -> protocol.Budget:
     budget = bench.profile.budget
     if budget.kind == "seconds":
-        deadline = budget.amount + budget.slack_seconds
+        slack = bench.caps.slack_seconds
+        deadline = budget.amount + (budget.slack_seconds if slack is None else slack)
         return protocol.Budget(budget.kind, budget.amount, deadline, None)
     return protocol.Budget(
         budget.kind, budget.amount, bench.caps.wall_seconds, bench.caps.cpu_seconds
@@ -391,6 +419,20 @@ def without_figures(
     )
 
 
+def start_early(
+    candidate: Candidate, bench: Bench, seed: int, when_ready: Callable[[], None]
+) -> EarlyRun:
+    """Begins a trial's first run before its trial: see early_run.py."""
+
+    def work(early: EarlyRun) -> RunResult:
+        worth_audit, report = early.worth_audit, early.report
+        return run_experiment(
+            candidate, bench, seed, worth_audit=worth_audit, smoke=True, report=report, early=early
+        )
+
+    return EarlyRun(work, when_ready)
+
+
 @task(name="train-candidate", task_run_name="train {what}, seed {seed}", cache_policy=NO_CACHE)
 def train_candidate(
     what: str,
@@ -401,8 +443,14 @@ def train_candidate(
     worth_audit: WorthAudit,
     smoke: bool,
     report: Report = ignore,
+    early: EarlyRun | None = None,
 ) -> RunResult:
-    """`run_experiment` as a Prefect task; `what` names it on Prefect's page."""
+    """`run_experiment` as a Prefect task; `what` names it on Prefect's page.
+
+    `early` is this run, if it has begun already.
+    """
+    if early is not None and (found := early.finish(TrialStart(worth_audit, report))):
+        return found
     return run_experiment(
         candidate, bench, seed, worth_audit=worth_audit, smoke=smoke, report=report
     )

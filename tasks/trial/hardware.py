@@ -25,9 +25,13 @@ def describe(device: str, threads: int) -> str:
     """
     torch = importlib.metadata.version("torch")
     if device == "cuda":
-        found = nvml.first_gpu() or _first_amd_gpu()
-        return f"{found or 'unknown GPU'}, torch {torch}"
+        return f"{first_gpu() or 'unknown GPU'}, torch {torch}"
     return f"{_cpu_model()}, {threads} thread{'s' * (threads > 1)}, torch {torch}"
+
+
+def first_gpu() -> gpu.Gpu | None:
+    """The first visible GPU of NVIDIA's driver or AMD's; None if neither knows one."""
+    return nvml.first_gpu() or _first_amd_gpu()
 
 
 def fingerprint(device: str, threads: int) -> str:

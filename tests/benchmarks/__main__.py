@@ -34,6 +34,11 @@ if __name__ == "__main__":
         metavar="FILE",
         help="mutants: try those of an earlier --json as well, and compare",
     )
+    ahead = parser.add_argument_group("ahead")
+    ahead.add_argument("--part", action="append", help="with, without, speed, proposals; all")
+    ahead.add_argument("--startup", type=float, metavar="SECONDS", help="of the stub (2)")
+    ahead.add_argument("--training", type=float, metavar="SECONDS", help="of the stub (6)")
+    ahead.add_argument("--trials", type=int, metavar="N", help="of each night (6)")
     arguments = parser.parse_args()
     if arguments.name == "mutants":
         unharmed = mutants.run(arguments.tree.resolve(), arguments.like, arguments.json)
@@ -43,4 +48,8 @@ if __name__ == "__main__":
     state_home.configure(state_home.locate())  # before prefect is imported
     bench = importlib.import_module(f"tests.benchmarks.{arguments.name}_bench")
     options = {"json_file": arguments.json} if arguments.json else {}
+    if arguments.name == "ahead":
+        asked = {name: getattr(arguments, name) for name in ("startup", "training", "trials")}
+        options |= {name: value for name, value in asked.items() if value is not None}
+        options |= {"parts": arguments.part} if arguments.part else {}
     sys.exit(0 if bench.run(max(arguments.repeats, 1), **options) else 1)

@@ -18,7 +18,7 @@ def is_audited(monkeypatch, tmp_path):
     def ask(*scores: float, statements_added: int = 0) -> bool:
         asked = []
 
-        def train(what, candidate, bench, seed, *, worth_audit, smoke, report):
+        def train(what, candidate, bench, seed, *, worth_audit, smoke, report, early):
             score = scores[seed - 1] if seed <= len(scores) else scores[-1]
             asked.append(worth_audit(score))
             return make_run(val_bpb=score, seed=seed)

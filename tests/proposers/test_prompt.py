@@ -159,7 +159,8 @@ def facts(profile: str, **changes) -> dict[str, str]:
     baseline = Baseline(runs, "h")
     packed = PackedRows(FileRef("rows", "", 1), 2048, 128, 14_000, 1_806_500, 0.99996)
     dataset = Dataset("d5", "public", "train", "validation", 1, rows=(packed,))
-    bench = Bench(configs.load(profile), dataset, Path(), "bwrap", caps_after(baseline))
+    settings = configs.load(profile)
+    bench = Bench(settings, dataset, Path(), "bwrap", caps_after(baseline, settings))
     return researcher.facts_of(bench, baseline)
 
 

@@ -3,7 +3,9 @@
 Boxes get tests/faults/torch_stub beside `trainer`, in front of the real torch. With
 NIGHTLY_TEST_KILL_AT="decided:3" a process ends as by `kill -9` when it reaches the milestone
 `decided` for the third time. NIGHTLY_TEST_MILESTONES names a file that gets a line for each
-milestone.
+milestone, NIGHTLY_TEST_CLOCK one for the moments at which a training begins and ends. With
+NIGHTLY_TEST_HOLD="waiting" the first training of the process ends only after that milestone. With
+NIGHTLY_TEST_TOUCH="waiting=PATH" that milestone makes a file.
 
 Each change is made when its module is imported, not before: Prefect reads its settings from the
 environment at its import, and a command sets them first.
@@ -11,11 +13,13 @@ environment at its import, and a command sets them first.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.abc
 import importlib.machinery
 import os
 import signal
 import sys
+import time
 from collections import Counter
 from types import ModuleType
 from typing import Any
@@ -35,17 +39,48 @@ def follow_milestones(interruption: Any) -> None:
 
 def reached(step: str) -> None:
     _reached[step] += 1
-    if path := os.environ.get("NIGHTLY_TEST_MILESTONES"):
-        with open(path, "a") as file:
+    if milestones := os.environ.get("NIGHTLY_TEST_MILESTONES"):
+        with open(milestones, "a") as file:
             file.write(f"{step}\n")
+    touched, _, path = os.environ.get("NIGHTLY_TEST_TOUCH", "").partition("=")
+    if step == touched:
+        open(path, "a").close()
     place, _, count = os.environ.get("NIGHTLY_TEST_KILL_AT", "").partition(":")
     if step == place and _reached[step] == int(count or 1):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def follow_clock(protocol: Any) -> None:
+    go, finish = protocol.go, protocol.finish
+    held = [step for step in [os.environ.get("NIGHTLY_TEST_HOLD")] if step]
+
+    def note(what: str) -> None:
+        if path := os.environ.get("NIGHTLY_TEST_CLOCK"):
+            with open(path, "a") as file:
+                file.write(f"{what} {time.monotonic()}\n")
+
+    def noting_go(*arguments: Any, **options: Any) -> Any:
+        begun = go(*arguments, **options)
+        note("go")
+        return begun
+
+    def noting_end(box: Any, begun: Any, *arguments: Any, **options: Any) -> Any:
+        if held:
+            step = held.pop()
+            while not _reached[step]:
+                time.sleep(0.01)
+            begun = dataclasses.replace(begun, go=time.monotonic())
+        trained = finish(box, begun, *arguments, **options)
+        note("end")
+        return trained
+
+    protocol.go, protocol.finish = noting_go, noting_end
+
+
 CHANGES = {
     "tasks.judge.workplace": add_torch_stub,
     "flows.night.interruption": follow_milestones,
+    "tasks.judge.protocol": follow_clock,
 }
 
 

@@ -1,0 +1,107 @@
+"""The next trial's run, begun while the trial before it trains: the GPU does not wait for imports.
+
+At most one run is begun early: that of the proposal that waits. It begins once the proposal is
+there and the present run's own start-up is over, and not after its training. If the trial that
+trains is kept, or the next one tries anything else, the run is ended with all its boxes.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from prefect import get_run_logger
+
+from flows.night import interruption
+from flows.night.night import Night
+from tasks.records import Candidate, Proposal
+from tasks.trial import experiment
+from tasks.trial.early_run import EarlyRun, obstacle
+from tasks.trial.experiment import Report
+
+
+class NextRun:
+    """The run that is begun early, if there is one. `offer` may be called from any thread."""
+
+    def __init__(self, night: Night, *, allowed: bool) -> None:
+        self.allowed = allowed
+        self._night = night
+        self._lock = threading.Lock()
+        self._proposed: Proposal | None = None
+        self._is_training = False  # the present run
+        self._run: EarlyRun | None = None
+        self._is_closed = False
+
+    @classmethod
+    def of(cls, night: Night) -> NextRun:
+        """Allowed if the profile asks for it and the machine has the memory; the log says if not.
+
+        Asked before the first box of the night's trials is open.
+        """
+        profile = night.bench.profile
+        if not profile.limits.start_ahead:
+            return cls(night, allowed=False)
+        why = obstacle(profile, night.baseline)
+        if why is not None:
+            get_run_logger().info(f"[limits] start_ahead is off: {why}")
+        return cls(night, allowed=why is None)
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether a run beside the present one has been begun."""
+        return self._run is not None
+
+    def offer(self, proposed: Proposal) -> None:
+        """The next trial's proposal is there, if nothing changes."""
+        with self._lock:
+            self._proposed = None if proposed.problem else proposed
+            self._begin_if_due()
+
+    def watching(self, report: Report) -> Report:
+        """The same report, of a run that begins now; from it follows when it trains."""
+        with self._lock:
+            self._is_training = False
+
+        def enter(phase: str) -> None:
+            report(phase)
+            with self._lock:
+                self._is_training = phase == "training"
+                self._begin_if_due()
+
+        return enter
+
+    def take(self, candidate: Candidate) -> EarlyRun | None:
+        """The early run of this candidate, for its trial; one of any other candidate is ended."""
+        with self._lock:
+            run, proposed = self._run, self._proposed
+            self._run = self._proposed = None
+        if run is None:
+            return None
+        if proposed is not None and proposed.candidate.source == candidate.source:
+            if run.problem:
+                get_run_logger().info(f"started ahead at normal CPU priority: {run.problem}")
+            return run
+        run.end()
+        return None
+
+    def end(self) -> None:
+        """Ends the early run, with its proposal: a later one may follow."""
+        with self._lock:
+            run, self._run, self._proposed = self._run, None, None
+        if run is not None:
+            run.end()
+
+    def close(self) -> None:
+        """Ends the early run for good: none is begun any more."""
+        self._is_closed = True
+        self.end()
+
+    def _begin_if_due(self) -> None:
+        """Begins the run if its time has come; for a caller that holds the lock."""
+        due = self.allowed and self._is_training and not self._is_closed
+        if due and self._run is None and self._proposed is not None:
+            self._run = experiment.start_early(
+                self._proposed.candidate,
+                self._night.bench,
+                self._night.seed,
+                lambda: interruption.reached("waiting"),
+            )
