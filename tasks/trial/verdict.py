@@ -5,9 +5,9 @@ fresh runs of the champion in between. So a champion that was kept on one lucky 
 and a machine that has drifted has drifted for both. Gains are measured in standard errors of the
 difference. Everything else being equal, a better score never gets a worse verdict.
 
-`./run bench verdict` simulates the rule beside others: of changes that change nothing it keeps 4 to
-5 % against a champion that was not lucky, and a night of 100 runs makes 92 to 95 % of the progress
-of a greedy one where a run's noise is up to as large as the usual gain, and more where it is larger.
+`./run bench verdict` simulates it beside other rules: of changes that change nothing it keeps 4 to
+5 % against a champion that was not lucky, and a night of 100 runs makes at least 90 % of the
+progress of one that keeps every better score, half of whose keeps are luck.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class Noise:
         if not degrees_of_freedom:
             return cls(floor, 0)
         squares = [(score - statistics.fmean(group)) ** 2 for group in repeats for score in group]
-        return cls(max(math.sqrt(math.fsum(squares) / degrees_of_freedom), floor), degrees_of_freedom)
+        return cls(
+            max(math.sqrt(math.fsum(squares) / degrees_of_freedom), floor), degrees_of_freedom
+        )
 
 
 def z_score(champion: Sequence[float], candidate: Sequence[float], noise: Noise) -> float:

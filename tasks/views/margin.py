@@ -13,15 +13,17 @@ NOISE = 1.0
 def to_beat(state: NightState) -> dict[int, float]:
     """The champion's score while each trial ran, in bits per byte, by trial number.
 
-    Empty before there is a baseline. The mean is over the champion's runs.
+    Empty before there is a baseline. The mean is over the champion's runs, those that were made
+    afresh for the trial among them.
     """
     if state.baseline is None:
         return {}
-    champion, found = state.baseline.val_bpb, {}
+    champion, found = state.baseline.scores, {}
     for trial in state.trials:
-        found[trial.number] = champion
+        champion = (*champion, *trial.champion_scores)
+        found[trial.number] = statistics.fmean(champion)
         if trial.verdict == "keep" and trial.scores:
-            champion = statistics.fmean(trial.scores)
+            champion = trial.scores
     return found
 
 

@@ -224,14 +224,15 @@ def _progress(night: Run, state: NightState) -> list[Metric]:
     if state.baseline is None:
         return []
     start = night.info.start_time
+    scores, kept = state.baseline.scores, 0
     champion = state.baseline.val_bpb
-    kept = 0
     spent = Usage()
     points = [_metric("baseline_bpb", champion, start), _metric("champion_bpb", champion, start)]
     for trial in state.trials:
-        if trial.verdict == "keep" and trial.val_bpb is not None:
-            champion = trial.val_bpb
-            kept += 1
+        scores = (*scores, *trial.champion_scores)
+        if trial.verdict == "keep" and trial.scores:
+            scores, kept = trial.scores, kept + 1
+        champion = statistics.fmean(scores)
         spent = total([spent, trial.usage])
         named = {"champion_bpb": champion, "kept": kept, "trials": trial.number, **_spending(spent)}
         points += [

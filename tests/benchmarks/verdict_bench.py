@@ -279,7 +279,9 @@ def run(repeats: int, json_file: Path | None = None) -> bool:
     """Prints the table; always True, as it measures and demands nothing."""
     freedoms, sds = " / ".join(map(str, FREEDOMS)), " / ".join(f"{sd:g}" for sd in SDS)
     print(f"Nights of {RUNS} runs, {NIGHTS} of each; sd of one run, in mean gains: {sds}")
-    print(f"| candidates | rule | changes of nothing kept, df {freedoms} | true progress of ", end="")
+    print(
+        f"| candidates | rule | changes of nothing kept, df {freedoms} | true progress of ", end=""
+    )
     print("greedy's | false keeps | candidates tried |")
     print("|---|---|---|---|---|---|")
     table = []

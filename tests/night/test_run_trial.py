@@ -5,10 +5,12 @@ import pytest
 from flows.night import run_trial
 from flows.night.run_trial import Comparison
 from tasks.records import Candidate, Dataset
+from tasks.trial.verdict import Noise
 from tests.boxes import make_bench
 from tests.synthetic_night import make_run
 
 CHAMPION = (1.7, 1.71, 1.72)
+CANDIDATE = Candidate.parse("A = 1\n")
 
 
 @pytest.fixture
@@ -26,8 +28,8 @@ def is_audited(monkeypatch, tmp_path):
         monkeypatch.setattr(run_trial, "train_candidate", train)
         dataset = Dataset("f00d", "public", "train", "validation", 1)
         bench = make_bench(dataset, tmp_path)
-        comparison = Comparison(CHAMPION, 0.005, statements_added)
-        run_trial.run_trial(1, Candidate.parse("A = 1\n"), bench, 1, comparison)
+        comparison = Comparison(CANDIDATE, CHAMPION, (1, 2, 3), Noise(0.005, 20), statements_added)
+        run_trial.run_trial(1, CANDIDATE, bench, 1, comparison)
         return asked[len(scores) - 1]
 
     return ask
