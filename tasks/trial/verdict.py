@@ -61,7 +61,7 @@ def z_score(champion: Sequence[float], candidate: Sequence[float], noise: Noise)
     """Standard errors by which the candidate's mean is better (lower).
 
     With few degrees of freedom the sd may be too small by chance: the difference is Student's t,
-    and what is returned is the z that is as unlikely (Wallace's approximation, 1959, good to 1 %).
+    and what is returned is the z that is as unlikely (Wallace's approximation, 1959, good to 3 %).
     Raises ValueError without scores or an sd.
     """
     if not (len(champion) and len(candidate) and noise.sd > 0):

@@ -37,13 +37,13 @@ def is_audited(monkeypatch, tmp_path):
 
 def test_a_score_that_would_be_discarded_needs_no_audit(is_audited):
     assert not is_audited(1.72)
-    assert not is_audited(1.705, 1.716)
+    assert not is_audited(1.703, 1.716)
 
 
 def test_a_score_that_would_be_kept_or_confirmed_does(is_audited):
     assert is_audited(1.60)
-    assert is_audited(1.705)
-    assert is_audited(1.705, 1.704)
+    assert is_audited(1.703)
+    assert is_audited(1.703, 1.702)
 
 
 def test_so_does_a_tie_with_fewer_statements(is_audited):

@@ -143,7 +143,7 @@ def test_z_is_as_unlikely_as_students_t(df):
     noise = Noise(math.sqrt(0.5), df)
     for quantile, t in zip((0.9, 0.95, 0.975, 0.99, 0.995), STUDENT[df], strict=True):
         z = verdict.z_score([t], [0.0], noise)
-        assert z == pytest.approx(statistics.NormalDist().inv_cdf(quantile), rel=0.02)
+        assert z == pytest.approx(statistics.NormalDist().inv_cdf(quantile), rel=0.03)
         assert verdict.z_score([0.0], [t], noise) == -z
 
 
