@@ -50,6 +50,6 @@ def measured(base: Candidate, bench: Bench, report: Report) -> Baseline:
     baseline = read_baseline(Path(files[0].path))
     get_run_logger().info(
         f"baseline: {'cached' if cached else 'measured'}: {baseline.val_bpb:.6f} bits per byte, "
-        f"sd {verdict.pooled_sd([baseline.scores]):.6f} over 3 seeds"
+        f"sd {verdict.Noise.pooled([baseline.scores]).sd:.6f} over 3 seeds"
     )
     return baseline

@@ -273,6 +273,9 @@ class Trial:
     checkpoint_bytes: int | None = None
     peak_gpu_bytes: int | None = None  # by NVIDIA's driver, or else self-reported
     grown: str | None = None  # what is much larger than its champion's: growth.Size.growth
+    # Of the champion that it was compared with: runs made afresh for this trial.
+    champion_scores: tuple[float, ...] = ()
+    champion_seeds: tuple[int, ...] = ()
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Trial:
@@ -282,6 +285,8 @@ class Trial:
             for name, value in saved["knobs"].items()
         }
         tuples = {name: tuple(saved[name]) for name in ("scores", "seeds", "crashed")}
+        fresh = ("champion_scores", "champion_seeds")  # older nights have none
+        tuples |= {name: tuple(saved.get(name, ())) for name in fresh}
         records = {"idea": Idea(**saved["idea"]), "usage": Usage(**saved["usage"]), "knobs": knobs}
         return cls(**{**saved, **tuples, **records})
 
@@ -409,13 +414,23 @@ class NightState:
     pending: Trial | None  # decided, not yet in git
     in_flight: int | None  # started, not yet decided
     champion: str | None  # commit
-    champion_scores: tuple[float, ...]  # the baseline's until a trial is kept, then that trial's
-    groups: tuple[tuple[float, ...], ...]  # scores of one file with several seeds each, for the sd
+    # The baseline's until a trial is kept, then that trial's; and those of fresh runs since.
+    champion_scores: tuple[float, ...]
+    # For the sd: scores of one file with several seeds each, without the run for whose score the
+    # file was run again. Those of the champion are apart.
+    groups: tuple[tuple[float, ...], ...]
     finished: str | None  # why it ended
     updated: str  # UTC time of the last event
     used_seconds: float = 0.0  # time alive, by a monotonic clock: what the hours budget counts
     stopped: str | None = None  # why its last process ended before the night was over
     failed: bool = False  # that end was a failure of ours, not somebody's wish
+    champion_seeds: tuple[int, ...] = ()
+    champion_repeats: tuple[float, ...] = ()  # the champion's group
+
+    @property
+    def repeats(self) -> tuple[tuple[float, ...], ...]:
+        """All groups of scores that tell how much one file's scores scatter."""
+        return (*self.groups, self.champion_repeats)
 
     @property
     def start_commit(self) -> str | None:

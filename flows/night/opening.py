@@ -222,7 +222,7 @@ def baseline_event(night: Night, start_commit: str) -> BaselineEvent:
         val_bpb=night.baseline.val_bpb,
         scores=scores,
         seeds=tuple(run.seed for run in runs),
-        sd=verdict.pooled_sd([scores]),
+        sd=verdict.Noise.pooled([scores]).sd,
         audit_gaps=tuple(run.audit_gap for run in runs),
         audit_allowed={"gap": caps.audit_gap, "position": caps.audit_position},
         hardware=night.baseline.hardware,

@@ -158,7 +158,7 @@ def facts_of(bench: Bench, baseline: Baseline) -> dict[str, str]:
     profile, runs = bench.profile, baseline.runs
     seconds = sum(run.seconds or 0.0 for run in runs) / len(runs)
     tokens = sum(run.tokens or 0 for run in runs) / len(runs)
-    sd = verdict.pooled_sd([baseline.scores])
+    sd = verdict.Noise.pooled([baseline.scores]).sd
     vocab_sizes = ", ".join(map(str, profile.data.vocab_sizes))
     return {
         "hardware": hardware.describe(profile.device, profile.threads),

@@ -1,4 +1,4 @@
-"""One trial: train the candidate, and again with a new seed if one run cannot decide.
+"""One trial: train the candidate, and again with new seeds while one more run can decide.
 
 A plain function over the task `train-candidate`, called by the night's flow.
 """
@@ -6,28 +6,108 @@ A plain function over the task `train-candidate`, called by the night's flow.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from prefect import get_run_logger
 
 from flows.night.next_run import NextRun
-from tasks.history.night_budget import MOST_RUNS
 from tasks.records import Bench, Candidate, RunResult, Verdict
 from tasks.trial import verdict
 from tasks.trial.early_run import EarlyRun
 from tasks.trial.experiment import Report, ignore, naming, train_candidate
+from tasks.trial.verdict import Noise
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
     """What a candidate's scores are compared with, in bits per byte."""
 
+    champion: Candidate
     champion_scores: tuple[float, ...]
-    sd: float  # of one run
+    champion_seeds: tuple[int, ...]
+    noise: Noise
     statements_added: int  # by the candidate; negative if its code is smaller
 
-    def decide(self, scores: Sequence[float]) -> Verdict:
-        return verdict.decide(self.champion_scores, scores, self.sd, self.statements_added)
+    def decide(self, scores: Sequence[float], fresh: Sequence[float] = ()) -> Verdict:
+        """`fresh` are scores of the champion that this trial has made."""
+        champion = (*self.champion_scores, *fresh)
+        return verdict.decide(champion, scores, self.noise, self.statements_added)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tried:
+    """A trial's runs and what follows from them."""
+
+    runs: tuple[RunResult, ...]
+    verdict: Verdict
+    champion_runs: tuple[RunResult, ...] = ()  # made afresh, in between
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trainer:
+    """Makes the runs of one trial."""
+
+    number: int
+    bench: Bench
+    report: Report
+    next_run: NextRun | None
+
+    def candidate(
+        self,
+        candidate: Candidate,
+        seed: int,
+        worth_audit: Callable[[float], bool],
+        early: EarlyRun | None,
+        *,
+        smoke: bool,
+    ) -> RunResult:
+        """Its run; again alone, if the first one ran out of memory beside the next trial's."""
+        run = self._run(f"trial {self.number}", candidate, seed, worth_audit, early, smoke=smoke)
+        if run.status == "out_of_memory" and self.next_run and self.next_run.is_begun:
+            get_run_logger().info(
+                f"trial {self.number} ran out of memory beside the next: run alone"
+            )
+            self.next_run.end()
+            return self.candidate(candidate, seed, worth_audit, None, smoke=smoke)
+        return run
+
+    def champion(self, champion: Candidate, seed: int) -> RunResult | None:
+        """A fresh run of the champion, audited; None if it was stopped, which says nothing of it.
+
+        A machine may be too busy for a moment, for the champion as for everybody.
+        """
+        run = self._run(
+            f"trial {self.number}, the champion", champion, seed, lambda claimed: True, None
+        )
+        if run.val_bpb is None:
+            get_run_logger().warning(
+                f"a fresh run of the champion was stopped, and does not count: {run.status}: "
+                f"{run.reason}"
+            )
+            return None
+        return run
+
+    def _run(
+        self,
+        what: str,
+        candidate: Candidate,
+        seed: int,
+        worth_audit: Callable[[float], bool],
+        early: EarlyRun | None,
+        *,
+        smoke: bool = False,
+    ) -> RunResult:
+        reported = naming(f"{what}, seed {seed}", self.report)
+        return train_candidate(
+            what,
+            candidate,
+            self.bench,
+            seed,
+            worth_audit=worth_audit,
+            smoke=smoke,
+            report=self.next_run.watching(reported) if self.next_run else reported,
+            early=early,
+        )
 
 
 def run_trial(
@@ -39,43 +119,45 @@ def run_trial(
     report: Report = ignore,
     early: EarlyRun | None = None,
     next_run: NextRun | None = None,
-) -> tuple[tuple[RunResult, ...], Verdict]:
+    no_time: Callable[[], bool] = lambda: False,
+) -> Tried:
     """Runs the candidate until the verdict is keep or discard; a stopped run is discarded at once.
 
-    A run that the rule would not discard is audited before anything is decided, so no unaudited
-    score enters a keep. `early` is the first run, if it has begun already. `next_run` may begin
-    while a run trains; one that ran out of memory beside it is run again alone.
+    Before it is run again, so is the champion where the rule asks for it. A run that the rule would
+    not discard is audited before anything is decided, so no unaudited score enters a keep. `early`
+    is the first run, if it has begun already. `next_run` may begin while a run trains. A candidate
+    that is undecided when `no_time` is left for another run is discarded.
     """
+    trainer = _Trainer(number, bench, report, next_run)
     runs: list[RunResult] = []
     scores: list[float] = []
+    champion_runs: list[RunResult] = []
+    fresh: list[float] = []
 
-    def may_be_kept(claimed: float) -> bool:
-        return comparison.decide([*scores, claimed]).decision != "discard"
+    def tried(decided: Verdict) -> Tried:
+        return Tried(tuple(runs), decided, tuple(champion_runs))
 
     while True:
-        seed = first_seed + len(runs)
-        reported = naming(f"trial {number}, seed {seed}", report)
-        run = train_candidate(
-            f"trial {number}",
+        run = trainer.candidate(
             candidate,
-            bench,
-            seed,
-            worth_audit=may_be_kept,
+            first_seed + len(runs),
+            lambda claimed: comparison.decide([*scores, claimed], fresh).decision != "discard",
+            early if not runs else None,
             smoke=not runs,
-            report=next_run.watching(reported) if next_run else reported,
-            early=early,
         )
-        early = None
-        if run.status == "out_of_memory" and next_run and next_run.is_begun:
-            get_run_logger().info(f"trial {number} ran out of memory beside the next: run alone")
-            next_run.end()
-            continue
         runs.append(run)
         if run.val_bpb is None:
-            return tuple(runs), verdict.failed(run.status, run.reason)
+            return tried(verdict.failed(run.status, run.reason))
         scores.append(run.val_bpb)
-        decided = comparison.decide(scores)
+        decided = comparison.decide(scores, fresh)
         if decided.decision != "confirm":
-            return tuple(runs), decided
-        if len(runs) == MOST_RUNS:
-            raise AssertionError(f"the rule asked for a run beyond {MOST_RUNS}")
+            return tried(decided)
+        if no_time():
+            late = f"{decided.reason}, but the night has no time for another run"
+            return tried(dataclasses.replace(decided, decision="discard", reason=late))
+        if verdict.champion_is_due(len(comparison.champion_scores) + len(fresh), len(runs)):
+            seed = max(comparison.champion_seeds, default=0) + 1 + len(champion_runs)
+            if again := trainer.champion(comparison.champion, seed):
+                assert again.val_bpb is not None
+                champion_runs.append(again)
+                fresh.append(again.val_bpb)

@@ -15,15 +15,16 @@ from configs import traits
 from flows.night import interruption
 from flows.night.night import Night
 from flows.night.proposals import Proposals
-from flows.night.run_trial import Comparison, run_trial
+from flows.night.run_trial import Comparison, Tried, run_trial
 from flows.night.session import Session
 from tasks.growth import Size
 from tasks.history import champion, night_budget, trial_folder
-from tasks.records import Candidate, NightSoFar, NightState, Proposal, RunResult, Trial, Verdict
+from tasks.records import Candidate, NightSoFar, NightState, Proposal, RunResult, Trial
 from tasks.text import unlinked
 from tasks.trial import verdict
 from tasks.trial.baseline import unusual
 from tasks.trial.early_run import EarlyRun
+from tasks.trial.verdict import Noise
 
 # What a proposer can learn from, as the training box's log or the reason tells it.
 FIXABLE = ("startup_crashed", "train_crashed", "out_of_memory", "dishonest_flops")
@@ -31,11 +32,10 @@ FIXABLE = ("startup_crashed", "train_crashed", "out_of_memory", "dishonest_flops
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a trial ended: what was run in the end, its runs and the verdict."""
+    """How a trial ended: what was run in the end, and what came of it."""
 
     proposal: Proposal
-    runs: tuple[RunResult, ...]
-    verdict: Verdict
+    tried: Tried
     wall_seconds: float
 
 
@@ -65,13 +65,13 @@ def one_trial(
     early = proposals.next_run.take(proposed.candidate)
     if not (proposed.problem or night_budget.is_last(held.state)):
         proposals.think_ahead(while_in_flight(so_far, proposed), parent)
-    proposed, runs, decided = run_and_judge(night, held, proposals, so_far, proposed, early)
+    proposed, tried = run_and_judge(night, held, proposals, so_far, proposed, early)
     interruption.reached("ran")
-    if decided.decision == "keep":
+    if tried.verdict.decision == "keep":
         proposals.next_run.end()
-    outcome = Outcome(proposed, runs, decided, time.monotonic() - began)
+    outcome = Outcome(proposed, tried, time.monotonic() - began)
     trial = trial_of(night, number, parent, outcome, champion_size(held.state))
-    trial_folder.write_result(folder, runs, trial)
+    trial_folder.write_result(folder, tried.runs, trial, tried.champion_runs)
     interruption.reached("recorded")
     held.book.append("decided", trial=dataclasses.asdict(trial))
     interruption.reached("decided")
@@ -86,23 +86,25 @@ def run_and_judge(
     so_far: NightSoFar,
     proposed: Proposal,
     early: EarlyRun | None = None,
-) -> tuple[Proposal, tuple[RunResult, ...], Verdict]:
+) -> tuple[Proposal, Tried]:
     """The candidate's runs and verdict; its proposer may fix one that crashes, a few times.
 
     `early` is the first run, if it has begun already.
     """
     if proposed.problem:
-        return proposed, (), verdict.failed("rejected_patch", proposed.problem)
+        return proposed, Tried((), verdict.failed("rejected_patch", proposed.problem))
     number, parent = so_far.next_trial, held.state.champion
     assert parent is not None
     folder = night.trial_folder(number)
     while True:
         comparison = Comparison(
+            so_far.champion,
             held.state.champion_scores,
-            verdict.pooled_sd(held.state.groups),
+            held.state.champion_seeds,
+            Noise.pooled(held.state.repeats),
             proposed.candidate.statements - so_far.champion.statements,
         )
-        runs, decided = run_trial(
+        tried = run_trial(
             number,
             proposed.candidate,
             night.bench,
@@ -111,23 +113,25 @@ def run_and_judge(
             held.pulse.enter,
             early,
             proposals.next_run,
+            lambda: night_budget.no_time_for_run(held.state, held.book.used_seconds()),
         )
+        last = tried.runs[-1]
         early = None
         fixes = len(trial_folder.attempts(folder))
         if (
-            runs[-1].status not in FIXABLE
+            last.status not in FIXABLE
             or fixes >= night.bench.profile.llm.fixes
             or is_to_end(night, held)
         ):
-            return proposed, runs, decided
+            return proposed, tried
         held.pulse.enter(f"trial {number}: fixing a crash")
         so_far = with_seen(so_far, proposed, number)
-        fixed = proposals.fix(so_far, proposed, runs[-1])
+        fixed = proposals.fix(so_far, proposed, last)
         if fixed is None:
-            return proposed, runs, decided
-        crash = unlinked(f"{runs[-1].status}: {runs[-1].reason}")
+            return proposed, tried
+        crash = unlinked(f"{last.status}: {last.reason}")
         get_run_logger().info(f"trial {number}: {crash}; its proposer has fixed it")
-        trial_folder.write_fixed(folder, so_far.champion.source, fixed, parent, runs)
+        trial_folder.write_fixed(folder, so_far.champion.source, fixed, parent, tried.runs)
         interruption.reached("fixed")
         proposed = fixed
 
@@ -170,7 +174,7 @@ def night_so_far(night: Night, state: NightState) -> NightSoFar:
         baseline_knobs=night.base.knobs,
         trials=state.trials,
         seen={**seen, str(night.base.digest): 0},
-        sd=verdict.pooled_sd(state.groups),
+        sd=Noise.pooled(state.repeats).sd,
         folder=night.folder,
     )
 
@@ -202,7 +206,8 @@ def champion_size(state: NightState) -> Size:
 
 def trial_of(night: Night, number: int, parent: str, outcome: Outcome, before: Size) -> Trial:
     """The finished trial, as the ledger records it; `before` is the champion's size."""
-    proposed, runs = outcome.proposal, outcome.runs
+    proposed, runs, decided = outcome.proposal, outcome.tried.runs, outcome.tried.verdict
+    champion_runs = outcome.tried.champion_runs
     size = Size.of_runs(runs)
     scores = tuple(run.val_bpb for run in runs if run.val_bpb is not None)
     is_scored = bool(runs) and len(scores) == len(runs)
@@ -214,9 +219,9 @@ def trial_of(night: Night, number: int, parent: str, outcome: Outcome, before: S
         number=number,
         idea=proposed.idea,
         status=runs[-1].status if runs else "rejected_patch",
-        verdict=outcome.verdict.decision,
-        reason=outcome.verdict.reason,
-        z=outcome.verdict.z,
+        verdict=decided.decision,
+        reason=decided.reason,
+        z=decided.z,
         val_bpb=statistics.fmean(scores) if is_scored else None,
         scores=scores,
         seeds=tuple(run.seed for run in runs),
@@ -233,6 +238,10 @@ def trial_of(night: Night, number: int, parent: str, outcome: Outcome, before: S
         wall_seconds=outcome.wall_seconds if runs else None,
         fixes=len(attempts),
         crashed=tuple(str(Candidate.parse(source).digest) for source in attempts),
-        longest_run_seconds=max((run.wall_seconds or 0.0 for run in runs), default=None),
+        longest_run_seconds=max(
+            (run.wall_seconds or 0.0 for run in (*runs, *champion_runs)), default=None
+        ),
         usage=usage,
+        champion_scores=tuple(run.val_bpb for run in champion_runs if run.val_bpb is not None),
+        champion_seeds=tuple(run.seed for run in champion_runs),
     )

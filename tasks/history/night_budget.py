@@ -5,7 +5,7 @@ from __future__ import annotations
 from tasks.records import NightState
 
 RECENT = 20  # trials that tell how long a run takes now
-MOST_RUNS = 2  # of one trial: a second seed decides
+RUNS = 2  # that a trial needs time for: most are decided by one
 
 
 def over(state: NightState, used_seconds: float) -> str | None:
@@ -24,14 +24,14 @@ def trials_over(state: NightState) -> str | None:
 def hours_over(state: NightState, used_seconds: float) -> str | None:
     """Why no time is left, or None.
 
-    A trial starts only if it can finish in time: it may take two runs, each as long as the longest
-    recent one.
+    A trial starts only if RUNS runs fit, each as long as the longest recent one. Should it need
+    more, `no_time_for_run` ends it.
     """
     hours = state.header.hours
     if not hours:
         return None
     left = hours * 3600 - used_seconds
-    needed = MOST_RUNS * longest_run(state)
+    needed = RUNS * longest_run(state)
     if left <= 0:
         return f"the {hours:g} hours are over"
     if left < needed:
@@ -40,6 +40,12 @@ def hours_over(state: NightState, used_seconds: float) -> str | None:
             f"and another trial may take {_minutes(needed)}"
         )
     return None
+
+
+def no_time_for_run(state: NightState, used_seconds: float) -> bool:
+    """Whether one more run would end after the night's hours."""
+    hours = state.header.hours
+    return hours is not None and hours * 3600 - used_seconds < longest_run(state)
 
 
 def is_last(state: NightState) -> bool:

@@ -85,7 +85,8 @@ def _baseline(state: NightState, event: Event) -> dict[str, Any]:
         "baseline": baseline,
         "champion": baseline.start_commit,
         "champion_scores": baseline.scores,
-        "groups": (baseline.scores,) if len(baseline.scores) > 1 else (),
+        "champion_seeds": baseline.seeds,
+        "champion_repeats": baseline.scores,
     }
 
 
@@ -110,11 +111,23 @@ def _applied(state: NightState, event: Event) -> dict[str, Any]:
         )
     trial = dataclasses.replace(decided, commit=event["commit"])
     changes: dict[str, Any] = {"trials": (*state.trials, trial), "pending": None}
+    fresh = (*state.champion_repeats, *trial.champion_scores)
+    # The first score is why there are others: it would make the noise look larger.
+    repeats = trial.scores[1:]
     if trial.verdict == "keep":
-        changes |= {"champion": trial.commit, "champion_scores": trial.scores}
-    if len(trial.scores) > 1:
-        changes["groups"] = (*state.groups, trial.scores)
-    return changes
+        return changes | {
+            "champion": trial.commit,
+            "champion_scores": trial.scores,
+            "champion_seeds": trial.seeds,
+            "champion_repeats": repeats,
+            "groups": (*state.groups, fresh),
+        }
+    return changes | {
+        "champion_scores": (*state.champion_scores, *trial.champion_scores),
+        "champion_seeds": (*state.champion_seeds, *trial.champion_seeds),
+        "champion_repeats": fresh,
+        "groups": (*state.groups, repeats) if repeats else state.groups,
+    }
 
 
 def _stopped(state: NightState, event: Event) -> dict[str, Any]:

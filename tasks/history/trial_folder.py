@@ -85,9 +85,20 @@ def write_fixed(
     made.rename(made.with_name(str(len(attempts(folder)) + 1)))
 
 
-def write_result(folder: Path, runs: tuple[RunResult, ...], trial: Trial) -> None:
-    """The runs' figures and logs. The scoring boxes' log is separate: no proposer sees it."""
-    _write_runs(folder, runs, {"trial": dataclasses.asdict(trial)})
+def write_result(
+    folder: Path,
+    runs: tuple[RunResult, ...],
+    trial: Trial,
+    champion_runs: tuple[RunResult, ...] = (),
+) -> None:
+    """The runs' figures and logs, and the figures of the champion's fresh runs.
+
+    The scoring boxes' log is separate: no proposer sees it.
+    """
+    known: dict[str, Any] = {"trial": dataclasses.asdict(trial)}
+    if champion_runs:
+        known["champion_runs"] = _figures(champion_runs)
+    _write_runs(folder, runs, known)
 
 
 def write_baseline_run(folder: Path, source: str, run: RunResult) -> None:
@@ -103,12 +114,17 @@ def _write_runs(folder: Path, runs: tuple[RunResult, ...], known: dict[str, Any]
         for run in runs
     ]
     FileRef.write(folder / "judge.log", "\n".join(withheld).encode("utf-8", "replace"))
-    logs_apart = ("log", "judge_log")
-    shown = [
-        {name: value for name, value in dataclasses.asdict(run).items() if name not in logs_apart}
+    shown = {**known, "runs": _figures(runs)}
+    FileRef.write(folder / "result.json", json.dumps(shown, indent=1).encode())
+
+
+def _figures(runs: tuple[RunResult, ...]) -> list[dict[str, Any]]:
+    """All of the runs but their logs."""
+    logs = ("log", "judge_log")
+    return [
+        {name: value for name, value in dataclasses.asdict(run).items() if name not in logs}
         for run in runs
     ]
-    FileRef.write(folder / "result.json", json.dumps({**known, "runs": shown}, indent=1).encode())
 
 
 def restore(folder: Path, source: str, parent: str) -> None:

@@ -1,13 +1,18 @@
-"""The keep rule: keep, discard or confirm. Pure, no I/O.
+"""The search rule: keep a candidate, discard it, or run it again. Pure, no I/O.
 
-A clear gain is kept at once, a possible one is run again with a new seed, and of two candidates
-that score alike the simpler one wins. Gains are measured in standard errors of the difference, so
-that a lucky seed is not taken for an idea. Everything else being equal, a better score never gets
-a worse verdict.
+A sequential test: one run decides what is clear, and what may be luck gets up to three more, with
+fresh runs of the champion in between. So a champion that was kept on one lucky run loses its luck,
+and a machine that has drifted has drifted for both. Gains are measured in standard errors of the
+difference. Everything else being equal, a better score never gets a worse verdict.
+
+`./run bench verdict` simulates it beside other rules: of changes that change nothing it keeps 4 to
+5 % against a champion that was not lucky, and a night of 100 runs makes at least 90 % of the
+progress of one that keeps every better score, half of whose keeps are luck.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -18,93 +23,125 @@ from tasks.text import counted
 
 # Bits per byte. Three runs may agree by chance, and no hardware repeats itself better than this.
 SD_FLOOR = 5e-4
-KEEP = 2.0  # a single run above this z is kept at once
-TIE = 0.3  # |z| up to this is a tie; a single run above it is worth a second one
-CONFIRMED = 0.5  # two runs above this z are kept
+# By the number of a candidate's runs: above KEEP it is kept, below DROP discarded, in between it is
+# run again. The last run decides.
+KEEP = (3.0, 2.3, 1.8, 1.45)
+DROP = (0.9, 1.1, 1.25, 1.45)
+MOST_RUNS = len(KEEP)
+CHAMPION_RUNS = 5  # the champion is run afresh up to as many
+TIE = 0.3  # down to minus this, code that shrank is as good
 STATEMENTS_PER_Z = 50  # added statements that must buy one more standard error
 
 
-def pooled_sd(groups: Iterable[Sequence[float]], floor: float = SD_FLOOR) -> float:
-    """Standard deviation of one run, bits per byte: the pooled variance of groups of repeats.
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """How far one file's scores scatter from seed to seed."""
 
-    Each group is one file with several seeds; a group of one run says nothing. Returns the floor if
-    there is nothing to pool, or if the floor is larger.
-    """
-    repeats = [group for group in groups if len(group) > 1]
-    if not repeats:
-        return floor
-    squares = [(score - statistics.fmean(group)) ** 2 for group in repeats for score in group]
-    degrees_of_freedom = sum(len(group) - 1 for group in repeats)
-    return max(math.sqrt(math.fsum(squares) / degrees_of_freedom), floor)
+    sd: float  # of one run, bits per byte
+    degrees_of_freedom: int
+
+    @classmethod
+    def pooled(cls, groups: Iterable[Sequence[float]], floor: float = SD_FLOOR) -> Noise:
+        """The pooled variance of groups of repeats.
+
+        Each group is one file with several seeds; a group of one run says nothing. The sd is the
+        floor if there is nothing to pool, or if the floor is larger.
+        """
+        repeats = [group for group in groups if len(group) > 1]
+        degrees_of_freedom = sum(len(group) - 1 for group in repeats)
+        if not degrees_of_freedom:
+            return cls(floor, 0)
+        squares = [(score - statistics.fmean(group)) ** 2 for group in repeats for score in group]
+        return cls(
+            max(math.sqrt(math.fsum(squares) / degrees_of_freedom), floor), degrees_of_freedom
+        )
 
 
-def z_score(champion: Sequence[float], candidate: Sequence[float], sd: float) -> float:
+def z_score(champion: Sequence[float], candidate: Sequence[float], noise: Noise) -> float:
     """Standard errors by which the candidate's mean is better (lower).
 
+    With few degrees of freedom the sd may be too small by chance: the difference is Student's t,
+    and what is returned is the z that is as unlikely (Wallace's approximation, 1959, good to 3 %).
     Raises ValueError without scores or an sd.
     """
-    if not (len(champion) and len(candidate) and sd > 0):
+    if not (len(champion) and len(candidate) and noise.sd > 0):
         raise ValueError(
-            f"{len(champion)} champion and {len(candidate)} candidate scores, sd {sd}: "
+            f"{len(champion)} champion and {len(candidate)} candidate scores, sd {noise.sd}: "
             "all must be positive"
         )
-    error = sd * math.sqrt(1 / len(champion) + 1 / len(candidate))
-    return (statistics.fmean(champion) - statistics.fmean(candidate)) / error
+    error = noise.sd * math.sqrt(1 / len(champion) + 1 / len(candidate))
+    t = (statistics.fmean(champion) - statistics.fmean(candidate)) / error
+    if not (df := noise.degrees_of_freedom):  # the floor, which is nobody's estimate
+        return t
+    return math.copysign(math.sqrt(df * math.log1p(t * t / df)) * (8 * df + 1) / (8 * df + 3), t)
 
 
-def needed(statements_added: int) -> float:
-    """The z that two runs must exceed: a tie is enough for code that shrank, growth must pay.
+def thresholds(runs: int, statements_added: int) -> tuple[float, float]:
+    """(below which it is discarded, above which it is kept) after so many runs, as z.
 
-    One standard error for STATEMENTS_PER_Z statements, but never more than KEEP, which a single run
-    may pass alone: a second run must not do harm.
+    Added statements must pay, but what may be kept after one run is enough for any of them. Code
+    that shrank is run to the end while it is no worse than a tie, and then a tie is enough.
     """
+    drop, keep = DROP[runs - 1], KEEP[runs - 1]
     if statements_added < 0:
-        return -TIE
-    return min(CONFIRMED + statements_added / STATEMENTS_PER_Z, KEEP)
+        return -TIE, -TIE if runs == MOST_RUNS else keep
+    price = statements_added / STATEMENTS_PER_Z
+    return min(drop + price, KEEP[0]), min(keep + price, KEEP[0])
 
 
 def decide(
-    champion: Sequence[float], candidate: Sequence[float], sd: float, statements_added: int
+    champion: Sequence[float], candidate: Sequence[float], noise: Noise, statements_added: int
 ) -> Verdict:
-    """The verdict on scores in bits per byte; `confirm` asks for one more run, and never after two.
+    """The verdict on scores in bits per byte; `confirm` asks for one more run of the candidate.
 
-    `sd` is of one run; `statements_added` is negative if the code shrank. Raises ValueError like
-    `z_score`.
+    It never does after MOST_RUNS. `statements_added` is negative if the code shrank. Raises
+    ValueError like `z_score`, and for more runs than that.
     """
-    z = z_score(champion, candidate, sd)
-    decide_runs = _decide_one_run if len(candidate) == 1 else _decide_two_runs
-    decision, why = decide_runs(z, statements_added)
+    runs = len(candidate)
+    if runs > MOST_RUNS:
+        raise ValueError(f"{runs} runs of a candidate: {MOST_RUNS} decide")
+    z = z_score(champion, candidate, noise)
+    drop, keep = thresholds(runs, statements_added)
     gain = statistics.fmean(champion) - statistics.fmean(candidate)
     figures = "the same score"
     if gain:
         better = "better" if gain > 0 else "worse"
         figures = f"{better} by {abs(gain):.4f} bits per byte, {abs(z):.1f} standard errors"
-    runs = "" if len(candidate) == 1 else f" over {len(candidate)} runs"
-    return Verdict(decision, f"{figures}{runs}: {why}", z)
+    over = "" if runs == 1 else f" over {runs} runs"
+    if z > keep:
+        decision, why = _kept(z, runs, statements_added)
+    elif z < drop or runs == MOST_RUNS:
+        decision, why = _discarded(z, runs, statements_added)
+    else:
+        decision, why = _confirmed(z, statements_added)
+    return Verdict(decision, f"{figures}{over}: {why}", z)
 
 
-def _decide_one_run(z: float, statements_added: int) -> tuple[Decision, str]:
-    if z > KEEP:
-        return "keep", "kept at once"
+def champion_is_due(champion_runs: int, candidate_runs: int) -> bool:
+    """Whether a fresh run of the champion comes before the candidate's next run."""
+    return champion_runs < min(candidate_runs + 1, CHAMPION_RUNS)
+
+
+def _kept(z: float, runs: int, added: int) -> tuple[Decision, str]:
+    if z > KEEP[runs - 1]:
+        return "keep", "kept at once" if runs == 1 else "kept"
+    gain = "a tie" if z <= TIE else "a small gain"
+    return "keep", f"{gain} with {_statements(added)}, kept as simpler"
+
+
+def _discarded(z: float, runs: int, added: int) -> tuple[Decision, str]:
+    _, must = thresholds(runs, added)
+    if runs > 1 and z > KEEP[runs - 1]:
+        return "discard", f"too little for {_statements(added)}, which must gain {must:.1f}"
     if z > TIE:
-        return "confirm", "may be luck, a second seed decides"
-    if z < -TIE:
-        return "discard", "no gain"
-    if statements_added < 0:
-        return "confirm", f"a tie with {_statements(statements_added)}, a second seed decides"
-    return "discard", "a tie"
+        return "discard", "too little to be worth another run" if runs == 1 else "not confirmed"
+    return "discard", "no gain" if z < -TIE else "a tie"
 
 
-def _decide_two_runs(z: float, statements_added: int) -> tuple[Decision, str]:
-    change, must = _statements(statements_added), needed(statements_added)
-    if z > max(must, CONFIRMED):
-        return "keep", "kept"
-    if z > must:
-        tie = "a tie" if z <= TIE else "a small gain"
-        return "keep", f"{tie} with {change}, kept as simpler"
-    if z > CONFIRMED:
-        return "discard", f"too little for {change}, which must gain {must:.1f}"
-    return "discard", "no gain" if z < -TIE else "not confirmed"
+def _confirmed(z: float, added: int) -> tuple[Decision, str]:
+    if z > DROP[0]:
+        return "confirm", "may be luck, another seed decides"
+    return "confirm", f"a tie with {_statements(added)}, another seed decides"
 
 
 def _statements(added: int) -> str:

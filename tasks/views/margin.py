@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterator
 
 from tasks.records import NightState, Trial
 
@@ -11,18 +12,27 @@ NOISE = 1.0
 
 
 def to_beat(state: NightState) -> dict[int, float]:
-    """The champion's score while each trial ran, in bits per byte, by trial number.
+    """The champion's score that each trial was compared with, in bits per byte, by trial number."""
+    return {trial.number: before for trial, before, _ in champions(state)}
 
-    Empty before there is a baseline. The mean is over the champion's runs.
+
+def champions(state: NightState) -> Iterator[tuple[Trial, float, float]]:
+    """Each trial with the champion's score that it was compared with, and the champion's after it.
+
+    In bits per byte, means over the champion's runs: those that were made afresh for the trial are
+    among them. None before there is a baseline.
     """
     if state.baseline is None:
-        return {}
-    champion, found = state.baseline.val_bpb, {}
+        return
+    champion, scores = state.baseline.val_bpb, state.baseline.scores
     for trial in state.trials:
-        found[trial.number] = champion
-        if trial.verdict == "keep" and trial.scores:
-            champion = statistics.fmean(trial.scores)
-    return found
+        if trial.champion_scores:
+            scores = (*scores, *trial.champion_scores)
+            champion = statistics.fmean(scores)
+        before = champion
+        if trial.verdict == "keep" and trial.val_bpb is not None:
+            champion, scores = trial.val_bpb, trial.scores
+        yield trial, before, champion
 
 
 def is_noise(trial: Trial) -> bool:

@@ -21,7 +21,7 @@ from tasks.history import trial_folder
 from tasks.records import Candidate, NightState, RunResult, Trial
 from tasks.text import one_line, shortened
 from tasks.usage import Call, Usage, total
-from tasks.views import mlflow_page, report
+from tasks.views import margin, mlflow_page, report
 from tasks.views.mlflow_client import Store, connect, plain
 from tasks.views.mlflow_tags import baseline_tags, night_tags, trial_tags
 from tasks.views.tracing import log_calls
@@ -229,14 +229,12 @@ def _progress(night: Run, state: NightState) -> list[Metric]:
     if state.baseline is None:
         return []
     start = night.info.start_time
-    champion = state.baseline.val_bpb
-    kept = 0
+    start_score, kept = state.baseline.val_bpb, 0
     spent = Usage()
-    points = [_metric("baseline_bpb", champion, start), _metric("champion_bpb", champion, start)]
-    for trial in state.trials:
-        if trial.verdict == "keep" and trial.val_bpb is not None:
-            champion = trial.val_bpb
-            kept += 1
+    names = ("baseline_bpb", "champion_bpb")
+    points = [_metric(name, start_score, start) for name in names]
+    for trial, _, champion in margin.champions(state):
+        kept += trial.verdict == "keep"
         spent = total([spent, trial.usage])
         named = {"champion_bpb": champion, "kept": kept, "trials": trial.number, **_spending(spent)}
         points += [

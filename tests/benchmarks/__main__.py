@@ -14,7 +14,8 @@ if __name__ == "__main__":
         prog="./run bench", description="Measures what the project's parts cost."
     )
     parser.add_argument(
-        "name", choices=["ahead", "audit", "data", "gpu", "judge", "mutants", "night", "train"]
+        "name",
+        choices=["ahead", "audit", "data", "gpu", "judge", "mutants", "night", "train", "verdict"],
     )
     parser.add_argument(
         "--repeats", type=int, default=3, metavar="N", help="median of N (default 3)"

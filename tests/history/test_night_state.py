@@ -48,7 +48,8 @@ def test_the_baseline_is_the_first_champion():
     state = fold(events())
     assert (state.champion, state.start_commit) == ("c0", "c0")
     assert state.champion_scores == (1.64, 1.65, 1.66)
-    assert state.groups == ((1.64, 1.65, 1.66),)
+    assert state.repeats == ((1.64, 1.65, 1.66),)
+    assert state.champion_seeds == (1, 2, 3)
     assert state.champion_bpb == pytest.approx(1.65)
 
 
@@ -74,10 +75,23 @@ def test_a_keep_is_no_champion_before_it_is_in_git():
     assert fold(events(decided(make_trial(1, verdict="keep")))).champion == "c0"
 
 
-def test_only_repeats_are_groups():
-    pair = make_trial(2, scores=(1.5, 1.7), seeds=(1, 2))
-    state = fold(events(decided(make_trial(1)), applied(1), decided(pair), applied(2)))
-    assert state.groups == ((1.64, 1.65, 1.66), (1.5, 1.7))
+def test_fresh_runs_of_the_champion_are_among_its_scores_until_another_is_kept():
+    fresh = {"champion_scores": (1.66, 1.64), "champion_seeds": (4, 5)}
+    first = make_trial(1, **fresh)
+    second = make_trial(2, verdict="keep", scores=(1.5, 1.7), seeds=(1, 2), **fresh)
+    all_events = events(decided(first), applied(1), decided(second), applied(2))
+    discarded, kept = fold(all_events[:-2]), fold(all_events)
+    assert discarded.champion_scores == (1.64, 1.65, 1.66, 1.66, 1.64)
+    assert discarded.champion_seeds == (1, 2, 3, 4, 5)
+    assert (kept.champion_scores, kept.champion_seeds) == ((1.5, 1.7), (1, 2))
+
+
+def test_what_tells_the_noise_is_no_score_for_which_a_file_was_run_again():
+    repeated = make_trial(1, scores=(1.5, 1.7, 1.8), seeds=(1, 2, 3), champion_scores=(1.63,))
+    kept = make_trial(2, verdict="keep", scores=(1.4, 1.45), seeds=(1, 2), champion_scores=(1.6,))
+    all_events = events(decided(repeated), applied(1), decided(kept), applied(2))
+    assert fold(all_events[:-2]).repeats == ((1.7, 1.8), (1.64, 1.65, 1.66, 1.63))
+    assert fold(all_events).repeats == ((1.7, 1.8), (1.64, 1.65, 1.66, 1.63, 1.6), (1.45,))
 
 
 def test_a_trial_is_run_again_after_a_kill_and_counts_once():

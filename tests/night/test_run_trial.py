@@ -1,4 +1,4 @@
-"""Which runs of a trial are audited: all that could enter a keep."""
+"""The runs of a trial: which are made and in which order, and which are audited."""
 
 import logging
 from typing import Any
@@ -8,10 +8,18 @@ import pytest
 from flows.night import run_trial
 from flows.night.run_trial import Comparison
 from tasks.records import Candidate, Dataset
+from tasks.trial.verdict import Noise
 from tests.boxes import make_bench
 from tests.synthetic_night import make_run
 
 CHAMPION = (1.7, 1.71, 1.72)
+CANDIDATE = Candidate.parse("A = 1\n")
+
+
+def comparison(statements_added: int = 0, scores: tuple[float, ...] = CHAMPION) -> Comparison:
+    seeds = tuple(range(1, len(scores) + 1))
+    champion = Candidate.parse("A = 0\n")
+    return Comparison(champion, scores, seeds, Noise(0.005, 20), statements_added)
 
 
 @pytest.fixture
@@ -29,8 +37,7 @@ def is_audited(monkeypatch, tmp_path):
         monkeypatch.setattr(run_trial, "train_candidate", train)
         dataset = Dataset("f00d", "public", "train", "validation", 1)
         bench = make_bench(dataset, tmp_path)
-        comparison = Comparison(CHAMPION, 0.005, statements_added)
-        run_trial.run_trial(1, Candidate.parse("A = 1\n"), bench, 1, comparison)
+        run_trial.run_trial(1, CANDIDATE, bench, 1, comparison(statements_added))
         return asked[len(scores) - 1]
 
     return ask
@@ -38,13 +45,13 @@ def is_audited(monkeypatch, tmp_path):
 
 def test_a_score_that_would_be_discarded_needs_no_audit(is_audited):
     assert not is_audited(1.72)
-    assert not is_audited(1.705, 1.716)
+    assert not is_audited(1.703, 1.716)
 
 
 def test_a_score_that_would_be_kept_or_confirmed_does(is_audited):
     assert is_audited(1.60)
-    assert is_audited(1.705)
-    assert is_audited(1.705, 1.704)
+    assert is_audited(1.703)
+    assert is_audited(1.703, 1.702)
 
 
 def test_so_does_a_tie_with_fewer_statements(is_audited):
@@ -80,9 +87,56 @@ def test_a_run_that_runs_out_of_memory_beside_another_is_run_once_more_alone(
     monkeypatch.setattr(run_trial, "train_candidate", train)
     monkeypatch.setattr(run_trial, "get_run_logger", logging.getLogger)
     bench = make_bench(Dataset("f00d", "public", "train", "validation", 1), tmp_path)
-    comparison = Comparison(CHAMPION, 0.005, 0)
-    runs, _ = run_trial.run_trial(
-        1, Candidate.parse("A = 1\n"), bench, 1, comparison, next_run=beside
-    )
-    assert [run.status for run in runs] == [ends]
+    tried = run_trial.run_trial(1, CANDIDATE, bench, 1, comparison(), next_run=beside)
+    assert [run.status for run in tried.runs] == [ends]
     assert alone == [False, True]
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """A trial of a champion with one score, whose runs are made up: scores by file; None stops."""
+
+    def run(candidate: list[float], champion: list[float | None], **options: Any):
+        scores = {"A = 1\n": iter(candidate), "A = 0\n": iter(champion)}
+        made: list[tuple[str, int]] = []
+
+        def train(what, candidate, bench, seed, *, worth_audit, smoke, report, early):
+            score = next(scores[candidate.source])
+            made.append((candidate.source[:5], seed))
+            assert worth_audit(9.9) == (candidate.source == "A = 0\n")
+            assert smoke == (not made[1:])
+            status = "ok" if score else "train_timeout"
+            return make_run(status=status, val_bpb=score, seed=seed)
+
+        monkeypatch.setattr(run_trial, "train_candidate", train)
+        monkeypatch.setattr(run_trial, "get_run_logger", logging.getLogger)
+        bench = make_bench(Dataset("f00d", "public", "train", "validation", 1), tmp_path)
+        compared = comparison(scores=(1.700,))
+        return run_trial.run_trial(1, CANDIDATE, bench, 1, compared, **options), made
+
+    return run
+
+
+def test_the_champion_is_run_afresh_between_the_runs_of_a_candidate_that_may_be_lucky(run):
+    tried, made = run([1.693, 1.695, 1.697], [1.70, 1.70])
+    assert made == [("A = 1", 1), ("A = 0", 2), ("A = 1", 2), ("A = 0", 3), ("A = 1", 3)]
+    assert [each.val_bpb for each in tried.champion_runs] == [1.70, 1.70]
+    assert (tried.verdict.decision, len(tried.runs)) == ("discard", 3)
+
+
+def test_a_champion_that_was_lucky_is_found_out_by_its_fresh_runs(run):
+    tried, _ = run([1.692, 1.692, 1.692], [1.71, 1.715])
+    assert tried.verdict.decision == "keep"
+
+
+def test_a_fresh_run_of_the_champion_that_is_stopped_does_not_count(run):
+    tried, made = run([1.69, 1.69, 1.69, 1.69], [None, None, None])
+    assert [file for file, _ in made[:3]] == ["A = 1", "A = 0", "A = 1"]
+    assert tried.champion_runs == ()
+
+
+def test_what_is_undecided_when_the_nights_time_is_over_is_discarded(run):
+    tried, made = run([1.69], [], no_time=lambda: True)
+    assert len(made) == 1
+    assert tried.verdict.decision == "discard"
+    assert tried.verdict.reason.endswith("but the night has no time for another run")

@@ -4,6 +4,7 @@ import types
 from typing import Any
 
 from flows.night import trial_steps
+from flows.night.run_trial import Tried
 from tasks.growth import Size
 from tasks.records import Baseline, Verdict
 from tasks.usage import Usage
@@ -31,7 +32,7 @@ def test_a_trial_records_its_size_and_what_is_much_larger_than_its_champions(tmp
         baseline=Baseline((make_run(),), "h"),
     )
     runs = make_run(**LARGE, metrics={}), make_run(**{**LARGE, "parameters": 32}, metrics={})
-    ended = trial_steps.Outcome(make_proposal("x = 1"), runs, Verdict("keep", "better"), 1.0)
+    ended = trial_steps.Outcome(make_proposal("x = 1"), Tried(runs, Verdict("keep", "better")), 1.0)
     trial = trial_steps.trial_of(night, 1, "c0", ended, Size(**SMALL, peak_gpu_bytes=None))
     assert {name: getattr(trial, name) for name in LARGE} == LARGE
     assert trial.grown == "parameters 0.53 M -> 33 M, checkpoint 2 MiB -> 132 MiB"

@@ -140,12 +140,10 @@ def test_the_program_names_only_what_train_py_has():
 def test_the_program_gives_the_rules_as_they_are():
     words = " ".join(PROGRAM.split())
     assert f"`MAX_SEQ_LEN` may be any length up to {prepare.LONGEST_ROW:,}." in words
-    assert f"above {verdict.KEEP:g} it is kept at once" in words
-    assert f"above {verdict.TIE:g}, or for a tie ({verdict.TIE:g} either way)" in words
-    assert (
-        f"above {verdict.CONFIRMED:g} plus 1 for every {verdict.STATEMENTS_PER_Z} statements added"
-        in words
-    )
+    kept, discarded = ("/".join(f"{z:g}" for z in zs) for zs in (verdict.KEEP, verdict.DROP))
+    assert f"kept above z = {kept} after 1/2/3/4 runs and discarded below {discarded}" in words
+    price = f"rises by 1 for every {verdict.STATEMENTS_PER_Z} statements added"
+    assert f"Each limit {price}, but not above {verdict.KEEP[0]:g}" in words
     assert (
         f"at {MOST_TIMES:g} times the baseline's processor time and "
         f"at {WALL_TIMES:g} times its wall clock" in words
