@@ -95,6 +95,7 @@ class NextRun:
     def _taken(self, candidate: Candidate) -> EarlyRun | None:
         self._end_present()
         with self._lock:
+            self._is_training = False  # a run that was stopped in its training has not said so
             run, proposed = self._run, self._proposed
             self._run, self._proposed, self._present = None, None, run
         if run is None:

@@ -13,6 +13,7 @@ from prefect import get_run_logger
 from flows.night.next_run import NextRun
 from tasks.history.night_budget import MOST_RUNS
 from tasks.records import Bench, Candidate, RunResult, Verdict
+from tasks.statuses import Status
 from tasks.trial import verdict
 from tasks.trial.early_run import EarlyRun
 from tasks.trial.experiment import Report, ignore, naming, train_candidate
@@ -66,8 +67,8 @@ def run_trial(
             early=early,
         )
         early = None
-        if run.status == "out_of_memory" and next_run and next_run.is_begun:
-            get_run_logger().info(f"trial {number} ran out of memory beside the next: run alone")
+        if run.status in _excused(bench) and next_run and next_run.is_begun:
+            get_run_logger().info(f"trial {number}: {run.status} beside the next: run alone")
             next_run.end()
             continue
         runs.append(run)
@@ -79,3 +80,13 @@ def run_trial(
             return tuple(runs), decided
         if len(runs) == MOST_RUNS:
             raise AssertionError(f"the rule asked for a run beyond {MOST_RUNS}")
+
+
+def _excused(bench: Bench) -> tuple[Status, ...]:
+    """What may be the fault of the next trial's start-up, beside which the run was made.
+
+    A GPU's time is counted for both of them together.
+    """
+    if bench.profile.device == "cpu":
+        return ("out_of_memory",)
+    return ("out_of_memory", "eval_timeout", "audit_timeout")

@@ -6,6 +6,7 @@ that holds itself and renames its process, which can be seen from outside.
 
 import dataclasses
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -122,6 +123,36 @@ def test_so_does_an_end_before_it_is_ready(begin, folder, role):
     run, _ = begin(f'import os\nif os.environ["NIGHTLY_ROLE"] == "{role}": {HELD}\n{HONEST}')
     wait_for(lambda: is_held(folder), role)
     run.end()
+    assert live_boxes(folder) == set()
+
+
+class Interrupted(Exception):
+    """What Prefect raises for a SIGTERM, made up."""
+
+
+def test_an_interrupt_of_the_night_in_its_training_leaves_no_box(begin, folder):
+    def interrupt(signal_number, frame):
+        raise Interrupted
+
+    loop = "    while budget.progress(tokens) < 1.0:\n"
+    assert loop in HONEST
+    run, ready = begin(HONEST.replace(loop, f"{loop}        {HELD}\n"))
+    assert ready.wait(60)
+    usual = signal.signal(signal.SIGUSR1, interrupt)
+    held = threading.Thread(
+        target=lambda: (
+            wait_for(lambda: is_held(folder), "its training"),
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1),
+        )
+    )
+    held.start()
+    try:
+        with pytest.raises(Interrupted):
+            run.finish(start())
+    finally:
+        held.join()
+        signal.signal(signal.SIGUSR1, usual)
+    assert not run.is_alive
     assert live_boxes(folder) == set()
 
 
