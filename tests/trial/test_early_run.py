@@ -6,6 +6,7 @@ that holds itself and renames its process, which can be seen from outside.
 
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -134,23 +135,23 @@ def test_an_interrupt_of_the_night_in_its_training_leaves_no_box(begin, folder):
     def interrupt(signal_number, frame):
         raise Interrupted
 
+    def send():
+        wait_for(lambda: is_held(folder), "its training")
+        os.kill(os.getpid(), signal.SIGUSR1)
+
     loop = "    while budget.progress(tokens) < 1.0:\n"
     assert loop in HONEST
-    run, ready = begin(HONEST.replace(loop, f"{loop}        {HELD}\n"))
+    held = f'        import os\n        if os.environ["NIGHTLY_ROLE"] == "train": {HELD}\n'
+    run, ready = begin(HONEST.replace(loop, loop + held))
     assert ready.wait(60)
     usual = signal.signal(signal.SIGUSR1, interrupt)
-    held = threading.Thread(
-        target=lambda: (
-            wait_for(lambda: is_held(folder), "its training"),
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1),
-        )
-    )
-    held.start()
+    sender = threading.Thread(target=send)
+    sender.start()
     try:
         with pytest.raises(Interrupted):
             run.finish(start())
     finally:
-        held.join()
+        sender.join()
         signal.signal(signal.SIGUSR1, usual)
     assert not run.is_alive
     assert live_boxes(folder) == set()
