@@ -67,7 +67,7 @@ def run_trial(
         )
         early = None
         if run.status == "out_of_memory" and next_run and next_run.is_begun:
-            get_run_logger().info(f"trial {number} ran out of memory beside the next: run alone")
+            get_run_logger().info(f"trial {number} ran out of memory beside the next: again, alone")
             next_run.end()
             continue
         runs.append(run)
