@@ -68,7 +68,9 @@ def run_trial(
         )
         early = None
         if run.status in _excused(bench) and next_run and next_run.is_begun:
-            get_run_logger().info(f"trial {number}: {run.status} beside the next: run alone")
+            get_run_logger().info(
+                f"trial {number}: {run.status} beside the next trial: run again, alone"
+            )
             next_run.end()
             continue
         runs.append(run)

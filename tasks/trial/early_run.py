@@ -2,8 +2,8 @@
 
 The run has a thread of its own from its first box to its last, as a box lives and ends in one
 thread. Up to `ready` it goes on by itself, at a low CPU priority. There it rests, without data and
-without a clock, until its trial begins or somebody ends it. What it has found by then is the
-trial's result, unless that may be the fault of the candidate beside it.
+without a clock, until its trial begins or somebody ends it. A failure up
+to then is the trial's result, unless the candidate beside it may have caused it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tasks.trial import hardware
 
 # Of a run beside another one. Alone it may do better, so these decide nothing: it is begun again.
 UNDECIDED: tuple[Status, ...] = ("startup_timeout", "out_of_memory")
-# Multiple of a start-up's time limit that it may take at a low priority.
+# At a low priority a start-up may take so many times its usual limit by the clock.
 PATIENCE = 3.0
 JOIN_SECONDS = 10.0  # for the rest of an ended run, once its boxes are gone
 MEMINFO = Path("/proc/meminfo")
