@@ -106,8 +106,8 @@ class Budget(Table):
     # flops on a CPU, so that a busy machine does not change the score; seconds on a GPU.
     kind: Literal["flops", "seconds"]
     amount: PositiveFloat  # FLOPs of one training, or seconds from go to the checkpoint's last byte
-    # After `seconds`, for the baseline's checkpoint to arrive. A candidate gets what the baseline's
-    # needed: see _slack_seconds in tasks/trial/baseline.py.
+    # Grace after `seconds`, for the baseline's checkpoint to arrive. A candidate gets a grace that
+    # follows from what the baseline needed: see _slack_seconds in tasks/trial/baseline.py.
     slack_seconds: NonNegativeFloat = 30.0
 
 
@@ -125,13 +125,13 @@ class Limits(Table):
     tasks: Positive = 256  # processes and threads in the box
     checkpoint_mib: Positive = 4096
     # While a trial trains, begin the next one: propose, try out, start up to the moment of go. Only
-    # where twice the baseline's peak fits into the GPU, and twice memory_gib into the machine's
-    # available memory; else the night's log says why not. On a CPU it costs the running trial time.
+    # if twice the baseline's peak fits into the GPU, and twice memory_gib into the machine's
+    # available memory; else the night's log says why not. On a CPU it slows the running trial.
     start_ahead: StrictBool = False
 
 
 class Audit(Table):
-    # Secret prefixes of one audit. Most are where claims are far below the baseline's; at equal
+    # Secret prefixes of one audit, more of them where a claim is far below the baseline's. At equal
     # odds, cheating on a share f of the positions would pass with probability (1-f)^positions.
     positions: Positive = 4096
     # Of the runs that decide nothing: this share is audited all the same.

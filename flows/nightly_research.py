@@ -265,12 +265,22 @@ def run_trials(night: Night, held: Session, views: Views) -> None:
     views.show(held.state)
     proposer = researcher.proposer_of(held, night.bench, night.baseline, night.calls)
     proposals = Proposals(night, proposer, NextRun.of(night))
+
+    def one_step() -> None:
+        try:
+            step(night, held, views, proposals)
+        except (OSError, NightlyError):
+            proposals.next_run.end()  # to make room, the rows that it waits for may be removed
+            raise
+
     try:
         while not (held.state.finished or held.state.stopped):
-            despite_full_disk(night, held, lambda: step(night, held, views, proposals))
+            despite_full_disk(night, held, one_step)
     finally:
-        proposals.abandon()
-        proposals.next_run.close()
+        try:
+            proposals.abandon()
+        finally:
+            proposals.next_run.close()
 
 
 def despite_full_disk(night: Night, held: Session, work: Callable[[], None]) -> None:

@@ -98,8 +98,8 @@ class Caps:
     audit_gap: float  # nats a target, mean
     audit_position: float  # nats at one position
     kernels: str | None = None  # file: what the baseline compiled on this GPU, a copy for each run
-    # The same for a run whose operations are no dearer, a FLOP, than the baseline's; and its bytes
-    # of traffic a FLOP (trainer/flops.py). None without a count.
+    # The same for a run whose steps move no more bytes per FLOP than the baseline's; and how many
+    # those move (trainer/flops.py). None without a count.
     usual_cpu_seconds: float | None = None
     traffic_per_flop: float | None = None
     # After a `seconds` budget, until the checkpoint is there; None: the profile's.
@@ -162,11 +162,11 @@ class RunResult:
     parameters: int | None = None  # elements of the checkpoint's tensors, self-reported
     # Of the training box, by NVIDIA's driver; None where that does not say.
     peak_gpu_bytes: int | None = None
-    # Of a `flops` budget, a token: the candidate's word, and what the harness counted.
+    # Of a `flops` budget, per token: what the candidate stated, and what the harness counted.
     flops_per_token: float | None = None
     counted_flops_per_token: float | None = None
     traffic_per_token: float | None = None  # bytes, as the harness counted them
-    handover_seconds: float | None = None  # the end of `seconds`: the checkpoint on its way to us
+    handover_seconds: float | None = None  # the last of `seconds`, in which the checkpoint arrived
     startup_cpu_seconds: float | None = None
     started_early: bool = False  # beside another run, at a low priority
 
@@ -185,7 +185,7 @@ class Baseline:
     runs: tuple[RunResult, ...]
     hardware: str  # hardware.describe(): scores of different hardware are never compared
     kernels: str | None = None  # file: what it compiled; None on a CPU
-    reference: FileRef | None = None  # the mean of its runs' claims; None of an older version's
+    reference: FileRef | None = None  # the mean of its runs' claims; older versions kept none
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Baseline:

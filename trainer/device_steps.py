@@ -5,7 +5,7 @@ and reads what is reported here:
 
     up  ->  (trying, tried)*  ->  trying, saved + a checkpoint
 
-A step that fails is the last, unless train.py can do without what it tries. No torch at import.
+The first failure ends it, unless train.py can do without what the step tries. No torch at import.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 PINNED_BYTES = 64 * 2**20
-TOKENS, HEADS, HEAD_DIM, WINDOW = 256, 2, 128, 64  # of the attention that is tried
-MOST_ERROR = 0.03  # relative, of attention; bf16 rounds to 0.4%
+TOKENS, HEADS, HEAD_DIM, WINDOW = 256, 2, 128, 64  # shape of the attention that is tried
+MOST_ERROR = 0.03  # relative error of attention; bf16 rounds to 0.4%
 REASON_CHARACTERS = 300
 
 
@@ -95,7 +95,7 @@ def _try(step: Step, device: str) -> tuple[bool | None, str]:
 
 
 def _reason(error: Exception) -> str:
-    """Kind and the telling line of an error: a compiler's own, or else the first."""
+    """An error's type and its most telling line: a compiler's own error, or else the first line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
     telling = next((line for line in lines if " error: " in line), lines[0])
     return f"{type(error).__name__}: {telling}"[:REASON_CHARACTERS]

@@ -1,14 +1,14 @@
 """Counts the floating-point operations of training steps as they are executed, on a CPU.
 
-The convention is that of a candidate's own word to `harness.ready`: 2 for each weight of a matrix
-product and token in the forward pass and 4 in the backward pass, and of attention 4 and 8 for each
-head channel and key (PaLM, Chowdhery et al., arXiv 2204.02311, appendix B). So it counts matrix
-products, convolutions and attention, all by torch's own formulas where it has some, in every
+The convention is that of the figure that a candidate gives to `harness.ready`: 2 for each weight of
+a matrix product and token in the forward pass and 4 in the backward pass, and of attention 4 and 8
+for each head channel and key (PaLM, Chowdhery et al., arXiv 2204.02311, appendix B). So it counts
+matrix products, convolutions and attention, all by torch's own formulas where it has some, in every
 forward pass that has gradients and in its backward pass. Not counted are embeddings and pointwise
 work, what a backward pass computes again to save memory, and what has no gradient: the optimizer,
-averages, a look at the data. Keys that a mask excludes from attention are not counted, but those
-after a query are where attention is plainly causal. Beside the FLOPs it counts the traffic of all
-operations, the optimizer's too, from which the judge knows how dear a step is to a CPU.
+averages, a look at the data. Keys that a mask excludes from attention are not counted; attention
+that is causal without a mask counts all keys, those after a query too. Beside the FLOPs it counts
+the memory traffic of all operations, the optimizer's too: how dear a step is to a CPU.
 
 Imports torch: the harness imports this once the candidate is about to train.
 """

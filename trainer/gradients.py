@@ -1,8 +1,8 @@
-"""A smoke step's gradients on a GPU: none, where keeping activations for them would take too much.
+"""A smoke step's gradients on a GPU: zeros, if true ones would need large activations.
 
 A step that is not compiled keeps several times what the compiled one keeps, and would run out of
-memory where training does not. So large tensors are not kept, and after the first of them backward
-gives every parameter that the loss depends on a gradient of zeros. All else is as in training:
+memory where training does not. So large tensors are not kept, and once one has been dropped,
+backward gives zeros to every parameter that the loss depends on. All else is as in training:
 the graph, hooks on it, the optimizer. Fixed, like the harness. No torch at import.
 """
 

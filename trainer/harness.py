@@ -293,8 +293,8 @@ def finish(state_dict: dict[str, Any], **metrics: float) -> None:
 def _save(state: dict[str, Any], file: Any) -> None:
     """Writes the checkpoint to whatever has `write` and `flush`, without a copy of it in memory.
 
-    It has no checksums, which torch.load does not read: so only a file that keeps the data makes
-    anybody look at it.
+    Without checksums, which torch.load ignores: so counting the bytes with `_Counter` does not read
+    the tensors.
     """
     import torch
 
@@ -313,7 +313,7 @@ class _Counter:
         return len(data)
 
     def flush(self) -> None:
-        """As a file has it."""
+        """Does nothing: torch.save expects it of a file."""
 
 
 def _hand_over(link: Link, state: dict[str, Any], figures: dict[str, Any]) -> None:

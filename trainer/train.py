@@ -30,7 +30,7 @@ from trainer import prepare
 DEPTH = 3  # transformer layers
 ASPECT_RATIO = 21  # model width = depth x this, rounded up to a whole number of heads
 HEAD_DIM = 32  # width of one attention head, even
-# Attention of each layer, repeated: L whole context, S a part of it, T an eighth. The last is L.
+# A letter for each layer, repeated: L sees all the context, S a part, T an eighth. The last is L.
 WINDOW_PATTERN = "L"
 SHORT_WINDOW_DIVISOR = 2  # S looks back MAX_SEQ_LEN / this
 DOCUMENT_MASK = False  # attention sees nothing before the start of its own document
@@ -40,9 +40,9 @@ TOTAL_BATCH_SIZE = 1024  # tokens per optimizer step
 DEVICE_BATCH_SIZE = 8  # rows per forward pass; a step accumulates as many passes as it needs
 ROPE_BASE = 10000.0  # the rotary embedding's longest wavelength is nearly 2 pi x this, in tokens
 QK_SCALE = 1.0  # factor on attention scores, after QK-norm and 1/sqrt(head_dim)
-BIGRAM_TABLE = 0  # rows of each layer's table of hashed bigrams, in vocabularies; 0: no bigrams
+BIGRAM_TABLE = 0  # rows of each layer's table of hashed bigrams, in VOCAB_SIZEs; 0: no bigrams
 TRIGRAM_TABLE = 0  # the same for trigrams, whose table all layers share
-VE_GATE_CHANNELS = 32  # channels of the stream that a value embedding's gate reads
+VE_GATE_CHANNELS = 32  # channels of a layer's input that a value embedding's gate reads
 VE_GATE_MAX = 2.0  # the gate's largest value; it starts at half of it
 INIT_SCALE = 1.0  # factor on the uniform initial weights of layers and value embeddings
 X0_LAMBDA_INIT = 0.1  # share of the token embedding that enters each layer at first
@@ -57,9 +57,9 @@ VALUE_EMBEDDING_DECAY = 0.0
 UNEMBEDDING_DECAY = 0.0
 ADAM_BETAS = (0.8, 0.95)  # decay of AdamW's first and second moment
 NGRAM_BETA2 = 0.99  # decay of the running average size of a row's gradients
-MUON_MOMENTUM = 0.95  # Nesterov momentum, reached from 0.85
-MUON_MOMENTUM_WARMUP = 300  # in this many steps
-MUON_MOMENTUM_DROP = 0.0  # and lowered by this during the warm-down
+MUON_MOMENTUM = 0.95  # Nesterov momentum, which starts at 0.85
+MUON_MOMENTUM_WARMUP = 300  # steps in which it rises to that
+MUON_MOMENTUM_DROP = 0.0  # how far it falls during the warm-down
 MUON_BETA2 = 0.95  # decay of the running average size of each neuron's update
 WARMUP_RATIO = 0.0  # share of the budget over which rates rise from 0
 WARMDOWN_RATIO = 0.5  # share of the budget over which rates fall at the end
@@ -100,7 +100,7 @@ def local_attention(
     numbers = torch.zeros(B, T, device=q.device) if documents is None else documents
 
     def chunks(x: Tensor) -> Tensor:
-        """With a chunk of padding in front, which is of no document, and some behind."""
+        """[B, T, ...] -> [B, n, window, ...]: a chunk of padding, of no document, is the first."""
         x = F.pad(x, (*(0, 0) * (x.ndim - 2), window, -T % window), value=-1)
         return x.view(B, -1, window, *x.shape[2:])
 
@@ -167,7 +167,7 @@ def flex_attention(windows: list[int], T: int, device: str) -> Attention:
 
 
 def smoke_test(attend: Attention, config: GPTConfig, device: str, dtype: torch.dtype) -> None:
-    """RuntimeError if it differs from `local_attention` on a row, forward or backward."""
+    """RuntimeError if `attend` differs from `local_attention` on a row, forward or backward."""
     noise = torch.Generator(device).manual_seed(0)
     T, dim = config.sequence_len, config.n_embd // config.n_head
     *qkv, pull = (
@@ -264,8 +264,8 @@ def apply_rotary_emb(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class HashedEmbedding(nn.Module):
     """Vectors of n-grams, [B, T, dim], by their numbers, [B, T].
 
-    Its halves are found by two multiplicative hashes (Knuth, TAOCP 6.4), in a table each, so that
-    n-grams that share one seldom share both. A CPU's gradient has the rows of the batch alone.
+    Each half of a vector has a table and a multiplicative hash (Knuth, TAOCP 6.4) of its own, so
+    two n-grams seldom share both. On a CPU the gradient is sparse: the rows of the batch alone.
     """
 
     def __init__(self, rows: int, dim: int) -> None:
@@ -279,7 +279,7 @@ class HashedEmbedding(nn.Module):
 
 
 def ngram_numbers(idx: Tensor, bos: int) -> tuple[Tensor, Tensor]:
-    """One for each bigram and for each trigram that ends at a token of `idx`, int64 [B, T].
+    """A number for each bigram, and for each trigram, that ends at a token of `idx`, int64 [B, T].
 
     Nothing is seen before the start of a document or a row: BOS stands there.
     """
@@ -357,7 +357,7 @@ def cross_entropy(x: Tensor, lm_head: Tensor, targets: Tensor) -> Tensor:
 
 
 class FusedCrossEntropy(torch.autograd.Function):
-    """The same for eager mode, x [N, D], targets [N], in half of autograd's 14 passes, but once."""
+    """The same in eager mode, x [N, D], in half of autograd's 14 passes; differentiable once."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, lm_head: Tensor, targets: Tensor) -> Tensor:
@@ -372,7 +372,7 @@ class FusedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, lm_head, targets, half, powers, total = ctx.saved_tensors
-        # Of the capped logits: 4 = 30 * 2 / 15 is the cap's derivative but for half (1 - half).
+        # The cap's derivative is 4 half (1 - half); half (1 - half) comes from sigmoid_backward.
         grad = 4 * grad[:, None]
         logits = torch.ops.aten.sigmoid_backward(
             powers.mul_(grad / total).scatter_add_(1, targets, -grad), half
@@ -411,8 +411,8 @@ class GPT(nn.Module):
         self.resid_lambdas = nn.Parameter(torch.ones(config.n_layer))
         self.x0_lambdas = nn.Parameter(torch.zeros(config.n_layer))
         half = config.n_embd // config.n_head // 2
-        turns = ROPE_BASE ** (-torch.arange(half) / half)
-        angles = torch.outer(torch.arange(config.sequence_len), turns)
+        inv_freq = ROPE_BASE ** (-torch.arange(half) / half)
+        angles = torch.outer(torch.arange(config.sequence_len), inv_freq)
         self.register_buffer("cos", angles.cos()[None, :, None, :], persistent=False)
         self.register_buffer("sin", angles.sin()[None, :, None, :], persistent=False)
 
@@ -440,7 +440,7 @@ class GPT(nn.Module):
         return 6 * matrices + 12 * self.config.n_embd * keys
 
     def compile_regions(self) -> None:
-        """Compiles blocks and head one by one: equal blocks share a graph, so depth is free."""
+        """Compiles each block, and the head: equal blocks share a graph, so depth costs nothing."""
         for block in self.h:
             block.compile(dynamic=False)
         self.cross_entropy = torch.compile(cross_entropy, dynamic=False)
@@ -490,7 +490,7 @@ def build_model(device: str, attend: Attention) -> GPT:
 
 
 def load_model(path: str, device: str) -> nn.Module:
-    """The model of a checkpoint, for scoring: eager, which is faster than to compile it first."""
+    """The model of a checkpoint, for scoring: eager, as compiling takes longer than it saves."""
     use_threads(device)
     model = build_model(device, local_attention)
     model.load_state_dict(torch.load(path, map_location=device, weights_only=True))
@@ -510,8 +510,8 @@ Rates = Sequence[float | Tensor]
 def adamw_update(p: Tensor, grad: Tensor, moments: Tensors, rates: Rates, betas: Betas) -> None:
     """One step of AdamW (Loshchilov & Hutter, arXiv 1711.05101).
 
-    `rates`: the rate and the factor of the root, which include the bias corrections; and the factor
-    of weight decay, left out without decay.
+    `rates`: the learning rate and the factor on sqrt(v), with the bias corrections in them; then,
+    if there is weight decay, what it multiplies the parameters by.
     """
     (m, v), (lr, correction, *keep) = moments, rates
     m.lerp_(grad, 1 - betas[0])
@@ -536,7 +536,7 @@ def rms_update(p: Tensor, grad: Tensor, second: Tensor, lr: float | Tensor) -> N
 class AdamW:
     """Groups of (parameters, rate, betas, weight decay), for all but the matrices of the layers.
 
-    Without a first beta they are tables of n-grams: RMSProp, which keeps one number a row.
+    A group whose first beta is 0 has tables of n-grams: RMSProp, which keeps one number a row.
     """
 
     def __init__(self, groups: list[Group], compiled: bool) -> None:
@@ -575,7 +575,7 @@ class AdamW:
                 p.grad = None
 
 
-# The five iterations of Polar Express (Amsel et al., arXiv 2505.16932), its safety factor is 2%.
+# Polar Express (Amsel et al., arXiv 2505.16932), five iterations, with a safety factor of 2%.
 POLAR_EXPRESS = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
     (4.042929935166739, -2.808917465908714, 0.5000178451051316),
@@ -586,7 +586,7 @@ POLAR_EXPRESS = (
 
 
 def polar_express(g: Tensor) -> Tensor:
-    """The orthogonal factor of each matrix of [n, rows, cols], roughly: singular values near 1."""
+    """The polar factor of each matrix of [n, rows, cols], roughly: singular values near 1."""
     tall = g.size(1) > g.size(2)
     x = g.bfloat16() if g.is_cuda else g
     x = x.mT if tall else x
@@ -616,7 +616,7 @@ def muon_update(p: Tensor, grad: Tensor, buffer: Tensor, second: Tensor, rates: 
 
 
 class Muon:
-    """All matrices of the layers. Those of one shape are views of a stack, updated in one batch."""
+    """All matrices of the layers. Those of one shape are views of one stack, updated together."""
 
     def __init__(self, params: list[nn.Parameter], lr: float, compiled: bool) -> None:
         self.lr, self.scalar = lr, torch.tensor if compiled else float
@@ -728,7 +728,7 @@ def on_its_way(loss: Tensor) -> Callable[[], float]:
 
 
 def check(loss: float, step: int) -> float:
-    """Fails fast: a run that has diverged does not recover."""
+    """Returns the loss; RuntimeError if it has diverged, from which no run recovers."""
     if not loss <= 100:  # NaN too
         raise RuntimeError(f"loss {loss} at step {step}: training has diverged")
     return loss

@@ -62,8 +62,8 @@ def try_gpu(
 ) -> None:
     """Has a training's box try what a night needs of its GPU; nothing without device cuda.
 
-    `enter` is told what the night does meanwhile. It takes seconds; the baseline would find the
-    same after minutes. Raises BoxError for the first thing that fails.
+    `enter` is told what the night does meanwhile. This takes seconds, where a baseline would take
+    minutes to fail in the same way. Raises BoxError for the first thing that fails.
     """
     if profile.device != "cuda":
         return
@@ -72,7 +72,7 @@ def try_gpu(
         if found.holds is False:
             raise BoxError(
                 f"the GPU cannot train here: {found.name}: {found.detail}. {found.remedy}. "
-                "`./run doctor` has the details"
+                "`./run doctor` shows every step"
             )
         get_run_logger().info(f"GPU: {found.name}: {found.detail}")
 

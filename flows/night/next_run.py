@@ -1,8 +1,8 @@
 """The next trial's run, begun while the trial before it trains: the GPU does not wait for imports.
 
-At most one run is begun early: that of the proposal that waits. It begins once the proposal is
-there and the present run's own start-up is over, and not after its training. If the trial that
-trains is kept, or the next one tries anything else, the run is ended with all its boxes.
+At most one run is begun early, that of the waiting proposal. It begins once the proposal exists and
+the present run is past its start-up, but only while that still trains. If the present trial is
+kept, or the next one turns out to try something else, the early run is ended with all its boxes.
 """
 
 from __future__ import annotations
@@ -95,6 +95,7 @@ class NextRun:
     def _taken(self, candidate: Candidate) -> EarlyRun | None:
         self._end_present()
         with self._lock:
+            self._is_training = False  # a run that was stopped in its training has not said so
             run, proposed = self._run, self._proposed
             self._run, self._proposed, self._present = None, None, run
         if run is None:

@@ -20,8 +20,8 @@ from flows.night.session import Session
 from tasks import cache
 from tasks.errors import UsageError
 from tasks.files import FileRef
-from tasks.growth import Size
 from tasks.history import champion, night_folder
+from tasks.history.growth import Size
 from tasks.history.llm_calls import CallLog
 from tasks.records import (
     TRAIN,

@@ -13,8 +13,8 @@ from flows import state_home
 from flows.night.session import Session
 from tasks.errors import NightlyError, UsageError
 from tasks.files import FileRef
-from tasks.growth import Size
 from tasks.history import night_folder
+from tasks.history.growth import Size
 from tasks.history.llm_calls import CallLog
 from tasks.proposers import digest, llm, past_nights, proposal
 from tasks.proposers.chat import Endpoint

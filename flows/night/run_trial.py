@@ -12,6 +12,7 @@ from prefect import get_run_logger
 
 from flows.night.next_run import NextRun
 from tasks.records import Bench, Candidate, RunResult, Verdict
+from tasks.statuses import Status
 from tasks.trial import verdict
 from tasks.trial.early_run import EarlyRun
 from tasks.trial.experiment import Report, ignore, naming, train_candidate
@@ -61,11 +62,11 @@ class _Trainer:
         *,
         smoke: bool,
     ) -> RunResult:
-        """Its run; again alone, if the first one ran out of memory beside the next trial's."""
+        """Its run; again alone, if its end may be the fault of the next trial's beside it."""
         run = self._run(f"trial {self.number}", candidate, seed, worth_audit, early, smoke=smoke)
-        if run.status == "out_of_memory" and self.next_run and self.next_run.is_begun:
+        if run.status in _excused(self.bench) and self.next_run and self.next_run.is_begun:
             get_run_logger().info(
-                f"trial {self.number} ran out of memory beside the next: run alone"
+                f"trial {self.number}: {run.status} beside the next trial: run again, alone"
             )
             self.next_run.end()
             return self.candidate(candidate, seed, worth_audit, None, smoke=smoke)
@@ -161,3 +162,13 @@ def run_trial(
                 assert again.val_bpb is not None
                 champion_runs.append(again)
                 fresh.append(again.val_bpb)
+
+
+def _excused(bench: Bench) -> tuple[Status, ...]:
+    """What may be the fault of the next trial's start-up, beside which the run was made.
+
+    A GPU's time is counted for both of them together.
+    """
+    if bench.profile.device == "cpu":
+        return ("out_of_memory",)
+    return ("out_of_memory", "eval_timeout", "audit_timeout")

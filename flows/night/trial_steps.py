@@ -17,8 +17,8 @@ from flows.night.night import Night
 from flows.night.proposals import Proposals
 from flows.night.run_trial import Comparison, Tried, run_trial
 from flows.night.session import Session
-from tasks.growth import Size
 from tasks.history import champion, night_budget, trial_folder
+from tasks.history.growth import Size
 from tasks.records import Candidate, NightSoFar, NightState, Proposal, RunResult, Trial
 from tasks.text import unlinked
 from tasks.trial import verdict

@@ -1,4 +1,4 @@
-"""Tries in a box what a training needs of its device: trainer/device_steps.py has the steps."""
+"""Tries in a box what a training needs of its device, by the steps in trainer/device_steps.py."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tasks.judge.workplace import TRAINER
 
 STEPS = "device_steps.py"
 STEP_SECONDS = 240.0  # for one step: the first start of CUDA and of its compiler may take minutes
-CHECKPOINT_BYTES = 260_000_000  # as profile h100's, 4 bytes a weight
+CHECKPOINT_BYTES = 260_000_000  # about profile h100's without n-gram tables (1.1 GB with them)
 
 
 @dataclasses.dataclass(frozen=True)
 class Tried:
-    """What came of one step: `holds` is None where it is not needed."""
+    """The outcome of one step: `holds` is None if training can do without it."""
 
     step: str
     holds: bool | None
@@ -31,8 +31,8 @@ class Tried:
 def probe(spec: BoxSpec, checkpoint: Path, checkpoint_bytes: int = CHECKPOINT_BYTES) -> list[Tried]:
     """Every step up to the first that fails, in a box of this spec, and the memory that it took.
 
-    The steps' file is put beside the candidate of `spec`, which does not run. `checkpoint` is where
-    what is handed over goes. Raises BoxUnavailable.
+    The steps' file is put beside the candidate of `spec`, which does not run. What is handed over
+    is written to `checkpoint`. Raises BoxUnavailable.
     """
     package = spec.code / "trainer"
     shutil.copyfile(TRAINER / STEPS, package / STEPS)

@@ -1,7 +1,7 @@
-"""Whether a candidate's word on its FLOPs agrees with what the harness counted in its box.
+"""Whether the FLOPs that a candidate states agree with those that the harness counted in its box.
 
 The count is made in the candidate's own process (trainer/flops.py). A candidate that tampers with
-it may say anything, and its limit of CPU-seconds remains.
+it can make it say anything; then only its limit of CPU-seconds holds.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-TOLERANCE = 0.03  # a word may be so much below the count
-MOST = 1e18  # of any figure
+TOLERANCE = 0.03  # the stated figure may be so much below the count
+MOST = 1e18  # no figure in a message may be larger
 
 
 @dataclasses.dataclass(frozen=True)
 class FlopCount:
-    """What a box said of its FLOPs, and what was counted there: see trainer/flops.py."""
+    """What a candidate stated, its word, and what was counted in its box: see trainer/flops.py."""
 
-    word: float  # FLOPs a token, from its `ready`
+    word: float  # stated FLOPs per token, from its `ready`
     flops: float  # of the dearest of the counted steps
     step: int  # tokens that it reported for that step
     late: float  # FLOPs after its last report of tokens
@@ -45,7 +45,7 @@ class FlopCount:
         return self.traffic / self.step if self.step else None
 
     def problem(self, amount: float) -> str | None:
-        """How the word, or the reported tokens, understate what was computed; None if they do not.
+        """How its word, or the tokens it reported, understate what it computed; None if not.
 
         `amount` is the budget in FLOPs. It may be exceeded by the step that was begun within it.
         """

@@ -82,7 +82,7 @@ def cgroup_cpu_seconds(pid: int) -> float:
 
 
 def own_cgroup(pid: int) -> Path | None:
-    """The folder of a process's cgroup; None if it has none, but ours."""
+    """The folder of a process's cgroup; None if that is ours, or unknown."""
     with contextlib.suppress(OSError):
         path = _cgroup_of(f"/proc/{pid}/cgroup")
         if path and path != _cgroup_of("/proc/self/cgroup"):

@@ -1,11 +1,13 @@
 """The CPU priority of a box that starts up beside another one, and its rest while it waits.
 
-Three ways, each used where it works: the weight of the box's own cgroup, the nice value of its
-session (autogroup) and that of its threads. Only the last needs a privilege: an ordinary user may
-lower his threads and never raise them again, so they are left alone unless we could.
+Priority is lowered in three ways, each where it works: by the weight of the box's own cgroup, by
+the nice value of its session (autogroup), and by that of its threads. Only the last needs a
+privilege: an ordinary user may raise a nice value but never lower it again, so threads are left
+alone unless we may.
 
-None of it is a wall: a candidate can raise the nice value of its own session again. What it may
-cost another run is bounded by a limit on its CPU time, and by `rest`, which nothing inside undoes.
+A candidate can undo some of this, as it may lower the nice value of its own session again. What it
+can cost another run is bounded by a limit on its CPU time, and by `rest`, which nothing in a box
+undoes.
 """
 
 from __future__ import annotations

@@ -205,7 +205,7 @@ def _explain(error: str) -> str:
     if inside := _container():
         return (
             f"{error}. This is {inside}, which may not make the namespaces and mounts of a box. "
-            "What helps: a virtual machine or bare metal; or, where you start the container, "
+            "Take a virtual machine or bare metal; or, if you start the container yourself, use "
             f"`docker run {MORE_RIGHTS}`. Otherwise only --allow-unsandboxed remains: candidates "
             "could then read your keys and the validation text"
         )

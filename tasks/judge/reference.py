@@ -1,7 +1,7 @@
-"""The reference: what the baseline claimed. An audit asks more where a candidate claims much less.
+"""The reference: what the baseline claimed. Audits ask more often where a candidate claims less.
 
-It is a file of the judge's, and no box sees it. A candidate with other tokens or longer rows is
-compared by the bytes of the text.
+Its file belongs to the judge, and no box sees it. A candidate with another vocabulary or row length
+is compared with it by the bytes of the text.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Reference:
 
     @classmethod
     def mean(cls, of: Sequence[Reference]) -> Reference:
-        """The mean of runs of one file. It is steadier than any run, and none can be it."""
+        """The mean of runs of one file: steadier than each of them, and equal to none."""
         return cls(of[0].vocab_size, np.mean([one.nats for one in of], axis=0, dtype=np.float32))
 
     def save(self, file: BinaryIO) -> None:

@@ -22,6 +22,7 @@ from tasks.judge.reference import Reference
 from tasks.judge.workplace import FIXED_FILES, TRAINER
 from tasks.records import Baseline, Bench, Candidate, Caps, RunResult
 from tasks.trial import allowance
+from tasks.trial.early_run import PATIENCE
 from tasks.trial.experiment import Report, ignore, naming, run_experiment
 from trainer import prepare
 
@@ -118,12 +119,17 @@ def _unusual_startup(baseline: Baseline, run: RunResult) -> str | None:
         "start-up took": "startup_seconds",
         "the GPU was busy before go for": "startup_gpu_seconds",
     }
-    if run.started_early:  # at a low priority, beside a busy GPU: the clock says nothing
-        fields = {"start-up's CPU time was": "startup_cpu_seconds"}
+    if run.started_early:  # at a low priority, beside a busy GPU: the clock says little
+        fields = {
+            "start-up's CPU time was": "startup_cpu_seconds",
+            "start-up took": "startup_seconds",
+        }
     for what, field in fields.items():
         usual = [seconds for base in baseline.runs if (seconds := getattr(base, field)) is not None]
         took = getattr(run, field)
-        if usual and took is not None and took > UNUSUAL_TIMES * max(usual) + UNUSUAL_SECONDS:
+        slow = run.started_early and field == "startup_seconds"
+        times = PATIENCE if slow else UNUSUAL_TIMES
+        if usual and took is not None and took > times * max(usual) + UNUSUAL_SECONDS:
             return f"{what} {took:.0f} s, the baseline's {max(usual):.0f} s"
     return None
 

@@ -27,7 +27,7 @@ from tasks.trial.experiment import native_kernels, train_box
 # The oldest driver for each major version of CUDA's runtime: its minor versions all run on it.
 # docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
 OLDEST_DRIVERS = {"12": "525.60.13", "13": "580.65.06"}
-# The other builds of torch 2.13, by its release notes: one for CUDA 12, one for ROCm.
+# The other builds of torch 2.13 that its release notes name: one for CUDA 12, one for ROCm.
 CUDA_12_INDEX = "https://download.pytorch.org/whl/cu126"
 ROCM_INDEX = "https://download.pytorch.org/whl/rocm7.2"
 BOX_PATH = "/usr/bin:/bin"  # where a box finds commands
@@ -48,7 +48,7 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class TorchBuild:
-    """What the installed torch was built for, at most one of both: versions of the runtime."""
+    """What the installed torch was built for: the runtime's version, of CUDA, of HIP or of none."""
 
     version: str
     cuda: str | None
@@ -117,7 +117,7 @@ def _build_for(driver: str) -> str:
         return update
     return (
         f"take the torch build for CUDA 12: {_reinstall(CUDA_12_INDEX)}. "
-        f"Or {update}, as a Blackwell card needs: the other build has no code for it"
+        f"Or {update}. A Blackwell card needs that: the build for CUDA 12 has no code for it"
     )
 
 
@@ -199,4 +199,4 @@ def _remedy(failed: device_probe.Tried) -> str:
             "see whether nvidia-smi works, and ls -l /dev/nvidia*; in a container, start it with "
             "--gpus all and NVIDIA_DRIVER_CAPABILITIES=compute,utility"
         )
-    return "look at dmesg; a profile's [limits] are those of the box"
+    return "look at dmesg, and check whether the profile's [limits] are too low for a box"

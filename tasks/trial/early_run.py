@@ -2,8 +2,8 @@
 
 The run has a thread of its own from its first box to its last, as a box lives and ends in one
 thread. Up to `ready` it goes on by itself, at a low CPU priority. There it rests, without data and
-without a clock, until its trial begins or somebody ends it. What it has found by then is the
-trial's result, unless that may be the fault of the candidate beside it.
+without a clock, until its trial begins or somebody ends it. A failure up
+to then is the trial's result, unless the candidate beside it may have caused it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tasks.trial import hardware
 
 # Of a run beside another one. Alone it may do better, so these decide nothing: it is begun again.
 UNDECIDED: tuple[Status, ...] = ("startup_timeout", "out_of_memory")
-# Multiple of a start-up's time limit that it may take at a low priority.
+# At a low priority a start-up may take so many times its usual limit by the clock.
 PATIENCE = 3.0
 JOIN_SECONDS = 10.0  # for the rest of an ended run, once its boxes are gone
 MEMINFO = Path("/proc/meminfo")
@@ -64,6 +64,9 @@ class EarlyRun:
         self._boxes: list[Box] = []
         self._result: RunResult | None = None
         self._error: BaseException | None = None
+        # Not the thread's own `join` and `is_alive`: up to Python 3.12, an interrupt of the one
+        # makes the other say that the thread has ended.
+        self._has_ended = threading.Event()
         # A daemon: if this process ends without a word, its boxes end with it.
         self._thread = threading.Thread(target=self._run, name="early-run", daemon=True)
         self._thread.start()
@@ -113,7 +116,7 @@ class EarlyRun:
     @property
     def is_alive(self) -> bool:
         """Whether it has no result yet."""
-        return self._thread.is_alive()
+        return not self._has_ended.is_set()
 
     def finish(self, trial: TrialStart) -> RunResult | None:
         """Begins the trial and waits for the run's result.
@@ -129,7 +132,7 @@ class EarlyRun:
             self._state.notify_all()
         try:
             self.meanwhile()
-            self._thread.join()
+            self._has_ended.wait()
         except BaseException:
             self.end()
             raise
@@ -144,12 +147,12 @@ class EarlyRun:
         with self._state:
             self._ended = True
             self._state.notify_all()
-        while self._thread.is_alive():
+        while self.is_alive:
             with self._state:
                 boxes = list(self._boxes)
             for box in boxes:
                 box.interrupt()
-            self._thread.join(JOIN_SECONDS)
+            self._has_ended.wait(JOIN_SECONDS)
             if not boxes:  # it does something else, and opens no further box
                 return
 
@@ -158,6 +161,8 @@ class EarlyRun:
             self._result = self._work(self)
         except BaseException as error:
             self._error = error
+        finally:
+            self._has_ended.set()
 
     def _check(self) -> None:
         if self._ended:

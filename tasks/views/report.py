@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tasks.files import FileRef
-from tasks.growth import Size
+from tasks.history.growth import Size
 from tasks.records import BaselineEvent, NightHeader, NightState, Trial
 from tasks.text import (
     counted,

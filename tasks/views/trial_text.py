@@ -10,8 +10,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tasks import growth
-from tasks.history import night_folder
+from tasks.history import growth, night_folder
 from tasks.text import difference, money, one_line, score, short_commit, shortened
 from tasks.views.trial_story import BaselineStory, Request, Run, SeedScore, TrialStory
 

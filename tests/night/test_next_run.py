@@ -110,6 +110,14 @@ def test_a_run_that_was_taken_is_ended_if_its_trial_fails_before_it(make, tmp_pa
     assert live_boxes(tmp_path) == set()
 
 
+def test_none_begins_in_the_start_up_after_a_run_that_was_stopped_in_its_training(make):
+    ahead, _ = make()
+    ahead.watching(ignore)("training")
+    assert ahead.take(CANDIDATE) is None
+    ahead.offer(proposal())
+    assert not ahead.is_begun
+
+
 def test_work_is_put_aside_only_for_a_run_that_waits(make):
     ahead, _ = make()
     done: list[str] = []

@@ -5,7 +5,7 @@ from typing import Any
 
 from flows.night import trial_steps
 from flows.night.run_trial import Tried
-from tasks.growth import Size
+from tasks.history.growth import Size
 from tasks.records import Baseline, Verdict
 from tasks.usage import Usage
 from tests.synthetic_night import make_run

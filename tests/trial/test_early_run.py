@@ -6,6 +6,8 @@ that holds itself and renames its process, which can be seen from outside.
 
 import dataclasses
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -122,6 +124,36 @@ def test_so_does_an_end_before_it_is_ready(begin, folder, role):
     run, _ = begin(f'import os\nif os.environ["NIGHTLY_ROLE"] == "{role}": {HELD}\n{HONEST}')
     wait_for(lambda: is_held(folder), role)
     run.end()
+    assert live_boxes(folder) == set()
+
+
+class Interrupted(Exception):
+    """What Prefect raises for a SIGTERM, made up."""
+
+
+def test_an_interrupt_of_the_night_in_its_training_leaves_no_box(begin, folder):
+    def interrupt(signal_number, frame):
+        raise Interrupted
+
+    def send():
+        wait_for(lambda: is_held(folder), "its training")
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    loop = "    while budget.progress(tokens) < 1.0:\n"
+    assert loop in HONEST
+    held = f'        import os\n        if os.environ["NIGHTLY_ROLE"] == "train": {HELD}\n'
+    run, ready = begin(HONEST.replace(loop, loop + held))
+    assert ready.wait(60)
+    usual = signal.signal(signal.SIGUSR1, interrupt)
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        with pytest.raises(Interrupted):
+            run.finish(start())
+    finally:
+        sender.join()
+        signal.signal(signal.SIGUSR1, usual)
+    assert not run.is_alive
     assert live_boxes(folder) == set()
 
 

@@ -24,6 +24,10 @@ BASELINE = Baseline(
         ({"startup_seconds": 30.0}, "start-up took 30 s, the baseline's 10 s"),
         ({"startup_seconds": 30.0, "started_early": True}, None),
         (
+            {"startup_seconds": 36.0, "started_early": True},
+            "start-up took 36 s, the baseline's 10 s",
+        ),
+        (
             {"startup_cpu_seconds": 30.0, "started_early": True},
             "start-up's CPU time was 30 s, the baseline's 8 s",
         ),

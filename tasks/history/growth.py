@@ -1,7 +1,6 @@
-"""How large a model is beside another: its parameters, its checkpoint and the memory it took.
+"""How large a model is compared with another: parameters, checkpoint, and the memory it took.
 
-A lookup in a table costs no FLOPs and little time, so a score alone does not show what was paid
-for it.
+A lookup in a table costs no FLOPs and little time, but memory. The score alone does not show that.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Protocol
 
 from tasks.records import RunResult
 
-TIMES = 1.5  # a figure that is more than so many times as large as before is named
+TIMES = 1.5  # a figure is named if it is more than this many times what it was before
 REPORTED_GPU_MIB = "peak_vram_mb"  # train.py's own metric
 
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from tasks.growth import Size
+from tasks.history.growth import Size
 from tasks.records import BaselineEvent, RunResult, Trial
 from tests.synthetic_night import make_run
 from tests.trials import make_baseline, make_trial
