@@ -358,7 +358,8 @@ def test_train_py_says_what_is_counted(knobs: dict[str, Any]) -> None:
     shape = (train.DEVICE_BATCH_SIZE, train.MAX_SEQ_LEN)
     tokens = torch.zeros(shape, dtype=torch.int64)
     found = counted(lambda: model(tokens, tokens).backward()) / tokens.numel()
-    assert model.flops_per_token() == pytest.approx(found, rel=0.01)
+    # Queries with few keys before them cost less than their window, which is what the word counts.
+    assert 0.98 * model.flops_per_token() <= found <= 1.001 * model.flops_per_token()
 
 
 def test_a_counted_step_computes_the_same_to_the_last_bit() -> None:
