@@ -116,7 +116,9 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.counts = Counts()
         self._functions: list[bool] = []  # whether gradients were on where each was applied
         self._stance: Any = None
-        self._thread = threading.get_ident()
+        # Not the thread's number: one that begins later may have that of one that has ended.
+        self._here = threading.local()
+        self._here.is_counted = True
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -144,7 +146,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         FUNCTION.apply = APPLY
         if self._stance is not None:
             self._stance.__exit__(*problem)
-        if threading.get_ident() == self._thread:  # no other thread can take a mode away
+        if hasattr(self._here, "is_counted"):  # no other thread can take a mode away
             super().__exit__(*problem)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
