@@ -22,6 +22,7 @@ from tasks.judge import gpu, kernel_limits
 from tasks.judge.native_code import NativeKernel
 
 Isolation = Literal["bwrap", "docker", "none"]
+COMMANDS = "/usr/bin:/bin"  # where a box finds them
 SEED_CACHE = "/seed-cache"
 NATIVE = "/kernels"  # native kernels, numbered from 0
 BOX_UID = 64998  # the user of a box's processes on the host if we are root; has no account
@@ -195,7 +196,7 @@ def environment(spec: BoxSpec, fd: int) -> dict[str, str]:
     """The whole environment inside; all that it takes from ours is which GPU to use."""
     scratch = str(spec.code) if spec.isolation == "none" else "/scratch"
     inside = {
-        "PATH": "/usr/bin:/bin",
+        "PATH": COMMANDS,
         "HOME": scratch,
         "USER": "box",
         "LOGNAME": "box",

@@ -18,7 +18,7 @@ from configs import Profile
 from tasks.data import attention_kernels
 from tasks.errors import DataError
 from tasks.judge import device_probe, nvml
-from tasks.judge.bwrap import BoxUnavailable
+from tasks.judge.bwrap import COMMANDS, BoxUnavailable
 from tasks.judge.workplace import workplace
 from tasks.records import Bench, Candidate, Dataset
 from tasks.trial.baseline import first_caps
@@ -30,7 +30,6 @@ OLDEST_DRIVERS = {"12": "525.60.13", "13": "580.65.06"}
 # The other builds of torch 2.13 that its release notes name: one for CUDA 12, one for ROCm.
 CUDA_12_INDEX = "https://download.pytorch.org/whl/cu126"
 ROCM_INDEX = "https://download.pytorch.org/whl/rocm7.2"
-BOX_PATH = "/usr/bin:/bin"  # where a box finds commands
 COMPILERS = ("gcc", "clang")  # Triton takes the first
 AMD_NODE = Path("/dev/kfd")
 WSL_NODE = Path("/dev/dxg")
@@ -133,13 +132,13 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def compiler() -> Finding:
     """What Triton builds its launchers with: a C compiler where a box finds it, and Python.h."""
-    found = next(filter(None, (shutil.which(name, path=BOX_PATH) for name in COMPILERS)), None)
+    found = next(filter(None, (shutil.which(name, path=COMMANDS) for name in COMPILERS)), None)
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     is_system = header.is_relative_to("/usr")
     missing, packages = [], []
     if found is None:
-        missing.append(f"there is no {' and no '.join(COMPILERS)} in {BOX_PATH}")
+        missing.append(f"there is no {' and no '.join(COMPILERS)} in {COMMANDS}")
         packages.append("gcc")
     if not header.is_file():
         missing.append(f"{header} is missing")

@@ -414,7 +414,7 @@ def test_an_old_driver_is_told_the_torch_build_that_fits_by_a_made_up_one(
 
 
 def test_no_gcc_is_said_with_the_remedy_by_an_empty_path(monkeypatch, tmp_path):
-    monkeypatch.setattr(device_readiness, "BOX_PATH", str(tmp_path))
+    monkeypatch.setattr(device_readiness, "COMMANDS", str(tmp_path))
     line = driver_and_compiler()["compiler"]
     assert (line.ok, line.remedy) == (False, "apt install gcc")
 

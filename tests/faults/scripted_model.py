@@ -34,6 +34,12 @@ DECAY = "WEIGHT_DECAY = 0.2  # does nothing"
 FINAL = "FINAL_LR_FRAC = 0.0  # share of the uniform distribution"
 EMBEDDING = "EMBEDDING_LR = 0.6  # counts added to each token"
 
+
+def harmless(number: int) -> str:
+    """One of many patches that change hardly anything; 1 to 9."""
+    return answer(f"number {number}", (EMBEDDING, EMBEDDING.replace("0.6", f"0.60{number}")))
+
+
 CONTINUATIONS = answer(
     "count what a token follows", (SINGLE, "    single = (counts > 0).sum(axis=0) + EMBEDDING_LR")
 )

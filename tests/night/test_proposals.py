@@ -11,20 +11,20 @@ import json
 import pytest
 
 from tests.faults.llm_server import FAKE_KEY, LlmServer, html, ok, stall, status
-from tests.faults.scripted_model import EMBEDDING, FIRST, INJECTING, SINGLE, answer
+from tests.faults.scripted_model import (
+    CONTINUATIONS,
+    FIRST,
+    INJECTING,
+    SINGLE,
+    answer,
+    harmless,
+)
 from tests.faults.stub_checkout import PROFILE, StubCheckout
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-BETTER = answer(
-    "count what a token follows", (SINGLE, "    single = (counts > 0).sum(axis=0) + EMBEDDING_LR")
-)
 CONFLICTING = answer(
     "another count", (SINGLE, "    single = counts.sum(axis=0) ** 0.5 + EMBEDDING_LR")
 )
-
-
-def harmless(number: int) -> str:
-    return answer(f"number {number}", (EMBEDDING, EMBEDDING.replace("0.6", f"0.60{number}")))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def calls(checkout, tag):
 
 
 def test_a_waiting_proposal_that_conflicts_with_the_new_champion_is_asked_for_again(checkout):
-    with LlmServer([ok("ready"), ok(BETTER), ok(CONFLICTING), ok(harmless(1))]) as model:
+    with LlmServer([ok("ready"), ok(CONTINUATIONS), ok(CONFLICTING), ok(harmless(1))]) as model:
         done = run_night(checkout, model, "conflict", 2)
     assert done.returncode == 0, done.stderr
     first, second = decided(checkout, "conflict")
@@ -233,7 +233,7 @@ def test_a_night_that_its_model_refuses_leaves_no_folder_and_sends_no_notice(che
 
 
 def test_a_resumed_night_that_its_model_refuses_stays_as_it_was(checkout):
-    with LlmServer([ok("ready"), ok(BETTER)]) as model:
+    with LlmServer([ok("ready"), ok(CONTINUATIONS)]) as model:
         assert run_night(checkout, model, "once", 1).returncode == 0
     before = checkout.ledger("once")
     with LlmServer([html()]) as model, LlmServer([]) as receiver:

@@ -13,18 +13,11 @@ import pytest
 from tests.boxes import live_boxes
 from tests.faults import adds_up
 from tests.faults.llm_server import FAKE_KEY, LlmServer, ok
-from tests.faults.scripted_model import EMBEDDING, SINGLE, answer
+from tests.faults.scripted_model import CONTINUATIONS, harmless
 from tests.faults.stub_checkout import PROFILE, StubCheckout
 from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-BETTER = answer(
-    "count what a token follows", (SINGLE, "    single = (counts > 0).sum(axis=0) + EMBEDDING_LR")
-)
-
-
-def harmless(number: int) -> str:
-    return answer(f"number {number}", (EMBEDDING, EMBEDDING.replace("0.6", f"0.60{number}")))
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +83,7 @@ def test_a_discard_leaves_the_waiting_run_to_its_trial(checkout, before, night):
 
 
 def test_a_keep_throws_it_away_with_its_boxes(checkout, before, night):
-    done = night("kept", [BETTER, harmless(3)], NIGHTLY_TEST_HOLD="waiting")
+    done = night("kept", [CONTINUATIONS, harmless(3)], NIGHTLY_TEST_HOLD="waiting")
     assert done.returncode == 0, done.stderr
     first, second = first_runs(checkout, "kept")
     assert first == ("count what a token follows", "keep", "ok", False)

@@ -118,7 +118,7 @@ def test_the_installed_torch_is_described_without_importing_it():
 
 
 def test_a_system_without_gcc_is_told_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setattr(device_readiness, "BOX_PATH", str(tmp_path))
+    monkeypatch.setattr(device_readiness, "COMMANDS", str(tmp_path))
     line = device_readiness.compiler()
     assert line.holds is False
     assert f"there is no gcc and no clang in {tmp_path}" in line.detail
@@ -138,7 +138,7 @@ def test_a_python_without_headers_is_told_what_to_install(monkeypatch, include, 
 
 
 def test_a_step_that_fails_for_a_compiler_that_is_missing_has_its_remedy(monkeypatch, tmp_path):
-    monkeypatch.setattr(device_readiness, "BOX_PATH", str(tmp_path))
+    monkeypatch.setattr(device_readiness, "COMMANDS", str(tmp_path))
     failed = device_probe.Tried("torch.compile", False, "RuntimeError: Failed to find C compiler.")
     assert "apt install gcc" in device_readiness._remedy(failed)
 
