@@ -147,6 +147,14 @@ class Night(Table):
     patches: str | None = None
     # llm, mixed, command: the researcher's instructions (relative to configs/).
     program: str = "program.md"
+    # Of the night's runs, and of its hours: kept to certify what was kept, one change at a time. 0:
+    # only `./run certify` does.
+    certify_share: Annotated[StrictFloat, pydantic.Field(ge=0, le=0.5)] = 0.15
+    # Fresh runs at the night's end of baseline, champion and certified champion each, scored on the
+    # holdout, too.
+    end_runs: Count = 3
+    # Of the trials: the champion unchanged, to measure how often the verdict keeps nothing.
+    placebo_share: Annotated[StrictFloat, pydantic.Field(ge=0, le=0.5)] = 0.04
 
 
 class Llm(Table):

@@ -15,7 +15,7 @@ from typing import Any
 
 from configs import Profile, knobs, traits
 from tasks.files import FileRef
-from tasks.statuses import Decision, Outcome, Status
+from tasks.statuses import Certificate, Decision, Outcome, Purpose, Status
 from tasks.usage import Usage
 
 TRAIN = "trainer/train.py"  # the file that is edited, relative to the checkout
@@ -165,6 +165,7 @@ class RunResult:
     # Of a `flops` budget, per token: what the candidate stated, and what the harness counted.
     flops_per_token: float | None = None
     counted_flops_per_token: float | None = None
+    holdout_bpb: float | None = None  # of the same checkpoint, audited; None: not asked for
     traffic_per_token: float | None = None  # bytes, as the harness counted them
     handover_seconds: float | None = None  # the last of `seconds`, in which the checkpoint arrived
     startup_cpu_seconds: float | None = None
@@ -276,6 +277,9 @@ class Trial:
     # Of the champion that it was compared with: runs made afresh for this trial.
     champion_scores: tuple[float, ...] = ()
     champion_seeds: tuple[int, ...] = ()
+    # Of the champion itself, unchanged, in a candidate's place: what the rule said of it. It never
+    # becomes champion. None: a real candidate.
+    placebo: Decision | None = None
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Trial:
@@ -289,6 +293,68 @@ class Trial:
         tuples |= {name: tuple(saved.get(name, ())) for name in fresh}
         records = {"idea": Idea(**saved["idea"]), "usage": Usage(**saved["usage"]), "knobs": knobs}
         return cls(**{**saved, **tuples, **records})
+
+
+@dataclasses.dataclass(frozen=True)
+class FreshRun:
+    """A run apart from the trials, with a seed that no trial has used: nothing was chosen by it.
+
+    Its file is the champion without some of the changes that were kept: without none it is the
+    champion itself, without all of them the baseline.
+    """
+
+    purpose: Purpose
+    champion: str  # commit
+    left_out: tuple[int, ...]  # numbers of kept trials, ascending
+    seed: int
+    status: Status
+    reason: str
+    val_bpb: float | None
+    holdout_bpb: float | None = None  # of the same checkpoint; None unless it was asked for
+    wall_seconds: float | None = None
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> FreshRun:
+        """Raises KeyError, TypeError."""
+        return cls(**{**saved, "left_out": tuple(saved["left_out"])})
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """What fresh runs say of a kept change, or of several that cannot be taken out alone."""
+
+    trials: tuple[int, ...]  # ascending
+    certificate: Certificate
+    gain: float | None  # bits per byte that the champion is better with it; None: no run without it
+    z: float | None  # the same in standard errors
+    runs: int  # with a score, of the champion without it
+    reason: str
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> Claim:
+        """Raises KeyError, TypeError."""
+        return cls(**{**saved, "trials": tuple(saved["trials"])})
+
+
+@dataclasses.dataclass(frozen=True)
+class Certification:
+    """Which of a champion's changes are shown to help."""
+
+    champion: str  # commit
+    claims: tuple[Claim, ...]  # by the first of their trials
+    whole_runs: int  # fresh runs of the champion
+    tip: str | None  # of branch autoresearch/TAG-certified; None: nothing was certified
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> Certification:
+        """Raises KeyError, TypeError."""
+        return cls(**{**saved, "claims": tuple(map(Claim.from_json, saved["claims"]))})
+
+    @property
+    def certified(self) -> tuple[int, ...]:
+        """The trials whose changes are certified, ascending."""
+        claims = (claim for claim in self.claims if claim.certificate == "certified")
+        return tuple(sorted(number for claim in claims for number in claim.trials))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -426,6 +492,10 @@ class NightState:
     failed: bool = False  # that end was a failure of ours, not somebody's wish
     champion_seeds: tuple[int, ...] = ()
     champion_repeats: tuple[float, ...] = ()  # the champion's group
+    # Of `champion_scores` those by which nobody chose it: made since it became champion.
+    champion_fresh: tuple[float, ...] = ()
+    fresh_runs: tuple[FreshRun, ...] = ()
+    certification: Certification | None = None  # the last; perhaps of an earlier champion
 
     @property
     def repeats(self) -> tuple[tuple[float, ...], ...]:

@@ -29,6 +29,12 @@ Status = Literal[
     "sandbox_error",
 ]
 Decision = Literal["keep", "discard", "confirm"]
+Purpose = Literal["certification", "end"]  # of a run apart from the trials
+Certificate = Literal[  # of a change that was kept
+    "certified",  # shown to help
+    "not_shown",  # has had its runs: not shown to help
+    "open",  # more runs may still show it
+]
 Outcome = Literal[
     "ok",  # a patch that can be run
     "no_edit",  # the answer: it has no patch

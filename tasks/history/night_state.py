@@ -1,6 +1,7 @@
 """The state of a night, computed from its events: a pure state machine, for live and dead nights.
 
-night -> baseline -> (started -> decided -> applied)* -> finished
+night -> baseline -> (started -> decided -> applied)* -> fresh* -> certified -> fresh* -> finished
+after the baseline, between trials: fresh and certified; a finished night may have more of them
 anywhere: stopped (the process ended in good order) and resumed (another process continues)
 """
 
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from tasks.errors import NightlyError
-from tasks.records import BaselineEvent, NightHeader, NightState, Trial
+from tasks.records import BaselineEvent, Certification, FreshRun, NightHeader, NightState, Trial
 
 FORMAT = 4
 
@@ -87,6 +88,7 @@ def _baseline(state: NightState, event: Event) -> dict[str, Any]:
         "champion_scores": baseline.scores,
         "champion_seeds": baseline.seeds,
         "champion_repeats": baseline.scores,
+        "champion_fresh": baseline.scores,
     }
 
 
@@ -120,14 +122,26 @@ def _applied(state: NightState, event: Event) -> dict[str, Any]:
             "champion_scores": trial.scores,
             "champion_seeds": trial.seeds,
             "champion_repeats": repeats,
+            "champion_fresh": (),
             "groups": (*state.groups, fresh),
         }
     return changes | {
         "champion_scores": (*state.champion_scores, *trial.champion_scores),
         "champion_seeds": (*state.champion_seeds, *trial.champion_seeds),
         "champion_repeats": fresh,
+        "champion_fresh": (*state.champion_fresh, *trial.champion_scores),
         "groups": (*state.groups, repeats) if repeats else state.groups,
     }
+
+
+def _fresh(state: NightState, event: Event) -> dict[str, Any]:
+    _expect_between_trials(state, "has a fresh run")
+    return {"fresh_runs": (*state.fresh_runs, FreshRun.from_json(event["run"]))}
+
+
+def _certified(state: NightState, event: Event) -> dict[str, Any]:
+    _expect_between_trials(state, "certifies")
+    return {"certification": Certification.from_json(event["certification"])}
 
 
 def _stopped(state: NightState, event: Event) -> dict[str, Any]:
@@ -143,6 +157,11 @@ def _finished(state: NightState, event: Event) -> dict[str, Any]:
     return {"finished": event["reason"]}
 
 
+def _expect_between_trials(state: NightState, what: str) -> None:
+    _expect(state.champion is not None, f"{what} before its baseline")
+    _expect(state.pending is None, f"{what} before applying the last trial")
+
+
 def _expect(holds: bool, what: str) -> None:
     if not holds:
         raise NightlyError(
@@ -155,6 +174,8 @@ STEPS: dict[str, Callable[[NightState, Event], dict[str, Any]]] = {
     "started": _started,
     "decided": _decided,
     "applied": _applied,
+    "fresh": _fresh,
+    "certified": _certified,
     "stopped": _stopped,
     "resumed": _resumed,
     "finished": _finished,

@@ -11,7 +11,7 @@ from tasks.errors import NightlyError
 from tasks.history import ledger
 from tasks.history.ledger import Ledger
 from tasks.history.night_state import FORMAT, fold
-from tasks.records import Trial
+from tasks.records import Certification, Claim, FreshRun, Trial
 from tests.trials import baseline_event, make_trial, night_event
 
 
@@ -73,6 +73,51 @@ def test_a_keep_makes_the_champion_and_a_discard_does_not():
 
 def test_a_keep_is_no_champion_before_it_is_in_git():
     assert fold(events(decided(make_trial(1, verdict="keep")))).champion == "c0"
+
+
+def test_scores_by_which_a_champion_was_chosen_are_not_fresh():
+    fresh = {"champion_scores": (1.66,), "champion_seeds": (4,)}
+    first, kept = make_trial(1, **fresh), make_trial(2, verdict="keep")
+    third = make_trial(3, champion_scores=(1.5,), champion_seeds=(7,))
+    sequence = [(decided(trial), applied(trial.number)) for trial in (first, kept, third)]
+    all_events = events(*(event for pair in sequence for event in pair))
+    states = [fold(all_events[:n]) for n in (4, 6, 8)]
+    assert [s.champion_fresh for s in states] == [(1.64, 1.65, 1.66, 1.66), (), (1.5,)]
+
+
+def fresh_run(**changes) -> FreshRun:
+    fields = {
+        "purpose": "certification",
+        "champion": "c1",
+        "left_out": (),
+        "seed": 10_001,
+        "status": "ok",
+        "reason": "trained and scored",
+        "val_bpb": 1.6,
+    }
+    return FreshRun(**{**fields, **changes})
+
+
+def test_fresh_runs_and_certifications_are_read_again_and_may_follow_the_end():
+    run = fresh_run(left_out=(1, 3), holdout_bpb=1.7)
+    claim = Claim((1, 3), "certified", 0.02, 3.1, 4, "shown to help")
+    found = Certification("c1", (claim, Claim((2,), "open", None, None, 0, "no run yet")), 3, "c9")
+    all_events = events(
+        ("fresh", {"run": dataclasses.asdict(run)}),
+        ("finished", {"reason": "all 3 trials are done"}),
+        ("certified", {"certification": dataclasses.asdict(found)}),
+    )
+    state = fold(all_events)
+    assert state.fresh_runs == (run,)
+    assert state.certification == found
+    assert found.certified == (1, 3)
+    assert state.finished
+
+
+def test_a_night_certifies_nothing_while_a_verdict_is_not_in_git():
+    fresh = ("fresh", {"run": dataclasses.asdict(fresh_run())})
+    with pytest.raises(NightlyError, match="fresh run before applying the last trial"):
+        fold(events(decided(make_trial(1)), fresh))
 
 
 def test_fresh_runs_of_the_champion_are_among_its_scores_until_another_is_kept():
