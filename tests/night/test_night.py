@@ -168,6 +168,9 @@ def test_a_second_night_prepares_nothing_again_and_survives_ctrl_c(checkout, fir
     assert "Traceback" not in said
     assert all(f"{step}: cached" in said for step in ("shards", "tokenizer", "rows", "baseline"))
     assert our_pids(checkout.home) == {}
+    _, baseline, *_ = checkout.ledger("second")
+    assert list(baseline["earlier_repeats"]) == ["first"]
+    assert set(baseline["scores"]) <= set(sum(baseline["earlier_repeats"]["first"], []))
     assert [e["event"] for e in checkout.ledger("second")] == [
         "night",
         "baseline",
