@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from logging import INFO, WARNING
 from typing import Annotated, Any
 
 from prefect import flow, get_run_logger
@@ -43,6 +44,7 @@ from flows.night.trial_steps import (
 from tasks.errors import NightlyError, UsageError
 from tasks.files import FileRef
 from tasks.history import champion, git_readiness, night_budget, night_folder
+from tasks.noise import estimate
 from tasks.records import NightHeader, NightState
 from tasks.views import notification
 
@@ -262,6 +264,8 @@ def run_trials(night: Night, held: Session, views: Views) -> None:
         interruption.reached("branched")
         held.book.append("baseline", **dataclasses.asdict(baseline_event(night, commit)))
         interruption.reached("measured")
+    found = estimate(held.state)
+    get_run_logger().log(INFO if found.agrees else WARNING, f"noise: {found}")
     views.show(held.state)
     proposer = researcher.proposer_of(held, night.bench, night.baseline, night.calls)
     proposals = Proposals(night, proposer, NextRun.of(night))

@@ -441,7 +441,7 @@ class BaselineEvent:
     val_bpb: float
     scores: tuple[float, ...]
     seeds: tuple[int, ...]
-    sd: float  # of one run
+    sd: float  # of one run, by these alone: noise.noise_of(state) is the night's
     audit_gaps: tuple[float | None, ...]
     audit_allowed: Mapping[str, float]  # gap and position, nats
     hardware: str  # hardware.describe()
@@ -457,6 +457,10 @@ class BaselineEvent:
     parameters: int | None = None  # self-reported; these three: the largest of its runs
     checkpoint_bytes: int | None = None
     peak_gpu_bytes: int | None = None  # by NVIDIA's driver, or else self-reported
+    # Of earlier nights that measured the same, by tag: scores of one file with several seeds each.
+    earlier_repeats: Mapping[str, tuple[tuple[float, ...], ...]] = dataclasses.field(
+        default_factory=dict
+    )
 
     @classmethod
     def from_json(cls, event: Mapping[str, Any]) -> BaselineEvent:
@@ -467,7 +471,11 @@ class BaselineEvent:
             if field.name in event or field.default is dataclasses.MISSING
         }
         tuples = {name: tuple(fields[name]) for name in ("scores", "seeds", "audit_gaps")}
-        return cls(**{**fields, **tuples})
+        earlier = {
+            tag: tuple(map(tuple, groups))
+            for tag, groups in fields.get("earlier_repeats", {}).items()
+        }
+        return cls(**{**fields, **tuples, "earlier_repeats": earlier})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -500,7 +508,11 @@ class NightState:
     @property
     def repeats(self) -> tuple[tuple[float, ...], ...]:
         """All groups of scores that tell how much one file's scores scatter."""
-        return (*self.groups, self.champion_repeats)
+        fresh: dict[tuple[object, ...], list[float]] = {}
+        for run in self.fresh_runs:
+            if run.val_bpb is not None:
+                fresh.setdefault((run.champion, run.left_out), []).append(run.val_bpb)
+        return (*self.groups, self.champion_repeats, *map(tuple, fresh.values()))
 
     @property
     def start_commit(self) -> str | None:

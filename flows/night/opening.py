@@ -20,9 +20,10 @@ from flows.night.session import Session
 from tasks import cache
 from tasks.errors import UsageError
 from tasks.files import FileRef
-from tasks.history import champion, night_folder
+from tasks.history import champion, earlier_noise, night_folder
 from tasks.history.growth import Size
 from tasks.history.llm_calls import CallLog
+from tasks.noise import Noise
 from tasks.records import (
     TRAIN,
     Baseline,
@@ -33,7 +34,7 @@ from tasks.records import (
     NightHeader,
 )
 from tasks.text import score
-from tasks.trial import hardware, verdict
+from tasks.trial import hardware
 from tasks.trial.baseline import baseline_facts, caps_after, first_caps, read_baseline
 from tasks.trial.experiment import Report
 
@@ -216,22 +217,32 @@ def _logging(report: Report) -> Report:
 
 
 def baseline_event(night: Night, start_commit: str) -> BaselineEvent:
-    """The ledger's event `baseline`; `start_commit` is the first commit of the night's branch."""
+    """The ledger's event `baseline`; `start_commit` is the first commit of the night's branch.
+
+    What earlier nights know of the noise is found here, once.
+    """
     scores, runs, caps = night.baseline.scores, night.baseline.runs, night.bench.caps
+    facts, size = baseline_facts(night.base, night.bench), Size.of_runs(runs)
+    earlier, problems = earlier_noise.find(
+        night.bench.home, night.tag, night.baseline.hardware, facts, size.parameters
+    )
+    for problem in problems:
+        get_run_logger().warning(problem)
     return BaselineEvent(
         val_bpb=night.baseline.val_bpb,
         scores=scores,
         seeds=tuple(run.seed for run in runs),
-        sd=verdict.Noise.pooled([scores]).sd,
+        sd=Noise.pooled([scores]).sd,
         audit_gaps=tuple(run.audit_gap for run in runs),
         audit_allowed={"gap": caps.audit_gap, "position": caps.audit_position},
         hardware=night.baseline.hardware,
         dataset=night.bench.dataset.fingerprint,
-        facts=baseline_facts(night.base, night.bench),
+        facts=facts,
         wall_seconds=max(run.wall_seconds or 0.0 for run in runs),
         seconds=sum(run.seconds or 0.0 for run in runs) / len(runs),
-        **vars(Size.of_runs(runs)),
+        **vars(size),
         knobs=night.base.knobs,
         start_commit=start_commit,
         rows="; ".join(rows.describe() for rows in night.bench.dataset.rows),
+        earlier_repeats=earlier,
     )

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from prefect import get_run_logger
 
 from flows.night.next_run import NextRun
+from tasks.noise import Noise
 from tasks.records import Bench, Candidate, RunResult, Verdict
 from tasks.statuses import Status
 from tasks.trial import verdict
 from tasks.trial.early_run import EarlyRun
 from tasks.trial.experiment import Report, ignore, naming, train_candidate
-from tasks.trial.verdict import Noise
 
 
 @dataclasses.dataclass(frozen=True)

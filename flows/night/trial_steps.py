@@ -19,12 +19,12 @@ from flows.night.run_trial import Comparison, Tried, run_trial
 from flows.night.session import Session
 from tasks.history import champion, night_budget, trial_folder
 from tasks.history.growth import Size
+from tasks.noise import estimate, noise_of
 from tasks.records import Candidate, NightSoFar, NightState, Proposal, RunResult, Trial
 from tasks.text import unlinked
 from tasks.trial import verdict
 from tasks.trial.baseline import unusual
 from tasks.trial.early_run import EarlyRun
-from tasks.trial.verdict import Noise
 
 # What a proposer can learn from, as the training box's log or the reason tells it.
 FIXABLE = ("startup_crashed", "train_crashed", "out_of_memory", "dishonest_flops")
@@ -101,7 +101,7 @@ def run_and_judge(
             so_far.champion,
             held.state.champion_scores,
             held.state.champion_seeds,
-            Noise.pooled(held.state.repeats),
+            noise_of(held.state),
             proposed.candidate.statements - so_far.champion.statements,
         )
         tried = run_trial(
@@ -150,8 +150,11 @@ def apply_verdict(night: Night, held: Session, trial: Trial) -> None:
     if trial.verdict == "keep":
         champion.advance(night.root, night.tag, commit, trial.parent)
     interruption.reached("advanced")
+    agreed = estimate(held.state).agrees
     held.book.append("applied", trial=trial.number, commit=commit)
     interruption.reached("applied")
+    if (found := estimate(held.state)).agrees != agreed:
+        get_run_logger().warning(f"noise: {found}")
 
 
 def night_so_far(night: Night, state: NightState) -> NightSoFar:
@@ -174,7 +177,7 @@ def night_so_far(night: Night, state: NightState) -> NightSoFar:
         baseline_knobs=night.base.knobs,
         trials=state.trials,
         seen={**seen, str(night.base.digest): 0},
-        sd=Noise.pooled(state.repeats).sd,
+        sd=noise_of(state).sd,
         folder=night.folder,
     )
 

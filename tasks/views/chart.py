@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.files import FileRef
+from tasks.noise import noise_of
 from tasks.records import NightState, Trial
 from tasks.text import counted, one_line, shortened
 from tasks.views import margin
@@ -83,7 +84,7 @@ def _draw_baseline(axes: Axes, state: NightState, kept: Sequence[Point], right: 
     """The baseline with its noise, and the champion's steps down from it."""
     if state.baseline is None:
         return
-    base, sd = state.baseline.val_bpb, state.baseline.sd
+    base, sd = state.baseline.val_bpb, noise_of(state).sd
     noise = "baseline, \u00b1 1 sd of a run"
     axes.axhspan(base - sd, base + sd, color=BLUE, alpha=0.12, lw=0, label=noise)
     axes.axhline(base, color=BLUE, lw=1, ls=(0, (4, 3)), alpha=0.7)
@@ -147,7 +148,7 @@ def _limits(state: NightState) -> tuple[float, float]:
     """Of the score axis: room for labels, and for all scores that do not flatten the rest."""
     scores = [score for _, score, _ in _scored(state)]
     base = state.baseline.val_bpb if state.baseline else max(scores, default=1.0)
-    sd = state.baseline.sd if state.baseline else 0.0
+    sd = noise_of(state).sd if state.baseline else 0.0
     low = min([base - 2 * sd, *scores])
     worst = base + max(2 * (base - low), 10 * sd)
     high = max([base + 2 * sd, *(score for score in scores if score <= worst)])

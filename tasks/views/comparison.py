@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 
 from configs import Budget
+from tasks.noise import noise_of
 from tasks.records import NightState
 from tasks.text import money, one_line, score, shortened
 from tasks.views import costs
@@ -62,7 +63,7 @@ def figures(state: NightState) -> NightFigures:
     header, baseline, program = state.header, state.baseline, state.header.program
     kept = [trial for trial in state.trials if trial.verdict == "keep"]
     own = sum(map(costs.is_own, kept))
-    sd = baseline.sd if baseline else None
+    sd = noise_of(state).sd if baseline else None
     gain = _gain(state, bool(kept))
     gained = gain if gain is not None and gain > 0 else None
     usage, agent = costs.of_night(state), header.asks_an_agent
@@ -85,7 +86,7 @@ def figures(state: NightState) -> NightFigures:
         sd=sd,
         best=state.champion_bpb,
         gain=gain,
-        gain_sd=gain / sd if gain is not None and sd else None,
+        gain_sd=gain / sd if gain is not None and sd is not None else None,
         confirmed=len(state.champion_scores) > 1 if kept else None,
         trials_to_best=kept[-1].number if kept else None,
         hours=state.used_seconds / 3600,

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tasks.files import FileRef
 from tasks.history.growth import Size
+from tasks.noise import estimate, noise_of
 from tasks.records import BaselineEvent, NightHeader, NightState, Trial
 from tasks.text import (
     counted,
@@ -111,7 +112,7 @@ def _won(state: NightState) -> str:
         nothing = "Nothing was kept" if state.finished else "Nothing is kept so far"
         return f"{nothing}: the baseline has {base:.6f} bits per byte."
     gain = base - best
-    in_sd = f", {abs(gain) / baseline.sd:.1f} sd of one run" if baseline.sd else ""
+    in_sd = f", {abs(gain) / noise_of(state).sd:.1f} sd of one run"
     return (
         f"{best:.6f} bits per byte, {abs(gain):.6f} ({abs(gain) / base:.2%}{in_sd}) "
         f"{'better' if gain >= 0 else 'worse'} than the baseline's {base:.6f}."
@@ -153,9 +154,8 @@ def _trust(state: NightState) -> Iterator[str]:
         yield "- The baseline is not measured yet, so there are no scores."
         return
     yield (
-        f"- Noise: one run has a standard deviation (sd) of {baseline.sd:.4g} bits per byte, from "
-        f"the baseline's {counted(len(baseline.scores), 'run')} (seeds "
-        f"{_listed(baseline.seeds)}). z is the difference of two means in standard errors."
+        f"- Noise, bits per byte: {estimate(state)}. sd is the standard deviation; z is the "
+        "difference of two means in standard errors."
     )
     yield (
         f"- The champion's score is the mean of {counted(len(state.champion_scores), 'run')}: "

@@ -15,6 +15,7 @@ from typing import Any
 from tasks.errors import NightlyError, UsageError
 from tasks.history import git_plumbing, ledger, llm_calls, night_folder, trial_folder
 from tasks.history.night_state import fold
+from tasks.noise import noise_of
 from tasks.records import TRAIN, Idea, NightState, RunResult, Trial
 from tasks.statuses import Decision, Outcome, Status
 from tasks.usage import Call, Usage
@@ -180,7 +181,7 @@ def describe(folder: Path, root: Path, number: int) -> BaselineStory | TrialStor
 def _baseline(state: NightState) -> BaselineStory:
     baseline = state.baseline
     names = (
-        *("val_bpb", "sd", "seconds", "peak_memory_bytes", "hardware", "dataset"),
+        *("val_bpb", "seconds", "peak_memory_bytes", "hardware", "dataset"),
         *("parameters", "checkpoint_bytes", "peak_gpu_bytes"),
     )
     fields: dict[str, Any] = {name: getattr(baseline, name, None) for name in names}
@@ -189,6 +190,7 @@ def _baseline(state: NightState) -> BaselineStory:
         **_night(state),
         k=0,
         **fields,
+        sd=noise_of(state).sd if baseline else None,
         state="decided" if baseline else "not measured",
         summary=SUMMARY,
         commit=state.start_commit,

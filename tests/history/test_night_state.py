@@ -11,8 +11,8 @@ from tasks.errors import NightlyError
 from tasks.history import ledger
 from tasks.history.ledger import Ledger
 from tasks.history.night_state import FORMAT, fold
-from tasks.records import Certification, Claim, FreshRun, Trial
-from tests.trials import baseline_event, make_trial, night_event
+from tasks.records import Certification, Claim, Trial
+from tests.trials import baseline_event, make_fresh_run, make_trial, night_event
 
 
 def events(*rest: tuple[str, dict], **header) -> list[dict]:
@@ -85,21 +85,8 @@ def test_scores_by_which_a_champion_was_chosen_are_not_fresh():
     assert [s.champion_fresh for s in states] == [(1.64, 1.65, 1.66, 1.66), (), (1.5,)]
 
 
-def fresh_run(**changes) -> FreshRun:
-    fields = {
-        "purpose": "certification",
-        "champion": "c1",
-        "left_out": (),
-        "seed": 10_001,
-        "status": "ok",
-        "reason": "trained and scored",
-        "val_bpb": 1.6,
-    }
-    return FreshRun(**{**fields, **changes})
-
-
 def test_fresh_runs_and_certifications_are_read_again_and_may_follow_the_end():
-    run = fresh_run(left_out=(1, 3), holdout_bpb=1.7)
+    run = make_fresh_run(left_out=(1, 3), holdout_bpb=1.7)
     claim = Claim((1, 3), "certified", 0.02, 3.1, 4, "shown to help")
     found = Certification("c1", (claim, Claim((2,), "open", None, None, 0, "no run yet")), 3, "c9")
     all_events = events(
@@ -115,7 +102,7 @@ def test_fresh_runs_and_certifications_are_read_again_and_may_follow_the_end():
 
 
 def test_a_night_certifies_nothing_while_a_verdict_is_not_in_git():
-    fresh = ("fresh", {"run": dataclasses.asdict(fresh_run())})
+    fresh = ("fresh", {"run": dataclasses.asdict(make_fresh_run())})
     with pytest.raises(NightlyError, match="fresh run before applying the last trial"):
         fold(events(decided(make_trial(1)), fresh))
 

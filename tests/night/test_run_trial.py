@@ -7,8 +7,8 @@ import pytest
 
 from flows.night import run_trial
 from flows.night.run_trial import Comparison
+from tasks.noise import Noise
 from tasks.records import Candidate, Dataset
-from tasks.trial.verdict import Noise
 from tests.boxes import make_bench
 from tests.synthetic_night import make_run
 

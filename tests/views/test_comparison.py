@@ -75,7 +75,7 @@ def test_the_figures_of_a_night_are_those_of_its_ledger():
         rejected=1,
         stopped=2,
         baseline=1.65,
-        sd=0.01,
+        sd=pytest.approx(0.01),
         best=pytest.approx(1.6),
         gain=pytest.approx(0.05),
         gain_sd=pytest.approx(5.0),

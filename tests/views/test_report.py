@@ -198,8 +198,7 @@ def test_what_is_unknown_is_a_dash_and_never_none_or_zero():
 def test_trust_covers_noise_runs_selection_audit_and_isolation():
     text = report.markdown(make_state(keep(score=1.6)))
     for said in (
-        "(sd) of 0.01",
-        "3 runs (seeds 1, 2, 3)",
+        "sd 0.01 of one run, 2 degrees of freedom.",
         "mean of 1 run: 1.600000",
         "Selection:",
         "bwrap",
