@@ -1,5 +1,6 @@
 """tests/faults/stub_train.py with honest noise: a seed draws the rows that it counts, few of all.
 
+It draws other rows for another file, as a changed training goes another way from the same seed.
 UNIFORM is what a patch gains by: the share of the uniform distribution in what is predicted.
 """
 
@@ -58,7 +59,8 @@ def main() -> None:
     while time.process_time() < end:
         pass
     rows = prepare.train_rows(MAX_SEQ_LEN, VOCAB_SIZE)
-    order = np.random.default_rng(harness.seed()).permutation(len(rows))
+    chance = np.random.default_rng((harness.seed(), int(UNIFORM * 10_000)))
+    order = chance.permutation(len(rows))
     counts = np.zeros((VOCAB_SIZE, VOCAB_SIZE))
     batch_rows = TOTAL_BATCH_SIZE // (DEVICE_BATCH_SIZE * MAX_SEQ_LEN) * DEVICE_BATCH_SIZE
     step, tokens = 0, 0
