@@ -317,7 +317,7 @@ def step(night: Night, held: Session, views: Views, proposals: Proposals) -> Non
         finish(held, reason)
         return
     so_far = night_so_far(night, state)
-    proposed = next_proposal(so_far, str(state.champion), proposals)
+    proposed = next_proposal(night, so_far, str(state.champion), proposals)
     if proposed is None:
         finish(held, f"the proposer {proposals.proposer.name} has nothing left to propose")
     elif not is_to_end(night, held):

@@ -374,6 +374,12 @@ class NightSoFar:
     sd: float | None = None  # of one run, pooled, bits per byte
     folder: Path | None = None  # nights/<tag>: diffs and curves are in its trials/<k>
     in_flight: Proposal | None = None  # of the trial before `next_trial`, while that still trains
+    placebos: int = 0  # trials before `next_trial` that no proposer hears of
+
+    @property
+    def turn(self) -> int:
+        """1, 2, ...: the next trial's number if the candidates alone are counted."""
+        return self.next_trial - self.placebos
 
 
 @dataclasses.dataclass(frozen=True)
@@ -513,6 +519,11 @@ class NightState:
             if run.val_bpb is not None:
                 fresh.setdefault((run.champion, run.left_out), []).append(run.val_bpb)
         return (*self.groups, self.champion_repeats, *map(tuple, fresh.values()))
+
+    @property
+    def candidates(self) -> tuple[Trial, ...]:
+        """The trials but for placebos."""
+        return tuple(trial for trial in self.trials if trial.placebo is None)
 
     @property
     def start_commit(self) -> str | None:

@@ -28,6 +28,7 @@ class Comparison:
     champion_seeds: tuple[int, ...]
     noise: Noise
     statements_added: int  # by the candidate; negative if its code is smaller
+    champion_runs: int = 0  # the champion is run afresh up to as many before the candidate is
 
     def decide(self, scores: Sequence[float], fresh: Sequence[float] = ()) -> Verdict:
         """`fresh` are scores of the champion that this trial has made."""
@@ -138,6 +139,18 @@ def run_trial(
     def tried(decided: Verdict) -> Tried:
         return Tried(tuple(runs), decided, tuple(champion_runs))
 
+    def run_champion() -> None:
+        seed = max(comparison.champion_seeds, default=0) + 1 + len(champion_runs)
+        if again := trainer.champion(comparison.champion, seed):
+            assert again.val_bpb is not None
+            champion_runs.append(again)
+            fresh.append(again.val_bpb)
+
+    for _ in range(comparison.champion_runs - len(comparison.champion_scores)):
+        if not no_time():
+            run_champion()
+    if not (comparison.champion_scores or fresh):
+        return tried(verdict.failed("rejected_patch", "no fresh run of the champion has a score"))
     while True:
         run = trainer.candidate(
             candidate,
@@ -157,11 +170,7 @@ def run_trial(
             late = f"{decided.reason}, but the night has no time for another run"
             return tried(dataclasses.replace(decided, decision="discard", reason=late))
         if verdict.champion_is_due(len(comparison.champion_scores) + len(fresh), len(runs)):
-            seed = max(comparison.champion_seeds, default=0) + 1 + len(champion_runs)
-            if again := trainer.champion(comparison.champion, seed):
-                assert again.val_bpb is not None
-                champion_runs.append(again)
-                fresh.append(again.val_bpb)
+            run_champion()
 
 
 def _excused(bench: Bench) -> tuple[Status, ...]:

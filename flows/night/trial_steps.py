@@ -22,7 +22,7 @@ from tasks.history.growth import Size
 from tasks.noise import estimate, noise_of
 from tasks.records import Candidate, NightSoFar, NightState, Proposal, RunResult, Trial
 from tasks.text import unlinked
-from tasks.trial import verdict
+from tasks.trial import placebo, verdict
 from tasks.trial.baseline import unusual
 from tasks.trial.early_run import EarlyRun
 
@@ -39,9 +39,17 @@ class Outcome:
     wall_seconds: float
 
 
-def next_proposal(so_far: NightSoFar, parent: str, proposals: Proposals) -> Proposal | None:
-    """What the next trial tries against the champion, commit `parent`; None if nothing is left."""
-    proposed = proposals.next(so_far, parent)
+def next_proposal(
+    night: Night, so_far: NightSoFar, parent: str, proposals: Proposals
+) -> Proposal | None:
+    """What the next trial tries against the champion, commit `parent`; None if nothing is left.
+
+    The champion itself if the trial is a placebo, of which the proposer hears nothing.
+    """
+    if is_placebos_turn(night, so_far.next_trial):
+        proposed: Proposal | None = placebo.proposal(so_far.champion)
+    else:
+        proposed = proposals.next(so_far, parent)
     interruption.reached("proposed")
     return proposed
 
@@ -64,13 +72,15 @@ def one_trial(
     log.info(unlinked(f"trial {number}: {idea.summary}{f' ({aside})' if aside else ''}"))
     early = proposals.next_run.take(proposed.candidate)
     if not (proposed.problem or night_budget.is_last(held.state)):
-        proposals.think_ahead(while_in_flight(so_far, proposed), parent)
+        meanwhile = while_in_flight(so_far, proposed)
+        if not is_placebos_turn(night, meanwhile.next_trial):  # nobody proposes those
+            proposals.think_ahead(meanwhile, parent)
     proposed, tried = run_and_judge(night, held, proposals, so_far, proposed, early)
     interruption.reached("ran")
-    if tried.verdict.decision == "keep":
-        proposals.next_run.end()
     outcome = Outcome(proposed, tried, time.monotonic() - began)
     trial = trial_of(night, number, parent, outcome, champion_size(held.state))
+    if trial.verdict == "keep":
+        proposals.next_run.end()
     trial_folder.write_result(folder, tried.runs, trial, tried.champion_runs)
     interruption.reached("recorded")
     held.book.append("decided", trial=dataclasses.asdict(trial))
@@ -95,7 +105,8 @@ def run_and_judge(
         return proposed, Tried((), verdict.failed("rejected_patch", proposed.problem))
     number, parent = so_far.next_trial, held.state.champion
     assert parent is not None
-    folder = night.trial_folder(number)
+    folder, is_placebo = night.trial_folder(number), placebo.is_placebo(proposed)
+    seed = placebo.first_seed(night.seed, number) if is_placebo else night.seed
     while True:
         comparison = Comparison(
             so_far.champion,
@@ -104,17 +115,21 @@ def run_and_judge(
             noise_of(held.state),
             proposed.candidate.statements - so_far.champion.statements,
         )
+        if is_placebo:
+            comparison = unselected(comparison, held.state)
         tried = run_trial(
             number,
             proposed.candidate,
             night.bench,
-            night.seed,
+            seed,
             comparison,
             held.pulse.enter,
             early,
             proposals.next_run,
             lambda: night_budget.no_time_for_run(held.state, held.book.used_seconds()),
         )
+        if is_placebo:
+            return proposed, tried
         last = tried.runs[-1]
         early = None
         fixes = len(trial_folder.attempts(folder))
@@ -134,6 +149,15 @@ def run_and_judge(
         trial_folder.write_fixed(folder, so_far.champion.source, fixed, parent, tried.runs)
         interruption.reached("fixed")
         proposed = fixed
+
+
+def unselected(comparison: Comparison, state: NightState) -> Comparison:
+    """For a placebo: with those of the champion's scores by which nobody chose it."""
+    return dataclasses.replace(
+        comparison,
+        champion_scores=state.champion_fresh,
+        champion_runs=placebo.CHAMPION_RUNS,
+    )
 
 
 def is_to_end(night: Night, held: Session) -> bool:
@@ -163,7 +187,7 @@ def night_so_far(night: Night, state: NightState) -> NightSoFar:
     assert state.champion_bpb is not None
     assert state.baseline is not None
     seen: dict[str, int] = {}
-    for trial in reversed(state.trials):  # the first trial of the same code is the one to name
+    for trial in reversed(state.candidates):  # the first trial of the same code is the one to name
         for digest in (*trial.crashed, trial.digest):
             if digest:
                 seen[digest] = trial.number
@@ -175,7 +199,8 @@ def night_so_far(night: Night, state: NightState) -> NightSoFar:
         champion_bpb=state.champion_bpb,
         baseline_bpb=state.baseline.val_bpb,
         baseline_knobs=night.base.knobs,
-        trials=state.trials,
+        trials=state.candidates,
+        placebos=len(state.trials) - len(state.candidates),
         seen={**seen, str(night.base.digest): 0},
         sd=noise_of(state).sd,
         folder=night.folder,
@@ -190,8 +215,16 @@ def with_seen(so_far: NightSoFar, proposed: Proposal, number: int) -> NightSoFar
 
 def while_in_flight(so_far: NightSoFar, proposed: Proposal) -> NightSoFar:
     """The same night one trial later, while the proposed candidate still trains."""
+    if placebo.is_placebo(proposed):
+        return dataclasses.replace(
+            so_far, next_trial=so_far.next_trial + 1, placebos=so_far.placebos + 1
+        )
     so_far = with_seen(so_far, proposed, so_far.next_trial)
     return dataclasses.replace(so_far, next_trial=so_far.next_trial + 1, in_flight=proposed)
+
+
+def is_placebos_turn(night: Night, number: int) -> bool:
+    return placebo.is_due(number, night.seed, night.bench.profile.night.placebo_share)
 
 
 def _unusual(night: Night, runs: tuple[RunResult, ...]) -> str | None:
@@ -212,6 +245,9 @@ def trial_of(night: Night, number: int, parent: str, outcome: Outcome, before: S
     proposed, runs, decided = outcome.proposal, outcome.tried.runs, outcome.tried.verdict
     champion_runs = outcome.tried.champion_runs
     size = Size.of_runs(runs)
+    said = decided.decision if placebo.is_placebo(proposed) else None
+    if said:
+        decided = placebo.never_kept(decided)
     scores = tuple(run.val_bpb for run in runs if run.val_bpb is not None)
     is_scored = bool(runs) and len(scores) == len(runs)
     attempts = trial_folder.attempts(night.trial_folder(number))
@@ -247,4 +283,5 @@ def trial_of(night: Night, number: int, parent: str, outcome: Outcome, before: S
         usage=usage,
         champion_scores=tuple(run.val_bpb for run in champion_runs if run.val_bpb is not None),
         champion_seeds=tuple(run.seed for run in champion_runs),
+        placebo=said,
     )

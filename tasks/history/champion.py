@@ -26,6 +26,7 @@ NAMES_OF_GIT = re.compile(
     r"|[0-9a-f]{40}|[0-9a-f]{64}"
 )
 SUBJECT_LENGTH = 72
+PLACEBO = "placebo"  # the trailer Verdict of a trial of the champion, unchanged
 LOCK_SECONDS = 5.0
 
 
@@ -157,7 +158,7 @@ def commit_candidate(root: Path, tag: str, trial: Trial, source: str) -> str:
     trailers = {
         "Trial-Id": f"{tag}:{trial.number}",
         "Val-Bpb": "-" if trial.val_bpb is None else f"{trial.val_bpb:.6f}",
-        "Verdict": trial.verdict,
+        "Verdict": trial.verdict if trial.placebo is None else PLACEBO,
         "Seeds": " ".join(map(str, trial.seeds)) or "-",
         "Z": "-" if trial.z is None else f"{trial.z:.2f}",
     }

@@ -33,6 +33,7 @@ MARKS = {
     "kept, within noise": ("o", GREEN, 8, 2, True),
     "stopped, no score": ("|", RED, 11, 2, False),
     "rejected, not run": ("x", RED, 7, 1.5, False),
+    "placebo": ("s", BLUE, 5, 1.2, True),
 }
 Point = tuple[int, float, Trial]  # number, score in bits per byte
 Spot = tuple[float, float]  # trial number, bits per byte
@@ -73,8 +74,10 @@ def _draw(axes: Axes, state: NightState) -> None:
     axes.ticklabel_format(axis="y", useOffset=False, style="plain")
     axes.set_xlabel("trial (0 is the baseline)")
     axes.set_ylabel("validation bits per byte (lower is better)")
-    trials = counted(len(state.trials), "trial")
-    axes.set_title(f"Night {state.header.tag}: {trials}, {len(kept)} kept", loc="left")
+    figures = [counted(len(state.trials), "trial"), f"{len(kept)} kept"]
+    if placebos := len(state.trials) - len(state.candidates):
+        figures.append(counted(placebos, "placebo"))
+    axes.set_title(f"Night {state.header.tag}: {', '.join(figures)}", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e8eb", lw=0.8)
     axes.set_axisbelow(True)
@@ -113,6 +116,8 @@ def _draw_trials(axes: Axes, state: NightState, low: float, top: float) -> None:
 
 def _label(trial: Trial, top: float) -> str:
     """Which of MARKS a trial gets."""
+    if trial.placebo and trial.val_bpb is not None:
+        return "placebo"
     if trial.val_bpb is None:
         return "rejected, not run" if trial.status == "rejected_patch" else "stopped, no score"
     noise = ", within noise" if margin.is_noise(trial) else ""

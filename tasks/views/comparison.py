@@ -31,7 +31,8 @@ class NightFigures:
     program: str | None  # name of the researcher's instructions
     program_sha256: str | None
     finished: bool
-    trials: int
+    trials: int  # without placebos
+    placebos: int
     keeps: int
     # By a model or an agent: those of a stand-in, and of tpe in a mixed night, cost nothing.
     own_keeps: int
@@ -61,7 +62,8 @@ class NightFigures:
 def figures(state: NightState) -> NightFigures:
     """The night's figures at its ledger's last event."""
     header, baseline, program = state.header, state.baseline, state.header.program
-    kept = [trial for trial in state.trials if trial.verdict == "keep"]
+    tried = state.candidates
+    kept = [trial for trial in tried if trial.verdict == "keep"]
     own = sum(map(costs.is_own, kept))
     sd = noise_of(state).sd if baseline else None
     gain = _gain(state, bool(kept))
@@ -76,12 +78,13 @@ def figures(state: NightState) -> NightFigures:
         program=program.name if program else None,
         program_sha256=program.sha256 if program else None,
         finished=state.finished is not None,
-        trials=len(state.trials),
+        trials=len(tried),
+        placebos=len(state.trials) - len(tried),
         keeps=len(kept),
         own_keeps=own,
-        stood_in=sum(trial.idea.stands_in is not None for trial in state.trials),
-        rejected=sum(trial.status == "rejected_patch" for trial in state.trials),
-        stopped=sum(trial.status not in ("ok", "rejected_patch") for trial in state.trials),
+        stood_in=sum(trial.idea.stands_in is not None for trial in tried),
+        rejected=sum(trial.status == "rejected_patch" for trial in tried),
+        stopped=sum(trial.status not in ("ok", "rejected_patch") for trial in tried),
         baseline=baseline.val_bpb if baseline else None,
         sd=sd,
         best=state.champion_bpb,
@@ -165,6 +168,7 @@ def _column(night: NightFigures, kinds: Iterable[str]) -> dict[str, str]:
         "  stand-ins": str(night.stood_in),
         "  rejected": str(night.rejected),
         "  stopped": str(night.stopped),
+        "placebos": str(night.placebos),
         "baseline": score(night.baseline),
         "best": score(night.best),
         "gain": score(night.gain),

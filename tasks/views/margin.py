@@ -20,18 +20,23 @@ def champions(state: NightState) -> Iterator[tuple[Trial, float, float]]:
     """Each trial with the champion's score that it was compared with, and the champion's after it.
 
     In bits per byte, means over the champion's runs: those that were made afresh for the trial are
-    among them. None before there is a baseline.
+    among them. For a placebo, only over those by which nobody chose the champion. None before there
+    is a baseline.
     """
     if state.baseline is None:
         return
     champion, scores = state.baseline.val_bpb, state.baseline.scores
+    unselected = scores
     for trial in state.trials:
         if trial.champion_scores:
             scores = (*scores, *trial.champion_scores)
+            unselected = (*unselected, *trial.champion_scores)
             champion = statistics.fmean(scores)
         before = champion
+        if trial.placebo and unselected:
+            before = statistics.fmean(unselected)
         if trial.verdict == "keep" and trial.val_bpb is not None:
-            champion, scores = trial.val_bpb, trial.scores
+            champion, scores, unselected = trial.val_bpb, trial.scores, ()
         yield trial, before, champion
 
 
@@ -42,6 +47,8 @@ def is_noise(trial: Trial) -> bool:
 
 def outcome(trial: Trial) -> str:
     """The verdict in a word or a few: what became of a trial, also of one without a score."""
+    if trial.placebo:
+        return "placebo" if trial.placebo == "discard" else "placebo, a false keep"
     if trial.status == "rejected_patch":
         return "rejected"
     if trial.status != "ok":

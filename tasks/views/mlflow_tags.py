@@ -12,6 +12,9 @@ def night_tags(state: NightState) -> dict[str, str | None]:
     """Those that change with each trial; None is not known yet."""
     header, baseline, program = state.header, state.baseline, state.header.program
     kept = sum(trial.verdict == "keep" for trial in state.trials)
+    done = f"{counted(len(state.candidates), 'trial')}, {kept} kept"
+    if placebos := len(state.trials) - len(state.candidates):
+        done += f", {counted(placebos, 'placebo')}"
     end = in_markdown(state.finished or state.stopped or "Not finished.")
     return {
         "profile": header.profile,
@@ -25,7 +28,7 @@ def night_tags(state: NightState) -> dict[str, str | None]:
         "dataset": baseline.dataset if baseline else None,
         "mlflow.source.name": "nightly-research",
         "mlflow.source.git.commit": state.champion,
-        "mlflow.note.content": f"{counted(len(state.trials), 'trial')}, {kept} kept. {end}",
+        "mlflow.note.content": f"{done}. {end}",
     }
 
 
@@ -69,7 +72,7 @@ def trial_tags(state: NightState, trial: Trial) -> dict[str, str]:
     return {
         "trial_id": trial_id(state, trial),
         "commit": commit,
-        "verdict": trial.verdict,
+        "verdict": verdict(trial),
         "reason": unlinked(trial.reason),
         "status": trial.status,
         "isolation": trial.isolation,
@@ -81,6 +84,10 @@ def trial_tags(state: NightState, trial: Trial) -> dict[str, str]:
         "mlflow.source.git.commit": commit,
         "mlflow.note.content": _note(state, trial),
     }
+
+
+def verdict(trial: Trial) -> str:
+    return "placebo" if trial.placebo else trial.verdict
 
 
 def _note(state: NightState, trial: Trial) -> str:
@@ -96,7 +103,7 @@ def _note(state: NightState, trial: Trial) -> str:
     }
     refs = f"refs/trials/{state.header.tag}/{trial.number}"
     paragraphs = [
-        f"{_quote(idea.summary)}, proposed by {idea.proposer}: **{trial.verdict}** "
+        f"{_quote(idea.summary)}, proposed by {idea.proposer}: **{verdict(trial)}** "
         f"({trial.status}, {result}).",
         _quote(trial.reason),
         *(f"{name}: {_quote(text)}" for name, text in words.items() if text),

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tasks.files import FileRef
+from tasks.history import false_keeps
+from tasks.history.false_keeps import FalseKeeps
 from tasks.history.growth import Size
 from tasks.noise import estimate, noise_of
 from tasks.records import BaselineEvent, NightHeader, NightState, Trial
@@ -40,7 +42,8 @@ COLUMNS = ("commit", "val_bpb", "memory_gb", "status", "description")
 
 def write(state: NightState, folder: Path) -> None:
     """Writes report.md and results.tsv into the night's folder, each whole or not at all."""
-    text = markdown(state, refusals.read(folder))
+    everywhere = false_keeps.of_all(state, false_keeps.nights(folder.parent))
+    text = markdown(state, refusals.read(folder), everywhere)
     FileRef.write(folder / FILE, text.encode("utf-8", "replace"))
     FileRef.write(folder / "results.tsv", results_tsv(state).encode("utf-8", "replace"))
 
@@ -66,28 +69,40 @@ def results_tsv(state: NightState) -> str:
                 short_commit(trial.commit),
                 "" if trial.val_bpb is None else f"{trial.val_bpb:.6f}",
                 _gib(trial.peak_memory_bytes),
-                trial.verdict if trial.status == "ok" else "crash",
+                _word(trial),
                 one_line(trial.idea.summary),
             )
         )
     return "".join("\t".join(row) + "\n" for row in rows)
 
 
+def _word(trial: Trial) -> str:
+    """Upstream's word for what became of a trial, and `placebo`, which it does not know."""
+    if trial.placebo:
+        return "placebo"
+    return trial.verdict if trial.status == "ok" else "crash"
+
+
 def _gib(size: int | None) -> str:
     return "" if size is None else f"{size / 2**30:.1f}"
 
 
-def markdown(state: NightState, refused: Mapping[str, str] = types.MappingProxyType({})) -> str:
+def markdown(
+    state: NightState,
+    refused: Mapping[str, str] = types.MappingProxyType({}),
+    everywhere: FalseKeeps | None = None,
+) -> str:
     """The report: what was won, how far to trust it, every trial, what to do next, provenance.
 
-    `refused` are the runs that MLflow does not take, see refusals.py.
+    `refused` are the runs that MLflow does not take, see refusals.py; `everywhere` are the false
+    keeps of all comparable nights.
     """
     parts = [
         f"# Night {state.header.tag}",
         headline(state),
         f"![Progress]({PICTURE})",
         "## How far to trust it",
-        "\n".join(_trust(state)),
+        "\n".join([*_trust(state), *_false_keeps(state, everywhere)]),
         "## Trials",
         _table(state),
     ]
@@ -123,14 +138,16 @@ def _progress(state: NightState) -> str:
     if not state.trials:
         trials = "No trial is finished"
     else:
-        rejected = sum(trial.status == "rejected_patch" for trial in state.trials)
-        stopped = sum(trial.status != "ok" for trial in state.trials) - rejected
-        kept = len(_kept(state))
+        tried = state.candidates
+        rejected = sum(trial.status == "rejected_patch" for trial in tried)
+        stopped = sum(trial.status != "ok" for trial in tried) - rejected
+        kept, placebos = len(_kept(state)), len(state.trials) - len(tried)
         trials = (
             f"{counted(len(state.trials), 'trial')}: {kept} kept, "
-            f"{len(state.trials) - kept - stopped - rejected} discarded, "
+            f"{len(tried) - kept - stopped - rejected} discarded, "
             f"{f'{rejected} rejected, ' if rejected else ''}{stopped} stopped"
         )
+        trials += f", {counted(placebos, 'placebo')}" if placebos else ""
     hours, minutes = divmod(round(state.used_seconds / 60), 60)
     wall = f"{hours} h {minutes:02d} min" if hours else f"{state.used_seconds / 60:.1f} min"
     return f"{trials}. Wall time {wall}."
@@ -163,13 +180,13 @@ def _trust(state: NightState) -> Iterator[str]:
     )
     if _kept(state):
         yield (
-            f"- Selection: the best of {counted(len(state.trials), 'trial')} was picked by this "
-            "score, so part of the gain is luck, and the true gain is likely smaller. Runs with "
-            "new seeds would show how much."
+            f"- Selection: the best of {counted(len(state.candidates), 'trial')} was picked by "
+            "this score, so part of the gain is luck, and the true gain is likely smaller. Runs "
+            "with new seeds would show how much."
         )
     yield from _size(state, baseline)
     yield f"- Audit: {_audit(state)}"
-    for number, most in leaps(state.trials).items():
+    for number, most in leaps(state.candidates).items():
         z = next(trial.z for trial in state.trials if trial.number == number)
         yield (
             f"- Read first: trial {number} is {z:.1f} standard errors better than its champion; "
@@ -187,6 +204,12 @@ def _trust(state: NightState) -> Iterator[str]:
         )
     else:
         yield f"- Isolation: {_text(isolation)}."
+
+
+def _false_keeps(state: NightState, everywhere: FalseKeeps | None) -> Iterator[str]:
+    found = false_keeps.of_night(state)
+    if said := false_keeps.sentence(found, everywhere or found):
+        yield f"- False keeps: {said} That is how often the rule keeps a change that does nothing."
 
 
 def _audit(state: NightState) -> str:
@@ -235,7 +258,7 @@ def _size(state: NightState, baseline: BaselineEvent) -> Iterator[str]:
 def _table(state: NightState) -> str:
     if not state.trials:
         return "None yet."
-    several = len({trial.idea.proposer for trial in state.trials}) > 1
+    several = len({trial.idea.proposer for trial in state.candidates}) > 1
     by, rule = (" by |", "---|") if several else ("", "")
     champions = margin.to_beat(state)
     rows = [

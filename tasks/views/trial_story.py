@@ -113,6 +113,7 @@ class TrialStory:
     to_beat: float | None  # the champion's score while it ran
     status: Status | None
     verdict: Decision | None
+    placebo: Decision | None  # of the champion unchanged: what the rule said of it
     reason: str | None
     z: float | None
     val_bpb: float | None
@@ -145,7 +146,7 @@ class TrialStory:
 
 # Fields of a Trial and of a RunResult that are taken over as they are.
 JUDGED = (
-    *("status", "verdict", "reason", "z", "val_bpb", "unusual", "grown", "isolation"),
+    *("status", "verdict", "placebo", "reason", "z", "val_bpb", "unusual", "grown", "isolation"),
     *("audit_gap", "wall_seconds", "fixes"),
 )
 MEASURED = (

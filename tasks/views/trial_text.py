@@ -82,7 +82,8 @@ def _verdict(story: TrialStory) -> str | None:
     if story.verdict is None:
         return None
     z = "" if story.z is None else f" (z {story.z:.2f})"
-    return f"{story.verdict} ({story.status}): {story.reason}{z}"
+    verdict = "placebo" if story.placebo else story.verdict
+    return f"{verdict} ({story.status}): {story.reason}{z}"
 
 
 def _score(story: TrialStory) -> str | None:

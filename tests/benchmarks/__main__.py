@@ -15,7 +15,10 @@ if __name__ == "__main__":
     )
     parser.add_argument(
         "name",
-        choices=["ahead", "audit", "data", "gpu", "judge", "mutants", "night", "train", "verdict"],
+        choices=[
+            *("ahead", "audit", "data", "gpu", "judge", "mutants", "night", "placebo", "train"),
+            "verdict",
+        ],
     )
     parser.add_argument(
         "--repeats", type=int, default=3, metavar="N", help="median of N (default 3)"

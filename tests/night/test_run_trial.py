@@ -135,6 +135,52 @@ def test_a_fresh_run_of_the_champion_that_is_stopped_does_not_count(run):
     assert tried.champion_runs == ()
 
 
+@pytest.fixture
+def placebo(monkeypatch, tmp_path):
+    """A placebo's trial, whose runs are made up: these scores by seed; None stops the run."""
+
+    def run(fresh: tuple[float, ...], scores: dict[int, float | None], **options: Any):
+        made: list[int] = []
+
+        def train(what, candidate, bench, seed, *, worth_audit, smoke, report, early):
+            made.append(seed)
+            score = scores.get(seed, 1.7)
+            status = "ok" if score else "train_timeout"
+            return make_run(status=status, val_bpb=score, seed=seed)
+
+        monkeypatch.setattr(run_trial, "train_candidate", train)
+        monkeypatch.setattr(run_trial, "get_run_logger", logging.getLogger)
+        bench = make_bench(Dataset("f00d", "public", "train", "validation", 1), tmp_path)
+        champion = Candidate.parse("A = 0\n")
+        compared = Comparison(champion, fresh, (1, 2), Noise(0.005, 20), 0, champion_runs=3)
+        tried = run_trial.run_trial(7, champion, bench, 7001, compared, **options)
+        return tried, made
+
+    return run
+
+
+def test_before_a_placebo_the_champion_has_three_runs_that_nobody_chose_it_by(placebo):
+    tried, made = placebo((), {})
+    assert made == [3, 4, 5, 7001]
+    assert len(tried.champion_runs) == 3
+    assert placebo((1.7, 1.71), {})[1] == [3, 7001]
+    assert placebo((1.7, 1.71, 1.7, 1.7), {})[1] == [7001]
+
+
+def test_a_placebo_is_run_again_like_any_candidate_with_seeds_of_its_own(placebo):
+    tried, made = placebo((1.7, 1.7, 1.7), {7001: 1.693, 7002: 1.7})
+    assert made == [7001, 7002]
+    assert tried.verdict.decision == "discard"
+
+
+def test_a_placebo_is_not_run_without_a_champion_to_compare_it_with(placebo):
+    stopped = dict.fromkeys((3, 4, 5), None)
+    for tried, _ in (placebo((), stopped), placebo((), {}, no_time=lambda: True)):
+        assert (tried.runs, tried.verdict.z) == ((), None)
+        assert tried.verdict.reason == "not run: no fresh run of the champion has a score"
+    assert placebo((1.7,), stopped)[0].runs != ()
+
+
 def test_what_is_undecided_when_the_nights_time_is_over_is_discarded(run):
     tried, made = run([1.69], [], no_time=lambda: True)
     assert len(made) == 1

@@ -69,6 +69,7 @@ def test_the_figures_of_a_night_are_those_of_its_ledger():
         program_sha256="5a" * 32,
         finished=True,
         trials=6,
+        placebos=0,
         keeps=2,
         own_keeps=2,
         stood_in=0,
@@ -252,3 +253,11 @@ def test_control_characters_of_a_ledger_do_not_reach_the_terminal():
 def test_the_figures_are_json():
     told = dataclasses.asdict(comparison.figures(RESEARCH))
     assert json.loads(json.dumps(told, allow_nan=False))["keeps_by_kind"] == {"optimizer": 2}
+
+
+def test_placebos_are_counted_apart():
+    figures = comparison.figures(
+        make_night(keep(1), make_trial(2, placebo="keep"), crash(3, placebo="discard"))
+    )
+    assert (figures.trials, figures.keeps, figures.stopped, figures.placebos) == (1, 1, 0, 2)
+    assert table(make_night(make_trial(1, placebo="keep")))["placebos"] == ["1"]
