@@ -3,7 +3,7 @@
 Git and the ledger are the truth; Prefect and MLflow are views of it. The order for a trial: ledger
 `started`, its runs, ledger `decided` (the commit point), git, ledger `applied`, MLflow. So a night
 that was killed resumes where it stopped: a start with its tag, a retried flow run and
-`./run resume` all do the same.
+`./run resume` all do the same. Once its trials are over, what was kept is certified.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pydantic import Field
 import configs
 from flows import state_home
 from flows.night import (
+    certification_steps,
     full_disk,
     interruption,
     isolation,
@@ -310,21 +311,32 @@ def step(night: Night, held: Session, views: Views, proposals: Proposals) -> Non
         return
     held.pulse.enter(f"trial {len(state.trials) + 1}: proposing")
     proposals.wait()
-    if who := interruption.requested_by(held.folder):
-        held.book.append("stopped", reason=f"stopped by {who}", failed=False)
+    if interruption.requested_by(held.folder):
+        stop(held)
         return
     if reason := night_budget.over(state, held.book.used_seconds()):
-        finish(held, reason)
+        finish(night, held, proposals, reason)
         return
     so_far = night_so_far(night, state)
     proposed = next_proposal(night, so_far, str(state.champion), proposals)
     if proposed is None:
-        finish(held, f"the proposer {proposals.proposer.name} has nothing left to propose")
+        why = f"the proposer {proposals.proposer.name} has nothing left to propose"
+        finish(night, held, proposals, why)
     elif not is_to_end(night, held):
         one_trial(night, held, proposals, so_far, proposed)
 
 
-def finish(held: Session, reason: str) -> None:
+def stop(held: Session) -> None:
+    who = interruption.requested_by(held.folder)
+    held.book.append("stopped", reason=f"stopped by {who}", failed=False)
+
+
+def finish(night: Night, held: Session, proposals: Proposals, reason: str) -> None:
+    """Ends a night whose trials are over, after its certification."""
+    proposals.next_run.end()
+    if not certification_steps.at_end(night, held):
+        stop(held)
+        return
     held.book.append("finished", reason=reason)
     interruption.reached("finished")
 

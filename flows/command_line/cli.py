@@ -68,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
 
     _add_night(add)
     _add_resume_and_stop(add)
+    _add_certify(add)
     _add_results(add)
     _add_single_runs(add)
     _add_preparation(add)
@@ -132,6 +133,25 @@ def _add_resume_and_stop(add: Add) -> None:
     )
     _add_json(resume, "the report")
     _add_tag(add("stop", commands.stop, "End a night after its current trial."))
+
+
+def _add_certify(add: Add) -> None:
+    certify = add(
+        "certify",
+        commands.certify,
+        "Say which kept changes of a night are shown to help: each is taken out of the champion "
+        "alone, and fresh runs without it are compared with fresh runs of the whole. The certified "
+        "ones become branch autoresearch/TAG-certified. Runs of earlier calls count.",
+    )
+    _add_tag(certify)
+    certify.add_argument(
+        "--runs",
+        type=_positive_number,
+        metavar="N",
+        help="make at most N runs (default: 4 for each change, and 4 of the champion)",
+    )
+    certify.add_argument("--hours", type=_hours, metavar="H", help="end within H hours")
+    _add_json(certify, "the table")
 
 
 def _add_results(add: Add) -> None:

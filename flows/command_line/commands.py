@@ -18,6 +18,7 @@ from flows import state_home
 from flows.command_line import server
 from tasks.errors import UsageError
 
+FRESH_PHASES = ("certification", "end of the night")  # of runs apart from the trials
 LOG_CHARACTERS = 4000  # of a stopped candidate's log, from its end
 JSON_FIELDS = (  # of a run, in the order in which they are printed
     "status",
@@ -88,6 +89,32 @@ def resume(arguments: argparse.Namespace, home: Path) -> int:
         with contextlib.suppress(PrefectUnreachable):
             resume_night(arguments.tag, arguments.trials, arguments.hours)
     return _print_night(home, arguments.tag, as_json=arguments.json)
+
+
+def certify(arguments: argparse.Namespace, home: Path) -> int:
+    from tasks.history import night_budget, night_folder
+
+    folder = night_folder.find(home, arguments.tag)
+    state = night_folder.read_state(folder)
+    is_keeping = state.pending is not None and state.pending.verdict == "keep"
+    if night_budget.kept(state) or is_keeping:
+        with server.prefect_api(home):
+            from flows.later_certification import certify_night, check
+            from flows.night.night_views import PrefectUnreachable
+
+            check(arguments.tag)
+            with contextlib.suppress(PrefectUnreachable):
+                certify_night(arguments.tag, arguments.runs, arguments.hours)
+    return _print_certification(folder, as_json=arguments.json)
+
+
+def _print_certification(folder: Path, *, as_json: bool) -> int:
+    from tasks.history import night_folder
+    from tasks.views import certificates
+
+    state = night_folder.read_state(folder)
+    print(json.dumps(certificates.as_json(state)) if as_json else certificates.text(state))
+    return 0
 
 
 def trial(arguments: argparse.Namespace, home: Path) -> int:
@@ -188,15 +215,16 @@ def stop(arguments: argparse.Namespace, home: Path) -> int:
     from tasks.views import status
 
     folder = night_folder.find(home, arguments.tag)
-    state = status.describe(folder).state
-    if state != "running":
-        more = " --trials N" if state == "finished" else ""
+    night = status.describe(folder)
+    if night.state != "running":
+        more = " --trials N" if night.state == "finished" else ""
         raise UsageError(
-            f"night {arguments.tag} is not running: it is {state}; "
+            f"night {arguments.tag} is not running: it is {night.state}; "
             f"`./run resume {arguments.tag}{more}` resumes it"
         )
     interruption.request(folder, "./run stop")
-    print(f"night {arguments.tag} ends after its current trial")
+    certifies = night.finished or (night.phase or "").startswith(FRESH_PHASES)
+    print(f"night {arguments.tag} ends after its current {'run' if certifies else 'trial'}")
     return 0
 
 

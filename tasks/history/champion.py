@@ -28,6 +28,7 @@ NAMES_OF_GIT = re.compile(
 SUBJECT_LENGTH = 72
 PLACEBO = "placebo"  # the trailer Verdict of a trial of the champion, unchanged
 LOCK_SECONDS = 5.0
+CERTIFIED = "-certified"  # after the tag: the branch with what is shown to help
 
 
 @dataclass(frozen=True)
@@ -109,12 +110,17 @@ def check_tag(root: Path, tag: str) -> None:
             "starting with a letter or digit, "
             f"no `..`, and neither . nor .lock at the end, as in nov21"
         )
+    if tag.endswith(CERTIFIED):
+        raise UsageError(
+            f"--tag {tag!r} is the name for the certified changes of night "
+            f"{tag.removesuffix(CERTIFIED)!r}: choose another name, as in nov21"
+        )
     refs = set(
         git_plumbing.run(
             root, "for-each-ref", "--format=%(refname)", "refs/heads/autoresearch", "refs/trials"
         ).split("\n")
     )
-    for taken in (_branch(tag), f"refs/trials/{tag}"):
+    for taken in (_branch(tag), f"refs/trials/{tag}", _branch(f"{tag}{CERTIFIED}")):
         if any(f"{ref}/".startswith(f"{taken}/") for ref in refs):
             raise UsageError(
                 f"night {tag} exists ({taken}): `./run resume {tag}` resumes it, "
@@ -162,7 +168,7 @@ def commit_candidate(root: Path, tag: str, trial: Trial, source: str) -> str:
         "Seeds": " ".join(map(str, trial.seeds)) or "-",
         "Z": "-" if trial.z is None else f"{trial.z:.2f}",
     }
-    message = _message(_one_line(trial.idea.summary) or f"trial {trial.number}", trailers)
+    message = message_of(trial, trailers)
     return _commit_at(root, f"refs/trials/{tag}/{trial.number}", trial.parent, source, message)
 
 
@@ -259,7 +265,9 @@ def _remove_locks(root: Path, tag: str) -> None:
     A git process that outlived its flow is done within seconds.
     """
     common = Path(git_plumbing.run(root, "rev-parse", "--path-format=absolute", "--git-common-dir"))
-    held = [common / f"{_branch(tag)}.lock", *(common / "refs" / "trials" / tag).glob("*.lock")]
+    branches = (_branch(tag), _branch(f"{tag}{CERTIFIED}"))
+    locks = (common / "refs" / "trials" / tag).glob("*.lock")
+    held = [*(common / f"{branch}.lock" for branch in branches), *locks]
     deadline = time.monotonic() + LOCK_SECONDS
     for lock in held:
         while lock.exists() and time.monotonic() < deadline:
@@ -292,8 +300,9 @@ def _commit_at(root: Path, ref: str, parent: str, source: str, message: str) -> 
     return commit
 
 
-def _message(subject: str, trailers: Mapping[str, str]) -> str:
-    """Subject and trailers. A subject of one line cannot pass for a trailer."""
+def message_of(trial: Trial, trailers: Mapping[str, str]) -> str:
+    """A commit's subject and trailers. A subject of one line cannot pass for a trailer."""
+    subject = _one_line(trial.idea.summary) or f"trial {trial.number}"
     lines = "".join(f"{key}: {_one_line(value)}\n" for key, value in trailers.items())
     return f"{subject}\n\n{lines}"
 
