@@ -29,7 +29,7 @@ from tasks.text import (
     shortened,
 )
 from tasks.text import in_markdown as _text
-from tasks.views import costs, margin, refusals
+from tasks.views import certified_text, costs, margin, refusals
 from tasks.views.leaps import leaps
 
 FILE = "report.md"
@@ -101,6 +101,7 @@ def markdown(
         f"# Night {state.header.tag}",
         headline(state),
         f"![Progress]({PICTURE})",
+        *_certified(state),
         "## How far to trust it",
         "\n".join([*_trust(state), *_false_keeps(state, everywhere)]),
         "## Trials",
@@ -115,7 +116,13 @@ def markdown(
 
 def headline(state: NightState) -> str:
     """What was won, and how the night went, in one paragraph of Markdown."""
-    return f"**{_won(state)}** {_progress(state)} {_end(state)}"
+    parts = (f"**{_won(state)}**", certified_text.sentence(state), _progress(state), _end(state))
+    return " ".join(filter(None, parts))
+
+
+def _certified(state: NightState) -> list[str]:
+    parts = list(certified_text.section(state))
+    return ["## What holds up", *parts] if parts else []
 
 
 def _won(state: NightState) -> str:
@@ -180,9 +187,9 @@ def _trust(state: NightState) -> Iterator[str]:
     )
     if _kept(state):
         yield (
-            f"- Selection: the best of {counted(len(state.candidates), 'trial')} was picked by "
-            "this score, so part of the gain is luck, and the true gain is likely smaller. Runs "
-            "with new seeds would show how much."
+            f"- Selection: the best of {counted(len(state.candidates), 'trial')} was picked by this "
+            "score, so part of the gain is luck, and the true gain is likely smaller. Runs with "
+            "new seeds show how much: see above."
         )
     yield from _size(state, baseline)
     yield f"- Audit: {_audit(state)}"
@@ -342,12 +349,7 @@ def _stand_ins(state: NightState) -> Iterator[str]:
 def _next_steps(state: NightState) -> Iterator[str]:
     tag = state.header.tag
     if _kept(state):
-        start = short_commit(state.start_commit)
-        yield f"- Read what won: `git diff {start} autoresearch/{tag} -- trainer/train.py`"
-        yield (
-            f"- Try it: `git switch --detach autoresearch/{tag}`. "
-            f"Adopt it: `git merge autoresearch/{tag}`"
-        )
+        yield from (f"- {step}" for step in certified_text.merge_steps(state))
     yield "- Compare runs, knobs and loss curves in MLflow: `./run server`"
     yield f"- Compare with another night: `./run compare {tag} TAG`"
     if state.trials:

@@ -11,11 +11,12 @@ from tasks.errors import NightlyError
 from tasks.history import false_keeps, heartbeat, llm_calls, night_budget, night_folder
 from tasks.history.false_keeps import FalseKeeps
 from tasks.history.heartbeat import Heartbeat
-from tasks.records import NightState, Trial
+from tasks.records import Certification, NightState, Trial
 from tasks.statuses import Decision, Status
 from tasks.text import counted, money, score, short_commit
 from tasks.usage import Usage, total
-from tasks.views import costs, refusals
+from tasks.views import costs, fresh_scores, refusals
+from tasks.views.fresh_scores import FreshScores
 
 # The fields of these records are the keys of `--json`.
 
@@ -39,6 +40,8 @@ class Results:
     baseline: float | None
     champion: float | None
     trials: tuple[TrialResult, ...]
+    certification: Certification | None  # the last one; None: not certified
+    fresh: FreshScores | None  # baseline, champion and certified champion; None: no fresh run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +100,8 @@ def results(state: NightState) -> Results:
         baseline=state.baseline.val_bpb if state.baseline else None,
         champion=state.champion_bpb,
         trials=tuple(map(_result, state.trials)),
+        certification=state.certification,
+        fresh=fresh_scores.of_night(state) if state.fresh_runs else None,
     )
 
 
@@ -216,6 +221,7 @@ def text(night: NightStatus) -> str:
         night.not_in_mlflow,
         _resume(night),
         _scores(night),
+        _certified(night),
         false_keeps.sentence(night.false_keeps, night.false_keeps_of_all),
     )
     return "\n".join(line for line in lines if line)
@@ -269,6 +275,15 @@ def _now(night: NightStatus) -> str | None:
 def _resume(night: NightStatus) -> str | None:
     is_over = night.state in ("stopped", "failed", "interrupted")
     return f"`./run resume {night.tag}` resumes it" if is_over else None
+
+
+def _certified(night: NightStatus) -> str | None:
+    found = night.certification
+    if found is None:
+        return None
+    ours = night.fresh and night.fresh.certified
+    gain = f", {ours.fresh_gain} better with fresh seeds" if ours and ours.fresh_gain else ""
+    return f"certified: {len(found.certified)} of {counted(night.kept, 'kept change')}{gain}"
 
 
 def _scores(night: NightStatus) -> str | None:

@@ -21,7 +21,7 @@ from tasks.history import trial_folder
 from tasks.records import Candidate, NightState, RunResult, Trial
 from tasks.text import one_line, shortened
 from tasks.usage import Call, Usage, total
-from tasks.views import margin, mlflow_page, report
+from tasks.views import fresh_scores, margin, mlflow_page, mlflow_tags, report
 from tasks.views.mlflow_client import Store, connect, plain
 from tasks.views.mlflow_tags import baseline_tags, night_tags, trial_tags
 from tasks.views.tracing import log_calls
@@ -82,6 +82,8 @@ def log_trial(
         child = _child(client, night, _name(trial), trial_tags(state, trial), runs)
         if child.info.status == "RUNNING":
             known = {"val_bpb": trial.val_bpb, "z": trial.z, **_spending(trial.usage)}
+            again = zip(trial.champion_seeds, trial.champion_scores, strict=True)
+            known |= {f"champion_bpb_seed_{seed}": score for seed, score in again}
             points = [*_figures(child, runs, known), *_curves(child, runs)]
             _log(client, child, points, trial.knobs, {})
             if folder.is_dir():
@@ -98,6 +100,20 @@ def log_progress(store: Store, state: NightState) -> None:
     with connect(store.uri) as client:
         night = _night(client, store, state)
         _update_night(client, night, state, _progress(night, state))
+
+
+def log_fresh_run(store: Store, state: NightState, index: int) -> None:
+    """A child run for a run apart from the trials: `index` is its place in `state.fresh_runs`."""
+    run = state.fresh_runs[index]
+    with connect(store.uri) as client:
+        night = _night(client, store, state)
+        name = f"{mlflow_tags.fresh_file(state, run)}, seed {run.seed}"
+        child = _child(client, night, name, mlflow_tags.fresh_tags(state, index), [])
+        if child.info.status == "RUNNING":
+            names = ("val_bpb", "holdout_bpb", "wall_seconds")
+            _log(client, child, _figures(child, [], {n: getattr(run, n) for n in names}), {}, {})
+            _update_night(client, night, state, _fresh_points(night.info.start_time, state))
+            _end(client, child, run.status == "ok")
 
 
 def finished_runs(store: Store, state: NightState) -> frozenset[str]:
@@ -241,7 +257,24 @@ def _progress(night: Run, state: NightState) -> list[Metric]:
             _metric(name, value, start + trial.number, trial.number)
             for name, value in named.items()
         ]
-    return points
+    return [*points, *_fresh_points(start, state)]
+
+
+def _fresh_points(start: int, state: NightState) -> list[Metric]:
+    """What fresh runs say of the gain, by how many there are; their intervals are tags."""
+    fresh = fresh_scores.of_night(state) if state.fresh_runs else None
+    figures: dict[str, float | None] = {}
+    for name, file in fresh.files().items() if fresh else ():
+        for what in ("fresh", "holdout", "fresh_gain", "holdout_gain"):
+            estimate = getattr(file, what)
+            figures[f"{name}_{what}"] = estimate.mean if estimate else None
+        figures[f"{name}_optimism"] = file.optimism
+    step = len(state.fresh_runs)
+    return [
+        _metric(name, value, start + step, step)
+        for name, value in figures.items()
+        if value is not None
+    ]
 
 
 def _child(

@@ -135,6 +135,7 @@ class TrialStory:
     parent: str
     commit: str | None
     runs: tuple[Run, ...]
+    champion_runs: tuple[SeedScore, ...]  # of the champion, again, to compare this trial with
     diff: str | None
     log: str | None  # its end, of a trial that was stopped
     attempts: tuple[Attempt, ...]
@@ -219,6 +220,12 @@ def _trial(
         parent=parent,
         commit=trial.commit if trial else None,
         runs=runs,
+        champion_runs=tuple(
+            SeedScore(*pair)
+            for pair in zip(trial.champion_seeds, trial.champion_scores, strict=True)
+        )
+        if trial
+        else (),
         diff=diff,
         log=_tail(files.place / "run.log") if is_stopped else None,
         attempts=files.attempts(),

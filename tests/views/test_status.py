@@ -273,7 +273,8 @@ def test_the_text_names_resume_if_the_night_can_be_resumed(night, changes, told)
 def test_the_keys_of_json_are_what_programs_rely_on(night):
     told = describe(night(APPLIED))
     assert list(told) == [
-        *("tag", "baseline", "champion", "trials", "state", "phase", "phase_seconds", "trial"),
+        *("tag", "baseline", "champion", "trials", "certification", "fresh"),
+        *("state", "phase", "phase_seconds", "trial"),
         *("in_flight", "seconds_left", "champion_commit", "kept", "placebos", "false_keeps"),
         *("false_keeps_of_all", "budget", "last_error", "not_in_mlflow", "stopped", "finished"),
         *("process", "updated"),
