@@ -21,7 +21,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-VERSION = "2:"  # older digests have no prefix, and told names, seeds and imports apart
+VERSION = "2:"  # digests of older versions have no prefix
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
@@ -73,6 +73,11 @@ def digest(source: str, tree: ast.Module) -> str | None:
     except RecursionError:
         return None
     return VERSION + hashlib.sha256(form.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def is_current(digest: str) -> bool:
+    """Whether a digest can be compared with those of this version."""
+    return digest.startswith(VERSION)
 
 
 def _in_order(tree: ast.Module) -> list[ast.AST]:

@@ -6,12 +6,13 @@ What each step leaves behind is durable before the next begins.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 import time
 
 from prefect import get_run_logger
 
-from configs import traits
+from configs import canonical_form, traits
 from flows.night import interruption
 from flows.night.night import Night
 from flows.night.proposals import Proposals
@@ -161,9 +162,7 @@ def night_so_far(night: Night, state: NightState) -> NightSoFar:
     assert state.baseline is not None
     seen: dict[str, int] = {}
     for trial in reversed(state.trials):  # the first trial of the same code is the one to name
-        for digest in (*trial.crashed, trial.digest):
-            if digest:
-                seen[digest] = trial.number
+        seen.update((digest, trial.number) for digest in _digests(night, trial) if digest)
     return NightSoFar(
         tag=night.tag,
         seed=night.seed,
@@ -177,6 +176,20 @@ def night_so_far(night: Night, state: NightState) -> NightSoFar:
         sd=Noise.pooled(state.repeats).sd,
         folder=night.folder,
     )
+
+
+def _digests(night: Night, trial: Trial) -> tuple[str | None, ...]:
+    """Of a trial's candidate, and of its versions that crashed, as this version computes them."""
+    recorded = (*trial.crashed, trial.digest)
+    if all(canonical_form.is_current(digest) for digest in recorded if digest):
+        return recorded
+    folder = night.trial_folder(trial.number)
+    return tuple(map(_digest, (*trial_folder.attempts(folder), trial_folder.read_source(folder))))
+
+
+@functools.cache
+def _digest(source: str) -> str | None:
+    return Candidate.parse(source).digest
 
 
 def with_seen(so_far: NightSoFar, proposed: Proposal, number: int) -> NightSoFar:
