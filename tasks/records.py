@@ -281,6 +281,10 @@ class Trial:
     # Of the champion itself, unchanged, in a candidate's place: what the rule said of it. It never
     # becomes champion. None: a real candidate.
     placebo: Decision | None = None
+    # Of one run, bits per byte, as its verdict took it; and the degrees of freedom of that.
+    noise_sd: float | None = None
+    noise_df: int | None = None
+    hardware: str | None = None  # hardware.label() of its runs
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Trial:

@@ -22,7 +22,7 @@ from tasks.history import champion, night_budget, trial_folder
 from tasks.history.growth import Size
 from tasks.records import Candidate, NightSoFar, NightState, Proposal, RunResult, Trial
 from tasks.text import unlinked
-from tasks.trial import verdict
+from tasks.trial import hardware, verdict
 from tasks.trial.baseline import unusual
 from tasks.trial.early_run import EarlyRun
 from tasks.trial.verdict import Noise
@@ -220,7 +220,8 @@ def champion_size(state: NightState) -> Size:
 def trial_of(night: Night, number: int, parent: str, outcome: Outcome, before: Size) -> Trial:
     """The finished trial, as the ledger records it; `before` is the champion's size."""
     proposed, runs, decided = outcome.proposal, outcome.tried.runs, outcome.tried.verdict
-    champion_runs = outcome.tried.champion_runs
+    champion_runs, noise = outcome.tried.champion_runs, outcome.tried.noise
+    profile = night.bench.profile
     size = Size.of_runs(runs)
     scores = tuple(run.val_bpb for run in runs if run.val_bpb is not None)
     is_scored = bool(runs) and len(scores) == len(runs)
@@ -257,4 +258,7 @@ def trial_of(night: Night, number: int, parent: str, outcome: Outcome, before: S
         usage=usage,
         champion_scores=tuple(run.val_bpb for run in champion_runs if run.val_bpb is not None),
         champion_seeds=tuple(run.seed for run in champion_runs),
+        noise_sd=noise and noise.sd,
+        noise_df=noise and noise.degrees_of_freedom,
+        hardware=hardware.label(profile.device, profile.threads) if runs else None,
     )

@@ -26,6 +26,7 @@ NAMES_OF_GIT = re.compile(
     r"|[0-9a-f]{40}|[0-9a-f]{64}"
 )
 SUBJECT_LENGTH = 72
+TRAILER_LENGTH = 200
 LOCK_SECONDS = 5.0
 
 
@@ -154,15 +155,28 @@ def commit_candidate(root: Path, tag: str, trial: Trial, source: str) -> str:
     Returns the commit.
     Raises NightlyError if that ref holds another candidate.
     """
-    trailers = {
+    subject = _one_line(trial.idea.summary) or f"trial {trial.number}"
+    message = _message(subject, trailers_of(tag, trial))
+    return _commit_at(root, f"refs/trials/{tag}/{trial.number}", trial.parent, source, message)
+
+
+def trailers_of(tag: str, trial: Trial) -> dict[str, str]:
+    """What a trial's commit says of it: all that `./run replay` needs to measure it again.
+
+    Noise and hardware are left out where the ledger does not have them, as in older nights.
+    """
+    known = {
         "Trial-Id": f"{tag}:{trial.number}",
         "Val-Bpb": "-" if trial.val_bpb is None else f"{trial.val_bpb:.6f}",
         "Verdict": trial.verdict,
         "Seeds": " ".join(map(str, trial.seeds)) or "-",
         "Z": "-" if trial.z is None else f"{trial.z:.2f}",
     }
-    message = _message(_one_line(trial.idea.summary) or f"trial {trial.number}", trailers)
-    return _commit_at(root, f"refs/trials/{tag}/{trial.number}", trial.parent, source, message)
+    if trial.noise_sd is not None:
+        known["Noise"] = f"{trial.noise_sd:.6f} (df {trial.noise_df})"
+    if trial.hardware is not None:
+        known["Hardware"] = shortened(one_line(trial.hardware), TRAILER_LENGTH)
+    return known
 
 
 def advance(root: Path, tag: str, new: str, old: str) -> None:
@@ -200,6 +214,12 @@ def trailers(root: Path, revision: str) -> dict[str, str]:
     return _trailers(
         git_plumbing.run(root, "show", "--no-patch", "--format=%(trailers:only,unfold)", revision)
     )
+
+
+def changed_since(root: Path, revision: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Which of these files of the checkout are not as they are in a commit."""
+    differs = ("diff", "--name-only", "--no-ext-diff", "--no-textconv", "-z", revision, "--")
+    return tuple(filter(None, git_plumbing.run(root, *differs, *names).split("\0")))
 
 
 def candidates(root: Path, tag: str) -> list[CommittedTrial]:
@@ -293,7 +313,8 @@ def _commit_at(root: Path, ref: str, parent: str, source: str, message: str) -> 
 
 def _message(subject: str, trailers: Mapping[str, str]) -> str:
     """Subject and trailers. A subject of one line cannot pass for a trailer."""
-    lines = "".join(f"{key}: {_one_line(value)}\n" for key, value in trailers.items())
+    values = {key: shortened(one_line(value), TRAILER_LENGTH) for key, value in trailers.items()}
+    lines = "".join(f"{key}: {value}\n" for key, value in values.items())
     return f"{subject}\n\n{lines}"
 
 

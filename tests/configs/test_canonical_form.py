@@ -342,8 +342,9 @@ def test_every_local_of_train_py_may_have_another_name():
     }
     tree = ast.parse(TRAIN)
     for function in tree.body:
-        for node in ast.walk(function) if isinstance(function, ast.FunctionDef) else ():
-            if isinstance(node, ast.Name) and node.id in simple.get(function.name, ()):
+        names = simple.get(function.name, ()) if isinstance(function, ast.FunctionDef) else ()
+        for node in ast.walk(function):
+            if isinstance(node, ast.Name) and node.id in names:
                 node.id = f"quite_new_{node.id}"
     renamed = ast.unparse(tree)
     assert renamed.count("quite_new") > 50

@@ -3,6 +3,7 @@
 import types
 from typing import Any
 
+import configs
 from flows.night import trial_steps
 from flows.night.run_trial import Tried
 from tasks.history.growth import Size
@@ -28,7 +29,7 @@ def test_a_trial_records_its_size_and_what_is_much_larger_than_its_champions(tmp
     night: Any = types.SimpleNamespace(
         trial_folder=lambda number: tmp_path / str(number),
         calls=types.SimpleNamespace(usage=lambda number: Usage()),
-        bench=types.SimpleNamespace(isolation="bwrap", profile=types.SimpleNamespace(device="cpu")),
+        bench=types.SimpleNamespace(isolation="bwrap", profile=configs.load("laptop")),
         baseline=Baseline((make_run(),), "h"),
     )
     runs = make_run(**LARGE, metrics={}), make_run(**{**LARGE, "parameters": 32}, metrics={})
@@ -47,7 +48,7 @@ def test_candidates_of_a_night_that_an_older_version_began_are_still_known(tmp_p
     crashed = tmp_path / "2" / "attempts" / "1"
     crashed.mkdir(parents=True)
     (crashed / "train.py").write_text("A = 3\n")
-    monkeypatch.setattr(trial_steps.champion, "source_at", lambda root, commit: "A = 1\n")
+    monkeypatch.setattr("tasks.history.champion.source_at", lambda root, commit: "A = 1\n")
     base = Candidate.parse("A = 1\n")
     night: Any = types.SimpleNamespace(
         tag="nov21",
