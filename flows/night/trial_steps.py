@@ -258,7 +258,7 @@ def trial_of(night: Night, number: int, parent: str, outcome: Outcome, before: S
         usage=usage,
         champion_scores=tuple(run.val_bpb for run in champion_runs if run.val_bpb is not None),
         champion_seeds=tuple(run.seed for run in champion_runs),
-        noise_sd=noise and noise.sd,
-        noise_df=noise and noise.degrees_of_freedom,
+        noise_sd=noise.sd if noise else None,
+        noise_df=noise.degrees_of_freedom if noise else None,
         hardware=hardware.label(profile.device, profile.threads) if runs else None,
     )
