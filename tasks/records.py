@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from configs import Profile, knobs, traits
+from configs import Profile, canonical_form, knobs, traits
 from tasks.files import FileRef
 from tasks.statuses import Certificate, Decision, Outcome, Purpose, Status
 from tasks.usage import Usage
@@ -27,7 +27,7 @@ class Candidate:
     """A train.py, parsed once."""
 
     source: str
-    digest: str | None  # sha256 of the code without comments and layout; None if it has no syntax
+    digest: str | None  # of canonical_form: equal for duplicates; None if it has no syntax
     knobs: Mapping[str, Any]  # its ALL_CAPS constants; empty if it does not parse
     statements: int  # size of the code, docstrings not counted; 0 if it does not parse
 
@@ -38,7 +38,8 @@ class Candidate:
             tree = knobs.parse(source)
         except SyntaxError:
             return cls(source, None, {}, 0)
-        return cls(source, knobs.digest(tree), knobs.read_tree(tree), knobs.statements(tree))
+        found, size = knobs.read_tree(tree), knobs.statements(tree)
+        return cls(source, canonical_form.digest(source, tree), found, size)  # it changes the tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,6 +287,10 @@ class Trial:
     # Of the champion itself, unchanged, in a candidate's place: what the rule said of it. It never
     # becomes champion. None: a real candidate.
     placebo: Decision | None = None
+    # Of one run, bits per byte, as its verdict took it; and the degrees of freedom of that.
+    noise_sd: float | None = None
+    noise_df: int | None = None
+    hardware: str | None = None  # hardware.label() of its runs
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Trial:

@@ -41,7 +41,7 @@ Outcome = Literal[
     "malformed",  # a block without an end, or two answers in one
     "not_found",  # a SEARCH that is not in the file
     "ambiguous",  # a SEARCH that is in the file more than once
-    "no_change",  # the same code, apart from comments and layout
+    "no_change",  # the same code, as canonical_form tells it
     "already_tried",
     "unfit",  # refused by the checks of every proposal: it does not parse, breaks the contract
     "refusal",  # the model declines

@@ -155,14 +155,15 @@ def trial(arguments: argparse.Namespace, home: Path) -> int:
 
 def replay(arguments: argparse.Namespace, home: Path) -> int:
     from flows.command_line import recorded_score
+    from flows.command_line.score_replay import EXIT_CODES, ScoreReplay
 
     recorded = recorded_score.find(state_home.ROOT, home, arguments.commit, arguments.profile)
-    scores = []
+    replayed = ScoreReplay.plan(recorded, arguments.seeds)
     with server.prefect_api(home):
         from flows.single_run import check, single_run
 
         check(recorded.profile)
-        for seed in recorded.seeds:
+        for seed in replayed.seeds:
             run = single_run(
                 recorded.source,
                 recorded.profile,
@@ -170,17 +171,12 @@ def replay(arguments: argparse.Namespace, home: Path) -> int:
                 arguments.allow_unsandboxed,
                 baseline=False,  # a night has limited it already
             )
+            replayed = replayed.after(run)
             if run.val_bpb is None:
-                print(f"seed {seed}: {run.status}: {run.reason}")
-                return 3
-            recorded.check_metric(run)
-            scores.append(run.val_bpb)
+                break
             print(f"seed {seed}: {run.val_bpb:.6f}", file=sys.stderr)
-    print(
-        f"recorded {recorded.val_bpb}, replayed {sum(scores) / len(scores):.6f}: "
-        f"seeds {' '.join(map(str, recorded.seeds))}, profile {recorded.profile.name}"
-    )
-    return 0
+    print(json.dumps(replayed.to_json()) if arguments.json else replayed.text())
+    return EXIT_CODES[replayed.outcome]
 
 
 def status(arguments: argparse.Namespace, home: Path) -> int:

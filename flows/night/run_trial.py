@@ -43,6 +43,7 @@ class Tried:
     runs: tuple[RunResult, ...]
     verdict: Verdict
     champion_runs: tuple[RunResult, ...] = ()  # made afresh, in between
+    noise: Noise | None = None  # that the verdict took; None: nothing was run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +138,7 @@ def run_trial(
     fresh: list[float] = []
 
     def tried(decided: Verdict) -> Tried:
-        return Tried(tuple(runs), decided, tuple(champion_runs))
+        return Tried(tuple(runs), decided, tuple(champion_runs), comparison.noise)
 
     def run_champion() -> None:
         seed = max(comparison.champion_seeds, default=0) + 1 + len(champion_runs)

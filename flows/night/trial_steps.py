@@ -6,12 +6,13 @@ What each step leaves behind is durable before the next begins.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 import time
 
 from prefect import get_run_logger
 
-from configs import traits
+from configs import canonical_form, traits
 from flows.night import interruption
 from flows.night.night import Night
 from flows.night.proposals import Proposals
@@ -22,7 +23,7 @@ from tasks.history.growth import Size
 from tasks.noise import estimate, noise_of
 from tasks.records import Candidate, NightSoFar, NightState, Proposal, RunResult, Trial
 from tasks.text import unlinked
-from tasks.trial import placebo, verdict
+from tasks.trial import hardware, placebo, verdict
 from tasks.trial.baseline import unusual
 from tasks.trial.early_run import EarlyRun
 
@@ -188,9 +189,7 @@ def night_so_far(night: Night, state: NightState) -> NightSoFar:
     assert state.baseline is not None
     seen: dict[str, int] = {}
     for trial in reversed(state.candidates):  # the first trial of the same code is the one to name
-        for digest in (*trial.crashed, trial.digest):
-            if digest:
-                seen[digest] = trial.number
+        seen.update((digest, trial.number) for digest in _digests(night, trial) if digest)
     return NightSoFar(
         tag=night.tag,
         seed=night.seed,
@@ -205,6 +204,20 @@ def night_so_far(night: Night, state: NightState) -> NightSoFar:
         sd=noise_of(state).sd,
         folder=night.folder,
     )
+
+
+def _digests(night: Night, trial: Trial) -> tuple[str | None, ...]:
+    """Of a trial's candidate, and of its versions that crashed, as this version computes them."""
+    recorded = (*trial.crashed, trial.digest)
+    if all(canonical_form.is_current(digest) for digest in recorded if digest):
+        return recorded
+    folder = night.trial_folder(trial.number)
+    return tuple(map(_digest, (*trial_folder.attempts(folder), trial_folder.read_source(folder))))
+
+
+@functools.cache
+def _digest(source: str) -> str | None:
+    return Candidate.parse(source).digest
 
 
 def with_seen(so_far: NightSoFar, proposed: Proposal, number: int) -> NightSoFar:
@@ -243,7 +256,8 @@ def champion_size(state: NightState) -> Size:
 def trial_of(night: Night, number: int, parent: str, outcome: Outcome, before: Size) -> Trial:
     """The finished trial, as the ledger records it; `before` is the champion's size."""
     proposed, runs, decided = outcome.proposal, outcome.tried.runs, outcome.tried.verdict
-    champion_runs = outcome.tried.champion_runs
+    champion_runs, noise = outcome.tried.champion_runs, outcome.tried.noise
+    profile = night.bench.profile
     size = Size.of_runs(runs)
     said = decided.decision if placebo.is_placebo(proposed) else None
     if said:
@@ -284,4 +298,7 @@ def trial_of(night: Night, number: int, parent: str, outcome: Outcome, before: S
         champion_scores=tuple(run.val_bpb for run in champion_runs if run.val_bpb is not None),
         champion_seeds=tuple(run.seed for run in champion_runs),
         placebo=said,
+        noise_sd=noise.sd if noise else None,
+        noise_df=noise.degrees_of_freedom if noise else None,
+        hardware=hardware.label(profile.device, profile.threads) if runs else None,
     )

@@ -27,6 +27,7 @@ NAMES_OF_GIT = re.compile(
 )
 SUBJECT_LENGTH = 72
 PLACEBO = "placebo"  # the trailer Verdict of a trial of the champion, unchanged
+TRAILER_LENGTH = 200
 LOCK_SECONDS = 5.0
 CERTIFIED = "-certified"  # after the tag: the branch with what is shown to help
 
@@ -161,15 +162,27 @@ def commit_candidate(root: Path, tag: str, trial: Trial, source: str) -> str:
     Returns the commit.
     Raises NightlyError if that ref holds another candidate.
     """
-    trailers = {
+    message = message_of(trial, trailers_of(tag, trial))
+    return _commit_at(root, f"refs/trials/{tag}/{trial.number}", trial.parent, source, message)
+
+
+def trailers_of(tag: str, trial: Trial) -> dict[str, str]:
+    """What a trial's commit says of it: all that `./run replay` needs to measure it again.
+
+    Noise and hardware are left out where the ledger does not have them, as in older nights.
+    """
+    known = {
         "Trial-Id": f"{tag}:{trial.number}",
         "Val-Bpb": "-" if trial.val_bpb is None else f"{trial.val_bpb:.6f}",
         "Verdict": trial.verdict if trial.placebo is None else PLACEBO,
         "Seeds": " ".join(map(str, trial.seeds)) or "-",
         "Z": "-" if trial.z is None else f"{trial.z:.2f}",
     }
-    message = message_of(trial, trailers)
-    return _commit_at(root, f"refs/trials/{tag}/{trial.number}", trial.parent, source, message)
+    if trial.noise_sd is not None:
+        known["Noise"] = f"{trial.noise_sd:.6f} (df {trial.noise_df})"
+    if trial.hardware is not None:
+        known["Hardware"] = shortened(one_line(trial.hardware), TRAILER_LENGTH)
+    return known
 
 
 def advance(root: Path, tag: str, new: str, old: str) -> None:
@@ -207,6 +220,12 @@ def trailers(root: Path, revision: str) -> dict[str, str]:
     return _trailers(
         git_plumbing.run(root, "show", "--no-patch", "--format=%(trailers:only,unfold)", revision)
     )
+
+
+def changed_since(root: Path, revision: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Which of these files of the checkout are not as they are in a commit."""
+    differs = ("diff", "--name-only", "--no-ext-diff", "--no-textconv", "-z", revision, "--")
+    return tuple(filter(None, git_plumbing.run(root, *differs, *names).split("\0")))
 
 
 def candidates(root: Path, tag: str) -> list[CommittedTrial]:
@@ -303,7 +322,8 @@ def _commit_at(root: Path, ref: str, parent: str, source: str, message: str) -> 
 def message_of(trial: Trial, trailers: Mapping[str, str]) -> str:
     """A commit's subject and trailers. A subject of one line cannot pass for a trailer."""
     subject = _one_line(trial.idea.summary) or f"trial {trial.number}"
-    lines = "".join(f"{key}: {_one_line(value)}\n" for key, value in trailers.items())
+    values = {key: shortened(one_line(value), TRAILER_LENGTH) for key, value in trailers.items()}
+    lines = "".join(f"{key}: {value}\n" for key, value in values.items())
     return f"{subject}\n\n{lines}"
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+import configs
 from flows.night import trial_steps
 from flows.night.run_trial import Comparison, Tried
 from tasks.history import champion
@@ -40,7 +41,7 @@ def night(tmp_path) -> Any:
         base=Candidate.parse("A = 1\n"),
         trial_folder=lambda number: tmp_path / str(number),
         calls=types.SimpleNamespace(usage=lambda number: Usage()),
-        bench=types.SimpleNamespace(isolation="bwrap", profile=types.SimpleNamespace(device="cpu")),
+        bench=types.SimpleNamespace(isolation="bwrap", profile=configs.load("laptop")),
         baseline=Baseline((make_run(),), "h"),
     )
 
@@ -88,3 +89,37 @@ def test_a_proposer_hears_nothing_of_placebos(night, monkeypatch):
     assert later.seen == so_far.seen
     real = trial_steps.while_in_flight(so_far, make_proposal("B = 1"))
     assert (real.next_trial, real.turn) == (5, 4)
+def test_candidates_of_a_night_that_an_older_version_began_are_still_known(tmp_path, monkeypatch):
+    """Its ledger has digests of another form: they are computed again from the sources."""
+    sources = {1: "def f():\n    x = 1\n", 2: "A = 2\n"}
+    for number, source in sources.items():
+        (tmp_path / f"{number}").mkdir()
+        (tmp_path / f"{number}" / "train.py").write_text(source)
+    crashed = tmp_path / "2" / "attempts" / "1"
+    crashed.mkdir(parents=True)
+    (crashed / "train.py").write_text("A = 3\n")
+    monkeypatch.setattr("tasks.history.champion.source_at", lambda root, commit: "A = 1\n")
+    base = Candidate.parse("A = 1\n")
+    night: Any = types.SimpleNamespace(
+        tag="nov21",
+        seed=1,
+        root=tmp_path,
+        folder=tmp_path,
+        base=base,
+        trial_folder=lambda number: tmp_path / str(number),
+    )
+    current = Candidate.parse("A = 4\n").digest
+    state = make_state(
+        make_trial(1, digest="ab" * 32),
+        make_trial(2, digest="cd" * 32, crashed=("ef" * 32,)),
+        make_trial(3, digest=current),
+    )
+    seen = trial_steps.night_so_far(night, state).seen
+    renamed = Candidate.parse("def f():\n    y = 1\n")
+    assert seen == {
+        renamed.digest: 1,
+        Candidate.parse("A = 2\n").digest: 2,
+        Candidate.parse("A = 3\n").digest: 2,
+        current: 3,
+        base.digest: 0,
+    }
