@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from prefect import get_run_logger
 
 from flows.night.next_run import NextRun
+from tasks.judge.curve import Tenth
 from tasks.records import Bench, Candidate, RunResult, Verdict
 from tasks.statuses import Status
 from tasks.trial import verdict
@@ -28,6 +29,7 @@ class Comparison:
     champion_seeds: tuple[int, ...]
     noise: Noise
     statements_added: int  # by the candidate; negative if its code is smaller
+    tenths: tuple[Tenth, ...] = ()  # of the champion's runs; none if they say nothing about it
 
     def decide(self, scores: Sequence[float], fresh: Sequence[float] = ()) -> Verdict:
         """`fresh` are scores of the champion that this trial has made."""
@@ -52,6 +54,7 @@ class _Trainer:
     bench: Bench
     report: Report
     next_run: NextRun | None
+    tenths: tuple[Tenth, ...]  # of the champion's runs
 
     def candidate(
         self,
@@ -63,7 +66,8 @@ class _Trainer:
         smoke: bool,
     ) -> RunResult:
         """Its run; again alone, if its end may be the fault of the next trial's beside it."""
-        run = self._run(f"trial {self.number}", candidate, seed, worth_audit, early, smoke=smoke)
+        what = f"trial {self.number}"
+        run = self._run(what, candidate, seed, worth_audit, early, smoke=smoke, tenths=self.tenths)
         if run.status in _excused(self.bench) and self.next_run and self.next_run.is_begun:
             get_run_logger().info(
                 f"trial {self.number}: {run.status} beside the next trial: run again, alone"
@@ -97,6 +101,7 @@ class _Trainer:
         early: EarlyRun | None,
         *,
         smoke: bool = False,
+        tenths: tuple[Tenth, ...] = (),
     ) -> RunResult:
         reported = naming(f"{what}, seed {seed}", self.report)
         return train_candidate(
@@ -108,6 +113,7 @@ class _Trainer:
             smoke=smoke,
             report=self.next_run.watching(reported) if self.next_run else reported,
             early=early,
+            champion=tenths,
         )
 
 
@@ -129,7 +135,7 @@ def run_trial(
     is the first run, if it has begun already. `next_run` may begin while a run trains. A candidate
     that is undecided when `no_time` is left for another run is discarded.
     """
-    trainer = _Trainer(number, bench, report, next_run)
+    trainer = _Trainer(number, bench, report, next_run, comparison.tenths)
     runs: list[RunResult] = []
     scores: list[float] = []
     champion_runs: list[RunResult] = []

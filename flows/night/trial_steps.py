@@ -19,6 +19,7 @@ from flows.night.run_trial import Comparison, Tried, run_trial
 from flows.night.session import Session
 from tasks.history import champion, night_budget, trial_folder
 from tasks.history.growth import Size
+from tasks.judge.curve import Tenth, slowest
 from tasks.records import Candidate, NightSoFar, NightState, Proposal, RunResult, Trial
 from tasks.text import unlinked
 from tasks.trial import verdict
@@ -103,6 +104,7 @@ def run_and_judge(
             held.state.champion_seeds,
             Noise.pooled(held.state.repeats),
             proposed.candidate.statements - so_far.champion.statements,
+            tenths_to_match(night, held.state, so_far.champion, proposed.candidate),
         )
         tried = run_trial(
             number,
@@ -134,6 +136,21 @@ def run_and_judge(
         trial_folder.write_fixed(folder, so_far.champion.source, fixed, parent, tried.runs)
         interruption.reached("fixed")
         proposed = fixed
+
+
+def tenths_to_match(
+    night: Night, state: NightState, champion: Candidate, candidate: Candidate
+) -> tuple[Tenth, ...]:
+    """How the champion's runs fared, by tenths of a budget of seconds.
+
+    None for a candidate with another vocabulary, whose tokens and losses are other ones.
+    """
+    is_comparable = champion.knobs.get("VOCAB_SIZE") == candidate.knobs.get("VOCAB_SIZE")
+    if night.bench.profile.budget.kind != "seconds" or not is_comparable:
+        return ()
+    kept = [trial.number for trial in state.trials if trial.verdict == "keep"]
+    runs = trial_folder.read_runs(night.trial_folder(kept[-1])) if kept else night.baseline.runs
+    return slowest(run.tenths for run in runs)
 
 
 def is_to_end(night: Night, held: Session) -> bool:

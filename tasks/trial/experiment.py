@@ -27,6 +27,7 @@ from tasks.files import FileRef
 from tasks.judge import audit, flop_count, meter, nvml, protocol, scoring
 from tasks.judge.box import Box, open_box
 from tasks.judge.bwrap import BoxSpec, BoxUnavailable, Gate, Isolation
+from tasks.judge.curve import Tenth
 from tasks.judge.native_code import NativeCodeChanged, NativeKernel
 from tasks.judge.reference import Reference
 from tasks.judge.wire import Wire
@@ -67,13 +68,15 @@ def run_experiment(
     keep_claims: KeepClaims | None = None,
     report: Report = ignore,
     early: EarlyRun | None = None,
+    champion: tuple[Tenth, ...] = (),
 ) -> RunResult:
     """Trains the candidate with one seed and scores it.
 
     With `smoke` it must first get through two steps. Runs that are worth it and a random share of
     the others are audited. `export_kernels` is where to put what a trusted source compiled; that
     file need not appear. `keep_claims` gets the claims of a run that is ok. A run that is `early`
-    waits for its trial once it is ready.
+    waits for its trial once it is ready. With `champion`, the tenths of its runs, a training that
+    falls far behind them is stopped.
 
     Raises:
         BoxError: this machine cannot run boxes.
@@ -89,7 +92,7 @@ def run_experiment(
     if problem:
         return without_figures("rejected_patch", problem, bench.profile, bench.isolation, seed)
     for _ in range(BOX_TRIES):
-        attempt = _Attempt(bench, seed, report, reference, early)
+        attempt = _Attempt(bench, seed, report, reference, early, champion)
         try:
             with workplace(bench.home) as folder:
                 spec = train_box(candidate, bench, seed, folder, native)
@@ -175,7 +178,9 @@ class _Attempt:
         report: Report,
         reference: Reference | None,
         early: EarlyRun | None,
+        champion: tuple[Tenth, ...],
     ) -> None:
+        self.champion = champion
         self.bench = bench
         self.report = report
         self.reference = reference
@@ -300,9 +305,12 @@ class _Attempt:
             before, now = self.result.flops_per_token, started.flops_per_token
             if problem := flop_count.other_word(before, now):
                 raise protocol.Stopped("dishonest_flops", problem)
+        budget = _budget(self.bench)
         if self.early is not None:
             self.waited_seconds = self.early.await_trial(box)
-        begun = protocol.go(box, spec.gate, _budget(self.bench), started)
+            self.champion = self.early.champion
+        budget = dataclasses.replace(budget, champion=self.champion)
+        begun = protocol.go(box, spec.gate, budget, started)
         if self.early is not None:
             self.early.is_past_start_up = True
         self.report("training")
@@ -314,7 +322,10 @@ class _Attempt:
         """Takes the checkpoint, and what was compiled where it is asked for."""
         on_gpu = self._device == "cuda"
         with nvml.peak_memory(box.watchdog.pids) if on_gpu else contextlib.nullcontext() as gpu:
-            trained = protocol.finish(box, begun, checkpoint, max_bytes=self._checkpoint_bytes)
+            try:
+                trained = protocol.finish(box, begun, checkpoint, max_bytes=self._checkpoint_bytes)
+            finally:
+                self.note(curve=tuple(begun.curve.points), tenths=begun.curve.tenths)
         self.note(**dataclasses.asdict(trained), peak_gpu_bytes=gpu.bytes if gpu else None)
         is_limited = begun.budget.cpu_seconds is not None  # by time of the GPU otherwise
         if is_limited and (problem := allowance.overspent(self.bench.caps, self.result)):
@@ -499,13 +510,20 @@ def train_candidate(
     smoke: bool,
     report: Report = ignore,
     early: EarlyRun | None = None,
+    champion: tuple[Tenth, ...] = (),
 ) -> RunResult:
     """`run_experiment` as a Prefect task; `what` names it on Prefect's page.
 
     `early` is this run, if it has begun already.
     """
-    if early is not None and (found := early.finish(TrialStart(worth_audit, report))):
+    if early is not None and (found := early.finish(TrialStart(worth_audit, report, champion))):
         return found
     return run_experiment(
-        candidate, bench, seed, worth_audit=worth_audit, smoke=smoke, report=report
+        candidate,
+        bench,
+        seed,
+        worth_audit=worth_audit,
+        smoke=smoke,
+        report=report,
+        champion=champion,
     )
