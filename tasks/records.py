@@ -177,13 +177,18 @@ class RunResult:
     handover_seconds: float | None = None  # the last of `seconds`, in which the checkpoint arrived
     startup_cpu_seconds: float | None = None
     started_early: bool = False  # beside another run, at a low priority
+    # Of a `seconds` budget, by tenths of it on the judge's clock: tokens up to the tenth's end, and
+    # the mean training loss in it. Self-reported, like the curve.
+    tenths: tuple[tuple[int, float], ...] = ()
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> RunResult:
         """A run from its JSON, where tuples have become lists and costs tables."""
         curve, unread = tuple(map(tuple, saved["curve"])), tuple(saved.get("unread", ()))
+        tenths = tuple(map(tuple, saved.get("tenths", ())))
         costs = {phase: Cost(**cost) for phase, cost in saved.get("costs", {}).items()}
-        return cls(**{**saved, "curve": curve, "unread": unread, "costs": costs})
+        tuples = {"curve": curve, "unread": unread, "tenths": tenths}
+        return cls(**{**saved, **tuples, "costs": costs})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from prefect import get_run_logger
 
 from flows.night.next_run import NextRun
+from tasks.judge.curve import Tenth
 from tasks.noise import Noise
 from tasks.records import Bench, Candidate, RunResult, Verdict
 from tasks.statuses import Status
@@ -28,6 +29,7 @@ class Comparison:
     champion_seeds: tuple[int, ...]
     noise: Noise
     statements_added: int  # by the candidate; negative if its code is smaller
+    tenths: tuple[Tenth, ...] = ()  # of the champion's runs; none if they say nothing about it
     champion_runs: int = 0  # the champion is run afresh up to as many before the candidate is
 
     def decide(self, scores: Sequence[float], fresh: Sequence[float] = ()) -> Verdict:
@@ -54,6 +56,7 @@ class _Trainer:
     bench: Bench
     report: Report
     next_run: NextRun | None
+    tenths: tuple[Tenth, ...]  # of the champion's runs
 
     def candidate(
         self,
@@ -65,7 +68,8 @@ class _Trainer:
         smoke: bool,
     ) -> RunResult:
         """Its run; again alone, if its end may be the fault of the next trial's beside it."""
-        run = self._run(f"trial {self.number}", candidate, seed, worth_audit, early, smoke=smoke)
+        what = f"trial {self.number}"
+        run = self._run(what, candidate, seed, worth_audit, early, smoke=smoke, tenths=self.tenths)
         if run.status in _excused(self.bench) and self.next_run and self.next_run.is_begun:
             get_run_logger().info(
                 f"trial {self.number}: {run.status} beside the next trial: run again, alone"
@@ -99,6 +103,7 @@ class _Trainer:
         early: EarlyRun | None,
         *,
         smoke: bool = False,
+        tenths: tuple[Tenth, ...] = (),
     ) -> RunResult:
         reported = naming(f"{what}, seed {seed}", self.report)
         return train_candidate(
@@ -110,6 +115,7 @@ class _Trainer:
             smoke=smoke,
             report=self.next_run.watching(reported) if self.next_run else reported,
             early=early,
+            champion=tenths,
         )
 
 
@@ -131,7 +137,7 @@ def run_trial(
     is the first run, if it has begun already. `next_run` may begin while a run trains. A candidate
     that is undecided when `no_time` is left for another run is discarded.
     """
-    trainer = _Trainer(number, bench, report, next_run)
+    trainer = _Trainer(number, bench, report, next_run, comparison.tenths)
     runs: list[RunResult] = []
     scores: list[float] = []
     champion_runs: list[RunResult] = []

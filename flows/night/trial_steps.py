@@ -20,6 +20,7 @@ from flows.night.run_trial import Comparison, Tried, run_trial
 from flows.night.session import Session
 from tasks.history import champion, night_budget, trial_folder
 from tasks.history.growth import Size
+from tasks.judge.curve import Tenth, slowest
 from tasks.noise import estimate, noise_of
 from tasks.records import Candidate, NightSoFar, NightState, Proposal, RunResult, Trial
 from tasks.text import unlinked
@@ -115,6 +116,7 @@ def run_and_judge(
             held.state.champion_seeds,
             noise_of(held.state),
             proposed.candidate.statements - so_far.champion.statements,
+            tenths_to_match(night, held.state, so_far.champion, proposed.candidate),
         )
         if is_placebo:
             comparison = unselected(comparison, held.state)
@@ -159,6 +161,21 @@ def unselected(comparison: Comparison, state: NightState) -> Comparison:
         champion_scores=state.champion_fresh,
         champion_runs=placebo.CHAMPION_RUNS,
     )
+
+
+def tenths_to_match(
+    night: Night, state: NightState, champion: Candidate, candidate: Candidate
+) -> tuple[Tenth, ...]:
+    """How the champion's runs fared, by tenths of a budget of seconds.
+
+    None for a candidate with another vocabulary, whose tokens and losses are other ones.
+    """
+    is_comparable = champion.knobs.get("VOCAB_SIZE") == candidate.knobs.get("VOCAB_SIZE")
+    if night.bench.profile.budget.kind != "seconds" or not is_comparable:
+        return ()
+    kept = [trial.number for trial in state.trials if trial.verdict == "keep"]
+    runs = trial_folder.read_runs(night.trial_folder(kept[-1])) if kept else night.baseline.runs
+    return slowest(run.tenths for run in runs)
 
 
 def is_to_end(night: Night, held: Session) -> bool:

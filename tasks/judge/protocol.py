@@ -31,10 +31,10 @@ from typing import Any, TypeGuard
 
 from tasks.judge.box import Box
 from tasks.judge.bwrap import BoxUnavailable, Gate
+from tasks.judge.curve import Curve, Tenth
 from tasks.judge.flop_count import FlopCount, number
 from tasks.judge.wire import Closed, Malformed, Silent, Wire
 
-CURVE_POINTS = 2000
 LOG_MESSAGES = 100_000  # more are not a curve but an attack on our memory or time
 EXIT_SECONDS = 5.0  # from the end of a box's socket to that of its process
 SIGKILLED = (-9, 128 + 9)  # bubblewrap and docker return 128 + the signal that ended the box
@@ -65,6 +65,8 @@ class Budget:
     amount: float
     deadline_seconds: float  # from go to the checkpoint's last byte, by the judge's clock
     cpu_seconds: float | None  # in the same span; None is no limit
+    # Of `seconds`: how the champion fared, which a candidate is compared with while it trains.
+    champion: tuple[Tenth, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +79,6 @@ class Trained:
     handover_seconds: float  # from `done` to the checkpoint's last byte, the end of `seconds`
     tokens: int | None
     metrics: dict[str, float]
-    curve: tuple[tuple[int, int, float], ...]
     parameters: int | None  # elements of the checkpoint's tensors, self-reported
     flops_per_token: float | None  # its word; None if it gave none
     counted_flops_per_token: float | None  # None: not counted
@@ -113,6 +114,7 @@ class Begun:
     budget: Budget
     cpu_before: float
     flops_per_token: float | None  # its word
+    curve: Curve  # grows as it trains
 
 
 PHASES = {  # the first part of a status, and what a box was doing
@@ -233,19 +235,20 @@ def go(box: Box, gate: Gate, budget: Budget, started: Started) -> Begun:
         begun = time.monotonic()
         message = {"msg": "go", "kind": budget.kind, "amount": budget.amount}
         started.wire.send(message, begun + GO_SECONDS)
-    return Begun(started.wire, started.seconds, begun, budget, cpu_before, started.flops_per_token)
+    curve = Curve(budget.amount if budget.kind == "seconds" else None, budget.champion)
+    word = started.flops_per_token
+    return Begun(started.wire, started.seconds, begun, budget, cpu_before, word, curve)
 
 
 def finish(box: Box, begun: Begun, checkpoint: Path, *, max_bytes: int) -> Trained:
-    """Reads the curve, then the checkpoint, whose last byte must be inside the budget.
+    """Reads the curve into `begun`, then the checkpoint, whose last byte must be inside the budget.
 
     `max_bytes` is the checkpoint's limit. Raises Stopped.
     """
     wire, allowed = begun.wire, begun.budget.deadline_seconds
     deadline = begun.go + allowed
-    curve: list[tuple[int, int, float]] = []
     with blaming(box, "train", allowed):
-        message = _read_logs(wire, "done", deadline, curve)
+        message = _read_logs(wire, "done", deadline, begun.curve, begun.go)
     done = time.monotonic()
     _take_checkpoint(box, wire, message, checkpoint, deadline, max_bytes)
     seconds = time.monotonic() - begun.go
@@ -260,7 +263,6 @@ def finish(box: Box, begun: Begun, checkpoint: Path, *, max_bytes: int) -> Train
         handover_seconds=begun.go + seconds - done,
         tokens=tokens if is_whole(tokens, 0, 2**53 - 1) else None,
         metrics=_metrics(message.get("metrics")),
-        curve=tuple(curve),
         parameters=parameters if is_whole(parameters, 0, 2**53 - 1) else None,
         flops_per_token=begun.flops_per_token,
         counted_flops_per_token=count.flops_per_token if count else None,
@@ -293,7 +295,7 @@ def smoke(
             word = number(expect(message, "ready").get("flops_per_token"))
             gate.open()
             wire.send({"msg": "go", "kind": budget.kind, "amount": budget.amount}, deadline)
-            message = _read_logs(wire, "smoked", deadline, [])
+            message = _read_logs(wire, "smoked", deadline, Curve(), time.monotonic())
     if "bytes" not in message:
         return None
     _checkpoint_bytes(message, max_bytes)
@@ -348,17 +350,18 @@ def is_whole(value: Any, least: int, most: int) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
-def _read_logs(
-    wire: Wire, end: str, deadline: float, curve: list[tuple[int, int, float]]
-) -> dict[str, Any]:
-    """Reads `log` messages into `curve` until the message `end`, which is returned."""
+def _read_logs(wire: Wire, end: str, deadline: float, curve: Curve, go: float) -> dict[str, Any]:
+    """Reads `log` messages into `curve` until the message `end`, which is returned.
+
+    Raises Stopped if the curve says that there is no use in waiting for that.
+    """
     for _ in range(LOG_MESSAGES):
         message = wire.read(deadline)
         if message["msg"] == end:
             return message
         expect(message, "log")
-        if len(curve) < CURVE_POINTS and (point := _point(message)):
-            curve.append(point)
+        if problem := curve.add(message, time.monotonic() - go):
+            raise Stopped(*problem)
     raise Malformed(f"more than {LOG_MESSAGES} log messages")
 
 
@@ -389,15 +392,6 @@ def _take_checkpoint(
             "bad_checkpoint", f"ended before its checkpoint of {size} bytes had arrived"
         ) from None
     os.chmod(path, 0o444)
-
-
-def _point(message: dict[str, Any]) -> tuple[int, int, float] | None:
-    step, tokens, loss = message.get("step"), message.get("tokens"), message.get("loss")
-    if not (isinstance(step, int) and isinstance(tokens, int) and isinstance(loss, (int, float))):
-        return None
-    if not (0 <= step < 2**53 and 0 <= tokens < 2**53 and abs(loss) < 1e18 and math.isfinite(loss)):
-        return None
-    return step, tokens, float(loss)
 
 
 def _metrics(shown: Any) -> dict[str, float]:

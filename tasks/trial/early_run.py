@@ -18,6 +18,7 @@ from pathlib import Path
 from configs import Profile
 from tasks.judge import priority
 from tasks.judge.box import Box
+from tasks.judge.curve import Tenth
 from tasks.records import Baseline, RunResult
 from tasks.statuses import Status
 from tasks.trial import hardware
@@ -44,6 +45,7 @@ class TrialStart:
 
     worth_audit: Callable[[float], bool]
     report: Callable[[str], None]
+    champion: tuple[Tenth, ...] = ()
 
 
 class EarlyRun:
@@ -106,6 +108,11 @@ class EarlyRun:
     def worth_audit(self, claimed: float) -> bool:
         assert self._trial is not None
         return self._trial.worth_audit(claimed)
+
+    @property
+    def champion(self) -> tuple[Tenth, ...]:
+        assert self._trial is not None
+        return self._trial.champion
 
     def report(self, phase: str) -> None:
         if self._trial is not None:

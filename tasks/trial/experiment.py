@@ -27,6 +27,7 @@ from tasks.files import FileRef
 from tasks.judge import audit, flop_count, meter, nvml, protocol, scoring
 from tasks.judge.box import Box, open_box
 from tasks.judge.bwrap import BoxSpec, BoxUnavailable, Gate, Isolation
+from tasks.judge.curve import Tenth
 from tasks.judge.native_code import NativeCodeChanged, NativeKernel
 from tasks.judge.reference import Reference
 from tasks.judge.wire import Wire
@@ -68,6 +69,7 @@ def run_experiment(
     report: Report = ignore,
     early: EarlyRun | None = None,
     holdout: bool = False,
+    champion: tuple[Tenth, ...] = (),
 ) -> RunResult:
     """Trains the candidate with one seed and scores it.
 
@@ -76,6 +78,7 @@ def run_experiment(
     file need not appear. `keep_claims` gets the claims of a run that is ok. A run that is `early`
     waits for its trial once it is ready. With `holdout`, a run that is ok is scored on the holdout,
     too, if the dataset has one. Where that is stopped, the run stays ok and its reason says why.
+    With `champion`, the tenths of its runs, a training that falls far behind them is stopped.
 
     Raises:
         BoxError: this machine cannot run boxes.
@@ -91,7 +94,7 @@ def run_experiment(
     if problem:
         return without_figures("rejected_patch", problem, bench.profile, bench.isolation, seed)
     for _ in range(BOX_TRIES):
-        attempt = _Attempt(bench, seed, report, reference, early)
+        attempt = _Attempt(bench, seed, report, reference, early, champion)
         try:
             with workplace(bench.home) as folder:
                 spec = train_box(candidate, bench, seed, folder, native)
@@ -179,7 +182,9 @@ class _Attempt:
         report: Report,
         reference: Reference | None,
         early: EarlyRun | None,
+        champion: tuple[Tenth, ...],
     ) -> None:
+        self.champion = champion
         self.bench = bench
         self.report = report
         self.reference = reference
@@ -351,9 +356,12 @@ class _Attempt:
             before, now = self.result.flops_per_token, started.flops_per_token
             if problem := flop_count.other_word(before, now):
                 raise protocol.Stopped("dishonest_flops", problem)
+        budget = _budget(self.bench)
         if self.early is not None:
             self.waited_seconds = self.early.await_trial(box)
-        begun = protocol.go(box, spec.gate, _budget(self.bench), started)
+            self.champion = self.early.champion
+        budget = dataclasses.replace(budget, champion=self.champion)
+        begun = protocol.go(box, spec.gate, budget, started)
         if self.early is not None:
             self.early.is_past_start_up = True
         self.report("training")
@@ -365,7 +373,10 @@ class _Attempt:
         """Takes the checkpoint, and what was compiled where it is asked for."""
         on_gpu = self._device == "cuda"
         with nvml.peak_memory(box.watchdog.pids) if on_gpu else contextlib.nullcontext() as gpu:
-            trained = protocol.finish(box, begun, checkpoint, max_bytes=self._checkpoint_bytes)
+            try:
+                trained = protocol.finish(box, begun, checkpoint, max_bytes=self._checkpoint_bytes)
+            finally:
+                self.note(curve=tuple(begun.curve.points), tenths=begun.curve.tenths)
         self.note(**dataclasses.asdict(trained), peak_gpu_bytes=gpu.bytes if gpu else None)
         is_limited = begun.budget.cpu_seconds is not None  # by time of the GPU otherwise
         if is_limited and (problem := allowance.overspent(self.bench.caps, self.result)):
@@ -558,12 +569,13 @@ def train_candidate(
     report: Report = ignore,
     early: EarlyRun | None = None,
     holdout: bool = False,
+    champion: tuple[Tenth, ...] = (),
 ) -> RunResult:
     """`run_experiment` as a Prefect task; `what` names it on Prefect's page.
 
     `early` is this run, if it has begun already; it is a trial's, and not scored on the holdout.
     """
-    if early is not None and (found := early.finish(TrialStart(worth_audit, report))):
+    if early is not None and (found := early.finish(TrialStart(worth_audit, report, champion))):
         return found
     return run_experiment(
         candidate,
@@ -573,4 +585,5 @@ def train_candidate(
         smoke=smoke,
         report=report,
         holdout=holdout,
+        champion=champion,
     )

@@ -187,8 +187,8 @@ def _trust(state: NightState) -> Iterator[str]:
     )
     if _kept(state):
         yield (
-            f"- Selection: the best of {counted(len(state.candidates), 'trial')} was picked by this "
-            "score, so part of the gain is luck, and the true gain is likely smaller. Runs with "
+            f"- Selection: the best of {counted(len(state.candidates), 'trial')} was picked by "
+            "this score, so part of the gain is luck, and the true gain is likely smaller. Runs with "
             "new seeds show how much: see above."
         )
     yield from _size(state, baseline)

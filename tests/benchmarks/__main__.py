@@ -9,17 +9,16 @@ from pathlib import Path
 from flows import state_home
 from tests.benchmarks import mutants
 
+NAMES = (
+    *("ahead", "audit", "data", "gpu", "judge", "mutants", "night", "nights", "placebo", "planted"),
+    *("train", "verdict"),
+)
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         prog="./run bench", description="Measures what the project's parts cost."
     )
-    parser.add_argument(
-        "name",
-        choices=[
-            *("ahead", "audit", "data", "gpu", "judge", "mutants", "night", "placebo", "train"),
-            "verdict",
-        ],
-    )
+    parser.add_argument("name", choices=NAMES)
     parser.add_argument(
         "--repeats", type=int, default=3, metavar="N", help="median of N (default 3)"
     )
@@ -42,7 +41,9 @@ if __name__ == "__main__":
     ahead.add_argument("--part", action="append", help="with, without, speed, proposals; all")
     ahead.add_argument("--startup", type=float, metavar="SECONDS", help="of the stub (2)")
     ahead.add_argument("--training", type=float, metavar="SECONDS", help="of the stub (6)")
-    ahead.add_argument("--trials", type=int, metavar="N", help="of each night (6)")
+    ahead.add_argument("--trials", type=int, metavar="N", help="of each night (6; nights: 25)")
+    nights = parser.add_argument_group("nights, as many as --repeats")
+    nights.add_argument("--profile", metavar="P", help="a name or a .toml file (laptop)")
     arguments = parser.parse_args()
     if arguments.name == "mutants":
         unharmed = mutants.run(arguments.tree.resolve(), arguments.like, arguments.json)
@@ -52,8 +53,9 @@ if __name__ == "__main__":
     state_home.configure(state_home.locate())  # before prefect is imported
     bench = importlib.import_module(f"tests.benchmarks.{arguments.name}_bench")
     options = {"json_file": arguments.json} if arguments.json else {}
+    own = {"ahead": ("startup", "training", "trials"), "nights": ("profile", "trials")}
+    asked = {name: getattr(arguments, name) for name in own.get(arguments.name, ())}
+    options |= {name: value for name, value in asked.items() if value is not None}
     if arguments.name == "ahead":
-        asked = {name: getattr(arguments, name) for name in ("startup", "training", "trials")}
-        options |= {name: value for name, value in asked.items() if value is not None}
         options |= {"parts": arguments.part} if arguments.part else {}
     sys.exit(0 if bench.run(max(arguments.repeats, 1), **options) else 1)

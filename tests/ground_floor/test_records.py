@@ -1,10 +1,14 @@
 """Records that cross a border: a candidate is read once, whatever its source is."""
 
+import dataclasses
+import json
+
 import pytest
 
 from tasks.proposers import proposal
-from tasks.records import BaselineEvent, Candidate
+from tasks.records import BaselineEvent, Candidate, RunResult
 from tests import trials
+from tests.synthetic_night import make_run
 
 
 def test_only_code_counts_as_lines_and_layout_does_not():
@@ -33,3 +37,11 @@ def test_a_baseline_that_an_older_version_recorded_says_nothing_of_its_rows():
     assert BaselineEvent.from_json(event).rows == "12 rows"
     del event["rows"]
     assert BaselineEvent.from_json(event).rows is None
+
+
+def test_a_run_comes_back_from_json_and_an_older_one_has_no_tenths():
+    run = make_run(tenths=((5, 3.0), (9, 2.5)), unread=("a",))
+    saved = json.loads(json.dumps(dataclasses.asdict(run)))
+    assert RunResult.from_json(saved) == run
+    del saved["tenths"]
+    assert RunResult.from_json(saved).tenths == ()

@@ -140,7 +140,6 @@ def test_a_box_that_the_watchdog_ends_has_its_verdict_whatever_was_due(spec, fol
 def test_a_run_hands_over_curve_checkpoint_and_figures(trained, folder):
     logs = 'say("log", step=1, tokens=2, loss=3)\nsay("log", step=2, tokens=4, loss=2.5)\n'
     run, checkpoint, kernels = trained(logs + DONE, max_bytes=4)
-    assert run.curve == ((1, 2, 3.0), (2, 4, 2.5))
     assert (run.tokens, run.metrics, checkpoint, kernels) == (7, {"a": 1.0}, b"abcd", None)
     assert 0 < run.handover_seconds < run.seconds
     assert (folder / "model").stat().st_mode & 0o777 == 0o444
@@ -148,38 +147,29 @@ def test_a_run_hands_over_curve_checkpoint_and_figures(trained, folder):
     assert 0 < run.startup_seconds < PATIENCE
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        "step=1.0, tokens=2, loss=3",
-        "step=-1, tokens=2, loss=3",
-        "step=2**53, tokens=2, loss=3",
-        "step=1, tokens=-1, loss=3",
-        "step=1, tokens=2**53, loss=3",
-        "step=1, tokens=2",
-        "step=1, tokens=2, loss=float('nan')",
-        "step=1, tokens=2, loss=-1e18",
-    ],
-)
-def test_an_invalid_point_is_left_out_of_the_curve(trained, fields):
-    run, *_ = trained(f'say("log", {fields})\n' + DONE)
-    assert run.curve == ()
-
-
-def test_a_long_curve_is_cut_after_its_first_points(trained, monkeypatch):
-    monkeypatch.setattr(protocol, "CURVE_POINTS", 2)
-    log = 'for step in range(4): say("log", step=step, tokens=0, loss=0)\n'
-    run, *_ = trained(log + DONE)
-    assert run.curve == ((0, 0, 0.0), (1, 0, 0.0))
-
-
 def test_a_run_with_too_many_log_messages_is_stopped(trained, monkeypatch):
     monkeypatch.setattr(protocol, "LOG_MESSAGES", 3)
     log = 'for step in range({}): say("log", step=step, tokens=0, loss=0)\n'
-    run, *_ = trained(log.format(2) + DONE)
-    assert len(run.curve) == 2
+    trained(log.format(2) + DONE)
     with pytest.raises(Stopped, match="more than 3 log messages"):
         trained(log.format(3) + DONE)
+
+
+def test_a_training_far_behind_the_champion_is_stopped_by_the_judges_clock(spec, folder):
+    forever = """
+import time
+step = 0
+while True:
+    say("log", step=(step := step + 1), tokens=step, loss=3.5)
+    time.sleep(0.02)
+"""
+    budget = Budget("seconds", 1.5, PATIENCE, None, champion=((10**6, 3.0),) * 9)
+    with open_box(spec, ["-u", "-c", SAY + READY + forever]) as box:
+        begun = protocol.begin(box, spec.gate, budget, startup_seconds=PATIENCE)
+        with pytest.raises(Stopped, match="too slow to catch up") as stopped:
+            protocol.finish(box, begun, folder / "model", max_bytes=100)
+    assert stopped.value.status == "train_timeout"
+    assert [loss for _, loss in begun.curve.tenths] == [3.5] * len(begun.curve.tenths)
 
 
 @pytest.mark.parametrize("tokens", ["-1", "2**53", "True", "1.0", "None"])

@@ -1,5 +1,6 @@
 """The runs of a trial: which are made and in which order, and which are audited."""
 
+import dataclasses
 import logging
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.boxes import make_bench
 from tests.synthetic_night import make_run
 
 CHAMPION = (1.7, 1.71, 1.72)
+TENTHS = ((5, 3.0), (9, 2.5))
 CANDIDATE = Candidate.parse("A = 1\n")
 
 
@@ -29,7 +31,7 @@ def is_audited(monkeypatch, tmp_path):
     def ask(*scores: float, statements_added: int = 0) -> bool:
         asked = []
 
-        def train(what, candidate, bench, seed, *, worth_audit, smoke, report, early):
+        def train(what, candidate, bench, seed, *, worth_audit, smoke, report, early, champion):
             score = scores[seed - 1] if seed <= len(scores) else scores[-1]
             asked.append(worth_audit(score))
             return make_run(val_bpb=score, seed=seed)
@@ -79,7 +81,7 @@ def test_a_run_that_runs_out_of_memory_beside_another_is_run_once_more_alone(
     beside: Any = BesideIt()
     statuses, alone = iter(["out_of_memory", ends]), []
 
-    def train(what, candidate, bench, seed, *, worth_audit, smoke, report, early):
+    def train(what, candidate, bench, seed, *, worth_audit, smoke, report, early, champion):
         alone.append(not beside.is_begun)
         status = next(statuses)
         return make_run(status=status, val_bpb=1.9 if status == "ok" else None, seed=seed)
@@ -100,9 +102,11 @@ def run(monkeypatch, tmp_path):
         scores = {"A = 1\n": iter(candidate), "A = 0\n": iter(champion)}
         made: list[tuple[str, int]] = []
 
-        def train(what, candidate, bench, seed, *, worth_audit, smoke, report, early):
+        def train(what, candidate, bench, seed, *, worth_audit, smoke, report, early, champion):
             score = next(scores[candidate.source])
             made.append((candidate.source[:5], seed))
+            # Only a candidate is stopped for what the champion did better.
+            assert champion == (TENTHS if candidate is CANDIDATE else ())
             assert worth_audit(9.9) == (candidate.source == "A = 0\n")
             assert smoke == (not made[1:])
             status = "ok" if score else "train_timeout"
@@ -111,7 +115,7 @@ def run(monkeypatch, tmp_path):
         monkeypatch.setattr(run_trial, "train_candidate", train)
         monkeypatch.setattr(run_trial, "get_run_logger", logging.getLogger)
         bench = make_bench(Dataset("f00d", "public", "train", "validation", 1), tmp_path)
-        compared = comparison(scores=(1.700,))
+        compared = dataclasses.replace(comparison(scores=(1.700,)), tenths=TENTHS)
         return run_trial.run_trial(1, CANDIDATE, bench, 1, compared, **options), made
 
     return run

@@ -8,7 +8,7 @@ import pytest
 import configs
 from flows.night import trial_steps
 from flows.night.run_trial import Comparison, Tried
-from tasks.history import champion
+from tasks.history import champion, trial_folder
 from tasks.history.growth import Size
 from tasks.records import Baseline, Candidate, Verdict
 from tasks.trial import placebo
@@ -89,6 +89,8 @@ def test_a_proposer_hears_nothing_of_placebos(night, monkeypatch):
     assert later.seen == so_far.seen
     real = trial_steps.while_in_flight(so_far, make_proposal("B = 1"))
     assert (real.next_trial, real.turn) == (5, 4)
+
+
 def test_candidates_of_a_night_that_an_older_version_began_are_still_known(tmp_path, monkeypatch):
     """Its ledger has digests of another form: they are computed again from the sources."""
     sources = {1: "def f():\n    x = 1\n", 2: "A = 2\n"}
@@ -123,3 +125,28 @@ def test_candidates_of_a_night_that_an_older_version_began_are_still_known(tmp_p
         current: 3,
         base.digest: 0,
     }
+
+
+def test_a_candidate_is_compared_with_the_runs_of_its_champion_if_their_tokens_are_alike(tmp_path):
+    first, last = ((5, 3.0), (9, 2.5)), ((6, 3.1), (8, 2.4))
+    night: Any = types.SimpleNamespace(
+        trial_folder=lambda number: tmp_path / str(number),
+        bench=types.SimpleNamespace(profile=configs.load("h100")),
+        baseline=Baseline((make_run(tenths=first), make_run(tenths=last)), "h"),
+    )
+    one, other = Candidate.parse("VOCAB_SIZE = 8192\n"), Candidate.parse("VOCAB_SIZE = 4096\n")
+
+    def asked(state, candidate=one):
+        return trial_steps.tenths_to_match(night, state, one, candidate)
+
+    start = make_state(make_trial(1))
+    assert asked(start) == ((5, 3.1), (8, 2.5))
+    assert asked(start, other) == ()
+    (tmp_path / "2").mkdir()
+    trial_folder.write_result(tmp_path / "2", (make_run(tenths=last),), keep(2))
+    kept = make_state(make_trial(1), keep(2), make_trial(3))
+    assert asked(kept) == last
+    (tmp_path / "2" / "result.json").unlink()
+    assert asked(kept) == ()
+    night.bench.profile = configs.load("laptop")
+    assert asked(start) == ()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.judge import gpu, priority
+from tasks.judge import gpu, priority, protocol
 from tasks.judge.processes import Stat
 from tasks.records import Baseline, Candidate
 from tasks.trial import early_run, experiment
@@ -62,8 +62,9 @@ def begin(dataset, folder, monkeypatch):
     assert list(folder.glob("boxes/*")) == []
 
 
-def start(phases=None):
-    return TrialStart(lambda claimed: True, (phases if phases is not None else []).append)
+def start(phases=None, champion=()):
+    notes = phases if phases is not None else []
+    return TrialStart(lambda claimed: True, notes.append, champion)
 
 
 def is_held(folder):
@@ -82,6 +83,20 @@ def test_it_waits_at_rest_before_go_and_its_trial_ends_like_any_other(begin, fol
     assert result.val_bpb == pytest.approx(8.0, abs=1e-6)
     assert result.audit_gap == 0.0
     assert phases == ["training", "scoring", "being audited"]
+
+
+def test_it_learns_of_its_champion_when_its_trial_begins(begin, monkeypatch):
+    go, champions = protocol.go, []
+
+    def noting(box, gate, budget, started):
+        champions.append(budget.champion)
+        return go(box, gate, budget, started)
+
+    monkeypatch.setattr(protocol, "go", noting)
+    run, ready = begin()
+    assert ready.wait(60)
+    assert run.finish(start(champion=((5, 3.0),))).status == "ok"
+    assert champions == [((5, 3.0),)]
 
 
 def test_no_data_is_there_before_its_trial(begin, folder):

@@ -197,6 +197,27 @@ def test_a_broken_candidate_is_a_result_with_its_reason(run, old, new, status, r
     assert result.val_bpb is None
 
 
+@pytest.mark.parametrize(
+    ("loss", "reason"),
+    [
+        ('3.0 if tokens < 30 else float("nan")', "no finite number at 20 points in a row since"),
+        ("3.0 if tokens < 30 else 5.0", r"was 5 or more at 20 points in a row up to step 49,"),
+    ],
+    ids=["no number", "exploded"],
+)
+def test_a_training_that_has_diverged_is_stopped_with_its_curve_and_log(run, loss, reason):
+    """Long before its budget is spent, which here it never is."""
+    source = changed("rows[:, 1:].size", "1").replace("loss=1.0", f"loss={loss}")
+    source = source.replace("    tokens = 0\n", "    tokens = 0\n    print('begun', flush=True)\n")
+    result = run(source.replace("< 1.0", "< 2.0"))
+    assert result.status == "train_crashed"
+    assert re.search(reason, result.reason)
+    assert result.reason.endswith("it has diverged")
+    assert [loss for *_, loss in result.curve][:29] == [3.0] * 29
+    assert result.log == "begun\n"
+    assert result.val_bpb is None
+
+
 def test_a_candidate_that_is_never_ready_is_stopped(run):
     result = run("import time\ntime.sleep(600)", startup_seconds=6)
     assert result.status == "startup_timeout"
