@@ -234,4 +234,5 @@ def baseline_event(night: Night, start_commit: str) -> BaselineEvent:
         knobs=night.base.knobs,
         start_commit=start_commit,
         rows="; ".join(rows.describe() for rows in night.bench.dataset.rows),
+        conditions=tuple(run.conditions for run in runs if run.conditions),
     )

@@ -15,7 +15,7 @@ from configs import traits
 from flows.night import interruption
 from flows.night.night import Night
 from flows.night.proposals import Proposals
-from flows.night.run_trial import Comparison, Tried, run_trial
+from flows.night.run_trial import Comparison, Tried, conditions_of, run_trial
 from flows.night.session import Session
 from tasks.history import champion, night_budget, trial_folder
 from tasks.history.growth import Size
@@ -71,7 +71,8 @@ def one_trial(
         proposals.next_run.end()
     outcome = Outcome(proposed, tried, time.monotonic() - began)
     trial = trial_of(night, number, parent, outcome, champion_size(held.state))
-    trial_folder.write_result(folder, tried.runs, trial, tried.champion_runs)
+    quarantined = tuple(aside.run for aside in tried.quarantined)
+    trial_folder.write_result(folder, tried.runs, trial, tried.champion_runs, quarantined)
     interruption.reached("recorded")
     held.book.append("decided", trial=dataclasses.asdict(trial))
     interruption.reached("decided")
@@ -103,6 +104,8 @@ def run_and_judge(
             held.state.champion_seeds,
             Noise.pooled(held.state.repeats),
             proposed.candidate.statements - so_far.champion.statements,
+            held.state.champion_conditions,
+            held.state.usual,
         )
         tried = run_trial(
             number,
@@ -234,7 +237,7 @@ def trial_of(night: Night, number: int, parent: str, outcome: Outcome, before: S
         grown=size.growth(before),
         isolation=night.bench.isolation,
         audit_gap=max((run.audit_gap for run in runs if run.audit_gap is not None), default=None),
-        unusual=_unusual(night, runs),
+        unusual="; ".join(filter(None, [_unusual(night, runs), outcome.tried.unusual])) or None,
         wall_seconds=outcome.wall_seconds if runs else None,
         fixes=len(attempts),
         crashed=tuple(str(Candidate.parse(source).digest) for source in attempts),
@@ -244,4 +247,8 @@ def trial_of(night: Night, number: int, parent: str, outcome: Outcome, before: S
         usage=usage,
         champion_scores=tuple(run.val_bpb for run in champion_runs if run.val_bpb is not None),
         champion_seeds=tuple(run.seed for run in champion_runs),
+        conditions=conditions_of(runs),
+        champion_conditions=conditions_of(champion_runs),
+        quarantined=tuple(aside.on_record() for aside in outcome.tried.quarantined),
+        machine_change=outcome.tried.machine_change,
     )

@@ -89,6 +89,8 @@ def _baseline(state: NightState, event: Event) -> dict[str, Any]:
         "champion_seeds": baseline.seeds,
         "champion_repeats": baseline.scores,
         "champion_fresh": baseline.scores,
+        "champion_conditions": baseline.conditions,
+        "usual": baseline.conditions,
     }
 
 
@@ -124,6 +126,8 @@ def _applied(state: NightState, event: Event) -> dict[str, Any]:
             "champion_repeats": repeats,
             "champion_fresh": (),
             "groups": (*state.groups, fresh),
+            "champion_conditions": trial.conditions,
+            "usual": (*state.usual, *trial.champion_conditions, *trial.conditions),
         }
     return changes | {
         "champion_scores": (*state.champion_scores, *trial.champion_scores),
@@ -131,6 +135,8 @@ def _applied(state: NightState, event: Event) -> dict[str, Any]:
         "champion_repeats": fresh,
         "champion_fresh": (*state.champion_fresh, *trial.champion_scores),
         "groups": (*state.groups, repeats) if repeats else state.groups,
+        "champion_conditions": (*state.champion_conditions, *trial.champion_conditions),
+        "usual": (*state.usual, *trial.champion_conditions),
     }
 
 
