@@ -23,6 +23,7 @@ from flows.night import (
     isolation,
     mlflow_view,
     night_views,
+    remeasurement,
     researcher,
     resume,
     session,
@@ -112,7 +113,7 @@ def rebuild_night(tag: str) -> None:
     """
     folder = night_folder.find(state_home.locate(), tag)
     with session.hold(folder, measures=False) as held:
-        night = open_night(held)
+        night = open_night(held, continues=False)
         resume.repair(night, held.state)
         Views(night, held.pulse).rebuild(held.state)
 
@@ -152,7 +153,7 @@ def research(tag: str, request: Request, *, is_resume: bool = False) -> str:
             resume.check_request(held.state, request)
             continue_night(held, request, is_resume=is_resume)
         mlflow_view.prepare_store(state_home.locate())
-        night = open_night(held)
+        night = open_night(held, continues=not held.state.finished)
         views = Views(night, held.pulse)
         if not held.state.finished:
             check_comparable(night, held.state.baseline)
@@ -262,7 +263,9 @@ def run_trials(night: Night, held: Session, views: Views) -> None:
         interruption.reached("branched")
         held.book.append("baseline", **dataclasses.asdict(baseline_event(night, commit)))
         interruption.reached("measured")
-    views.show(held.state)
+    # On other hardware the baseline at hand is not yet the one of the ledger.
+    if remeasurement.due(night, held.state) is None:
+        views.show(held.state)
     proposer = researcher.proposer_of(held, night.bench, night.baseline, night.calls)
     proposals = Proposals(night, proposer, NextRun.of(night))
 
@@ -311,6 +314,10 @@ def step(night: Night, held: Session, views: Views, proposals: Proposals) -> Non
         return
     if reason := night_budget.over(state, held.book.used_seconds()):
         finish(held, reason)
+        return
+    if remeasurement.step(night, held):
+        if held.state.remeasurements != state.remeasurements:
+            views.show(held.state)
         return
     so_far = night_so_far(night, state)
     proposed = next_proposal(so_far, str(state.champion), proposals)

@@ -547,8 +547,8 @@ class Remeasurement:
     reason: str  # what has changed
     trials: int  # that were finished before
     hardware_before: str
-    baseline_before: float  # bits per byte
-    champion_before: float
+    baseline_before: tuple[float, ...]  # scores, as those of the champion
+    champion_before: tuple[float, ...]
     baseline: BaselineEvent | None  # on this hardware; None: that is the same, and so is its score
     scores: tuple[float, ...]  # of the champion; these three of the same runs
     seeds: tuple[int, ...]
@@ -558,7 +558,8 @@ class Remeasurement:
     def from_json(cls, event: Mapping[str, Any]) -> Remeasurement:
         """Raises KeyError and TypeError for a damaged event."""
         fields = {field.name: event[field.name] for field in dataclasses.fields(cls)}
-        tuples = {name: tuple(fields[name]) for name in ("scores", "seeds")}
+        names = ("baseline_before", "champion_before", "scores", "seeds")
+        tuples = {name: tuple(fields[name]) for name in names}
         baseline = fields["baseline"] and BaselineEvent.from_json(fields["baseline"])
         conditions = Conditions.from_json(fields["conditions"])
         return cls(**{**fields, **tuples, "baseline": baseline, "conditions": conditions})

@@ -179,6 +179,7 @@ def night_so_far(night: Night, state: NightState) -> NightSoFar:
         seen={**seen, str(night.base.digest): 0},
         sd=Noise.pooled(state.repeats).sd,
         folder=night.folder,
+        first_comparable=state.first_comparable,
     )
 
 
