@@ -25,6 +25,7 @@ from flows.night import (
     isolation,
     mlflow_view,
     night_views,
+    remeasurement,
     researcher,
     resume,
     session,
@@ -115,7 +116,7 @@ def rebuild_night(tag: str) -> None:
     """
     folder = night_folder.find(state_home.locate(), tag)
     with session.hold(folder, measures=False) as held:
-        night = open_night(held)
+        night = open_night(held, continues=False)
         resume.repair(night, held.state)
         Views(night, held.pulse).rebuild(held.state)
 
@@ -155,7 +156,7 @@ def research(tag: str, request: Request, *, is_resume: bool = False) -> str:
             resume.check_request(held.state, request)
             continue_night(held, request, is_resume=is_resume)
         mlflow_view.prepare_store(state_home.locate())
-        night = open_night(held)
+        night = open_night(held, continues=not held.state.finished)
         views = Views(night, held.pulse)
         if not held.state.finished:
             check_comparable(night, held.state.baseline)
@@ -265,9 +266,11 @@ def run_trials(night: Night, held: Session, views: Views) -> None:
         interruption.reached("branched")
         held.book.append("baseline", **dataclasses.asdict(baseline_event(night, commit)))
         interruption.reached("measured")
-    found = estimate(held.state)
-    get_run_logger().log(INFO if found.agrees else WARNING, f"noise: {found}")
-    views.show(held.state)
+    # On other hardware the baseline at hand is not yet the one of the ledger.
+    if remeasurement.due(night, held.state) is None:
+        found = estimate(held.state)
+        get_run_logger().log(INFO if found.agrees else WARNING, f"noise: {found}")
+        views.show(held.state)
     proposer = researcher.proposer_of(held, night.bench, night.baseline, night.calls)
     proposals = Proposals(night, proposer, NextRun.of(night))
 
@@ -316,6 +319,10 @@ def step(night: Night, held: Session, views: Views, proposals: Proposals) -> Non
         return
     if reason := night_budget.over(state, held.book.used_seconds()):
         finish(night, held, proposals, reason)
+        return
+    if remeasurement.step(night, held):
+        if held.state.remeasurements != state.remeasurements:
+            views.show(held.state)
         return
     so_far = night_so_far(night, state)
     proposed = next_proposal(night, so_far, str(state.champion), proposals)

@@ -29,7 +29,7 @@ Status = Literal[
     "sandbox_error",
 ]
 Decision = Literal["keep", "discard", "confirm"]
-Purpose = Literal["certification", "end"]  # of a run apart from the trials
+Purpose = Literal["certification", "end", "remeasurement"]  # of a run apart from the trials
 Certificate = Literal[  # of a change that was kept
     "certified",  # shown to help
     "not_shown",  # has had its runs: not shown to help

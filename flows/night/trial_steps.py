@@ -16,7 +16,7 @@ from configs import canonical_form, traits
 from flows.night import interruption
 from flows.night.night import Night
 from flows.night.proposals import Proposals
-from flows.night.run_trial import Comparison, Tried, run_trial
+from flows.night.run_trial import Comparison, Tried, conditions_of, run_trial
 from flows.night.session import Session
 from tasks.history import champion, night_budget, trial_folder
 from tasks.history.growth import Size
@@ -83,7 +83,8 @@ def one_trial(
     trial = trial_of(night, number, parent, outcome, champion_size(held.state))
     if trial.verdict == "keep":
         proposals.next_run.end()
-    trial_folder.write_result(folder, tried.runs, trial, tried.champion_runs)
+    quarantined = tuple(aside.run for aside in tried.quarantined)
+    trial_folder.write_result(folder, tried.runs, trial, tried.champion_runs, quarantined)
     interruption.reached("recorded")
     held.book.append("decided", trial=dataclasses.asdict(trial))
     interruption.reached("decided")
@@ -117,6 +118,8 @@ def run_and_judge(
             noise_of(held.state),
             proposed.candidate.statements - so_far.champion.statements,
             tenths_to_match(night, held.state, so_far.champion, proposed.candidate),
+            champion_conditions=held.state.champion_conditions,
+            usual=held.state.usual,
         )
         if is_placebo:
             comparison = unselected(comparison, held.state)
@@ -220,6 +223,7 @@ def night_so_far(night: Night, state: NightState) -> NightSoFar:
         seen={**seen, str(night.base.digest): 0},
         sd=noise_of(state).sd,
         folder=night.folder,
+        first_comparable=state.first_comparable,
     )
 
 
@@ -304,7 +308,7 @@ def trial_of(night: Night, number: int, parent: str, outcome: Outcome, before: S
         grown=size.growth(before),
         isolation=night.bench.isolation,
         audit_gap=max((run.audit_gap for run in runs if run.audit_gap is not None), default=None),
-        unusual=_unusual(night, runs),
+        unusual="; ".join(filter(None, [_unusual(night, runs), outcome.tried.unusual])) or None,
         wall_seconds=outcome.wall_seconds if runs else None,
         fixes=len(attempts),
         crashed=tuple(str(Candidate.parse(source).digest) for source in attempts),
@@ -318,4 +322,8 @@ def trial_of(night: Night, number: int, parent: str, outcome: Outcome, before: S
         noise_sd=noise.sd if noise else None,
         noise_df=noise.degrees_of_freedom if noise else None,
         hardware=hardware.label(profile.device, profile.threads) if runs else None,
+        conditions=conditions_of(runs),
+        champion_conditions=conditions_of(champion_runs),
+        quarantined=tuple(aside.on_record() for aside in outcome.tried.quarantined),
+        machine_change=outcome.tried.machine_change,
     )

@@ -27,12 +27,13 @@ from tasks.files import FileRef
 from tasks.judge import audit, flop_count, meter, nvml, protocol, scoring
 from tasks.judge.box import Box, open_box
 from tasks.judge.bwrap import BoxSpec, BoxUnavailable, Gate, Isolation
+from tasks.judge.contention import Contention, ContentionWatch
 from tasks.judge.curve import Tenth
 from tasks.judge.native_code import NativeCodeChanged, NativeKernel
 from tasks.judge.reference import Reference
 from tasks.judge.wire import Wire
 from tasks.judge.workplace import assemble, read_whole, workplace
-from tasks.records import Bench, Candidate, Cost, Dataset, RunResult
+from tasks.records import Bench, Candidate, Conditions, Cost, Dataset, RunResult
 from tasks.statuses import Status
 from tasks.trial import allowance
 from tasks.trial.early_run import PATIENCE, EarlyRun, TrialStart
@@ -371,13 +372,17 @@ class _Attempt:
         self, box: Box, begun: protocol.Begun, checkpoint: Path, export_kernels: Path | None
     ) -> None:
         """Takes the checkpoint, and what was compiled where it is asked for."""
-        on_gpu = self._device == "cuda"
-        with nvml.peak_memory(box.watchdog.pids) if on_gpu else contextlib.nullcontext() as gpu:
+        on_gpu, pids = self._device == "cuda", box.watchdog.pids
+        with (
+            self._conditions_noted(box, begun),
+            nvml.peak_memory(pids) if on_gpu else contextlib.nullcontext() as gpu,
+        ):
             try:
                 trained = protocol.finish(box, begun, checkpoint, max_bytes=self._checkpoint_bytes)
             finally:
                 self.note(curve=tuple(begun.curve.points), tenths=begun.curve.tenths)
-        self.note(**dataclasses.asdict(trained), peak_gpu_bytes=gpu.bytes if gpu else None)
+            self.note(**dataclasses.asdict(trained))
+        self.note(peak_gpu_bytes=gpu.bytes if gpu else None)
         is_limited = begun.budget.cpu_seconds is not None  # by time of the GPU otherwise
         if is_limited and (problem := allowance.overspent(self.bench.caps, self.result)):
             raise protocol.Stopped("train_timeout", problem)
@@ -386,6 +391,22 @@ class _Attempt:
                 begun, export_kernels, seconds=KERNEL_SECONDS, max_bytes=KERNEL_BYTES
             )
         self.note(checkpoint_bytes=checkpoint.stat().st_size)
+
+    @contextlib.contextmanager
+    def _conditions_noted(self, box: Box, begun: protocol.Begun) -> Iterator[None]:
+        """Notes what the machine was like during the block, in which the box trains."""
+        on_gpu = self._device == "cuda"
+        watch = ContentionWatch(box.watchdog)
+        watch.start()
+        with nvml.pace(box.watchdog.pids) if on_gpu else contextlib.nullcontext() as gpu:
+            try:
+                yield
+            finally:
+                seen, used = watch.stop(), box.watchdog.cpu_seconds() - begun.cpu_before
+                if gpu:
+                    gpu.stop()
+                pace = gpu.pace() if gpu else None
+                self.note(conditions=conditions_of(self.result, seen, used, pace))
 
     @contextlib.contextmanager
     def _warm(self, box: Box) -> Iterator[tuple[Wire, meter.Meter]]:
@@ -519,6 +540,22 @@ def _budget(bench: Bench) -> protocol.Budget:
         return protocol.Budget(budget.kind, budget.amount, deadline, None)
     return protocol.Budget(
         budget.kind, budget.amount, bench.caps.wall_seconds, bench.caps.cpu_seconds
+    )
+
+
+def conditions_of(
+    result: RunResult, seen: Contention, cpu_used: float, pace: nvml.Pace | None
+) -> Conditions:
+    """The record of what was seen while a run trained."""
+    return Conditions(
+        seconds=seen.seconds,
+        tokens=result.tokens,
+        steps=result.curve[-1][0] if result.curve else None,
+        cpu_used=cpu_used,
+        cpu_waited=seen.waited,
+        cpu_others=seen.others,
+        cpu_stolen=seen.stolen,
+        **(vars(pace) if pace else {}),
     )
 
 

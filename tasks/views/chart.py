@@ -69,6 +69,8 @@ def _draw(axes: Axes, state: NightState) -> None:
     for point in _labelled(kept, last, top - low):
         _draw_label(axes, point)
         right = max(right, point[0] + 0.27 * last)  # room for the label
+    for again in state.remeasurements:  # scores on both sides of it are not to be compared
+        axes.axvline(again.trials + 0.5, color="#8b949e", lw=1, ls=":", label="measured again")
     axes.set_ylim(low, top)
     axes.set_xlim(-0.03 * (last + 1), right + 0.03 * (last + 1))
     axes.ticklabel_format(axis="y", useOffset=False, style="plain")

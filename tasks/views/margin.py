@@ -16,6 +16,14 @@ def to_beat(state: NightState) -> dict[int, float]:
     return {trial.number: before for trial, before, _ in champions(state)}
 
 
+def baseline_of(state: NightState, number: int) -> float | None:
+    """The baseline's score, bits per byte, on the hardware of trial `number`."""
+    if state.baseline is None:
+        return None
+    on_other = [each for each in state.remeasurements if each.baseline and number <= each.trials]
+    return statistics.fmean(on_other[0].baseline_before) if on_other else state.baseline.val_bpb
+
+
 def champions(state: NightState) -> Iterator[tuple[Trial, float, float]]:
     """Each trial with the champion's score that it was compared with, and the champion's after it.
 
@@ -25,9 +33,14 @@ def champions(state: NightState) -> Iterator[tuple[Trial, float, float]]:
     """
     if state.baseline is None:
         return
-    champion, scores = state.baseline.val_bpb, state.baseline.scores
-    unselected = scores
+    again = {each.trials: each for each in state.remeasurements}
+    # On other hardware the baseline is another.
+    scores = next((e.baseline_before for e in state.remeasurements), state.baseline.scores)
+    champion, unselected = statistics.fmean(scores), scores
     for trial in state.trials:
+        if trial.number - 1 in again:
+            scores = unselected = again[trial.number - 1].scores
+            champion = statistics.fmean(scores)
         if trial.champion_scores:
             scores = (*scores, *trial.champion_scores)
             unselected = (*unselected, *trial.champion_scores)

@@ -51,7 +51,9 @@ def certified_tags(state: NightState) -> dict[str, str]:
 
 
 def baseline_id(state: NightState, run: RunResult) -> str:
-    return f"{state.header.tag}:baseline:{run.seed}"
+    """`nov21:baseline:1`; on the second hardware of a night `nov21:baseline-2:1`."""
+    other = sum(each.baseline is not None for each in state.remeasurements)
+    return f"{state.header.tag}:baseline{f'-{other + 1}' if other else ''}:{run.seed}"
 
 
 def trial_id(state: NightState, trial: Trial) -> str:
@@ -119,6 +121,7 @@ def trial_tags(state: NightState, trial: Trial) -> dict[str, str]:
         "grown": trial.grown,
         # Of the champion, run again beside this trial.
         "champion_seeds": " ".join(map(str, trial.champion_seeds)),
+        "quarantined": str(len(trial.quarantined)) if trial.quarantined else None,
     }
     return {
         "trial_id": trial_id(state, trial),

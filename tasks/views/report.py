@@ -8,6 +8,7 @@ mention or table cell.
 from __future__ import annotations
 
 import base64
+import statistics
 import types
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -188,8 +189,8 @@ def _trust(state: NightState) -> Iterator[str]:
     if _kept(state):
         yield (
             f"- Selection: the best of {counted(len(state.candidates), 'trial')} was picked by "
-            "this score, so part of the gain is luck, and the true gain is likely smaller. Runs with "
-            "new seeds show how much: see above."
+            "this score, so part of the gain is luck, and the true gain is likely smaller. Runs "
+            "with new seeds show how much: see above."
         )
     yield from _size(state, baseline)
     yield f"- Audit: {_audit(state)}"
@@ -204,6 +205,7 @@ def _trust(state: NightState) -> Iterator[str]:
     for trial in state.trials:
         if trial.unusual:
             yield f"- Unusual: trial {trial.number}: {_text(trial.unusual)}."
+    yield from _conditions(state)
     if isolation == "none":
         yield (
             "- Isolation: NONE. Candidates ran with your permissions and could read the "
@@ -217,6 +219,31 @@ def _false_keeps(state: NightState, everywhere: FalseKeeps | None) -> Iterator[s
     found = false_keeps.of_night(state)
     if said := false_keeps.sentence(found, everywhere or found):
         yield f"- False keeps: {said} That is how often the rule keeps a change that does nothing."
+
+
+def _conditions(state: NightState) -> Iterator[str]:
+    """Runs that were made again, and champions that were measured again."""
+    repeated = [trial for trial in state.trials if trial.quarantined]
+    if repeated:
+        count = sum(len(trial.quarantined) for trial in repeated)
+        were = "was" if count == 1 else "were"
+        yield (
+            f"- Conditions: {counted(count, 'run')} {were} repeated, as the machine was not as "
+            f"usual ({_trials([trial.number for trial in repeated])}). The first: "
+            f"{_text(repeated[0].quarantined[0].disturbance)}."
+        )
+    for again in state.remeasurements:
+        other = f" on {_text(again.hardware_before)}" if again.baseline else ""
+        baseline = ""
+        if again.baseline:
+            before, now = statistics.fmean(again.baseline_before), again.baseline.val_bpb
+            baseline = f"the baseline had {before:.6f}{other} and has {now:.6f}, "
+        before, now = map(statistics.fmean, (again.champion_before, again.scores))
+        yield (
+            f"- Measured again after {counted(again.trials, 'trial')}: {_text(again.reason)}. In "
+            f"bits per byte, {baseline}the champion had {before:.6f}{other} and has {now:.6f}. "
+            "Later trials are compared with the new scores alone."
+        )
 
 
 def _audit(state: NightState) -> str:
@@ -291,7 +318,7 @@ def _cells(
     outcome = margin.outcome(trial)
     yield f"**{outcome}**" if trial.verdict == "keep" else outcome
     yield score(trial.val_bpb)
-    yield difference(trial.val_bpb, state.baseline.val_bpb if state.baseline else None)
+    yield difference(trial.val_bpb, margin.baseline_of(state, trial.number))
     yield difference(trial.val_bpb, champions.get(trial.number))
     yield "-" if trial.z is None else f"{trial.z:.2f}"
     yield str(len(trial.scores))

@@ -43,6 +43,17 @@ MEASURED = (
     *("seconds", "cpu_seconds", "tokens", "startup_seconds", "startup_gpu_seconds"),
     *("audit_gap", "parameters"),
 )
+PLAIN = str.maketrans(" ", "_", "()")  # a reason as a part of a metric's name
+# Of the machine while a run trained: means over the runs.
+CONDITIONS = {
+    "steps": "steps",
+    "cpu_waited_seconds": "cpu_waited",
+    "cpu_others_seconds": "cpu_others",
+    "cpu_stolen_seconds": "cpu_stolen",
+    "sm_clock_mhz": "sm_clock",
+    "lowest_sm_clock_mhz": "lowest_sm_clock",
+    "gpu_others": "gpu_others",
+}
 SIZES = {  # in MLflow: the figure in bytes, and the unit that it is shown in
     "peak_memory_gib": ("peak_memory_bytes", 2**30),
     "peak_gpu_gib": ("peak_gpu_bytes", 2**30),
@@ -320,6 +331,7 @@ def _figures(
             name: _mean(size / unit if (size := getattr(run, field)) else None for run in runs)
             for name, (field, unit) in SIZES.items()
         },
+        **_conditions(runs),
     }
     if len(runs) > 1:
         values |= {f"val_bpb_seed_{run.seed}": run.val_bpb for run in runs}
@@ -329,6 +341,21 @@ def _figures(
         values |= {f"self_reported_{name}": value for name, value in reported.items()}
     start = child.info.start_time
     return [_metric(name, value, start) for name, value in values.items() if value is not None]
+
+
+def _conditions(runs: Sequence[RunResult]) -> dict[str, float | None]:
+    """The means over the runs; of what held the clock back, the share of the time by reason."""
+    known = [run.conditions for run in runs if run.conditions]
+    reasons = sorted({reason for each in known for reason in each.held_back})
+    shares = {
+        f"held_back_{reason.translate(PLAIN)}": _mean(
+            each.held_back.get(reason, 0.0) for each in known
+        )
+        for reason in reasons
+    }
+    return shares | {
+        name: _mean(getattr(each, field) for each in known) for name, field in CONDITIONS.items()
+    }
 
 
 def _curves(child: Run, runs: Sequence[RunResult]) -> list[Metric]:

@@ -189,7 +189,7 @@ def _baseline(state: NightState) -> BaselineStory:
     fields: dict[str, Any] = {name: getattr(baseline, name, None) for name in names}
     runs = zip(baseline.seeds, baseline.scores, strict=True) if baseline else ()
     return BaselineStory(
-        **_night(state),
+        **_night(state, len(state.trials) + 1),
         k=0,
         **fields,
         sd=noise_of(state).sd if baseline else None,
@@ -211,7 +211,7 @@ def _trial(
     usage = trial.usage if trial else costs.of_calls(calls)
     judged: dict[str, Any] = {name: getattr(trial, name, None) for name in JUDGED}
     return TrialStory(
-        **_night(state),
+        **_night(state, files.number),
         k=files.number,
         to_beat=margin.to_beat(state).get(files.number, state.champion_bpb),
         **judged,
@@ -236,8 +236,8 @@ def _trial(
     )
 
 
-def _night(state: NightState) -> dict[str, Any]:
-    base = state.baseline.val_bpb if state.baseline else None
+def _night(state: NightState, number: int) -> dict[str, Any]:
+    base = margin.baseline_of(state, number)
     return {"tag": state.header.tag, "baseline": base, "champion": state.champion_bpb}
 
 
