@@ -16,9 +16,9 @@ import configs
 from tasks.errors import UsageError
 from tasks.history import champion, git_plumbing, ledger, night_folder
 from tasks.judge.workplace import FIXED_FILES
+from tasks.noise import Noise, noise_of
 from tasks.records import NightState, RunResult, Trial
 from tasks.text import one_line
-from tasks.trial.verdict import Noise
 
 # Of a profile: what a score depends on. The licence of the data is only shown.
 COMPARABLE = ("device", "threads", "data", "budget", "attention_kernels")
@@ -127,7 +127,7 @@ def _circumstances(
     noise = Noise(float(said[1]), int(said[2])) if said and float(said[1]) else None
     hardware, notes = trailers.get("Hardware"), []
     if noise is None:
-        noise = Noise.pooled(night.repeats) if night else None
+        noise = noise_of(night) if night else None
         notes.append(_missing("Noise", "known from the ledger" if night else "unknown"))
     if hardware is None:
         hardware = night.baseline.hardware if night and night.baseline else None

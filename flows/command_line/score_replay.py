@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from flows.command_line.recorded_score import RecordedScore
 from tasks.errors import UsageError
+from tasks.noise import SD_FLOOR, Noise
 from tasks.records import RunResult
 from tasks.trial import hardware, reproduction
 from tasks.trial.reproduction import Equality
-from tasks.trial.verdict import SD_FLOOR, Noise
 
 Outcome = Literal["reproduced", "not reproduced", "stopped", "other hardware"]
 EXIT_CODES: dict[Outcome, int] = {

@@ -26,6 +26,7 @@ from tasks.history import (
     night_folder,
     trial_folder,
 )
+from tasks.noise import Noise, noise_of
 from tasks.proposers import ablation
 from tasks.proposers.ablation import Changes, Group
 from tasks.records import Certification, Claim, FreshRun, NightState
@@ -34,7 +35,6 @@ from tasks.text import counted, unlinked
 from tasks.trial import certification
 from tasks.trial.certification import Evidence
 from tasks.trial.experiment import naming, train_candidate
-from tasks.trial.verdict import Noise
 
 FIRST_SEED = 10_001  # of fresh runs: far from the seeds of trials, which begin with the night's
 # In a row, and one for each change, that may be tied to another after it: then no run has a score.
@@ -160,8 +160,7 @@ class _Certifying:
 
     @property
     def noise(self) -> Noise:
-        state = self.held.state
-        return Noise.pooled([*state.repeats, *_scores(state).values()])
+        return noise_of(self.held.state)
 
     @property
     def nulls(self) -> float:

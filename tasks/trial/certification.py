@@ -17,10 +17,11 @@ import statistics
 from collections.abc import Iterable, Mapping
 from statistics import NormalDist
 
+from tasks.noise import Noise
 from tasks.records import Claim, Trial
 from tasks.statuses import Certificate
 from tasks.text import counted
-from tasks.trial.verdict import Noise, z_score
+from tasks.trial.verdict import z_score
 
 FALSE_SHARE = 0.05  # of the certified changes, expected
 LEAST_Z = 1.3  # nothing is certified below, however few may be luck

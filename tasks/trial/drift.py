@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 
+from tasks.noise import Noise
 from tasks.records import NightState
-from tasks.trial.verdict import Noise, z_score
+from tasks.trial.verdict import z_score
 
 FRESH = 2  # the latest fresh runs of the champion, which are compared with those before
 # Standard errors. Chance gets so far once in two thousand comparisons.

@@ -15,7 +15,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from tasks.trial.verdict import Noise
+from tasks.noise import Noise
 
 LEVEL = 0.01
 CRITICAL = statistics.NormalDist().inv_cdf(1 - LEVEL / 2)

@@ -18,7 +18,7 @@ from typing import Any
 
 from tasks.files import FileRef
 from tasks.history import false_keeps, night_state
-from tasks.trial.verdict import Noise
+from tasks.noise import Noise
 from tests.benchmarks import verdict_bench
 from tests.checkouts import AUTHOR
 from tests.faults.stub_checkout import PROFILE, StubCheckout

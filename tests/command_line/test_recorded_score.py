@@ -12,7 +12,7 @@ from flows.command_line import commands, recorded_score
 from tasks.errors import UsageError
 from tasks.history import champion
 from tasks.history.ledger import Ledger
-from tasks.trial.verdict import Noise
+from tasks.noise import Noise
 from tests.checkouts import AUTHOR
 from tests.synthetic_night import make_run
 from tests.trials import baseline_event, crash, keep, night_event

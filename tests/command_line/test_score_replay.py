@@ -8,8 +8,8 @@ import configs
 from flows.command_line.recorded_score import RecordedScore
 from flows.command_line.score_replay import EXIT_CODES, ScoreReplay
 from tasks.errors import UsageError
+from tasks.noise import Noise
 from tasks.trial import hardware
-from tasks.trial.verdict import Noise
 from tests.synthetic_night import make_run
 
 LAPTOP = configs.load("laptop")

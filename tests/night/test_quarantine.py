@@ -17,9 +17,9 @@ from configs import Budget
 from flows.night import quarantine, run_trial
 from flows.night.run_trial import Comparison
 from tasks.judge.processes import ProcessId, is_ours
+from tasks.noise import Noise
 from tasks.records import Candidate, Conditions
 from tasks.trial import experiment
-from tasks.trial.verdict import Noise
 from tests.boxes import HONEST, make_bench, make_dataset, make_profile
 from tests.faults.stub_torch import assemble_with_stub
 from tests.waiting import wait_for

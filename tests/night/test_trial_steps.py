@@ -10,9 +10,9 @@ from flows.night import trial_steps
 from flows.night.run_trial import Comparison, Tried
 from tasks.history import champion, trial_folder
 from tasks.history.growth import Size
+from tasks.noise import Noise
 from tasks.records import Baseline, Candidate, Verdict
 from tasks.trial import placebo
-from tasks.trial.verdict import Noise
 from tasks.usage import Usage
 from tests.synthetic_night import make_run
 from tests.trials import keep, make_baseline, make_proposal, make_state, make_trial

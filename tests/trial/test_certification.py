@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.noise import Noise
 from tasks.records import Trial
 from tasks.trial import certification
 from tasks.trial.certification import Evidence
-from tasks.trial.verdict import Noise
 from tests.trials import make_trial
 
 KNOWN = Noise(0.01, 10**6)  # an sd that no longer changes: z is t

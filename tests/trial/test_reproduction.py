@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
+from tasks.noise import SD_FLOOR, Noise
 from tasks.trial import reproduction
 from tasks.trial.reproduction import compare, identical
-from tasks.trial.verdict import SD_FLOOR, Noise
 
 KINDS = list(itertools.product((2, 20), (1, 4), (1, 3)))
 
