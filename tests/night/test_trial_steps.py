@@ -76,13 +76,16 @@ def test_a_placebo_is_compared_with_scores_that_did_not_choose_the_champion():
 
 def test_a_proposer_hears_nothing_of_placebos(night, monkeypatch):
     monkeypatch.setattr(champion, "source_at", lambda root, commit: "A = 1\n")
+    tried, unheard = (Candidate.parse(source).digest for source in ("A = 2\n", "A = 3\n"))
     state = make_state(
-        make_trial(1, digest="d1"), make_trial(2, digest="d2", placebo="keep"), make_trial(3)
+        make_trial(1, digest=tried),
+        make_trial(2, digest=unheard, placebo="keep"),
+        make_trial(3, digest=tried),
     )
     so_far = trial_steps.night_so_far(night, state)
     assert [trial.number for trial in so_far.trials] == [1, 3]
-    assert "d1" in so_far.seen
-    assert "d2" not in so_far.seen
+    assert tried in so_far.seen
+    assert unheard not in so_far.seen
     assert (so_far.next_trial, so_far.turn) == (4, 3)
     later = trial_steps.while_in_flight(so_far, placebo.proposal(so_far.champion))
     assert (later.next_trial, later.turn, later.in_flight) == (5, 3, None)
