@@ -91,39 +91,34 @@ def test_a_keep_throws_it_away_with_its_boxes(checkout, before, night):
     assert adds_up.complaints(checkout, "kept", 2, before, frozenset()) == []
 
 
-def test_tpe_proposes_ahead_too(checkout, night):
-    done = night("knobs", NIGHTLY_TEST_HOLD="waiting")
+ENDS = (
+    ("waiting", signal.SIGTERM),
+    ("waiting", signal.SIGKILL),
+    ("ran", signal.SIGKILL),
+    ("decided", signal.SIGKILL),
+)
+
+
+def test_an_end_while_a_run_waits_loses_nothing_and_leaves_nothing_alive(checkout, before, night):
+    """One night of tpe, which proposes ahead too, is ended in its first trial again and again."""
+    tag, command = "ended", ()
+    for where, how in ENDS:
+        end = {"NIGHTLY_TEST_KILL_AT": where, "NIGHTLY_TEST_SIGNAL": str(int(how))}
+        ended = night(tag, command=command, trials=3, NIGHTLY_TEST_HOLD="waiting", **end)
+        assert ended.returncode != 0, (where, how, ended.stderr)
+        assert (ended.returncode == -9) == (how == signal.SIGKILL), (where, how, ended.stderr)
+        is_recorded = checkout.ledger(tag)[-1]["event"] == "stopped"
+        assert is_recorded == (how == signal.SIGTERM), (where, how)
+        assert (checkout.home / "nights" / tag / "trials" / "2" / "proposal.json").is_file()
+        command = ("resume", tag)
+    done = night(tag, command=command, NIGHTLY_TEST_HOLD="waiting")
     assert done.returncode == 0, done.stderr
-    (_, verdict, *_), (*_, early) = first_runs(checkout, "knobs")
+    runs = first_runs(checkout, tag)
+    assert [status for _, _, status, _ in runs] == ["ok"] * 3
+    (_, verdict, *_), (*_, early) = runs[1:]
     assert early == (verdict != "keep")
-
-
-@pytest.mark.parametrize("where", ["waiting", "ran", "decided"])
-def test_kill_9_while_a_run_waits_loses_nothing_and_leaves_nothing_alive(
-    checkout, before, night, where
-):
-    tag = f"killed-{where}"
-    killed = night(tag, NIGHTLY_TEST_HOLD="waiting", NIGHTLY_TEST_KILL_AT=where)
-    assert killed.returncode == -9, killed.stderr
-    assert (checkout.home / "nights" / tag / "trials" / "2" / "proposal.json").is_file()
-    done = night(tag, command=("resume", tag))
-    assert done.returncode == 0, done.stderr
-    assert [run[2] for run in first_runs(checkout, tag)] == ["ok", "ok"]
     assert list((checkout.home / "boxes").iterdir()) == []
-    assert adds_up.complaints(checkout, tag, 2, before, frozenset()) == []
-
-
-def test_a_sigterm_while_a_run_waits_takes_it_along(checkout, before, night):
-    tag, term = "terminated", str(int(signal.SIGTERM))
-    ended = night(
-        tag, NIGHTLY_TEST_HOLD="waiting", NIGHTLY_TEST_KILL_AT="waiting", NIGHTLY_TEST_SIGNAL=term
-    )
-    assert ended.returncode > 0, ended.stderr
-    assert checkout.ledger(tag)[-1]["event"] == "stopped"
-    assert list((checkout.home / "boxes").iterdir()) == []
-    done = night(tag, command=("resume", tag))
-    assert done.returncode == 0, done.stderr
-    assert adds_up.complaints(checkout, tag, 2, before, frozenset()) == []
+    assert adds_up.complaints(checkout, tag, 3, before, frozenset()) == []
 
 
 def test_a_stop_and_the_nights_end_take_the_waiting_run_along(checkout, night):
