@@ -48,7 +48,7 @@ class FalseKeeps:
 
 
 def of_night(state: NightState) -> FalseKeeps:
-    said = [trial.placebo for trial in state.trials if trial.placebo and trial.status == "ok"]
+    said = [trial.placebo for trial in state.placebos if trial.status == "ok"]
     return FalseKeeps.of(len(said), said.count("keep"))
 
 
