@@ -155,7 +155,7 @@ class Night(Table):
     # Fresh runs at the night's end of baseline, champion and certified champion each, scored on the
     # holdout, too.
     end_runs: Count = 3
-    # Of the trials: the champion unchanged, to measure how often the verdict keeps nothing.
+    # Of the trials: the champion unchanged, to measure how often a change of nothing is kept.
     placebo_share: Annotated[StrictFloat, pydantic.Field(ge=0, le=0.5)] = 0.04
 
 

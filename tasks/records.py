@@ -647,6 +647,10 @@ class NightState:
         return tuple(trial for trial in self.trials if trial.placebo is None)
 
     @property
+    def placebos(self) -> tuple[Trial, ...]:
+        return tuple(trial for trial in self.trials if trial.placebo is not None)
+
+    @property
     def start_commit(self) -> str | None:
         return self.baseline.start_commit if self.baseline else None
 

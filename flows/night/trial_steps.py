@@ -219,7 +219,7 @@ def night_so_far(night: Night, state: NightState) -> NightSoFar:
         baseline_bpb=state.baseline.val_bpb,
         baseline_knobs=night.base.knobs,
         trials=state.candidates,
-        placebos=len(state.trials) - len(state.candidates),
+        placebos=len(state.placebos),
         seen={**seen, str(night.base.digest): 0},
         sd=noise_of(state).sd,
         folder=night.folder,

@@ -15,6 +15,7 @@ from tasks.records import NightState
 from tasks.text import counted
 
 Z = NormalDist().inv_cdf(0.975)  # of the ends of a 95 % interval
+MARK = b'"placebo": "'  # in a ledger: that of any other trial is null
 # Tables of a profile that neither a score nor the rule depends on.
 APART = {"name", "description", "train", "limits", "audit", "night", "llm", "command"}
 
@@ -47,7 +48,7 @@ class FalseKeeps:
 
 
 def of_night(state: NightState) -> FalseKeeps:
-    said = [trial.placebo for trial in state.trials if trial.placebo and trial.status == "ok"]
+    said = [trial.placebo for trial in state.placebos if trial.status == "ok"]
     return FalseKeeps.of(len(said), said.count("keep"))
 
 
@@ -80,12 +81,13 @@ def _trials(found: FalseKeeps) -> str:
 
 
 def nights(folder: Path) -> list[NightState]:
-    """All nights in the folder nights/, but for damaged ones and those of another version."""
+    """The nights with placebos in the folder nights/, but for damaged ones and other versions'."""
     found = []
     for path in sorted(folder.glob(f"*/{night_folder.LEDGER}")):
         # The last two errors: a field of another type.
         with contextlib.suppress(NightlyError, OSError, ValueError, AttributeError):
-            found.append(night_folder.read_state(path.parent))
+            if MARK in path.read_bytes():  # most nights have none, and reading them takes long
+                found.append(night_folder.read_state(path.parent))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Placebos: trials of the champion, unchanged, that measure how often the rule keeps nothing.
+"""Placebos: trials of the champion unchanged, to measure how often a null change is kept.
 
 A placebo takes a candidate's whole way: box, claims, audit, as many runs as the verdict asks for.
 Its seeds are new, and it is compared with scores by which nobody chose the champion: a champion

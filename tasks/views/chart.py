@@ -77,7 +77,7 @@ def _draw(axes: Axes, state: NightState) -> None:
     axes.set_xlabel("trial (0 is the baseline)")
     axes.set_ylabel("validation bits per byte (lower is better)")
     figures = [counted(len(state.trials), "trial"), f"{len(kept)} kept"]
-    if placebos := len(state.trials) - len(state.candidates):
+    if placebos := len(state.placebos):
         figures.append(counted(placebos, "placebo"))
     axes.set_title(f"Night {state.header.tag}: {', '.join(figures)}", loc="left")
     axes.spines[["top", "right"]].set_visible(False)

@@ -89,7 +89,7 @@ def figures(state: NightState) -> NightFigures:
         program_sha256=program.sha256 if program else None,
         finished=state.finished is not None,
         trials=len(tried),
-        placebos=len(state.trials) - len(tried),
+        placebos=len(state.placebos),
         keeps=len(kept),
         own_keeps=own,
         stood_in=sum(trial.idea.stands_in is not None for trial in tried),

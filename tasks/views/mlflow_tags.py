@@ -14,7 +14,7 @@ def night_tags(state: NightState) -> dict[str, str | None]:
     header, baseline, program = state.header, state.baseline, state.header.program
     kept = sum(trial.verdict == "keep" for trial in state.trials)
     done = f"{counted(len(state.candidates), 'trial')}, {kept} kept"
-    if placebos := len(state.trials) - len(state.candidates):
+    if placebos := len(state.placebos):
         done += f", {counted(placebos, 'placebo')}"
     end = in_markdown(state.finished or state.stopped or "Not finished.")
     return {

@@ -149,7 +149,7 @@ def _progress(state: NightState) -> str:
         tried = state.candidates
         rejected = sum(trial.status == "rejected_patch" for trial in tried)
         stopped = sum(trial.status != "ok" for trial in tried) - rejected
-        kept, placebos = len(_kept(state)), len(state.trials) - len(tried)
+        kept, placebos = len(_kept(state)), len(state.placebos)
         trials = (
             f"{counted(len(state.trials), 'trial')}: {kept} kept, "
             f"{len(tried) - kept - stopped - rejected} discarded, "

@@ -136,7 +136,7 @@ def describe(folder: Path, others: Sequence[NightState] | None = None) -> NightS
         seconds_left=None if left is None else round(left, 1),
         champion_commit=state.champion,
         kept=sum(trial.verdict == "keep" for trial in state.trials),
-        placebos=len(state.trials) - len(state.candidates),
+        placebos=len(state.placebos),
         false_keeps=false_keeps.of_night(state),
         false_keeps_of_all=false_keeps.of_all(state, others),
         budget=_budget(state, used, _spent(folder, state)),

@@ -2,9 +2,9 @@
 
 A whole night through the command line, half of whose trials are placebos: boxes, claims, audits,
 git and MLflow are real. Only the trainer is a stub, tests/benchmarks/noisy_train.py, whose scores
-follow its seeds as honestly as a model's, in seconds. The night's other trials are patches by
-`replay`: a large gain now and then, so that the champion changes and is run afresh before the next
-placebo, and else files that do not parse and cost nothing.
+scatter from seed to seed as a model's do. The night's other trials are patches by `replay`: a large
+gain now and then, so that the champion changes and is run afresh before the next placebo, and else
+files that do not parse and cost nothing.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ PLACEBOS = 16  # for each of the repeats
 PLACEBOS_A_CHAMPION = 6
 GAIN = 0.03  # of UNIFORM: eight standard deviations of a run
 BASELINE = "UNIFORM = 0.9\n"
+NIGHT = "placebo_share = 0.5\ncertify_share = 0.0\nend_runs = 0\n"
 HERE = Path(__file__).parent
 
 
@@ -36,16 +37,9 @@ def run(repeats: int, json_file: Path | None = None) -> bool:
     count = PLACEBOS * repeats
     with tempfile.TemporaryDirectory() as folder:
         checkout = _checkout(Path(folder), count)
-        argv = (
-            "--profile",
-            str(checkout.folder / "bench.toml"),
-            "--tag",
-            TAG,
-            "--trials",
-            str(2 * count),
-        )
+        night = f"--profile {folder}/bench.toml --tag {TAG} --trials {2 * count}"
         done = checkout.run(
-            "night", *argv, "--proposer", "replay", "--patches", str(checkout.folder / "patches")
+            "night", *night.split(), "--proposer", "replay", "--patches", f"{folder}/patches"
         )
         if done.returncode:
             raise SystemExit(f"the night ended with {done.returncode}: {done.stderr[-2000:]}")
@@ -53,7 +47,7 @@ def run(repeats: int, json_file: Path | None = None) -> bool:
     state = night_state.fold(events)
     measured, freedoms = false_keeps.of_night(state), _freedoms(events)
     simulated = _simulated(freedoms)
-    placebos = [trial for trial in state.trials if trial.placebo]
+    placebos = state.placebos
     runs = sum(len(trial.scores) + len(trial.champion_scores) for trial in placebos)
     print(
         f"{len(placebos)} placebos of {len({trial.parent for trial in placebos})} champions took "
@@ -78,7 +72,7 @@ def _checkout(folder: Path, candidates: int) -> StubCheckout:
     (folder / "trainer" / "train.py").write_text(source)
     checkout.git(*AUTHOR, "commit", "-qam", "noisy")
     profile = (folder / PROFILE).read_text()
-    half = profile.replace("[night]\n", "[night]\nplacebo_share = 0.5\n")
+    half = profile.replace("[night]\n", f"[night]\n{NIGHT}")
     (folder / "bench.toml").write_text(half)
     (folder / "patches").mkdir()
     for number in range(candidates):

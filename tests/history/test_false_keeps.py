@@ -30,6 +30,7 @@ def test_the_interval_is_wilsons():
     assert (all_.low, all_.high) == pytest.approx((0.7225, 1), abs=1e-4)
     # Solves |rate - p| = 1.96 sqrt(p (1 - p) / n) for p.
     for end in (one.low, one.high):
+        assert end is not None
         assert (1 / 12 - end) ** 2 == pytest.approx(1.959964**2 * end * (1 - end) / 12)
 
 
@@ -76,13 +77,13 @@ def test_of_other_nights_those_count_whose_scores_could_be_compared(other, count
     assert (found.placebos, found.kept) == ((4, 2) if counts else (2, 1))
 
 
-def test_nights_are_read_but_for_damaged_ones(tmp_path):
-    for tag in ("good", "damaged"):
+def test_nights_with_placebos_are_read_but_for_damaged_ones(tmp_path):
+    for tag, trial in (("good", PLACEBOS[0]), ("damaged", PLACEBOS[0]), ("none", keep(1))):
         with Ledger.create(tmp_path / tag / "ledger.jsonl") as book:
             book.append("night", **header_event(tag=tag))
             book.append("baseline", **baseline_event())
             book.append("started", trial=1)
-            book.append("decided", trial=dataclasses.asdict(PLACEBOS[0]))
+            book.append("decided", trial=dataclasses.asdict(trial))
             book.append("applied", trial=1, commit="c1")
     path = tmp_path / "damaged" / "ledger.jsonl"
     path.write_text(path.read_text().replace('"scores"', '"points"'))

@@ -92,6 +92,26 @@ def test_the_next_proposal_is_asked_for_while_a_trial_trains_and_knows_of_it(che
     assert asked[3] < began[1]
 
 
+def test_the_next_proposal_is_made_while_a_placebo_trains_of_which_no_model_hears(checkout):
+    half = checkout.folder / "half.toml"
+    text = (checkout.folder / PROFILE).read_text()
+    half.write_text(text.replace("[night]\n", "[night]\nplacebo_share = 0.5\n"))
+    command = ("night", "--profile", str(half), "--tag", "half", "--trials", "3")
+    with LlmServer([ok("ready"), ok(harmless(10)), ok(harmless(11))]) as model:
+        done = run_night(checkout, model, "half", 3, (*command, "--proposer", "llm"))
+        told = json.dumps(model.requests)
+    assert done.returncode == 0, done.stderr
+    assert [trial["placebo"] is not None for trial in decided(checkout, "half")] == [
+        *(False, True, False)
+    ]
+    assert calls(checkout, "half") == [(0, "ok"), (1, "ok"), (3, "ok")]
+    assert "placebo" not in told
+    times = [event["time"] for event in checkout.ledger("half") if event["event"] == "decided"]
+    path = checkout.home / "nights" / "half" / "llm_calls.jsonl"
+    asked = [json.loads(line)["time"] for line in path.read_text().splitlines()]
+    assert times[0] < asked[2] < times[1]
+
+
 @pytest.mark.parametrize("where", ["started:2", "ran:2", "decided:2"])
 def test_a_kill_loses_no_proposal_that_was_paid_for(checkout, where):
     tag = where.replace(":", "-")
