@@ -271,7 +271,9 @@ def fresh_run(
         report=naming(f"{what}, seed {seed}", held.pulse.enter),
     )
     interruption.reached("trained")
-    trial_folder.write_baseline_run(night.folder / "fresh" / str(seed), candidate.source, run)
+    folder = night.folder / "fresh" / str(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    trial_folder.write_baseline_run(folder, candidate.source, run)
     fresh = FreshRun(
         purpose=purpose,
         champion=str(state.champion),
