@@ -63,7 +63,11 @@ class PackedRows:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A prepared dataset: what a box may read at any time, only after go, and never."""
+    """A prepared dataset: what a box may read at any time, only after go, and never.
+
+    Of what it may never read, a scoring box is shown the tokens, row by row; of the holdout only
+    for runs that ask for it.
+    """
 
     fingerprint: str  # sha256 over the shards, the tokenizer and the preparation's version
     public: str  # folder, any time: meta.json, tokenizer_<V>.json, token_bytes_<V>.npy
@@ -72,6 +76,8 @@ class Dataset:
     )
     validation: str  # folder, never: stream_<V>.npy, manifest.json
     validation_bytes: int  # UTF-8 bytes of the scored documents, the denominator of bits per byte
+    holdout: str | None = None  # folder, never: as `validation`; None: the profile names none
+    holdout_bytes: int | None = None
     cached: tuple[str, ...] = ()  # the preparation steps that came from the cache this time
     attention_kernels: tuple[FileRef, ...] = ()  # manifests of native code that a box may load
     rows: tuple[PackedRows, ...] = ()  # those that the profile asks for

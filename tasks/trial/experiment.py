@@ -67,13 +67,15 @@ def run_experiment(
     keep_claims: KeepClaims | None = None,
     report: Report = ignore,
     early: EarlyRun | None = None,
+    holdout: bool = False,
 ) -> RunResult:
     """Trains the candidate with one seed and scores it.
 
     With `smoke` it must first get through two steps. Runs that are worth it and a random share of
     the others are audited. `export_kernels` is where to put what a trusted source compiled; that
     file need not appear. `keep_claims` gets the claims of a run that is ok. A run that is `early`
-    waits for its trial once it is ready.
+    waits for its trial once it is ready. With `holdout`, a run that is ok is scored on the holdout,
+    too, if the dataset has one. Where that is stopped, the run stays ok and its reason says why.
 
     Raises:
         BoxError: this machine cannot run boxes.
@@ -97,11 +99,13 @@ def run_experiment(
                     attempt.smoke(spec, folder)
                 spec = dataclasses.replace(spec, export_cache=export_kernels is not None)
                 attempt.run(spec, folder, worth_audit, export_kernels)
+                if holdout and bench.dataset.holdout:
+                    attempt.score_holdout(spec, folder, Path(bench.dataset.holdout))
         except protocol.Stopped as end:
             problem = nvml.lost() if bench.profile.device == "cuda" else None
             if problem is not None:
                 continue
-            attempt.note(status=cast(Status, end.status), reason=end.reason)
+            attempt.stop(end)
         except BoxUnavailable as error:
             problem = str(error)
             continue
@@ -189,6 +193,15 @@ class _Attempt:
     def note(self, **figures: Any) -> None:
         self.result = dataclasses.replace(self.result, **figures)
 
+    def stop(self, end: protocol.Stopped) -> None:
+        """Notes how it was stopped. A run that has its score is ok: what stopped is the holdout."""
+        if self.result.val_bpb is None:
+            self.note(status=cast(Status, end.status), reason=end.reason)
+        else:
+            self.note(
+                reason=f"{self.result.reason}, but not on the holdout: {end.status}: {end.reason}"
+            )
+
     def smoke(self, spec: BoxSpec, folder: Path) -> None:
         """Two steps, the checkpoint and one evaluation in a box of their own.
 
@@ -207,13 +220,13 @@ class _Attempt:
             )
         if found is not None:
             shape, smoked = found
-            self._validation().rows(scoring.shape_of(shape, "bad_claims"))
+            validation = self._text(Path(self.bench.dataset.validation))
+            validation.rows(scoring.shape_of(shape, "bad_claims"))
             self.note(**dataclasses.asdict(smoked))
         self.note(log="")  # the log of the run itself is the one to read
 
-    def _validation(self) -> scoring.Validation:
-        dataset = self.bench.dataset
-        return scoring.Validation(Path(dataset.public), Path(dataset.validation))
+    def _text(self, folder: Path) -> scoring.Validation:
+        return scoring.Validation(Path(self.bench.dataset.public), folder)
 
     def _when_up(self, box: Box) -> None:
         """A box that starts up beside another run's has a low priority, and little CPU time."""
@@ -240,30 +253,68 @@ class _Attempt:
         export_kernels: Path | None,
     ) -> None:
         """Training, claims and audit. A scoring box imports torch while the one before it works."""
-        profile = self.bench.profile
-        checkpoint = folder / "checkpoint" / "model.pt"
-        checkpoint.parent.mkdir()
-        checkpoint.parent.chmod(0o755)
-        claim_box = _scoring_box(spec, "claim", folder, checkpoint)
-        audit_box = _scoring_box(spec, "audit", folder, checkpoint)
-        validation = self._validation()
+        checks = self._checks(spec, folder, Path(self.bench.dataset.validation), "validation")
+        checks.checkpoint.parent.mkdir()
+        checks.checkpoint.parent.chmod(0o755)
         with contextlib.ExitStack() as boxes:
             with self._box(spec) as training:
                 begun = self._start(training, spec)
-                claiming = boxes.enter_context(self._box(claim_box))
-                self._finish(training, begun, checkpoint, export_kernels)
-            self.report("scoring")
-            auditing = boxes.enter_context(self._box(audit_box))
-            claims = self._claim(claiming, claim_box.gate, validation)
-            read_whole(checkpoint)
-            score = validation.score(claims.shape, claims.rows, claims.nats)
-            self.note(claimed_bpb=score)
-            if worth_audit(score) or secrets.SystemRandom().random() < profile.audit.share:
-                self.report("being audited")
-                score += self._audit(auditing, audit_box.gate, validation, claims)
-            self.note(val_bpb=score)
-            scored = claims.nats[validation.scored(claims.shape, claims.rows)]
-            self.claims = Reference(claims.shape.vocab_size, scored)
+                claiming = boxes.enter_context(self._box(checks.claim))
+                self._finish(training, begun, checks.checkpoint, export_kernels)
+            claims = self._score(boxes, claiming, checks, worth_audit)
+        scored = claims.nats[checks.text.scored(claims.shape, claims.rows)]
+        self.claims = Reference(claims.shape.vocab_size, scored)
+
+    def score_holdout(self, spec: BoxSpec, folder: Path, holdout: Path) -> None:
+        """The same checkpoint on the holdout, in boxes of its own and always audited."""
+        # The baseline's claims are of the validation: here all tokens are asked about alike.
+        again = _Attempt(
+            self.bench, spec.seed, naming("holdout", self.report), reference=None, early=None
+        )
+        again.result = dataclasses.replace(self.result, judge_log="")
+        checks = self._checks(spec, folder, holdout, "holdout")
+        try:
+            with contextlib.ExitStack() as boxes:
+                claiming = boxes.enter_context(again._box(checks.claim))
+                again._score(boxes, claiming, checks, worth_audit=lambda claimed: True)
+            self.note(holdout_bpb=again.result.val_bpb)
+        finally:
+            self.note(judge_log=self.result.judge_log + again.result.judge_log)
+
+    def _checks(self, spec: BoxSpec, folder: Path, text: Path, name: str) -> _Checks:
+        """How the checkpoint that is, or will be, in `folder` is scored on a text."""
+        checkpoint = folder / "checkpoint" / "model.pt"
+        claim, again = (
+            Gate.closed(folder / f"{name}-{role}-gate", checkpoint.parent)
+            for role in ("claim", "audit")
+        )
+        return _Checks(
+            self._text(text),
+            checkpoint,
+            _scoring_box(spec, "claim", claim),
+            _scoring_box(spec, "audit", again),
+        )
+
+    def _score(
+        self,
+        boxes: contextlib.ExitStack,
+        claiming: Box,
+        checks: _Checks,
+        worth_audit: WorthAudit,
+    ) -> _Claims:
+        """Claims and audit. The audit box is opened, in `boxes`, while the claim box works."""
+        self.report("scoring")
+        auditing = boxes.enter_context(self._box(checks.audit))
+        claims = self._claim(claiming, checks.claim.gate, checks.text)
+        read_whole(checks.checkpoint)
+        score = checks.text.score(claims.shape, claims.rows, claims.nats)
+        self.note(claimed_bpb=score)
+        share = self.bench.profile.audit.share
+        if worth_audit(score) or secrets.SystemRandom().random() < share:
+            self.report("being audited")
+            score += self._audit(auditing, checks.audit.gate, checks.text, claims)
+        self.note(val_bpb=score)
+        return claims
 
     @contextlib.contextmanager
     def _box(self, spec: BoxSpec) -> Iterator[Box]:
@@ -427,6 +478,16 @@ class _Attempt:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Checks:
+    """What a checkpoint is scored on, and the boxes for it."""
+
+    text: scoring.Validation
+    checkpoint: Path
+    claim: BoxSpec
+    audit: BoxSpec
+
+
+@dataclasses.dataclass(frozen=True)
 class _Claims:
     """What a claim box claimed: nats float32 [R, T] for rows uint16 [R, T+1]."""
 
@@ -435,10 +496,7 @@ class _Claims:
     nats: scoring.Nats
 
 
-def _scoring_box(
-    train_box: BoxSpec, role: Literal["claim", "audit"], folder: Path, checkpoint: Path
-) -> BoxSpec:
-    gate = Gate.closed(folder / f"{role}-gate", checkpoint.parent)
+def _scoring_box(train_box: BoxSpec, role: Literal["claim", "audit"], gate: Gate) -> BoxSpec:
     return dataclasses.replace(train_box, role=role, gate=gate, export_cache=False)
 
 
@@ -499,13 +557,20 @@ def train_candidate(
     smoke: bool,
     report: Report = ignore,
     early: EarlyRun | None = None,
+    holdout: bool = False,
 ) -> RunResult:
     """`run_experiment` as a Prefect task; `what` names it on Prefect's page.
 
-    `early` is this run, if it has begun already.
+    `early` is this run, if it has begun already; it is a trial's, and not scored on the holdout.
     """
     if early is not None and (found := early.finish(TrialStart(worth_audit, report))):
         return found
     return run_experiment(
-        candidate, bench, seed, worth_audit=worth_audit, smoke=smoke, report=report
+        candidate,
+        bench,
+        seed,
+        worth_audit=worth_audit,
+        smoke=smoke,
+        report=report,
+        holdout=holdout,
     )
