@@ -161,7 +161,8 @@ class _Certifying:
     @property
     def noise(self) -> Noise:
         state = self.held.state
-        return Noise.pooled([*state.repeats, *_scores(state).values()])
+        fresh = map(tuple, _scores(state).values())
+        return Noise.pooled(dataclasses.replace(state, groups=(*state.groups, *fresh)).repeats)
 
     @property
     def nulls(self) -> float:
@@ -269,6 +270,8 @@ def fresh_run(
         worth_audit=lambda claimed: True,
         smoke=True,
         report=naming(f"{what}, seed {seed}", held.pulse.enter),
+        # Once everything is decided.
+        holdout=purpose == "end",
     )
     interruption.reached("trained")
     folder = night.folder / "fresh" / str(seed)

@@ -58,10 +58,10 @@ def checkout(tmp_path_factory, warm, prefect_api, empty_store):
     source = (folder / "trainer" / "train.py").read_text()
     for name, (old, new) in PATCHES.items():
         assert old in source
-        before, source = source, source.replace(old, new, 1)
-        lines = (text.splitlines(keepends=True) for text in (before, source))
-        patch = "".join(difflib.unified_diff(*lines, "a/trainer/train.py", "b/trainer/train.py"))
-        (folder / "patches" / f"{name}.diff").write_text(patch)
+        before, source = source.splitlines(True), source.replace(old, new, 1)
+        names = ("a/trainer/train.py", "b/trainer/train.py")
+        patch = difflib.unified_diff(before, source.splitlines(True), *names)
+        (folder / "patches" / f"{name}.diff").write_text("".join(patch))
     return made
 
 
