@@ -98,9 +98,16 @@ def certification_runs(state: NightState) -> int | None:
 
 
 def can_certify(state: NightState, used_seconds: float) -> bool:
-    """Whether what the night has left is enough to certify the changes of its champion."""
+    """Whether what the night has left is enough to certify the changes of its champion.
+
+    A certification that has begun is always continued.
+    """
     runs, hours, needed = certification_runs(state), state.header.hours, fewest_runs(state)
-    if not state.header.settings.night.certify_share or (runs is not None and runs < needed):
+    if not state.header.settings.night.certify_share:
+        return False
+    if any(r.purpose == "certification" and r.champion == state.champion for r in state.fresh_runs):
+        return True
+    if runs is not None and runs < needed:
         return False
     seconds = needed * longest_run(state) + end_seconds(state)
     return hours is None or hours * 3600 - used_seconds >= seconds
