@@ -9,7 +9,7 @@ from tasks.records import NightState
 
 RECENT = 20  # trials that tell how long a run takes now
 RUNS = 2  # that a trial needs time for: most are decided by one
-FEWEST_WHOLE_RUNS = 2  # of the champion: with less than these, nothing is certified
+FEWEST_WHOLE_RUNS = 2  # of the champion: with fewer, nothing is certified
 # For each change, and of the whole champion once more, that a certification after the night makes
 # at most unless somebody says how many.
 USUAL_RUNS = 4
@@ -64,7 +64,7 @@ def kept(state: NightState) -> int:
 
 
 def fewest_runs(state: NightState) -> int:
-    """With less runs than these a certification says nothing: each change is taken out once."""
+    """How many runs a certification needs at least: each change must be taken out once."""
     return kept(state) + FEWEST_WHOLE_RUNS
 
 
