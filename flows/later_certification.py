@@ -12,7 +12,6 @@ from flows.night.night_views import Views
 from flows.night.opening import check_comparable, open_night
 from flows.night.session import Session
 from flows.night.trial_steps import apply_verdict
-from tasks.errors import UsageError
 from tasks.history import (
     certified_branch,
     champion,
@@ -23,17 +22,13 @@ from tasks.history import (
 
 
 def check(tag: str) -> None:
-    """Raises, without a flow run, the UsageError with which `certify_night` would refuse a night.
-
-    A night without a baseline has nothing to certify; one that runs certifies itself.
-    """
+    """Raises, without a flow run, the UsageError with which `certify_night` would refuse."""
     folder = night_folder.find(state_home.locate(), tag)
     state = night_folder.read_state(folder)
-    if state.champion is None:
-        raise UsageError(f"night {tag} has no baseline yet: `./run resume {tag}` starts it")
     git_readiness.check_writable(state_home.ROOT)
-    for name in (tag, f"{tag}{champion.CERTIFIED}"):
-        champion.check_not_checked_out(state_home.ROOT, name)
+    champion.check_not_checked_out(state_home.ROOT, f"{tag}{champion.CERTIFIED}")
+    if state.pending:
+        champion.check_not_checked_out(state_home.ROOT, tag)
     certified_branch.check(state_home.ROOT, tag, certification_steps.tips(folder))
     session.check_free(folder, state.header)
 

@@ -62,8 +62,7 @@ def at_end(night: Night, held: Session) -> bool:
     if _is_certified(state):
         _move_branch(night, held)
     else:
-        begun = bool(_runs(state))
-        if not (begun or night_budget.can_certify(state, held.book.used_seconds())):
+        if not night_budget.can_certify(state, held.book.used_seconds()):
             get_run_logger().info(str(night_budget.uncertified(state)))
             return True
         limits = Limits(night_budget.certification_runs(state), _until(state, spare_end=True))
@@ -100,7 +99,7 @@ def certify(night: Night, held: Session, limits: Limits) -> bool:
     certified, every = len(found.certified), night_budget.kept(held.state)
     get_run_logger().info(
         f"certified: {certified} of {counted(every, 'kept change')}, with "
-        f"{counted(len(_runs(held.state)), 'fresh run')}"
+        f"{counted(made(held.state), 'fresh run')}"
     )
     return True
 
@@ -141,14 +140,11 @@ class _Certifying:
     groups: dict[frozenset[Group], tuple[Group, ...]] = dataclasses.field(default_factory=dict)
 
     @property
-    def runs(self) -> tuple[FreshRun, ...]:
-        return _runs(self.held.state)
-
-    @property
     def crashed(self) -> frozenset[Group]:
         """What could not be taken out: the rest has never had a score."""
-        scored = {run.left_out for run in self.runs if run.val_bpb is not None}
-        return frozenset(run.left_out for run in self.runs) - scored - {()}
+        runs = _runs(self.held.state, "certification")
+        scored = {run.left_out for run in runs if run.val_bpb is not None}
+        return frozenset(run.left_out for run in runs) - scored - {()}
 
     @property
     def evidence(self) -> Evidence:
@@ -241,8 +237,7 @@ def _end_runs(night: Night, held: Session) -> bool:
     rounds = range(held.state.header.settings.night.end_runs)
     with _in_fresh_runs(held):
         for done, left_out in itertools.product(rounds, dict.fromkeys([every, (), lacking])):
-            before = [run for run in _runs(held.state) if run.left_out == left_out]
-            if sum(run.purpose == "end" for run in before) > done:
+            if sum(run.left_out == left_out for run in _runs(held.state, "end")) > done:
                 continue
             if until is not None and not _has_time(held, until):
                 get_run_logger().info("the night has no time for further runs of its end")
@@ -268,9 +263,13 @@ def fresh_run(
         worth_audit=lambda claimed: True,
         smoke=True,
         report=naming(f"{what}, seed {seed}", held.pulse.enter),
+        # Once everything is decided.
+        holdout=purpose == "end",
     )
     interruption.reached("trained")
-    trial_folder.write_baseline_run(night.folder / "fresh" / str(seed), candidate.source, run)
+    folder = night.folder / "fresh" / str(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    trial_folder.write_baseline_run(folder, candidate.source, run)
     fresh = FreshRun(
         purpose=purpose,
         champion=str(state.champion),
@@ -308,20 +307,25 @@ def fresh_seed(state: NightState) -> int:
     return next(seed for seed in itertools.count(first) if seed not in used)
 
 
-def _runs(state: NightState) -> tuple[FreshRun, ...]:
-    """The fresh runs of the present champion and of parts of it, in order."""
-    return tuple(run for run in state.fresh_runs if run.champion == state.champion)
+def _runs(state: NightState, purpose: Purpose) -> tuple[FreshRun, ...]:
+    """The fresh runs of the present champion and of parts of it, in order.
+
+    Those of a night's end decide nothing, so no certification counts them.
+    """
+    return tuple(
+        run for run in state.fresh_runs if run.champion == state.champion and run.purpose == purpose
+    )
 
 
 def made(state: NightState) -> int:
     """How many runs have been made to certify the present champion, with a score or without."""
-    return sum(run.purpose == "certification" for run in _runs(state))
+    return len(_runs(state, "certification"))
 
 
 def _scores(state: NightState) -> collections.defaultdict[Group, list[float]]:
-    """Of the present champion, by what is left out."""
+    """Of the present champion's certification, by what is left out."""
     scores: collections.defaultdict[Group, list[float]] = collections.defaultdict(list)
-    for run in _runs(state):
+    for run in _runs(state, "certification"):
         if run.val_bpb is not None:
             scores[run.left_out].append(run.val_bpb)
     return scores

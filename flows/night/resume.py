@@ -180,5 +180,6 @@ def _free_tag(home: Path) -> str:
 def _is_free(folder: Path) -> bool:
     beat = heartbeat.last(folder / night_folder.PULSE)
     is_alive = beat is not None and beat.is_alive
-    no_branch = champion.tip(state_home.ROOT, folder.name) is None
+    names = (folder.name, f"{folder.name}{champion.CERTIFIED}")
+    no_branch = all(champion.tip(state_home.ROOT, name) is None for name in names)
     return starts_over(folder) and not is_alive and no_branch

@@ -9,7 +9,7 @@ from tasks.records import NightState
 
 RECENT = 20  # trials that tell how long a run takes now
 RUNS = 2  # that a trial needs time for: most are decided by one
-FEWEST_WHOLE_RUNS = 2  # of the champion: with less than these, nothing is certified
+FEWEST_WHOLE_RUNS = 2  # of the champion: with fewer, nothing is certified
 # For each change, and of the whole champion once more, that a certification after the night makes
 # at most unless somebody says how many.
 USUAL_RUNS = 4
@@ -64,7 +64,7 @@ def kept(state: NightState) -> int:
 
 
 def fewest_runs(state: NightState) -> int:
-    """With less runs than these a certification says nothing: each change is taken out once."""
+    """How many runs a certification needs at least: each change must be taken out once."""
     return kept(state) + FEWEST_WHOLE_RUNS
 
 
@@ -98,9 +98,16 @@ def certification_runs(state: NightState) -> int | None:
 
 
 def can_certify(state: NightState, used_seconds: float) -> bool:
-    """Whether what the night has left is enough to certify the changes of its champion."""
+    """Whether what the night has left is enough to certify the changes of its champion.
+
+    A certification that has begun is always continued.
+    """
     runs, hours, needed = certification_runs(state), state.header.hours, fewest_runs(state)
-    if not state.header.settings.night.certify_share or (runs is not None and runs < needed):
+    if not state.header.settings.night.certify_share:
+        return False
+    if any(r.purpose == "certification" and r.champion == state.champion for r in state.fresh_runs):
+        return True
+    if runs is not None and runs < needed:
         return False
     seconds = needed * longest_run(state) + end_seconds(state)
     return hours is None or hours * 3600 - used_seconds >= seconds

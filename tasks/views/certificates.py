@@ -10,7 +10,7 @@ from tasks.history import certified_branch, night_budget
 from tasks.records import Claim, NightState
 from tasks.text import counted, one_line, short_commit, shortened
 
-WIDEST = 48  # characters of a change
+WIDEST, SHORTEST = 48, 12  # characters of what was changed, for one and for many tied changes
 HEADS = ("change", "gain", "z", "runs", "certificate")
 WORDS = {"certified": "certified", "not_shown": "not shown to help", "open": "open"}
 
@@ -49,9 +49,10 @@ def text(state: NightState) -> str:
 
 def _row(state: NightState, claim: Claim) -> tuple[str, ...]:
     summaries = {trial.number: trial.idea.summary for trial in state.trials}
-    names = " and ".join(f"{n}: {one_line(summaries[n])}" for n in claim.trials)
+    most = max(WIDEST // len(claim.trials), SHORTEST)
+    names = [f"{n}: {shortened(one_line(summaries[n]), most)}" for n in claim.trials]
     return (
-        shortened(names, WIDEST),
+        ", with ".join(names),
         "-" if claim.gain is None else f"{claim.gain:+.6f}",
         "-" if claim.z is None else f"{claim.z:.2f}",
         str(claim.runs),

@@ -215,6 +215,14 @@ def test_a_tag_in_use_is_refused_with_the_remedy_and_its_neighbours_are_not(root
     champion.check_tag(root, "nov211")
 
 
+def test_a_tag_is_not_that_of_another_nights_certified_changes(root):
+    with pytest.raises(UsageError, match="certified changes of night 'nov21': choose another name"):
+        champion.check_tag(root, "nov21-certified")
+    git(root, "branch", "autoresearch/nov21-certified")
+    with pytest.raises(UsageError, match=r"nov21-certified.*another --tag"):
+        champion.check_tag(root, "nov21")
+
+
 def test_a_branch_called_autoresearch_is_in_the_way(root):
     git(root, "branch", "autoresearch")
     with pytest.raises(UsageError, match="git branch -m autoresearch"):

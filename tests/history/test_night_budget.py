@@ -9,7 +9,7 @@ import pytest
 
 from tasks.history import night_budget
 from tasks.history.ledger import Ledger
-from tests.trials import make_baseline, make_state, make_trial, night_event
+from tests.trials import keep, make_baseline, make_state, make_trial, night_event
 
 
 def trial(number, wall_seconds=100.0, seeds=(1,)):
@@ -95,6 +95,49 @@ def test_seconds_left_are_never_negative_and_none_after_the_end():
     assert (
         night_budget.seconds_left(dataclasses.replace(state(trials=9), finished="all"), 0.0) == 0.0
     )
+
+
+def kept(*changes, runs=40, **header):
+    """A night of one keep, `runs` scored runs of 100 s each, and a night's usual settings."""
+    others = [trial(number, 100.0) for number in range(2, runs + 1)]
+    return state(keep(1, scores=(1.6,), longest_run_seconds=100.0), *others, *changes, **header)
+
+
+def test_a_night_of_trials_certifies_with_a_share_of_its_runs():
+    assert night_budget.certification_runs(kept(runs=40, trials=40)) == 7  # 15 % of 47
+    assert night_budget.can_certify(kept(runs=40, trials=40), 0.0)
+    assert not night_budget.can_certify(kept(runs=4, trials=4), 0.0)
+
+
+def test_a_share_of_the_hours_and_time_for_the_end_are_kept_free_of_trials():
+    late = 3600 * 10 * 0.85 - (3 * 3 + 1) * 100.0
+    for used, is_over in ((late - 250.0, False), (late - 150.0, True)):
+        found = night_budget.over(kept(hours=10.0), used)
+        assert (found is not None) is is_over
+    assert "less 106.7 minutes to certify what was kept, are left" in str(found)
+    assert night_budget.certification_runs(kept(hours=10.0)) is None
+    assert night_budget.can_certify(kept(hours=10.0), late)
+
+
+@pytest.mark.parametrize(
+    "night",
+    [
+        state(trial(1), hours=10.0),  # nothing is kept
+        kept(hours=0.5, runs=1),  # three runs would take longer than 15 % of the half hour
+        make_state(keep(1), header={"hours": 10.0, "settings": {"night": {"certify_share": 0.0}}}),
+    ],
+    ids=["nothing kept", "too short", "switched off"],
+)
+def test_hours_that_certify_nothing_are_all_for_trials(night):
+    assert night_budget.reserved_seconds(night) == 0.0
+
+
+def test_a_night_says_what_is_left_to_certify_and_how_long_that_takes():
+    said = night_budget.uncertified(kept(trials=1, runs=1))
+    assert said == (
+        "1 change was kept, none certified: `./run certify nov21` does it, in about 13.3 minutes"
+    )
+    assert night_budget.uncertified(state(trial(1))) is None
 
 
 @pytest.mark.parametrize("days", [-1, 1])

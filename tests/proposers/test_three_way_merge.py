@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks.errors import NightlyError
-from tasks.proposers.three_way_merge import run_git, three_way
+from tasks.proposers.three_way_merge import run_git, three_way, three_way_of_files
 
 BASE = "".join(f"line {n}\n" for n in range(20))
 OURS = BASE.replace("line 2\n", "our line\n")
@@ -154,3 +154,27 @@ def test_a_ctrl_c_in_the_terminal_does_not_reach_git(tmp_path, monkeypatch):
     (tmp_path / "git").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert run_git(tmp_path, "status").returncode == 0
+
+
+FILE = "A = 1  # one\nB = 2  # two\nprint(A, B)\n"
+
+
+def test_neighbouring_knobs_are_merged_by_value_and_the_text_around_them_as_text():
+    ours, theirs = FILE.replace("A = 1", "A = 5"), FILE.replace("B = 2", "B = 7")
+    assert three_way(FILE, ours, theirs) is None
+    assert three_way_of_files(FILE, ours, theirs) == "A = 5  # one\nB = 7  # two\nprint(A, B)\n"
+    renamed = theirs.replace("# two", "# seven")
+    assert three_way_of_files(FILE, FILE, renamed) == renamed
+
+
+def test_a_knob_with_two_new_values_is_a_conflict_and_with_the_same_one_none():
+    ours, theirs = FILE.replace("A = 1", "A = 5"), FILE.replace("A = 1", "A = 7")
+    assert three_way_of_files(FILE, ours, theirs) is None
+    assert three_way_of_files(FILE, ours, ours) == ours
+
+
+def test_files_that_do_not_parse_are_merged_as_text():
+    broken = f"def\n{BASE}"
+    assert three_way_of_files(broken, f"def\n{OURS}", f"def\n{THEIRS}") == three_way(
+        broken, f"def\n{OURS}", f"def\n{THEIRS}"
+    )
