@@ -192,7 +192,7 @@ def _column(night: NightFigures, kinds: Iterable[str]) -> dict[str, str]:
         "  holdout": score(night.holdout_gain),
         "  optimism": score(night.optimism),
         "certified": "no" if night.certified is None else f"{night.certified} of {night.keeps}",
-        "  gain": score(night.certified_gain),
+        "  gain of these": score(night.certified_gain),
         "trials to best": "-" if night.trials_to_best is None else str(night.trials_to_best),
         **_spending(night),
         **{f"keeps: {one_line(kind)}": str(night.keeps_by_kind.get(kind, 0)) for kind in kinds},
