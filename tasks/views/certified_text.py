@@ -17,14 +17,13 @@ CERTIFICATES = {"certified": "**certified**", "not_shown": "not shown to help", 
 
 
 def sentence(state: NightState) -> str:
-    """For the headline of a night that kept something: how much of it is certified."""
+    """How much of what a night kept is certified; empty while it may be certified at its end."""
     kept = fresh_scores.kept_trials(state)
     found, tag = state.certification, state.header.tag
-    if not kept:
+    if not kept or not (found or state.finished):
         return ""
     if found is None:
-        how = f": `./run certify {tag}` does that" if state.finished else " yet"
-        return f"Nothing is certified{how}."
+        return f"Nothing is certified: `./run certify {tag}` does that."
     ours = fresh_scores.of_night(state)
     gain = ours.certified.fresh_gain if ours and ours.certified else None
     worth = f", {gain} bits per byte better with fresh seeds" if gain else ""
