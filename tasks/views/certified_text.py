@@ -169,14 +169,15 @@ def _notes(state: NightState, ours: FreshScores) -> Iterator[str]:
         return
     if not any(file.fresh for file in ours.files().values()):
         yield "- Fresh seeds: no run of the night's end has a score yet."
-    if state.header.settings.data.holdout is None:
+    has_holdout = state.header.settings.data.holdout is not None
+    if not has_holdout:
         yield "- Holdout: none, as the profile names no `[data] holdout`."
     elif any(run.purpose == "end" for run in state.fresh_runs):
         yield "- Holdout: opened at the night's end alone; it decides nothing."
     for run in state.fresh_runs:
         if run.val_bpb is None:
             yield f"- A fresh run with seed {run.seed} has no score: {in_markdown(run.reason)}."
-        elif run.purpose == "end" and run.holdout_bpb is None and ours.baseline.holdout:
+        elif run.purpose == "end" and run.holdout_bpb is None and has_holdout:
             yield f"- The run with seed {run.seed} has no holdout score: {in_markdown(run.reason)}."
 
 
