@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 # What makes a link, an address or a mention of the words around it: of any scheme and of none, of
 # www, of an e-mail address, @name, #123 and GH-123, and of a bare domain, which chats link too. The
@@ -49,6 +50,11 @@ def shortened(text: str, most: int) -> str:
 
 def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def numbered(trials: Sequence[int]) -> str:
+    """Trials by their numbers: "trial 2", "trials 2, 5"."""
+    return f"trial{'' if len(trials) == 1 else 's'} {', '.join(map(str, trials))}"
 
 
 def score(bits_per_byte: float | None) -> str:

@@ -5,10 +5,10 @@ A night that was not certified says so, and how it can be.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from tasks.records import Certification, Claim, NightState
-from tasks.text import counted, in_markdown, one_line, score, short_commit, shortened
+from tasks.text import counted, in_markdown, numbered, one_line, score, short_commit, shortened
 from tasks.views import fresh_scores
 from tasks.views.fresh_scores import CONFIDENCE, Estimate, FileScores, FreshScores
 
@@ -17,19 +17,17 @@ CERTIFICATES = {"certified": "**certified**", "not_shown": "not shown to help", 
 
 
 def sentence(state: NightState) -> str:
-    """For the headline of a night that kept something: how much of it is certified."""
+    """How much of what a night kept is certified; empty while it may be certified at its end."""
     kept = fresh_scores.kept_trials(state)
     found, tag = state.certification, state.header.tag
-    if not kept:
+    if not kept or not (found or state.finished):
         return ""
-    by_search = "The search chose its champion by that score, so chance flatters it."
     if found is None:
-        how = f": `./run certify {tag}` does that" if state.finished else " yet"
-        return f"{by_search} Nothing is certified{how}."
+        return f"Nothing is certified: `./run certify {tag}` does that."
     ours = fresh_scores.of_night(state)
     gain = ours.certified.fresh_gain if ours and ours.certified else None
     worth = f", {gain} bits per byte better with fresh seeds" if gain else ""
-    return f"{by_search} Certified: {len(found.certified)} of {counted(len(kept), 'keep')}{worth}."
+    return f"Certified: {len(found.certified)} of {counted(len(kept), 'keep')}{worth}."
 
 
 def section(state: NightState) -> Iterator[str]:
@@ -43,8 +41,8 @@ def section(state: NightState) -> Iterator[str]:
         yield _claims(state, found)
         if missing := _missing(state, found):
             yield missing
-    if any((ours.baseline.fresh, ours.champion and ours.champion.fresh)):
-        yield _scores(ours)
+    if table := scores(state):
+        yield table
     if notes := "\n".join(_notes(state, ours)):
         yield notes
 
@@ -93,7 +91,7 @@ def _missing(state: NightState, found: Certification) -> str | None:
         return None
     return (
         f"This certification is of an earlier champion, {short_commit(found.champion)}: "
-        f"{_trials(others)} came later. `./run certify {state.header.tag}` goes on."
+        f"{numbered(others)} came later. `./run certify {state.header.tag}` goes on."
     )
 
 
@@ -122,7 +120,11 @@ def _claim(state: NightState, claim: Claim) -> Iterator[str]:
     yield in_markdown(claim.reason)
 
 
-def _scores(ours: FreshScores) -> str:
+def scores(state: NightState) -> str:
+    """A table of what each file has scored; empty without a fresh run that has."""
+    ours = fresh_scores.of_night(state)
+    if ours is None or not any(file.fresh for file in ours.files().values()):
+        return ""
     names = {
         "baseline": "baseline",
         "champion": "search champion",
@@ -165,16 +167,17 @@ def _notes(state: NightState, ours: FreshScores) -> Iterator[str]:
             yield f"- Optimism of the {name} champion: {_optimism(file.optimism, file.fresh_gain)}"
     if not state.fresh_runs:
         return
-    if not any((ours.baseline.fresh, ours.champion and ours.champion.fresh)):
+    if not any(file.fresh for file in ours.files().values()):
         yield "- Fresh seeds: no run of the night's end has a score yet."
-    if state.header.settings.data.holdout is None:
+    has_holdout = state.header.settings.data.holdout is not None
+    if not has_holdout:
         yield "- Holdout: none, as the profile names no `[data] holdout`."
     elif any(run.purpose == "end" for run in state.fresh_runs):
         yield "- Holdout: opened at the night's end alone; it decides nothing."
     for run in state.fresh_runs:
         if run.val_bpb is None:
             yield f"- A fresh run with seed {run.seed} has no score: {in_markdown(run.reason)}."
-        elif run.purpose == "end" and run.holdout_bpb is None and ours.baseline.holdout:
+        elif run.purpose == "end" and run.holdout_bpb is None and has_holdout:
             yield f"- The run with seed {run.seed} has no holdout score: {in_markdown(run.reason)}."
 
 
@@ -185,10 +188,6 @@ def _optimism(optimism: float, fresh: Estimate) -> str:
     if fresh.low <= fresh.mean + optimism <= fresh.high:
         return f"{said}The search's gain is within the interval of the fresh one."
     return f"{said}The search's gain is outside the interval of the fresh one."
-
-
-def _trials(numbers: Sequence[int]) -> str:
-    return f"trial{'' if len(numbers) == 1 else 's'} {_listed(numbers)}"
 
 
 def _listed(values: Iterable[object]) -> str:

@@ -48,10 +48,10 @@ class NightFigures:
     certified: int | None  # of the keeps: shown to help by fresh runs; None: not certified
     # With fresh seeds, of the champion: its gain, that on the holdout, and by how much the search's
     # gain is larger than the first. And the gain of what is certified.
-    fresh_gain: float | None
-    holdout_gain: float | None
+    fresh_gain: Estimate | None
+    holdout_gain: Estimate | None
     optimism: float | None
-    certified_gain: float | None
+    certified_gain: Estimate | None
     confirmed: bool | None  # whether the best is a mean of two seeds or more; None without a keep
     trials_to_best: int | None  # the trial that made the champion
     hours: float
@@ -101,10 +101,10 @@ def figures(state: NightState) -> NightFigures:
         gain=gain,
         gain_sd=gain / sd if gain is not None and sd is not None else None,
         certified=len(state.certification.certified) if state.certification else None,
-        fresh_gain=_mean(champion.fresh_gain if champion else None),
-        holdout_gain=_mean(champion.holdout_gain if champion else None),
+        fresh_gain=champion.fresh_gain if champion else None,
+        holdout_gain=champion.holdout_gain if champion else None,
         optimism=champion.optimism if champion else None,
-        certified_gain=_mean(certified.fresh_gain if certified else None),
+        certified_gain=certified.fresh_gain if certified else None,
         confirmed=len(state.champion_scores) > 1 if kept else None,
         trials_to_best=kept[-1].number if kept else None,
         hours=state.used_seconds / 3600,
@@ -118,10 +118,6 @@ def figures(state: NightState) -> NightFigures:
         budget=_budget(header.settings.budget),
         hardware=baseline.hardware if baseline else None,
     )
-
-
-def _mean(estimate: Estimate | None) -> float | None:
-    return estimate.mean if estimate else None
 
 
 def _gain(state: NightState, is_kept: bool) -> float | None:
@@ -193,11 +189,11 @@ def _column(night: NightFigures, kinds: Iterable[str]) -> dict[str, str]:
         "gain": score(night.gain),
         "  in sd": "-" if night.gain_sd is None else f"{night.gain_sd:.1f}",
         "  confirmed": {None: "-", True: "yes", False: "no: one seed"}[night.confirmed],
-        "  fresh seeds": score(night.fresh_gain),
-        "  holdout": score(night.holdout_gain),
+        "  fresh seeds": str(night.fresh_gain or "-"),
+        "  holdout": str(night.holdout_gain or "-"),
         "  optimism": score(night.optimism),
         "certified": "no" if night.certified is None else f"{night.certified} of {night.keeps}",
-        "  gain": score(night.certified_gain),
+        "  gain of these": str(night.certified_gain or "-"),
         "trials to best": "-" if night.trials_to_best is None else str(night.trials_to_best),
         **_spending(night),
         **{f"keeps: {one_line(kind)}": str(night.keeps_by_kind.get(kind, 0)) for kind in kinds},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tasks.records import TRAIN, FreshRun, NightState, RunResult, Trial
-from tasks.text import counted, in_markdown, score, short_commit, shortened, unlinked
+from tasks.text import counted, in_markdown, numbered, score, short_commit, shortened, unlinked
 from tasks.views import certified_text, fresh_scores
 
 LONGEST_QUOTE = 800  # characters; a note of these stays below MLflow's limit, so that none is cut
@@ -17,6 +17,7 @@ def night_tags(state: NightState) -> dict[str, str | None]:
     if placebos := len(state.placebos):
         done += f", {counted(placebos, 'placebo')}"
     end = in_markdown(state.finished or state.stopped or "Not finished.")
+    result = " ".join(filter(None, (f"{done}.", certified_text.sentence(state), end)))
     return {
         "profile": header.profile,
         "proposer": header.proposer,
@@ -30,23 +31,18 @@ def night_tags(state: NightState) -> dict[str, str | None]:
         **certified_tags(state),
         "mlflow.source.name": "nightly-research",
         "mlflow.source.git.commit": state.champion,
-        "mlflow.note.content": f"{done}. {certified_text.sentence(state)} {end}",
+        "mlflow.note.content": "\n\n".join(filter(None, (result, certified_text.scores(state)))),
     }
 
 
 def certified_tags(state: NightState) -> dict[str, str]:
-    """What is certified of a night, and what its fresh runs score, with intervals."""
-    tags = {}
-    if found := state.certification:
-        for certificate in ("certified", "not_shown", "open"):
-            claims = [claim for claim in found.claims if claim.certificate == certificate]
-            tags[certificate] = " ".join(str(n) for claim in claims for n in claim.trials) or "-"
-        tags["certified_commit"] = found.tip or "-"
-    fresh = fresh_scores.of_night(state) if state.fresh_runs else None
-    for name, file in fresh.files().items() if fresh else ():
-        for what in ("fresh", "holdout", "fresh_gain", "holdout_gain"):
-            if (estimate := getattr(file, what)) is not None:
-                tags[f"{name}_{what}"] = f"{estimate}, {counted(estimate.runs, 'run')}"
+    """Which trials' changes are certified, and where they are; empty for an uncertified night."""
+    if (found := state.certification) is None:
+        return {}
+    tags = {"certified_commit": found.tip or "-"}
+    for certificate in ("certified", "not_shown", "open"):
+        claims = [claim for claim in found.claims if claim.certificate == certificate]
+        tags[certificate] = " ".join(str(n) for claim in claims for n in claim.trials) or "-"
     return tags
 
 
@@ -88,28 +84,28 @@ def baseline_tags(state: NightState, run: RunResult) -> dict[str, str]:
 
 def fresh_tags(state: NightState, index: int) -> dict[str, str]:
     run = state.fresh_runs[index]
-    what = {"certification": "for the certification", "end": "for the night's end"}[run.purpose]
+    goal = {"certification": "for the certification", "end": "for the night's end"}[run.purpose]
     return {
         "trial_id": fresh_id(state, index),
         "commit": run.champion,
         "verdict": "fresh",
-        "reason": unlinked(run.reason),
+        "reason": f"{goal}: {unlinked(run.reason)}",
         "status": run.status,
         "seeds": str(run.seed),
         "purpose": run.purpose,
         "left_out": " ".join(map(str, run.left_out)) or "-",
         "mlflow.source.name": TRAIN,
         "mlflow.source.git.commit": run.champion,
-        "mlflow.note.content": f"A run {what}: {fresh_file(state, run)}. Nothing was chosen by it.",
+        "mlflow.note.content": f"A run {goal}: {fresh_file(state, run)}, seed {run.seed}.",
     }
 
 
 def fresh_file(state: NightState, run: FreshRun) -> str:
     """What a fresh run has trained, in words."""
     if fresh_scores.changes(state, run) == set():
-        return "the baseline"
-    left = ", ".join(map(str, run.left_out))
-    return f"the champion {short_commit(run.champion)}{f' without {left}' if left else ''}"
+        return "baseline"
+    without = f" without {numbered(run.left_out)}" if run.left_out else ""
+    return f"champion {short_commit(run.champion)}{without}"
 
 
 def trial_tags(state: NightState, trial: Trial) -> dict[str, str]:

@@ -24,6 +24,7 @@ from tasks.text import (
     counted,
     difference,
     money,
+    numbered,
     one_line,
     score,
     short_commit,
@@ -117,7 +118,9 @@ def markdown(
 
 def headline(state: NightState) -> str:
     """What was won, and how the night went, in one paragraph of Markdown."""
-    parts = (f"**{_won(state)}**", certified_text.sentence(state), _progress(state), _end(state))
+    flattered = "The search went by that score, so chance flatters it." if _kept(state) else ""
+    certified = certified_text.sentence(state)
+    parts = (f"**{_won(state)}**", flattered, certified, _progress(state), _end(state))
     return " ".join(filter(None, parts))
 
 
@@ -250,8 +253,8 @@ def _audit(state: NightState) -> str:
     audited = [trial for trial in state.trials if trial.audit_gap is not None]
     if unaudited := [trial.number for trial in _kept(state) if trial.audit_gap is None]:
         return (
-            f"NOT DONE for kept {_trials(unaudited)}. Nothing has checked what the candidate's own "
-            "code claimed."
+            f"NOT DONE for kept {numbered(unaudited)}. Nothing has checked what the candidate's "
+            "own code claimed."
         )
     if not audited:
         return (
@@ -423,10 +426,6 @@ def _researcher(header: NightHeader) -> dict[str, str]:
 
 def _kept(state: NightState) -> list[Trial]:
     return [trial for trial in state.trials if trial.verdict == "keep"]
-
-
-def _trials(numbers: Sequence[int]) -> str:
-    return f"trial{'' if len(numbers) == 1 else 's'} {_listed(numbers)}"
 
 
 def _listed(values: Iterable[object]) -> str:

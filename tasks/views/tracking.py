@@ -36,6 +36,7 @@ WORDS_A_BATCH = 100
 LONGEST_NAME = 200  # of a run; ours
 LONGEST_PARAMETER = 500  # ours: MLflow's server takes 1 MB a batch, where a character may be six
 RUNS_A_PAGE = 1000
+SHOWN_DIGITS = 9  # of a mean
 ENDED = "ended"  # tag of the night's run: the ledger's last event when that run was ended
 NIGHT_FILES = (report.FILE, report.PICTURE, "results.tsv")
 # Figures of a run of which a trial shows the mean.
@@ -118,7 +119,7 @@ def log_fresh_run(store: Store, state: NightState, index: int) -> None:
     run = state.fresh_runs[index]
     with connect(store.uri) as client:
         night = _night(client, store, state)
-        name = f"{mlflow_tags.fresh_file(state, run)}, seed {run.seed}"
+        name = f"{mlflow_tags.fresh_file(state, run)}, fresh seed {run.seed}"
         child = _child(client, night, name, mlflow_tags.fresh_tags(state, index), [])
         if child.info.status == "RUNNING":
             names = ("val_bpb", "holdout_bpb", "wall_seconds")
@@ -272,17 +273,23 @@ def _progress(night: Run, state: NightState) -> list[Metric]:
 
 
 def _fresh_points(start: int, state: NightState) -> list[Metric]:
-    """What fresh runs say of the gain, by how many there are; their intervals are tags."""
+    """What fresh runs say of the gain, by how many there are; the note has their intervals."""
     fresh = fresh_scores.of_night(state) if state.fresh_runs else None
     figures: dict[str, float | None] = {}
     for name, file in fresh.files().items() if fresh else ():
-        for what in ("fresh", "holdout", "fresh_gain", "holdout_gain"):
-            estimate = getattr(file, what)
-            figures[f"{name}_{what}"] = estimate.mean if estimate else None
+        estimates = {
+            "fresh_bpb": file.fresh,
+            "holdout_bpb": file.holdout,
+            "fresh_gain": file.fresh_gain,
+            "holdout_gain": file.holdout_gain,
+        }
+        known = {what: estimate.mean for what, estimate in estimates.items() if estimate}
+        figures |= {f"{name}_{what}": mean for what, mean in known.items()}
         figures[f"{name}_optimism"] = file.optimism
     step = len(state.fresh_runs)
     return [
-        _metric(name, value, start + step, step)
+        # Rounded, as MLflow's page shows all digits.
+        _metric(name, round(value, SHOWN_DIGITS), start + step, step)
         for name, value in figures.items()
         if value is not None
     ]

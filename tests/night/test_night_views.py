@@ -35,6 +35,7 @@ from tasks.text import in_markdown
 from tasks.views import chart, notification, refusals, report, tracking
 from tasks.views.mlflow_client import Store
 from tests import synthetic_night
+from tests.certified_night import END, certified_night
 from tests.links import EVIL, links
 from tests.trials import crash, keep, make_state, make_trial, night_event
 from tests.waiting import WAIT_SECONDS, wait_for
@@ -232,6 +233,18 @@ def test_what_fails_while_mlflow_is_down_is_not_refused(night, monkeypatch):
             mlflow_view.log_missing(night, SECOND, known)
     assert refusals.read(night.folder) == {}
     assert mlflow_view.log_missing(night, SECOND, known).done == {"nov21:1", "nov21:2"}
+
+
+def test_fresh_runs_are_in_mlflow_once_whoever_logs_them(night):
+    state = certified_night(finished=None)
+    known = mlflow_view.log_missing(night, dataclasses.replace(state, fresh_runs=END[:1]), None)
+    assert "nov21:fresh:0" in known.done
+    assert {f"nov21:fresh:{i}" for i in range(2)} <= mlflow_view.log_missing(
+        night, dataclasses.replace(state, fresh_runs=END[:2]), known
+    ).done
+    again = mlflow_view.log_missing(night, dataclasses.replace(state, fresh_runs=END[:2]), None)
+    assert again.refused == {}
+    assert sum("baseline, fresh seed" in each.info.run_name for each in all_runs(night)) == 2
 
 
 def test_a_figure_that_the_baseline_does_not_report_is_no_chart(night):

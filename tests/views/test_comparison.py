@@ -9,6 +9,7 @@ import pytest
 from tasks.records import Program
 from tasks.usage import Usage
 from tasks.views import comparison
+from tests.certified_night import certified_night
 from tests.trials import crash, keep, make_baseline, make_state, make_trial
 
 BUDGET = {"kind": "seconds", "amount": 300.0, "slack_seconds": 5.0}
@@ -98,6 +99,16 @@ def test_the_figures_of_a_night_are_those_of_its_ledger():
         budget="300 seconds, 5 slack",
         hardware="a CPU",
     )
+
+
+def test_what_fresh_runs_say_stands_below_the_searchs_gain():
+    rows = table(certified_night(), SEARCH)
+    assert rows["gain"] == ["0.050000", "0.020000"]
+    assert rows["fresh seeds"] == ["0.040000 (0.017330 to 0.062670)", "-"]
+    assert rows["holdout"] == ["0.040000 (0.017330 to 0.062670)", "-"]
+    assert rows["optimism"] == ["0.010000", "-"]
+    assert rows["certified"] == ["2 of 3", "no"]
+    assert rows["gain of these"] == ["0.035000 (0.012330 to 0.057670)", "-"]
 
 
 def test_a_best_of_one_seed_is_not_confirmed():

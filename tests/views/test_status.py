@@ -13,8 +13,10 @@ import pytest
 
 from tasks.history import heartbeat, ledger, night_folder
 from tasks.judge.processes import ProcessId
+from tasks.records import Certification, Claim, FreshRun
 from tasks.usage import Usage
 from tasks.views import refusals, status
+from tests.certified_night import FOUND, certified_night
 from tests.faults.stub_checkout import PROFILE, StubCheckout
 from tests.trials import baseline_event, make_call, make_trial, night_event, write_calls
 from tests.waiting import wait_for
@@ -491,3 +493,26 @@ def true_of(told, events):
         and told["budget"]["trials"]["used"] == len(applied)
         and told["budget"]["hours"]["used"] * 3600 >= events[-1]["used"] - 1
     )
+
+
+def test_a_certified_night_says_how_much_of_it_holds_up():
+    found = status.results(certified_night())
+    assert found.certification == FOUND
+    told = json.loads(json.dumps(dataclasses.asdict(found)))
+    assert list(told["fresh"]) == ["baseline", "champion", "certified"]
+    assert told["fresh"]["champion"]["optimism"] == pytest.approx(0.01)
+    assert list(told["fresh"]["champion"]["fresh"]) == ["mean", "low", "high", "runs"]
+    assert told["certification"]["claims"][0]["trials"] == [1]
+
+
+def test_a_person_reads_what_is_certified_in_a_line(night):
+    claim = Claim((1,), "certified", 0.02, 3.1, 4, "shown to help")
+    found = Certification("c1", (claim,), 3, "c9")
+    runs = [
+        FreshRun("end", "c1", left_out, seed, "ok", "trained and scored", score)
+        for seed, (left_out, score) in enumerate([((1,), 1.65), ((), 1.55)], 10_001)
+    ]
+    end = [("fresh", {"run": dataclasses.asdict(run)}) for run in runs]
+    certified = ("certified", {"certification": dataclasses.asdict(found)})
+    said = text(night([*APPLIED, certified, *end]))
+    assert "certified: 1 of 1 kept change, 0.100000 better with fresh seeds" in said

@@ -19,6 +19,7 @@ from tasks.usage import Usage
 from tasks.views import mlflow_page, mlflow_tags, report, tracking
 from tasks.views.mlflow_client import Store, connect
 from tests import synthetic_night, trials
+from tests.certified_night import END, FOUND, certified_night
 from tests.links import EVIL, links
 from tests.trials import keep, make_baseline, make_call
 
@@ -613,3 +614,53 @@ def test_a_placebo_is_called_one_and_counted_apart():
     assert mlflow_tags.night_tags(state)["mlflow.note.content"] == (
         "1 trial, 1 kept, 1 placebo. enough"
     )
+
+
+def test_a_fresh_run_is_a_child_with_what_was_left_out_and_no_trial(store):
+    state = certified_night(finished=None)
+    for index in (0, 6, 6):
+        tracking.log_fresh_run(store, state, index)
+    runs = store.runs()
+    assert set(runs) == {
+        "nov21",
+        "baseline, fresh seed 11",
+        "champion c6 without trial 6, fresh seed 31",
+    }
+    run = runs["champion c6 without trial 6, fresh seed 31"].data
+    assert run.metrics == {"val_bpb": 1.605, "holdout_bpb": pytest.approx(1.705)}
+    told = {"verdict": "fresh", "seeds": "31", "left_out": "6", "purpose": "end", "commit": "c6"}
+    assert run.tags.items() >= told.items()
+    assert tracking.finished_runs(store, state) == {"nov21:fresh:0", "nov21:fresh:6"}
+
+
+def test_the_nights_run_has_what_fresh_runs_and_the_certification_say(store):
+    state = certified_night()
+    log_night(store, state)
+    night = store.runs()["nov21"]
+    figures = {
+        "baseline_fresh_bpb": 1.65,
+        "champion_fresh_gain": 0.04,
+        "champion_holdout_gain": 0.04,
+        "champion_optimism": 0.01,
+        "certified_fresh_gain": 0.035,
+    }
+    found = night.data.metrics
+    assert {name: found[name] for name in figures} == pytest.approx(figures)
+    assert "certified_optimism" not in found
+    assert [step for step, _ in store.history(night, "champion_fresh_bpb")] == [len(END)]
+    told = {
+        "certified": "1 4",
+        "not_shown": "6",
+        "open": "-",
+        "certified_commit": FOUND.tip,
+    }
+    assert night.data.tags.items() >= told.items()
+    note = night.data.tags["mlflow.note.content"]
+    assert "5 trials, 3 kept. Certified: 2 of 3 keeps" in note
+    assert "| search champion c6 | 1.600000 | 1.610000 (1.585159 to 1.634841) |" in note
+
+
+def test_a_trial_has_the_scores_of_the_champions_runs_beside_it(store):
+    log_trial(store, make_trial(champion_scores=(1.63,), champion_seeds=(9,)), make_run())
+    run = store.runs()["DEPTH 3 -> 2 (trial 3)"].data
+    assert (run.metrics["champion_bpb_seed_9"], run.tags["champion_seeds"]) == (1.63, "9")

@@ -171,6 +171,16 @@ def test_a_kept_trial_has_its_idea_verdict_runs_and_patch(night):
         assert said in text
 
 
+def test_the_champions_runs_for_a_trial_are_shown_below_the_trials_own(night):
+    night.apply(dataclasses.replace(KEPT, champion_scores=(1.66, 1.64), champion_seeds=(6, 7)))
+    assert night.story(1)["champion_runs"] == [
+        {"seed": 6, "val_bpb": 1.66},
+        {"seed": 7, "val_bpb": 1.64},
+    ]
+    told = "2 fresh runs of the champion, to compare with:\nseed 6: 1.660000 bits per byte\nseed 7"
+    assert told in night.text(1)
+
+
 def test_what_a_trial_needs_more_than_its_champion_is_told(night):
     grown = "parameters 0.53 M -> 33 M"
     run = make_run(parameters=33_000_000, checkpoint_bytes=132 * 2**20)
