@@ -70,9 +70,13 @@ class ScoreReplay:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the scores have to be the recorded ones to the last digit."""
-        same = self.is_same_hardware and self.seeds == self.recorded.seeds
-        return same and self.recorded.profile.device == "cpu" and not self.recorded.changed
+        """Whether the scores have to be the recorded ones to the last digit.
+
+        A GPU adds in no fixed order, and within seconds nobody trains on the same tokens twice.
+        """
+        profile, changed = self.recorded.profile, self.recorded.changed
+        same = self.is_same_hardware and self.seeds == self.recorded.seeds and not changed
+        return same and profile.device == "cpu" and profile.budget.kind == "flops"
 
     @functools.cached_property
     def equality(self) -> Equality:
