@@ -85,6 +85,12 @@ def test_the_same_seeds_with_another_harness_are_judged_by_the_noise():
     assert "note: trainer/harness.py changed since" in text
 
 
+def test_a_budget_of_seconds_is_judged_by_the_noise():
+    budget = LAPTOP.budget.model_copy(update={"kind": "seconds"})
+    timed = make_recorded(profile=LAPTOP.model_copy(update={"budget": budget}))
+    assert told(replayed(timed, 1.592, 1.612))[:2] == ("reproduced", 0)
+
+
 @pytest.mark.parametrize("recorded", ["0" * 16 + " another CPU, 1 thread, torch 2.9.0", None])
 def test_on_other_hardware_nothing_is_compared(recorded):
     done = replayed(make_recorded(hardware=recorded), 1.9, 1.9)
