@@ -8,6 +8,8 @@ from flows.night import trial_steps
 from flows.night.run_trial import Tried
 from tasks.history.growth import Size
 from tasks.records import Baseline, Candidate, Verdict
+from tasks.trial import hardware
+from tasks.trial.verdict import Noise
 from tasks.usage import Usage
 from tests.synthetic_night import make_run
 from tests.trials import keep, make_baseline, make_proposal, make_state, make_trial
@@ -33,10 +35,13 @@ def test_a_trial_records_its_size_and_what_is_much_larger_than_its_champions(tmp
         baseline=Baseline((make_run(),), "h"),
     )
     runs = make_run(**LARGE, metrics={}), make_run(**{**LARGE, "parameters": 32}, metrics={})
-    ended = trial_steps.Outcome(make_proposal("x = 1"), Tried(runs, Verdict("keep", "better")), 1.0)
+    tried = Tried(runs, Verdict("keep", "better"), noise=Noise(0.004, 8))
+    ended = trial_steps.Outcome(make_proposal("x = 1"), tried, 1.0)
     trial = trial_steps.trial_of(night, 1, "c0", ended, Size(**SMALL, peak_gpu_bytes=None))
     assert {name: getattr(trial, name) for name in LARGE} == LARGE
     assert trial.grown == "parameters 0.53 M -> 33 M, checkpoint 2 MiB -> 132 MiB"
+    assert (trial.noise_sd, trial.noise_df) == (0.004, 8)
+    assert trial.hardware == hardware.label("cpu", night.bench.profile.threads)
 
 
 def test_candidates_of_a_night_that_an_older_version_began_are_still_known(tmp_path, monkeypatch):
