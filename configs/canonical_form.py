@@ -30,12 +30,16 @@ IMPORTS = (ast.Import, ast.ImportFrom)
 
 # Words with which a program can see its own text, the names of its variables, or a seed's number.
 SEES_SOURCE = {"__file__", "__doc__", "__loader__", "__spec__", "inspect", "linecache"}
-SEES_NAMES = {"_getframe", "_current_frames", "f_locals", "tb_frame", "gi_frame", "cr_frame"}
-SEES_NAMES |= {"__code__", "__closure__", "settrace", "setprofile", "traceback", "inspect"}
-SEES_NAMES |= {"get_type_hints", "__annotations__", "builtins", "__builtins__"}
+SEES_NAMES = {
+    *("_getframe", "_current_frames", "f_locals", "tb_frame", "gi_frame", "cr_frame", "__code__"),
+    *("__closure__", "settrace", "setprofile", "traceback", "get_type_hints", "__annotations__"),
+    *("builtins", "__builtins__"),
+}
 BUILTINS_THAT_SEE_NAMES = {"locals", "vars", "dir", "eval", "exec", "compile", "breakpoint"}
-SEES_SEEDS = {"initial_seed", "get_state", "getstate", "get_rng_state", "get_rng_state_all"}
-SEES_SEEDS |= {"bit_generator", "entropy"}
+SEES_SEEDS = {
+    *("initial_seed", "get_state", "getstate", "get_rng_state", "get_rng_state_all"),
+    *("bit_generator", "entropy"),
+}
 
 HARNESS = "trainer.harness"
 # What takes a seed, and which of them draw the same numbers from the same seed.
@@ -168,7 +172,7 @@ def _number_seeds(tree: ast.Module, nodes: list[ast.AST]) -> None:
         kind = _seeded_kind(node.func, modules)
         given = node.args[0] if node.args else node.keywords[0].value
         is_named = all(keyword.arg == "seed" for keyword in node.keywords)
-        if kind is None or not is_named or not 0 <= _bound(given, modules) < LARGEST_SEED:
+        if kind is None or not is_named or not 0 <= _seed_value(given, modules) < LARGEST_SEED:
             continue
         number = numbers.setdefault((kind, ast.dump(given)), len(numbers))
         node.args, node.keywords = [ast.Name(f"seed {number}", ast.Load())], []
@@ -243,7 +247,7 @@ def _dotted(node: ast.expr, modules: dict[str, str]) -> str | None:
     return None
 
 
-def _bound(node: ast.expr, modules: dict[str, str]) -> float:
+def _seed_value(node: ast.expr, modules: dict[str, str]) -> float:
     """The value of a seed in a run whose seed is 1; NaN for what may be more than a seed."""
     match node:
         case ast.Constant(value=int(value)) if not isinstance(value, bool):
@@ -252,9 +256,9 @@ def _bound(node: ast.expr, modules: dict[str, str]) -> float:
             is_seed = _dotted(function, modules) == f"{HARNESS}.seed"
             return 1.0 if is_seed else float("nan")
         case ast.BinOp(left=left, op=ast.Add(), right=right):
-            return _bound(left, modules) + _bound(right, modules)
+            return _seed_value(left, modules) + _seed_value(right, modules)
         case ast.BinOp(left=left, op=ast.Mult(), right=right):
-            return _bound(left, modules) * _bound(right, modules)
+            return _seed_value(left, modules) * _seed_value(right, modules)
     return float("nan")
 
 
@@ -377,9 +381,10 @@ def _generators(generators: list[ast.comprehension]) -> list[ast.AST]:
 
 def _scope_nodes(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:
     """The nodes below these, without those in scopes of their own; in the order of the tree."""
-    for node in nodes:
-        yield node
-        yield from _scope_nodes(_in_same_scope(node))
+    waiting = list(nodes)[::-1]
+    while waiting:
+        yield (node := waiting.pop())
+        waiting.extend(reversed(_in_same_scope(node)))
 
 
 def _assigned(nodes: list[ast.AST]) -> Iterator[str]:

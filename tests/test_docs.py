@@ -165,7 +165,7 @@ def test_replay_takes_the_profile_of_the_night(checkout: StubCheckout):
 
 @pytest.mark.slow
 def test_a_forged_score_is_not_reproduced(checkout: StubCheckout):
-    """A copy of the commit has a better score, and its night's ledger says so before a run does."""
+    """The commit is copied with a better score. Its night's ledger says so, too."""
     forged = copied(checkout, r"^Val-Bpb: .*$", "Val-Bpb: 1.000000")
     done = checkout.run("replay", forged, "--json")
     found = json.loads(done.stdout)
@@ -184,7 +184,7 @@ def test_fresh_seeds_on_other_hardware_are_shown_and_not_compared(checkout: Stub
 
 
 def copied(checkout: StubCheckout, trailer: str, other: str) -> str:
-    """The first trial's commit with another trailer: a new one, as `git commit --amend` makes."""
+    """The first trial's commit with another trailer, as `git commit --amend` makes one."""
     whole = checkout.git("cat-file", "commit", "refs/trials/nov21/1")
     changed = re.sub(trailer, other, whole, count=1, flags=re.M)
     assert changed != whole

@@ -85,6 +85,12 @@ def test_the_same_seeds_with_another_harness_are_judged_by_the_noise():
     assert "note: trainer/harness.py changed since" in text
 
 
+def test_a_budget_of_seconds_is_judged_by_the_noise():
+    budget = LAPTOP.budget.model_copy(update={"kind": "seconds"})
+    timed = make_recorded(profile=LAPTOP.model_copy(update={"budget": budget}))
+    assert told(replayed(timed, 1.592, 1.612))[:2] == ("reproduced", 0)
+
+
 @pytest.mark.parametrize("recorded", ["0" * 16 + " another CPU, 1 thread, torch 2.9.0", None])
 def test_on_other_hardware_nothing_is_compared(recorded):
     done = replayed(make_recorded(hardware=recorded), 1.9, 1.9)
@@ -98,7 +104,16 @@ def test_on_other_hardware_nothing_is_compared(recorded):
 
 def test_a_description_is_enough_for_an_older_commit():
     description = hardware.describe(LAPTOP.device, LAPTOP.threads)
-    assert replayed(make_recorded(hardware=description), 1.6, 1.6).outcome == "reproduced"
+    outcome, _, text = told(replayed(make_recorded(hardware=description), 1.602, 1.6))
+    assert outcome == "reproduced"
+    assert "standard errors" in text
+
+
+def test_another_python_on_the_same_machine_is_other_hardware_and_says_so():
+    other = f"{'0' * 16} {hardware.describe(LAPTOP.device, LAPTOP.threads)}"
+    outcome, _, text = told(replayed(make_recorded(hardware=other), 1.6, 1.6))
+    assert outcome == "other hardware"
+    assert "of the same description with another system or Python" in text
 
 
 def test_what_the_ledger_denies_is_not_reproduced_even_if_it_is_measured():

@@ -285,6 +285,15 @@ def test_a_candidate_is_a_commit_with_trailers(root):
     }
 
 
+def test_noise_and_hardware_of_a_candidate_are_in_its_commit_uncut(root):
+    hardware = "0123456789abcdef NVIDIA H100 80GB HBM3 80 GiB 700 W, driver 580.65.06, torch 2.13.0"
+    known = make_trial(start(root), noise_sd=0.00456789, noise_df=8, hardware=hardware)
+    commit = champion.commit_candidate(root, "nov21", known, "DEPTH = 2\n")
+    found = trailers(root, commit)
+    assert (found["Noise"], found["Hardware"]) == ("0.004568 (df 8)", hardware)
+    assert found == champion.trailers_of("nov21", known)
+
+
 def test_trailers_come_back_as_they_were_written(root):
     commit = champion.commit_candidate(root, "nov21", make_trial(start(root)), "DEPTH = 2\n")
     assert champion.trailers(root, commit) == trailers(root, commit)

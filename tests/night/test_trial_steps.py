@@ -12,7 +12,7 @@ from tasks.history import champion, trial_folder
 from tasks.history.growth import Size
 from tasks.noise import Noise
 from tasks.records import Baseline, Candidate, Verdict
-from tasks.trial import placebo
+from tasks.trial import hardware, placebo
 from tasks.usage import Usage
 from tests.synthetic_night import make_run
 from tests.trials import keep, make_baseline, make_proposal, make_state, make_trial
@@ -48,10 +48,13 @@ def night(tmp_path) -> Any:
 
 def test_a_trial_records_its_size_and_what_is_much_larger_than_its_champions(night):
     runs = make_run(**LARGE, metrics={}), make_run(**{**LARGE, "parameters": 32}, metrics={})
-    ended = trial_steps.Outcome(make_proposal("x = 1"), Tried(runs, Verdict("keep", "better")), 1.0)
+    tried = Tried(runs, Verdict("keep", "better"), noise=Noise(0.004, 8))
+    ended = trial_steps.Outcome(make_proposal("x = 1"), tried, 1.0)
     trial = trial_steps.trial_of(night, 1, "c0", ended, Size(**SMALL, peak_gpu_bytes=None))
     assert {name: getattr(trial, name) for name in LARGE} == LARGE
     assert trial.grown == "parameters 0.53 M -> 33 M, checkpoint 2 MiB -> 132 MiB"
+    assert (trial.noise_sd, trial.noise_df) == (0.004, 8)
+    assert trial.hardware == hardware.label("cpu", night.bench.profile.threads)
 
 
 def test_a_placebo_that_the_rule_would_keep_is_recorded_and_not_kept(night):
