@@ -99,7 +99,8 @@ def run(repeats: int, json_file: Path | None = None) -> bool:
             state = _night(checkout, number, order)
             nights.append(Found.of(state, order))
             gains.append(Gains.of(state))
-            print(f"night {number}: {gains[-1]}", file=sys.stderr, flush=True)
+            what = "kept {}; certified {}".format(*map(_sizes, nights[-1]))
+            print(f"night {number} of {repeats}: {what}", file=sys.stderr, flush=True)
         truth = _truth(checkout)
     print("\n".join(table(truth, nights)))
     if json_file:
@@ -188,6 +189,11 @@ def table(truth: Truth, nights: Sequence[Found]) -> list[str]:
             f"gains missed; worth {worth:+.1f} sd a night, of {sum(SIZES):+.1f}"
         )
     return lines
+
+
+def _sizes(places: frozenset[int]) -> str:
+    sizes = sorted((CHANGES[place] for place in places), reverse=True)
+    return f"{', '.join(f'{size:+.1f}' for size in sizes)} sd" if sizes else "nothing"
 
 
 def _false(places: frozenset[int]) -> int:
