@@ -88,13 +88,15 @@ class Data(Table):
     source: str
     train: tuple[ShardName, ...] = pydantic.Field(min_length=1)  # parquet with a column `text`
     validation: ShardName  # never enters a box
-    # Not used by any night: kept out of the training, to confirm a result one day.
-    holdout: ShardName | None = None
+    # Kept out of the training, too: decides nothing, and only confirms a night's result at its end.
+    # "": none, also where the profile that is extended has one.
+    holdout: Annotated[ShardName | None, pydantic.BeforeValidator(lambda name: name or None)] = None
     # A SHA256SUMS file in the source. Without one, hf:// has its own and others trust the first
     # download.
     checksums: str | None = None
     license: str  # shown at every preparation
     validation_documents: Positive  # the first N documents of the validation file are scored
+    holdout_documents: Positive | None = None  # of the holdout file; None: validation_documents
     vocab_sizes: tuple[VocabSize, ...] = pydantic.Field(min_length=1)
     # Training rows of this length are packed in advance; those for a candidate's own MAX_SEQ_LEN,
     # before its run.

@@ -11,7 +11,6 @@ import ast
 import contextlib
 import difflib
 import gc
-import hashlib
 import itertools
 import math
 import operator
@@ -119,21 +118,6 @@ def write(source: str, values: Mapping[str, Any]) -> str:
 def writable(source: str, values: Mapping[str, Any]) -> set[str]:
     """The knobs of `values` that `write` takes. Raises KnobError for a file that does not parse."""
     return set(_fitted(source, values)[0])
-
-
-def digest(tree: ast.Module) -> str | None:
-    """sha256 of the code without comments, layout and docstrings; None if it is nested too deeply.
-
-    Removes the docstrings from `tree`.
-    """
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    for node in ast.walk(tree):
-        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
-    try:
-        return hashlib.sha256(ast.dump(tree).encode("utf-8", "surrogatepass")).hexdigest()
-    except RecursionError:
-        return None
 
 
 def statements(tree: ast.Module) -> int:

@@ -10,8 +10,9 @@ from configs import Profile, knobs
 from tasks import cache
 from tasks.errors import UsageError
 from tasks.history import champion, git_plumbing
+from tasks.noise import Noise
 from tasks.records import TRAIN, Baseline, Bench, Candidate
-from tasks.trial import hardware, verdict
+from tasks.trial import hardware
 from tasks.trial.baseline import baseline_facts, baseline_files, read_baseline
 from tasks.trial.experiment import Report
 
@@ -50,6 +51,6 @@ def measured(base: Candidate, bench: Bench, report: Report) -> Baseline:
     baseline = read_baseline(Path(files[0].path))
     get_run_logger().info(
         f"baseline: {'cached' if cached else 'measured'}: {baseline.val_bpb:.6f} bits per byte, "
-        f"sd {verdict.Noise.pooled([baseline.scores]).sd:.6f} over 3 seeds"
+        f"sd {Noise.pooled([baseline.scores]).sd:.6f} over 3 seeds"
     )
     return baseline

@@ -98,12 +98,12 @@ def pack_rows(
     return tokenization.pack(folder, size, length)
 
 
-@task(task_run_name="encode validation", persist_result=True, cache_key_fn=cache.given_key)
-def encode_validation(
-    key: str, validation: Shard, tokenizers: Sequence[FileRef], count: int, folder: Path
+@task(task_run_name="encode {what}", persist_result=True, cache_key_fn=cache.given_key)
+def encode_scored(
+    key: str, what: str, shard: Shard, tokenizers: Sequence[FileRef], count: int, folder: Path
 ) -> tuple[FileRef, ...]:
-    scored = dataset.scored(validation, count)
-    return tokenization.encode_validation(scored, [_read(ref) for ref in tokenizers], folder)
+    scored = dataset.scored(shard, count, what)
+    return tokenization.encode_scored(scored, [_read(ref) for ref in tokenizers], folder, what)
 
 
 def _read(tokenizer: FileRef) -> fixed.Tokenizer:

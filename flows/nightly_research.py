@@ -3,13 +3,14 @@
 Git and the ledger are the truth; Prefect and MLflow are views of it. The order for a trial: ledger
 `started`, its runs, ledger `decided` (the commit point), git, ledger `applied`, MLflow. So a night
 that was killed resumes where it stopped: a start with its tag, a retried flow run and
-`./run resume` all do the same.
+`./run resume` all do the same. Once its trials are over, what was kept is certified.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from logging import INFO, WARNING
 from typing import Annotated, Any
 
 from prefect import flow, get_run_logger
@@ -18,11 +19,13 @@ from pydantic import Field
 import configs
 from flows import state_home
 from flows.night import (
+    certification_steps,
     full_disk,
     interruption,
     isolation,
     mlflow_view,
     night_views,
+    remeasurement,
     researcher,
     resume,
     session,
@@ -43,6 +46,7 @@ from flows.night.trial_steps import (
 from tasks.errors import NightlyError, UsageError
 from tasks.files import FileRef
 from tasks.history import champion, git_readiness, night_budget, night_folder
+from tasks.noise import estimate
 from tasks.records import NightHeader, NightState
 from tasks.views import notification
 
@@ -112,7 +116,7 @@ def rebuild_night(tag: str) -> None:
     """
     folder = night_folder.find(state_home.locate(), tag)
     with session.hold(folder, measures=False) as held:
-        night = open_night(held)
+        night = open_night(held, continues=False)
         resume.repair(night, held.state)
         Views(night, held.pulse).rebuild(held.state)
 
@@ -152,7 +156,7 @@ def research(tag: str, request: Request, *, is_resume: bool = False) -> str:
             resume.check_request(held.state, request)
             continue_night(held, request, is_resume=is_resume)
         mlflow_view.prepare_store(state_home.locate())
-        night = open_night(held)
+        night = open_night(held, continues=not held.state.finished)
         views = Views(night, held.pulse)
         if not held.state.finished:
             check_comparable(night, held.state.baseline)
@@ -262,7 +266,11 @@ def run_trials(night: Night, held: Session, views: Views) -> None:
         interruption.reached("branched")
         held.book.append("baseline", **dataclasses.asdict(baseline_event(night, commit)))
         interruption.reached("measured")
-    views.show(held.state)
+    # On other hardware the baseline at hand is not yet the one of the ledger.
+    if remeasurement.due(night, held.state) is None:
+        found = estimate(held.state)
+        get_run_logger().log(INFO if found.agrees else WARNING, f"noise: {found}")
+        views.show(held.state)
     proposer = researcher.proposer_of(held, night.bench, night.baseline, night.calls)
     proposals = Proposals(night, proposer, NextRun.of(night))
 
@@ -306,21 +314,36 @@ def step(night: Night, held: Session, views: Views, proposals: Proposals) -> Non
         return
     held.pulse.enter(f"trial {len(state.trials) + 1}: proposing")
     proposals.wait()
-    if who := interruption.requested_by(held.folder):
-        held.book.append("stopped", reason=f"stopped by {who}", failed=False)
+    if interruption.requested_by(held.folder):
+        stop(held)
         return
     if reason := night_budget.over(state, held.book.used_seconds()):
-        finish(held, reason)
+        finish(night, held, proposals, reason)
+        return
+    if remeasurement.step(night, held):
+        if held.state.remeasurements != state.remeasurements:
+            views.show(held.state)
         return
     so_far = night_so_far(night, state)
-    proposed = next_proposal(so_far, str(state.champion), proposals)
+    proposed = next_proposal(night, so_far, str(state.champion), proposals)
     if proposed is None:
-        finish(held, f"the proposer {proposals.proposer.name} has nothing left to propose")
+        why = f"the proposer {proposals.proposer.name} has nothing left to propose"
+        finish(night, held, proposals, why)
     elif not is_to_end(night, held):
         one_trial(night, held, proposals, so_far, proposed)
 
 
-def finish(held: Session, reason: str) -> None:
+def stop(held: Session) -> None:
+    who = interruption.requested_by(held.folder)
+    held.book.append("stopped", reason=f"stopped by {who}", failed=False)
+
+
+def finish(night: Night, held: Session, proposals: Proposals, reason: str) -> None:
+    """Ends a night whose trials are over, after its certification."""
+    proposals.next_run.end()
+    if not certification_steps.at_end(night, held):
+        stop(held)
+        return
     held.book.append("finished", reason=reason)
     interruption.reached("finished")
 

@@ -62,6 +62,7 @@ class Inputs:
             self.tokenizers,
             data.validation_documents,
             data.sequence_length,
+            data.holdout_documents or data.validation_documents,
         )
 
 
@@ -110,7 +111,8 @@ def prepare_dataset(profile: configs.Profile, home: Path) -> Dataset:
     inputs = _make_inputs(steps, data, source, root)
     fingerprint = inputs.fingerprint(data)
     place = root / fingerprint[:16]
-    rows, manifest = _make_dataset(steps, data, inputs, place)
+    rows = _make_dataset(steps, data, inputs, place)
+    scored_bytes = _make_scored(steps, data, inputs, place)
     _write_record(data, source, inputs.shards, rows, place)
     _make_current(profile, place, root)
     kernels = attention_kernels.fetch_each(
@@ -121,7 +123,9 @@ def prepare_dataset(profile: configs.Profile, home: Path) -> Dataset:
         public=str(place / "public"),
         train=str(place / "train"),
         validation=str(place / "validation"),
-        validation_bytes=json.loads(Path(manifest.path).read_text(encoding="utf-8"))["bytes"],
+        validation_bytes=scored_bytes["validation"],
+        holdout=str(place / "holdout") if "holdout" in scored_bytes else None,
+        holdout_bytes=scored_bytes.get("holdout"),
         cached=tuple(steps.cached),
         attention_kernels=kernels,
         rows=rows,
@@ -149,14 +153,12 @@ def _make_inputs(steps: Steps, data: configs.Data, source: str, root: Path) -> I
 
 def _make_dataset(
     steps: Steps, data: configs.Data, inputs: Inputs, place: Path
-) -> tuple[tuple[PackedRows, ...], FileRef]:
-    """The files of one dataset, in folders of `place`: its rows and the manifest of what is scored.
+) -> tuple[PackedRows, ...]:
+    """The files of one dataset that a box may read, in folders of `place`: its rows.
 
     The others go by their names.
     """
-    public, train, validation = (
-        _open_folder(place / name) for name in ("public", "train", "validation")
-    )
+    public, train = (_open_folder(place / name) for name in ("public", "train"))
     shards, tokenizers = inputs.shards, inputs.tokenizers
     meta = fixed.Meta(
         fingerprint=inputs.fingerprint(data),
@@ -187,10 +189,21 @@ def _make_dataset(
     )
     for packed in rows:
         get_run_logger().info(packed.describe())
-    scored = (shards.validation, tokenizers, data.validation_documents)
-    [refs] = steps.make("validation", [(data_steps.encode_validation, validation, *scored)])
-    manifest: FileRef = refs[-1]
-    return rows, manifest
+    return rows
+
+
+def _make_scored(steps: Steps, data: configs.Data, inputs: Inputs, place: Path) -> dict[str, int]:
+    """The files of what is scored, in folders of `place`: by folder, the bytes of its documents."""
+    scored = {"validation": (inputs.shards.validation, data.validation_documents)}
+    if inputs.shards.holdout:
+        count = data.holdout_documents or data.validation_documents
+        scored["holdout"] = (inputs.shards.holdout, count)
+    found = {}
+    for what, (shard, count) in scored.items():
+        call = (data_steps.encode_scored, _open_folder(place / what), what, shard)
+        [[*_, manifest]] = steps.make(what, [(*call, inputs.tokenizers, count)])
+        found[what] = json.loads(Path(manifest.path).read_text(encoding="utf-8"))["bytes"]
+    return found
 
 
 def _resolved(source: str, root: Path) -> str:

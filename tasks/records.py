@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from configs import Profile, knobs, traits
+from configs import Profile, canonical_form, knobs, traits
 from tasks.files import FileRef
 from tasks.statuses import Certificate, Decision, Outcome, Purpose, Status
 from tasks.usage import Usage
@@ -27,7 +27,7 @@ class Candidate:
     """A train.py, parsed once."""
 
     source: str
-    digest: str | None  # sha256 of the code without comments and layout; None if it has no syntax
+    digest: str | None  # of canonical_form: equal for duplicates; None if it has no syntax
     knobs: Mapping[str, Any]  # its ALL_CAPS constants; empty if it does not parse
     statements: int  # size of the code, docstrings not counted; 0 if it does not parse
 
@@ -38,7 +38,8 @@ class Candidate:
             tree = knobs.parse(source)
         except SyntaxError:
             return cls(source, None, {}, 0)
-        return cls(source, knobs.digest(tree), knobs.read_tree(tree), knobs.statements(tree))
+        found, size = knobs.read_tree(tree), knobs.statements(tree)
+        return cls(source, canonical_form.digest(source, tree), found, size)  # it changes the tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,11 @@ class PackedRows:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A prepared dataset: what a box may read at any time, only after go, and never."""
+    """A prepared dataset: what a box may read at any time, only after go, and never.
+
+    Of what it may never read, a scoring box is shown the tokens, row by row; of the holdout only
+    for runs that ask for it.
+    """
 
     fingerprint: str  # sha256 over the shards, the tokenizer and the preparation's version
     public: str  # folder, any time: meta.json, tokenizer_<V>.json, token_bytes_<V>.npy
@@ -72,6 +77,8 @@ class Dataset:
     )
     validation: str  # folder, never: stream_<V>.npy, manifest.json
     validation_bytes: int  # UTF-8 bytes of the scored documents, the denominator of bits per byte
+    holdout: str | None = None  # folder, never: as `validation`; None: the profile names none
+    holdout_bytes: int | None = None
     cached: tuple[str, ...] = ()  # the preparation steps that came from the cache this time
     attention_kernels: tuple[FileRef, ...] = ()  # manifests of native code that a box may load
     rows: tuple[PackedRows, ...] = ()  # those that the profile asks for
@@ -120,6 +127,52 @@ class Bench:
     home: Path  # the state folder
     isolation: str  # bwrap, docker or none
     caps: Caps
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """A machine while a run trained on it, from go to the checkpoint, seen from outside the box.
+
+    None: the system or the driver does not say.
+    """
+
+    seconds: float  # by the judge's clock
+    tokens: int | None = None  # these two: self-reported
+    steps: int | None = None
+    # CPU-seconds, see tasks/judge/contention.py.
+    cpu_used: float | None = None  # by the box
+    cpu_waited: float | None = None  # its threads were ready, and had no CPU
+    cpu_others: float | None = None  # used by processes that are neither the box's nor the night's
+    cpu_stolen: float | None = None  # given to other machines by the hypervisor
+    # By NVIDIA's driver, see Pace in tasks/judge/nvml.py.
+    sm_clock: float | None = None  # MHz, mean
+    lowest_sm_clock: float | None = None
+    held_back: Mapping[str, float] = dataclasses.field(default_factory=dict)  # reason: share
+    gpu_others: int | None = None  # processes of others on the GPU
+
+    @classmethod
+    def from_json(cls, saved: Iterable[Mapping[str, Any]]) -> tuple[Conditions, ...]:
+        """Those of several runs. Raises TypeError."""
+        return tuple(cls(**one) for one in saved)
+
+
+@dataclasses.dataclass(frozen=True)
+class Quarantined:
+    """A run that was made again with its seed, as the machine was not as usual while it trained.
+
+    Its score counts nowhere: the run in its place does, whatever its score is.
+    """
+
+    of: Literal["candidate", "champion"]
+    seed: int
+    disturbance: str  # what was not as usual
+    status: Status
+    val_bpb: float | None
+
+    @classmethod
+    def from_json(cls, saved: Iterable[Mapping[str, Any]]) -> tuple[Quarantined, ...]:
+        """Several of them. Raises TypeError."""
+        return tuple(cls(**one) for one in saved)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +226,7 @@ class RunResult:
     # Of a `seconds` budget, by tenths of it on the judge's clock: tokens up to the tenth's end, and
     # the mean training loss in it. Self-reported, like the curve.
     tenths: tuple[tuple[int, float], ...] = ()
+    conditions: Conditions | None = None  # None: it never began to train
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> RunResult:
@@ -180,8 +234,10 @@ class RunResult:
         curve, unread = tuple(map(tuple, saved["curve"])), tuple(saved.get("unread", ()))
         tenths = tuple(map(tuple, saved.get("tenths", ())))
         costs = {phase: Cost(**cost) for phase, cost in saved.get("costs", {}).items()}
+        conditions = saved.get("conditions")
+        records = {"costs": costs, "conditions": conditions and Conditions(**conditions)}
         tuples = {"curve": curve, "unread": unread, "tenths": tenths}
-        return cls(**{**saved, **tuples, "costs": costs})
+        return cls(**{**saved, **tuples, **records})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,6 +341,15 @@ class Trial:
     # Of the champion itself, unchanged, in a candidate's place: what the rule said of it. It never
     # becomes champion. None: a real candidate.
     placebo: Decision | None = None
+    # Of one run, bits per byte, as its verdict took it; and the degrees of freedom of that.
+    noise_sd: float | None = None
+    noise_df: int | None = None
+    hardware: str | None = None  # hardware.label() of its runs
+    conditions: tuple[Conditions, ...] = ()  # of its runs that began to train
+    champion_conditions: tuple[Conditions, ...] = ()  # of the champion's fresh runs
+    quarantined: tuple[Quarantined, ...] = ()
+    # Why the machine may be another than it was when the champion was measured.
+    machine_change: str | None = None
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Trial:
@@ -297,7 +362,12 @@ class Trial:
         fresh = ("champion_scores", "champion_seeds")  # older nights have none
         tuples |= {name: tuple(saved.get(name, ())) for name in fresh}
         records = {"idea": Idea(**saved["idea"]), "usage": Usage(**saved["usage"]), "knobs": knobs}
-        return cls(**{**saved, **tuples, **records})
+        later = {
+            "conditions": Conditions.from_json(saved.get("conditions", ())),
+            "champion_conditions": Conditions.from_json(saved.get("champion_conditions", ())),
+            "quarantined": Quarantined.from_json(saved.get("quarantined", ())),
+        }
+        return cls(**{**saved, **tuples, **records, **later})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -317,11 +387,15 @@ class FreshRun:
     val_bpb: float | None
     holdout_bpb: float | None = None  # of the same checkpoint; None unless it was asked for
     wall_seconds: float | None = None
+    hardware: str | None = None  # hardware.describe(); None: the night's
+    conditions: Conditions | None = None
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> FreshRun:
         """Raises KeyError, TypeError."""
-        return cls(**{**saved, "left_out": tuple(saved["left_out"])})
+        conditions = saved.get("conditions")
+        records = {"conditions": conditions and Conditions(**conditions)}
+        return cls(**{**saved, "left_out": tuple(saved["left_out"]), **records})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -379,6 +453,14 @@ class NightSoFar:
     sd: float | None = None  # of one run, pooled, bits per byte
     folder: Path | None = None  # nights/<tag>: diffs and curves are in its trials/<k>
     in_flight: Proposal | None = None  # of the trial before `next_trial`, while that still trains
+    # Scores of earlier trials are from other hardware, or from before the machine changed.
+    first_comparable: int = 1
+    placebos: int = 0  # trials before `next_trial` that no proposer hears of
+
+    @property
+    def turn(self) -> int:
+        """1, 2, ...: the next trial's number if the candidates alone are counted."""
+        return self.next_trial - self.placebos
 
 
 @dataclasses.dataclass(frozen=True)
@@ -446,7 +528,7 @@ class BaselineEvent:
     val_bpb: float
     scores: tuple[float, ...]
     seeds: tuple[int, ...]
-    sd: float  # of one run
+    sd: float  # of one run, by these alone: noise.noise_of(state) is the night's
     audit_gaps: tuple[float | None, ...]
     audit_allowed: Mapping[str, float]  # gap and position, nats
     hardware: str  # hardware.describe()
@@ -462,6 +544,11 @@ class BaselineEvent:
     parameters: int | None = None  # self-reported; these three: the largest of its runs
     checkpoint_bytes: int | None = None
     peak_gpu_bytes: int | None = None  # by NVIDIA's driver, or else self-reported
+    # Of earlier nights that measured the same, by tag: scores of one file with several seeds each.
+    earlier_repeats: Mapping[str, tuple[tuple[float, ...], ...]] = dataclasses.field(
+        default_factory=dict
+    )
+    conditions: tuple[Conditions, ...] = ()  # of its runs
 
     @classmethod
     def from_json(cls, event: Mapping[str, Any]) -> BaselineEvent:
@@ -472,7 +559,41 @@ class BaselineEvent:
             if field.name in event or field.default is dataclasses.MISSING
         }
         tuples = {name: tuple(fields[name]) for name in ("scores", "seeds", "audit_gaps")}
-        return cls(**{**fields, **tuples})
+        earlier = {
+            tag: tuple(map(tuple, groups))
+            for tag, groups in fields.get("earlier_repeats", {}).items()
+        }
+        conditions = Conditions.from_json(fields.get("conditions", ()))
+        records = {"earlier_repeats": earlier, "conditions": conditions}
+        return cls(**{**fields, **tuples, **records})
+
+
+@dataclasses.dataclass(frozen=True)
+class Remeasurement:
+    """The ledger's event `remeasured`: from here on the night compares with these scores alone.
+
+    Those from before stay on record under the hardware that they were measured on.
+    """
+
+    reason: str  # what has changed
+    trials: int  # that were finished before
+    hardware_before: str
+    baseline_before: tuple[float, ...]  # scores, as those of the champion
+    champion_before: tuple[float, ...]
+    baseline: BaselineEvent | None  # on this hardware; None: that is the same, and so is its score
+    scores: tuple[float, ...]  # of the champion; these three of the same runs
+    seeds: tuple[int, ...]
+    conditions: tuple[Conditions, ...]
+
+    @classmethod
+    def from_json(cls, event: Mapping[str, Any]) -> Remeasurement:
+        """Raises KeyError and TypeError for a damaged event."""
+        fields = {field.name: event[field.name] for field in dataclasses.fields(cls)}
+        names = ("baseline_before", "champion_before", "scores", "seeds")
+        tuples = {name: tuple(fields[name]) for name in names}
+        baseline = fields["baseline"] and BaselineEvent.from_json(fields["baseline"])
+        conditions = Conditions.from_json(fields["conditions"])
+        return cls(**{**fields, **tuples, "baseline": baseline, "conditions": conditions})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -501,11 +622,29 @@ class NightState:
     champion_fresh: tuple[float, ...] = ()
     fresh_runs: tuple[FreshRun, ...] = ()
     certification: Certification | None = None  # the last; perhaps of an earlier champion
+    champion_conditions: tuple[Conditions, ...] = ()  # of the runs of `champion_scores`
+    # Of the baseline's and the champions' runs since the last re-measurement: what is usual.
+    usual: tuple[Conditions, ...] = ()
+    remeasurements: tuple[Remeasurement, ...] = ()
+
+    @property
+    def first_comparable(self) -> int:
+        """The first trial that was compared with what the night compares with now."""
+        return self.remeasurements[-1].trials + 1 if self.remeasurements else 1
 
     @property
     def repeats(self) -> tuple[tuple[float, ...], ...]:
         """All groups of scores that tell how much one file's scores scatter."""
-        return (*self.groups, self.champion_repeats)
+        fresh: dict[tuple[object, ...], list[float]] = {}
+        for run in self.fresh_runs:
+            if run.val_bpb is not None:
+                fresh.setdefault((run.champion, run.left_out), []).append(run.val_bpb)
+        return (*self.groups, self.champion_repeats, *map(tuple, fresh.values()))
+
+    @property
+    def candidates(self) -> tuple[Trial, ...]:
+        """The trials but for placebos."""
+        return tuple(trial for trial in self.trials if trial.placebo is None)
 
     @property
     def start_commit(self) -> str | None:

@@ -29,7 +29,7 @@ Status = Literal[
     "sandbox_error",
 ]
 Decision = Literal["keep", "discard", "confirm"]
-Purpose = Literal["certification", "end"]  # of a run apart from the trials
+Purpose = Literal["certification", "end", "remeasurement"]  # of a run apart from the trials
 Certificate = Literal[  # of a change that was kept
     "certified",  # shown to help
     "not_shown",  # has had its runs: not shown to help
@@ -41,7 +41,7 @@ Outcome = Literal[
     "malformed",  # a block without an end, or two answers in one
     "not_found",  # a SEARCH that is not in the file
     "ambiguous",  # a SEARCH that is in the file more than once
-    "no_change",  # the same code, apart from comments and layout
+    "no_change",  # the same code, as canonical_form tells it
     "already_tried",
     "unfit",  # refused by the checks of every proposal: it does not parse, breaks the contract
     "refusal",  # the model declines

@@ -4,6 +4,7 @@ The candidate computes with numpy, so it runs on the real torch and on tests/fau
 """
 
 import contextlib
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -137,6 +138,15 @@ def make_dataset(folder: Path) -> Dataset:
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
     return Dataset("test", str(public), str(train), str(validation), 9)
+
+
+def with_holdout(dataset: Dataset, folder: Path) -> Dataset:
+    """The dataset with a holdout of six bytes, none of which the validation has."""
+    folder.mkdir()
+    stream = np.array([255, 20, 21, 22, 255, 23, 24, 25], np.uint16)
+    np.save(folder / f"stream_{VOCAB}.npy", stream)
+    (folder / "manifest.json").write_text(json.dumps({"bytes": 6, "documents": 2}))
+    return dataclasses.replace(dataset, holdout=str(folder), holdout_bytes=6)
 
 
 def make_spec(folder: Path, **changes) -> BoxSpec:

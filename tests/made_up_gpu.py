@@ -13,7 +13,8 @@ class Driver:
 
     `gpus` are their (id, name, GiB, watts). `answer` is every GPU's answer when it is asked for,
     `memory` its answer when it is asked for its memory, `init` the library's own. `driver` is its
-    version. `calls` is what was asked for. `processes` has the bytes that each pid uses.
+    version. `calls` is what was asked for. `processes` has the bytes that each pid uses, `reasons`
+    what holds the clock back.
     """
 
     def __init__(
@@ -29,6 +30,8 @@ class Driver:
         self.nvmlErrorString = lambda code: ERRORS.get(code, b"Unknown Error")
         self.calls: list[object] = []
         self.processes: dict[int, int] = {}
+        self.sm_clock: int | None = 1980  # MHz
+        self.reasons = 0x4  # bits: at its power cap
 
     def nvmlInit_v2(self) -> int:
         return self.init
@@ -79,6 +82,16 @@ class Driver:
     def nvmlDeviceGetUtilizationRates(self, device: Any, rates: Any) -> int:
         _pointer(rates, ctypes.c_uint)[0] = 50
         self.calls.append("rates")
+        return 0
+
+    def nvmlDeviceGetClockInfo(self, device: Any, kind: int, clock: Any) -> int:
+        assert kind == 1  # that of the multiprocessors
+        _pointer(clock, ctypes.c_uint)[0] = self.sm_clock or 0
+        return NOT_SUPPORTED if self.sm_clock is None else 0
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, device: Any, reasons: Any) -> int:
+        _pointer(reasons, ctypes.c_ulonglong)[0] = self.reasons
+        self.calls.append("reasons")
         return 0
 
     def nvmlDeviceGetComputeRunningProcesses_v3(self, device: Any, count: Any, found: Any) -> int:

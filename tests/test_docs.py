@@ -160,6 +160,36 @@ def test_replay_takes_the_profile_of_the_night(checkout: StubCheckout):
     assert code == 0, log
     assert found, log
     assert found[1] == found[2]
+    assert done.stdout.startswith("reproduced: the same seeds gave the same score")
+
+
+@pytest.mark.slow
+def test_a_forged_score_is_not_reproduced(checkout: StubCheckout):
+    """A copy of the commit has a better score, and its night's ledger says so before a run does."""
+    forged = copied(checkout, r"^Val-Bpb: .*$", "Val-Bpb: 1.000000")
+    done = checkout.run("replay", forged, "--json")
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["outcome"]) == (3, "not reproduced"), done.stderr
+    assert found["equality"]["exact"] is True
+    assert "Val-Bpb: 1.000000, its night's ledger says" in found["contradictions"][0]
+
+
+@pytest.mark.slow
+def test_fresh_seeds_on_other_hardware_are_shown_and_not_compared(checkout: StubCheckout):
+    elsewhere = copied(checkout, r"^Hardware: \S+", "Hardware: 0123456789abcdef")
+    done = checkout.run("replay", elsewhere, "--seeds", "2")
+    assert done.returncode == 4, done.stderr
+    assert re.search("^recorded on: 0123456789abcdef ", done.stdout, re.M)
+    assert re.search(r"replayed with seeds 1000001 1000002, profile stub$", done.stdout, re.M)
+
+
+def copied(checkout: StubCheckout, trailer: str, other: str) -> str:
+    """The first trial's commit with another trailer: a new one, as `git commit --amend` makes."""
+    whole = checkout.git("cat-file", "commit", "refs/trials/nov21/1")
+    changed = re.sub(trailer, other, whole, count=1, flags=re.M)
+    assert changed != whole
+    (checkout.folder / ".git" / "changed").write_text(changed)
+    return checkout.git("hash-object", "-t", "commit", "-w", ".git/changed").strip()
 
 
 @all_of("bash", "bash no-run")

@@ -8,6 +8,7 @@ from tasks.history.llm_calls import CallLog
 from tasks.records import (
     BaselineEvent,
     Candidate,
+    FreshRun,
     Idea,
     NightHeader,
     NightState,
@@ -84,6 +85,20 @@ def baseline_event(**changes) -> dict:
     return dataclasses.asdict(make_baseline(**changes))
 
 
+def make_fresh_run(**changes) -> FreshRun:
+    """A run of the champion for a certification."""
+    fields = {
+        "purpose": "certification",
+        "champion": "c1",
+        "left_out": (),
+        "seed": 10_001,
+        "status": "ok",
+        "reason": "trained and scored",
+        "val_bpb": 1.6,
+    }
+    return FreshRun(**{**fields, **changes})
+
+
 def make_proposal(source: str, summary: str = "", proposer: str = "tpe", **idea) -> Proposal:
     problem = idea.pop("problem", None)
     return Proposal(Candidate.parse(source), Idea(summary, proposer, **idea), problem)
@@ -143,6 +158,7 @@ def make_state(*trials: Trial, header=None, **changes) -> NightState:
         "champion": "abcdef" * 7,
         "champion_scores": scores,
         "groups": (),
+        "champion_repeats": (1.64, 1.65, 1.66),
         "finished": "all trials are done",
         "updated": "2026-11-22T06:04:59+00:00",
     }

@@ -1,8 +1,9 @@
 """The command line: parses, sets up the state folder and Prefect's settings, runs one command.
 
-Exit codes: 0 ok, 1 our failure, 2 usage, 3 the candidate was stopped, 130 interrupted,
-141 its reader closed the pipe (`| head`), 143 SIGTERM. An error ends in one plain line. Heavy
-imports happen inside the commands, so that --help answers at once.
+Exit codes: 0 ok, 1 our failure, 2 usage, 3 the candidate was stopped or its score not reproduced,
+4 a replay on other hardware, 130 interrupted, 141 its reader closed the pipe (`| head`), 143
+SIGTERM. An error ends in one plain line. Heavy imports happen inside the commands, so that --help
+answers at once.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
 
     _add_night(add)
     _add_resume_and_stop(add)
+    _add_certify(add)
     _add_results(add)
     _add_single_runs(add)
     _add_preparation(add)
@@ -134,6 +136,25 @@ def _add_resume_and_stop(add: Add) -> None:
     _add_tag(add("stop", commands.stop, "End a night after its current trial."))
 
 
+def _add_certify(add: Add) -> None:
+    certify = add(
+        "certify",
+        commands.certify,
+        "Say which kept changes of a night are shown to help: each is taken out of the champion "
+        "alone, and fresh runs without it are compared with fresh runs of the whole. The certified "
+        "ones become branch autoresearch/TAG-certified. Runs of earlier calls count.",
+    )
+    _add_tag(certify)
+    certify.add_argument(
+        "--runs",
+        type=_positive_number,
+        metavar="N",
+        help="make at most N runs (default: 4 for each change, and 4 of the champion)",
+    )
+    certify.add_argument("--hours", type=_hours, metavar="H", help="end within H hours")
+    _add_json(certify, "the table")
+
+
 def _add_results(add: Add) -> None:
     status = add(
         "status", commands.status, "Show what a night is doing and what is left of its budgets."
@@ -188,10 +209,20 @@ def _add_single_runs(add: Add) -> None:
     _add_json(trial, "the text")
     _add_unsandboxed(trial)
     replay = add(
-        "replay", commands.replay, "Measure a commit of a night again, with the seeds on record."
+        "replay",
+        commands.replay,
+        "Measure a commit of a night again, with the seeds on record, and say whether its score "
+        "is reproduced. Exit code: 0 reproduced; 3 not reproduced, or a run was stopped; 4 other "
+        "hardware than the recording's, on which nothing is compared.",
     )
     replay.add_argument(
         "commit", metavar="COMMIT", help="a commit of autoresearch/TAG or of refs/trials/TAG/K"
+    )
+    replay.add_argument(
+        "--seeds",
+        type=_positive_number,
+        metavar="N",
+        help="measure it with N fresh seeds instead, and test whether the mean is the recorded one",
     )
     replay.add_argument(
         "--profile",
@@ -199,6 +230,7 @@ def _add_single_runs(add: Add) -> None:
         type=_profile,
         help="needed only if the commit's night is not in the state folder (default: the night's)",
     )
+    _add_json(replay, "the text")
     _add_unsandboxed(replay)
 
 

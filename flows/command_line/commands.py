@@ -18,6 +18,7 @@ from flows import state_home
 from flows.command_line import server
 from tasks.errors import UsageError
 
+FRESH_PHASES = ("certification", "end of the night")  # of runs apart from the trials
 LOG_CHARACTERS = 4000  # of a stopped candidate's log, from its end
 JSON_FIELDS = (  # of a run, in the order in which they are printed
     "status",
@@ -90,6 +91,32 @@ def resume(arguments: argparse.Namespace, home: Path) -> int:
     return _print_night(home, arguments.tag, as_json=arguments.json)
 
 
+def certify(arguments: argparse.Namespace, home: Path) -> int:
+    from tasks.history import night_budget, night_folder
+
+    folder = night_folder.find(home, arguments.tag)
+    state = night_folder.read_state(folder)
+    is_keeping = state.pending is not None and state.pending.verdict == "keep"
+    if night_budget.kept(state) or is_keeping:
+        with server.prefect_api(home):
+            from flows.later_certification import certify_night, check
+            from flows.night.night_views import PrefectUnreachable
+
+            check(arguments.tag)
+            with contextlib.suppress(PrefectUnreachable):
+                certify_night(arguments.tag, arguments.runs, arguments.hours)
+    return _print_certification(folder, as_json=arguments.json)
+
+
+def _print_certification(folder: Path, *, as_json: bool) -> int:
+    from tasks.history import night_folder
+    from tasks.views import certificates
+
+    state = night_folder.read_state(folder)
+    print(json.dumps(certificates.as_json(state)) if as_json else certificates.text(state))
+    return 0
+
+
 def trial(arguments: argparse.Namespace, home: Path) -> int:
     source = _read_candidate(arguments.file)
     profile = configs.load(arguments.profile)
@@ -128,14 +155,15 @@ def trial(arguments: argparse.Namespace, home: Path) -> int:
 
 def replay(arguments: argparse.Namespace, home: Path) -> int:
     from flows.command_line import recorded_score
+    from flows.command_line.score_replay import EXIT_CODES, ScoreReplay
 
     recorded = recorded_score.find(state_home.ROOT, home, arguments.commit, arguments.profile)
-    scores = []
+    replayed = ScoreReplay.plan(recorded, arguments.seeds)
     with server.prefect_api(home):
         from flows.single_run import check, single_run
 
         check(recorded.profile)
-        for seed in recorded.seeds:
+        for seed in replayed.seeds:
             run = single_run(
                 recorded.source,
                 recorded.profile,
@@ -143,17 +171,12 @@ def replay(arguments: argparse.Namespace, home: Path) -> int:
                 arguments.allow_unsandboxed,
                 baseline=False,  # a night has limited it already
             )
+            replayed = replayed.after(run)
             if run.val_bpb is None:
-                print(f"seed {seed}: {run.status}: {run.reason}")
-                return 3
-            recorded.check_metric(run)
-            scores.append(run.val_bpb)
+                break
             print(f"seed {seed}: {run.val_bpb:.6f}", file=sys.stderr)
-    print(
-        f"recorded {recorded.val_bpb}, replayed {sum(scores) / len(scores):.6f}: "
-        f"seeds {' '.join(map(str, recorded.seeds))}, profile {recorded.profile.name}"
-    )
-    return 0
+    print(json.dumps(replayed.to_json()) if arguments.json else replayed.text())
+    return EXIT_CODES[replayed.outcome]
 
 
 def status(arguments: argparse.Namespace, home: Path) -> int:
@@ -188,15 +211,16 @@ def stop(arguments: argparse.Namespace, home: Path) -> int:
     from tasks.views import status
 
     folder = night_folder.find(home, arguments.tag)
-    state = status.describe(folder).state
-    if state != "running":
-        more = " --trials N" if state == "finished" else ""
+    night = status.describe(folder)
+    if night.state != "running":
+        more = " --trials N" if night.state == "finished" else ""
         raise UsageError(
-            f"night {arguments.tag} is not running: it is {state}; "
+            f"night {arguments.tag} is not running: it is {night.state}; "
             f"`./run resume {arguments.tag}{more}` resumes it"
         )
     interruption.request(folder, "./run stop")
-    print(f"night {arguments.tag} ends after its current trial")
+    certifies = night.finished or (night.phase or "").startswith(FRESH_PHASES)
+    print(f"night {arguments.tag} ends after its current {'run' if certifies else 'trial'}")
     return 0
 
 

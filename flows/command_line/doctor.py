@@ -27,7 +27,7 @@ from flows import state_home
 from flows.command_line import process_state, server
 from tasks import addresses
 from tasks.errors import NightlyError, UsageError
-from tasks.text import one_line
+from tasks.text import counted, one_line
 
 PATIENCE_SECONDS = 5.0  # for an address to answer
 FREE_BYTES = {  # data, checkpoints and artifacts of several nights
@@ -64,6 +64,7 @@ def checks(home: Path, profile: configs.Profile) -> Iterator[Check]:
     yield check_git(state_home.ROOT)
     yield check_mlflow(state_home.mlflow_uri(home))
     yield check_prefect(os.environ.get("PREFECT_API_URL") or server.running_server(home))
+    yield from check_noise(home, profile)
     yield from check_proposer(profile)
 
 
@@ -238,6 +239,24 @@ def check_prefect(url: str | None) -> Check:
     remedy = "start it (./run server), or unset PREFECT_API_URL: then each command starts its own"
     shown = f"{_without_secrets(url)} {_answer(status, problem)}"
     return Check("prefect", status == 200, shown, remedy)
+
+
+def check_noise(home: Path, profile: configs.Profile) -> Iterator[Check]:
+    """What earlier nights of the profile know of the noise on this machine."""
+    from tasks.history import earlier_noise
+    from tasks.noise import Noise, unseen
+    from tasks.trial import hardware
+    from tasks.trial.baseline import facts_before_data
+
+    machine = hardware.describe(profile.device, profile.threads)
+    nights, problems = earlier_noise.known(home, profile.name, machine, facts_before_data(profile))
+    for problem in problems:
+        yield Check("noise", None, problem)
+    repeats = unseen((group for night in nights for group in night.repeats), set())
+    found = "no night has measured it here with this profile: the next one's baseline will"
+    if nights:
+        found = f"{Noise.pooled(repeats)}, from {counted(len(nights), 'night')}"
+    yield Check("noise", None, found)
 
 
 def check_proposer(profile: configs.Profile) -> Iterator[Check]:

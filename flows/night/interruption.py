@@ -1,8 +1,9 @@
 """Requests to end a night.
 
-Ctrl-C once ends it after this trial, twice ends it now, and so does SIGTERM, which a cancelled flow
-run gets. `./run stop` leaves a file in the night's folder, and so does the first Ctrl-C. Whatever
-ends a night, its boxes are ended on the way out, and a later process can resume it.
+Ctrl-C once ends it after this trial or run, twice ends it now, and so does SIGTERM, which a
+cancelled flow run gets. `./run stop` leaves a file in the night's folder, and so does the first
+Ctrl-C. Whatever ends a night, its boxes are ended on the way out, and a later process can resume
+it.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from types import FrameType
 
 REQUEST = "stop"  # file in the night's folder; its text says who asked
 MESSAGE = (
-    "\nThe night ends after this trial. Press Ctrl-C again to end it now: "
-    "`./run resume {tag}` then runs this trial again.\n"
+    "\nThe night ends after this {what}. Press Ctrl-C again to end it now: "
+    "once it goes on, it runs this {what} again.\n"
 )
 
 
@@ -43,10 +44,11 @@ def terminate(signum: int, frame: FrameType | None) -> None:
 
 
 @contextlib.contextmanager
-def ctrl_c_handled(folder: Path, in_trial: Callable[[], bool]) -> Iterator[None]:
-    """Handles Ctrl-C in the block, in the main thread. Outside a trial it ends the night at once.
+def ctrl_c_handled(folder: Path, unfinished: Callable[[], str | None]) -> Iterator[None]:
+    """Handles Ctrl-C in the block, in the main thread.
 
-    Raises KeyboardInterrupt in the block when the night is to end now.
+    It ends the night at once unless something is `unfinished`, a trial or a run. Raises
+    KeyboardInterrupt in the block when the night is to end now.
     """
     (folder / REQUEST).unlink(missing_ok=True)  # it was meant for an earlier process
     if threading.current_thread() is not threading.main_thread():
@@ -54,14 +56,15 @@ def ctrl_c_handled(folder: Path, in_trial: Callable[[], bool]) -> Iterator[None]
         return
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
-        if not in_trial() or requested_by(folder):
+        what = unfinished()
+        if what is None or requested_by(folder):
             raise KeyboardInterrupt("Ctrl-C")
         try:
             request(folder, "Ctrl-C")
         except OSError:  # the file cannot be made: there is no way to end later
             raise KeyboardInterrupt("Ctrl-C") from None
         with contextlib.suppress(OSError):  # nobody may be there to read it
-            os.write(2, MESSAGE.format(tag=folder.name).encode())
+            os.write(2, MESSAGE.format(what=what).encode())
 
     before = signal.signal(signal.SIGINT, interrupt)
     try:

@@ -171,7 +171,7 @@ def _retry(write: Callable[[], None], until: float) -> None:
 
 @task(name="log-to-mlflow", task_run_name="log to MLflow", cache_policy=NO_CACHE)
 def catch_up(night: Night, state: NightState, known: Logged | None) -> Logged:
-    """Logs the baseline's runs and applied trials that MLflow lacks, but for refused ones."""
+    """Logs all runs, of baseline, trials and fresh ones, that MLflow lacks and has not refused."""
     return log_missing(night, state, known)
 
 
@@ -205,6 +205,9 @@ def _missing(
         if (trial_id := mlflow_tags.baseline_id(state, run)) not in known:
             log_run = functools.partial(tracking.log_baseline_run, store, state, night.base, run)
             yield trial_id, log_run
+    for index in range(len(state.fresh_runs)):
+        if (trial_id := mlflow_tags.fresh_id(state, index)) not in known:
+            yield trial_id, functools.partial(tracking.log_fresh_run, store, state, index)
     ids = {trial.number: mlflow_tags.trial_id(state, trial) for trial in state.trials}
     missing = [trial for trial in state.trials if ids[trial.number] not in known]
     asked = any(trial.usage.calls for trial in missing)

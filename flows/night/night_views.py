@@ -26,7 +26,7 @@ from flows.night.night import Night
 from tasks.cache import unscanned
 from tasks.errors import NightlyError
 from tasks.files import FULL
-from tasks.history import heartbeat
+from tasks.history import earlier_noise, heartbeat
 from tasks.records import NightState, Trial
 from tasks.text import difference, in_markdown, one_line, score, shortened
 from tasks.views import chart, margin, notification, refusals, report
@@ -92,6 +92,7 @@ class Views:
 
     def show(self, state: NightState) -> None:
         """The baseline and every applied trial so far, in MLflow and in the night's table."""
+        self._record_noise(state)
         self._try("MLflow", lambda: self._follow_in_mlflow(state))
         self._try("Prefect", lambda: _send_table(state))
 
@@ -100,6 +101,7 @@ class Views:
 
         Raises OSError if the disk is too full for the report: the night waits for room.
         """
+        self._record_noise(state)
         written = self._try(
             "report", lambda: write_report(unscanned(self._night), unscanned(state))
         )
@@ -110,6 +112,7 @@ class Views:
 
     def rebuild(self, state: NightState) -> None:
         """Everything, once more. Raises NightlyError if a view cannot be written."""
+        earlier_noise.record(self._night.bench.home, state)
         write_report(unscanned(self._night), unscanned(state))
         draw_chart(unscanned(self._night), unscanned(state))
         self._finish_mlflow(state)
@@ -117,6 +120,10 @@ class Views:
         _send_report(self._night, has_chart=True)
         if refused := refusals.read(self._night.folder):
             raise NightlyError(refusals.message(self._night.tag, refused))
+
+    def _record_noise(self, state: NightState) -> None:
+        """For the next night, which does with less where the disk takes none."""
+        self._try("noise", lambda: earlier_noise.record(self._night.bench.home, state))
 
     def _follow_in_mlflow(self, state: NightState) -> None:
         try:

@@ -20,9 +20,10 @@ from flows.night.session import Session
 from tasks import cache
 from tasks.errors import UsageError
 from tasks.files import FileRef
-from tasks.history import champion, night_folder
+from tasks.history import champion, earlier_noise, night_folder
 from tasks.history.growth import Size
 from tasks.history.llm_calls import CallLog
+from tasks.noise import Noise
 from tasks.records import (
     TRAIN,
     Baseline,
@@ -33,7 +34,7 @@ from tasks.records import (
     NightHeader,
 )
 from tasks.text import score
-from tasks.trial import hardware, verdict
+from tasks.trial import hardware
 from tasks.trial.baseline import baseline_facts, caps_after, first_caps, read_baseline
 from tasks.trial.experiment import Report
 
@@ -109,11 +110,11 @@ def base_source(root: Path, profile: configs.Profile) -> str:
     return calibration.with_knobs((root / TRAIN).read_bytes().decode("utf-8"), profile)
 
 
-def open_night(held: Session) -> Night:
+def open_night(held: Session, *, continues: bool = True) -> Night:
     """Prepares data and baseline, from the cache if they are there, and puts the night together.
 
-    A resumed night keeps the baseline that it started with. Raises UsageError if that is gone and
-    cannot be measured again.
+    A resumed night keeps the baseline that it started with; on other hardware one that `continues`
+    gets another. Raises UsageError if it is gone and cannot be measured again.
     """
     header, home, began = held.state.header, state_home.locate(), held.state.baseline
     end_orphans(home, header.isolation)
@@ -123,13 +124,15 @@ def open_night(held: Session) -> Night:
         dataset = without_later_kernels(dataset, began)
     base = Candidate.parse(_base_source(held))
     bench = Bench(header.settings, dataset, home, header.isolation, first_caps(header.settings))
-    kept = _kept_baseline(held.folder) if began else None
+    here = hardware.describe(header.settings.device, header.settings.threads)
+    wanted = began.hardware if began and not continues else here
+    file = held.folder / night_folder.baseline_file(held.state, wanted)
+    kept = _kept_baseline(file) if began else None
     baseline = kept or calibration.measured(base, bench, _logging(held.pulse.enter))
-    if began:
+    if began and began.hardware == wanted:
         _expect_same("a baseline of", began.scores, baseline.scores, header.tag, _listed)
     if kept is None:
-        saved = json.dumps(dataclasses.asdict(baseline)).encode()
-        FileRef.write(held.folder / night_folder.BASELINE, saved)
+        FileRef.write(file, json.dumps(dataclasses.asdict(baseline)).encode())
     return Night(
         tag=header.tag,
         folder=held.folder,
@@ -145,13 +148,10 @@ def open_night(held: Session) -> Night:
 def check_comparable(night: Night, began: BaselineEvent | None) -> None:
     """Raises UsageError if trials would not be comparable with the baseline of that event.
 
-    The harness, the data and the hardware must be the same.
+    The harness and the data must be the same. On other hardware the night measures again.
     """
     if began is None:
         return
-    profile = night.bench.profile
-    found = hardware.describe(profile.device, profile.threads)
-    _expect_same("hardware", began.hardware, found, night.tag)
     facts = baseline_facts(night.base, night.bench)
     for name, fact in began.facts.items():
         _expect_same(name, fact, facts.get(name, "none"), night.tag)
@@ -165,9 +165,9 @@ def without_later_kernels(dataset: Dataset, began: BaselineEvent) -> Dataset:
     return dataclasses.replace(dataset, attention_kernels=kernels)
 
 
-def _kept_baseline(folder: Path) -> Baseline | None:
+def _kept_baseline(file: Path) -> Baseline | None:
     try:
-        baseline = read_baseline(folder / night_folder.BASELINE)
+        baseline = read_baseline(file)
     except (OSError, ValueError, KeyError, TypeError):  # gone or damaged: the cache may have it
         return None
     compiled = baseline.kernels if baseline.kernels and Path(baseline.kernels).is_file() else None
@@ -216,22 +216,33 @@ def _logging(report: Report) -> Report:
 
 
 def baseline_event(night: Night, start_commit: str) -> BaselineEvent:
-    """The ledger's event `baseline`; `start_commit` is the first commit of the night's branch."""
+    """The ledger's event `baseline`; `start_commit` is the first commit of the night's branch.
+
+    What earlier nights know of the noise is found here, once.
+    """
     scores, runs, caps = night.baseline.scores, night.baseline.runs, night.bench.caps
+    facts, size = baseline_facts(night.base, night.bench), Size.of_runs(runs)
+    earlier, problems = earlier_noise.find(
+        night.bench.home, night.tag, night.baseline.hardware, facts, size.parameters
+    )
+    for problem in problems:
+        get_run_logger().warning(problem)
     return BaselineEvent(
         val_bpb=night.baseline.val_bpb,
         scores=scores,
         seeds=tuple(run.seed for run in runs),
-        sd=verdict.Noise.pooled([scores]).sd,
+        sd=Noise.pooled([scores]).sd,
         audit_gaps=tuple(run.audit_gap for run in runs),
         audit_allowed={"gap": caps.audit_gap, "position": caps.audit_position},
         hardware=night.baseline.hardware,
         dataset=night.bench.dataset.fingerprint,
-        facts=baseline_facts(night.base, night.bench),
+        facts=facts,
         wall_seconds=max(run.wall_seconds or 0.0 for run in runs),
         seconds=sum(run.seconds or 0.0 for run in runs) / len(runs),
-        **vars(Size.of_runs(runs)),
+        **vars(size),
         knobs=night.base.knobs,
         start_commit=start_commit,
         rows="; ".join(rows.describe() for rows in night.bench.dataset.rows),
+        earlier_repeats=earlier,
+        conditions=tuple(run.conditions for run in runs if run.conditions),
     )

@@ -26,7 +26,7 @@ from tasks.proposers.replay import ReplayProposer
 from tasks.proposers.tpe import TpeProposer
 from tasks.records import Baseline, Bench, NightHeader, Program
 from tasks.statuses import Outcome
-from tasks.trial import hardware, verdict
+from tasks.trial import hardware
 from tasks.usage import Call
 
 # What a person can do about a ping's outcome; other failures may pass.
@@ -158,7 +158,6 @@ def facts_of(bench: Bench, baseline: Baseline) -> dict[str, str]:
     profile, runs = bench.profile, baseline.runs
     seconds = sum(run.seconds or 0.0 for run in runs) / len(runs)
     tokens = sum(run.tokens or 0 for run in runs) / len(runs)
-    sd = verdict.Noise.pooled([baseline.scores]).sd
     vocab_sizes = ", ".join(map(str, profile.data.vocab_sizes))
     return {
         "hardware": hardware.describe(profile.device, profile.threads),
@@ -166,7 +165,7 @@ def facts_of(bench: Bench, baseline: Baseline) -> dict[str, str]:
         "limits": _limits(bench),
         "data": f"tokenizers prepared: VOCAB_SIZE {vocab_sizes}",
         "training rows": _rows(bench),
-        "baseline": f"val_bpb {baseline.val_bpb:.4f}, sd of one run {sd:.4f}, {len(runs)} seeds",
+        "baseline": f"val_bpb {baseline.val_bpb:.4f}, {len(runs)} seeds",
         "baseline's speed": f"{tokens:,.0f} tokens in {seconds:.0f} s "
         f"({tokens / max(seconds, 1e-9):,.0f} tokens/s)",
         f"baseline's training, seed {runs[0].seed}": digest.training(runs[0]),

@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from prefect import get_run_logger
 
 from flows.night.next_run import NextRun
+from flows.night.quarantine import Quarantine, SetAside
 from tasks.judge.curve import Tenth
-from tasks.records import Bench, Candidate, RunResult, Verdict
+from tasks.noise import Noise
+from tasks.records import Bench, Candidate, Conditions, RunResult, Verdict
 from tasks.statuses import Status
 from tasks.trial import verdict
 from tasks.trial.early_run import EarlyRun
 from tasks.trial.experiment import Report, ignore, naming, train_candidate
-from tasks.trial.verdict import Noise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,9 @@ class Comparison:
     noise: Noise
     statements_added: int  # by the candidate; negative if its code is smaller
     tenths: tuple[Tenth, ...] = ()  # of the champion's runs; none if they say nothing about it
+    champion_runs: int = 0  # the champion is run afresh up to as many before the candidate is
+    champion_conditions: tuple[Conditions, ...] = ()  # of its runs
+    usual: tuple[Conditions, ...] = ()  # of the runs of the baseline and the champions
 
     def decide(self, scores: Sequence[float], fresh: Sequence[float] = ()) -> Verdict:
         """`fresh` are scores of the champion that this trial has made."""
@@ -44,6 +48,10 @@ class Tried:
     runs: tuple[RunResult, ...]
     verdict: Verdict
     champion_runs: tuple[RunResult, ...] = ()  # made afresh, in between
+    noise: Noise | None = None  # that the verdict took; None: nothing was run
+    quarantined: tuple[SetAside, ...] = ()
+    unusual: str | None = None  # about the conditions of a run that counts
+    machine_change: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +62,7 @@ class _Trainer:
     bench: Bench
     report: Report
     next_run: NextRun | None
+    quarantine: Quarantine
     tenths: tuple[Tenth, ...]  # of the champion's runs
 
     def candidate(
@@ -62,10 +71,31 @@ class _Trainer:
         seed: int,
         worth_audit: Callable[[float], bool],
         early: EarlyRun | None,
+        earlier: Sequence[RunResult],
+    ) -> RunResult:
+        """Its run; `earlier` are those of this trial, and `early` the first one if it has begun.
+
+        It is made again if the machine was not as usual while it trained.
+        """
+
+        def train(again: bool) -> RunResult:
+            is_first = not (earlier or again)
+            begun = early if is_first else None
+            return self._undisturbed(candidate, seed, worth_audit, begun, smoke=is_first)
+
+        what = f"trial {self.number}"
+        return self.quarantine.settled("candidate", what, train, conditions_of(earlier))
+
+    def _undisturbed(
+        self,
+        candidate: Candidate,
+        seed: int,
+        worth_audit: Callable[[float], bool],
+        early: EarlyRun | None,
         *,
         smoke: bool,
     ) -> RunResult:
-        """Its run; again alone, if its end may be the fault of the next trial's beside it."""
+        """A run; again alone, if its end may be the fault of the next trial's beside it."""
         what = f"trial {self.number}"
         run = self._run(what, candidate, seed, worth_audit, early, smoke=smoke, tenths=self.tenths)
         if run.status in _excused(self.bench) and self.next_run and self.next_run.is_begun:
@@ -73,17 +103,23 @@ class _Trainer:
                 f"trial {self.number}: {run.status} beside the next trial: run again, alone"
             )
             self.next_run.end()
-            return self.candidate(candidate, seed, worth_audit, None, smoke=smoke)
+            return self._undisturbed(candidate, seed, worth_audit, None, smoke=smoke)
         return run
 
-    def champion(self, champion: Candidate, seed: int) -> RunResult | None:
+    def champion(
+        self, champion: Candidate, seed: int, earlier: Sequence[Conditions]
+    ) -> RunResult | None:
         """A fresh run of the champion, audited; None if it was stopped, which says nothing of it.
 
-        A machine may be too busy for a moment, for the champion as for everybody.
+        A machine may be too busy for a moment, for the champion as for everybody. `earlier` are the
+        conditions of its other runs.
         """
-        run = self._run(
-            f"trial {self.number}, the champion", champion, seed, lambda claimed: True, None
-        )
+        what = f"trial {self.number}, the champion"
+
+        def train(again: bool) -> RunResult:
+            return self._run(what, champion, seed, lambda claimed: True, None)
+
+        run = self.quarantine.settled("champion", what, train, earlier)
         if run.val_bpb is None:
             get_run_logger().warning(
                 f"a fresh run of the champion was stopped, and does not count: {run.status}: "
@@ -135,22 +171,46 @@ def run_trial(
     is the first run, if it has begun already. `next_run` may begin while a run trains. A candidate
     that is undecided when `no_time` is left for another run is discarded.
     """
-    trainer = _Trainer(number, bench, report, next_run, comparison.tenths)
+    quarantine = Quarantine(
+        bench, comparison.usual, no_time, lambda: next_run is not None and next_run.is_begun
+    )
+    trainer = _Trainer(number, bench, report, next_run, quarantine, comparison.tenths)
     runs: list[RunResult] = []
     scores: list[float] = []
     champion_runs: list[RunResult] = []
     fresh: list[float] = []
 
     def tried(decided: Verdict) -> Tried:
-        return Tried(tuple(runs), decided, tuple(champion_runs))
+        return Tried(
+            tuple(runs),
+            decided,
+            tuple(champion_runs),
+            comparison.noise,
+            tuple(quarantine.runs),
+            quarantine.unusual,
+            quarantine.machine_change,
+        )
 
+    def run_champion() -> None:
+        seed = max(comparison.champion_seeds, default=0) + 1 + len(champion_runs)
+        earlier = (*comparison.champion_conditions, *conditions_of(champion_runs))
+        if again := trainer.champion(comparison.champion, seed, earlier):
+            assert again.val_bpb is not None
+            champion_runs.append(again)
+            fresh.append(again.val_bpb)
+
+    for _ in range(comparison.champion_runs - len(comparison.champion_scores)):
+        if not no_time():
+            run_champion()
+    if not (comparison.champion_scores or fresh):
+        return tried(verdict.failed("rejected_patch", "no fresh run of the champion has a score"))
     while True:
         run = trainer.candidate(
             candidate,
             first_seed + len(runs),
             lambda claimed: comparison.decide([*scores, claimed], fresh).decision != "discard",
-            early if not runs else None,
-            smoke=not runs,
+            early,
+            runs,
         )
         runs.append(run)
         if run.val_bpb is None:
@@ -163,11 +223,12 @@ def run_trial(
             late = f"{decided.reason}, but the night has no time for another run"
             return tried(dataclasses.replace(decided, decision="discard", reason=late))
         if verdict.champion_is_due(len(comparison.champion_scores) + len(fresh), len(runs)):
-            seed = max(comparison.champion_seeds, default=0) + 1 + len(champion_runs)
-            if again := trainer.champion(comparison.champion, seed):
-                assert again.val_bpb is not None
-                champion_runs.append(again)
-                fresh.append(again.val_bpb)
+            run_champion()
+
+
+def conditions_of(runs: Sequence[RunResult]) -> tuple[Conditions, ...]:
+    """Those of the runs that began to train."""
+    return tuple(run.conditions for run in runs if run.conditions)
 
 
 def _excused(bench: Bench) -> tuple[Status, ...]:

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import platform
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,14 +38,19 @@ class Session:
     folder: Path  # nights/<tag> in the state folder
     book: ledger.Ledger
     pulse: heartbeat.Pulse
+    # Set while runs apart from the trials are made.
+    in_fresh_runs: threading.Event = dataclasses.field(default_factory=threading.Event)
 
     @property
     def state(self) -> NightState:
         return self.book.state
 
-    def is_in_trial(self) -> bool:
-        """From a trial's start until git has it."""
-        return self.book.has_night and bool(self.state.in_flight or self.state.pending)
+    def unfinished(self) -> str | None:
+        """What Ctrl-C lets end first, if anything: a run, or a trial until git has it."""
+        if self.in_fresh_runs.is_set():
+            return "run"
+        in_trial = self.book.has_night and bool(self.state.in_flight or self.state.pending)
+        return "trial" if in_trial else None
 
 
 def check_free(folder: Path, header: NightHeader | None = None) -> None:
@@ -90,7 +96,7 @@ def hold(
             session = Session(folder, book, pulse)
             before = book.state if book.has_night else None
             try:
-                with interruption.ctrl_c_handled(folder, session.is_in_trial):
+                with interruption.ctrl_c_handled(folder, session.unfinished):
                     yield session
             except BaseException as error:
                 if book.has_night and book.state is not before:  # a refused night stays as it was

@@ -6,26 +6,27 @@ What each step leaves behind is durable before the next begins.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 import time
 
 from prefect import get_run_logger
 
-from configs import traits
+from configs import canonical_form, traits
 from flows.night import interruption
 from flows.night.night import Night
 from flows.night.proposals import Proposals
-from flows.night.run_trial import Comparison, Tried, run_trial
+from flows.night.run_trial import Comparison, Tried, conditions_of, run_trial
 from flows.night.session import Session
 from tasks.history import champion, night_budget, trial_folder
 from tasks.history.growth import Size
 from tasks.judge.curve import Tenth, slowest
+from tasks.noise import estimate, noise_of
 from tasks.records import Candidate, NightSoFar, NightState, Proposal, RunResult, Trial
 from tasks.text import unlinked
-from tasks.trial import verdict
+from tasks.trial import hardware, placebo, verdict
 from tasks.trial.baseline import unusual
 from tasks.trial.early_run import EarlyRun
-from tasks.trial.verdict import Noise
 
 # What a proposer can learn from, as the training box's log or the reason tells it.
 FIXABLE = ("startup_crashed", "train_crashed", "out_of_memory", "dishonest_flops")
@@ -40,9 +41,17 @@ class Outcome:
     wall_seconds: float
 
 
-def next_proposal(so_far: NightSoFar, parent: str, proposals: Proposals) -> Proposal | None:
-    """What the next trial tries against the champion, commit `parent`; None if nothing is left."""
-    proposed = proposals.next(so_far, parent)
+def next_proposal(
+    night: Night, so_far: NightSoFar, parent: str, proposals: Proposals
+) -> Proposal | None:
+    """What the next trial tries against the champion, commit `parent`; None if nothing is left.
+
+    The champion itself if the trial is a placebo, of which the proposer hears nothing.
+    """
+    if is_placebos_turn(night, so_far.next_trial):
+        proposed: Proposal | None = placebo.proposal(so_far.champion)
+    else:
+        proposed = proposals.next(so_far, parent)
     interruption.reached("proposed")
     return proposed
 
@@ -65,14 +74,17 @@ def one_trial(
     log.info(unlinked(f"trial {number}: {idea.summary}{f' ({aside})' if aside else ''}"))
     early = proposals.next_run.take(proposed.candidate)
     if not (proposed.problem or night_budget.is_last(held.state)):
-        proposals.think_ahead(while_in_flight(so_far, proposed), parent)
+        meanwhile = while_in_flight(so_far, proposed)
+        if not is_placebos_turn(night, meanwhile.next_trial):  # nobody proposes those
+            proposals.think_ahead(meanwhile, parent)
     proposed, tried = run_and_judge(night, held, proposals, so_far, proposed, early)
     interruption.reached("ran")
-    if tried.verdict.decision == "keep":
-        proposals.next_run.end()
     outcome = Outcome(proposed, tried, time.monotonic() - began)
     trial = trial_of(night, number, parent, outcome, champion_size(held.state))
-    trial_folder.write_result(folder, tried.runs, trial, tried.champion_runs)
+    if trial.verdict == "keep":
+        proposals.next_run.end()
+    quarantined = tuple(aside.run for aside in tried.quarantined)
+    trial_folder.write_result(folder, tried.runs, trial, tried.champion_runs, quarantined)
     interruption.reached("recorded")
     held.book.append("decided", trial=dataclasses.asdict(trial))
     interruption.reached("decided")
@@ -96,27 +108,34 @@ def run_and_judge(
         return proposed, Tried((), verdict.failed("rejected_patch", proposed.problem))
     number, parent = so_far.next_trial, held.state.champion
     assert parent is not None
-    folder = night.trial_folder(number)
+    folder, is_placebo = night.trial_folder(number), placebo.is_placebo(proposed)
+    seed = placebo.first_seed(night.seed, number) if is_placebo else night.seed
     while True:
         comparison = Comparison(
             so_far.champion,
             held.state.champion_scores,
             held.state.champion_seeds,
-            Noise.pooled(held.state.repeats),
+            noise_of(held.state),
             proposed.candidate.statements - so_far.champion.statements,
             tenths_to_match(night, held.state, so_far.champion, proposed.candidate),
+            champion_conditions=held.state.champion_conditions,
+            usual=held.state.usual,
         )
+        if is_placebo:
+            comparison = unselected(comparison, held.state)
         tried = run_trial(
             number,
             proposed.candidate,
             night.bench,
-            night.seed,
+            seed,
             comparison,
             held.pulse.enter,
             early,
             proposals.next_run,
             lambda: night_budget.no_time_for_run(held.state, held.book.used_seconds()),
         )
+        if is_placebo:
+            return proposed, tried
         last = tried.runs[-1]
         early = None
         fixes = len(trial_folder.attempts(folder))
@@ -136,6 +155,15 @@ def run_and_judge(
         trial_folder.write_fixed(folder, so_far.champion.source, fixed, parent, tried.runs)
         interruption.reached("fixed")
         proposed = fixed
+
+
+def unselected(comparison: Comparison, state: NightState) -> Comparison:
+    """For a placebo: with those of the champion's scores by which nobody chose it."""
+    return dataclasses.replace(
+        comparison,
+        champion_scores=state.champion_fresh,
+        champion_runs=placebo.CHAMPION_RUNS,
+    )
 
 
 def tenths_to_match(
@@ -167,8 +195,11 @@ def apply_verdict(night: Night, held: Session, trial: Trial) -> None:
     if trial.verdict == "keep":
         champion.advance(night.root, night.tag, commit, trial.parent)
     interruption.reached("advanced")
+    agreed = estimate(held.state).agrees
     held.book.append("applied", trial=trial.number, commit=commit)
     interruption.reached("applied")
+    if (found := estimate(held.state)).agrees != agreed:
+        get_run_logger().warning(f"noise: {found}")
 
 
 def night_so_far(night: Night, state: NightState) -> NightSoFar:
@@ -177,10 +208,8 @@ def night_so_far(night: Night, state: NightState) -> NightSoFar:
     assert state.champion_bpb is not None
     assert state.baseline is not None
     seen: dict[str, int] = {}
-    for trial in reversed(state.trials):  # the first trial of the same code is the one to name
-        for digest in (*trial.crashed, trial.digest):
-            if digest:
-                seen[digest] = trial.number
+    for trial in reversed(state.candidates):  # the first trial of the same code is the one to name
+        seen.update((digest, trial.number) for digest in _digests(night, trial) if digest)
     return NightSoFar(
         tag=night.tag,
         seed=night.seed,
@@ -189,11 +218,27 @@ def night_so_far(night: Night, state: NightState) -> NightSoFar:
         champion_bpb=state.champion_bpb,
         baseline_bpb=state.baseline.val_bpb,
         baseline_knobs=night.base.knobs,
-        trials=state.trials,
+        trials=state.candidates,
+        placebos=len(state.trials) - len(state.candidates),
         seen={**seen, str(night.base.digest): 0},
-        sd=Noise.pooled(state.repeats).sd,
+        sd=noise_of(state).sd,
         folder=night.folder,
+        first_comparable=state.first_comparable,
     )
+
+
+def _digests(night: Night, trial: Trial) -> tuple[str | None, ...]:
+    """Of a trial's candidate, and of its versions that crashed, as this version computes them."""
+    recorded = (*trial.crashed, trial.digest)
+    if all(canonical_form.is_current(digest) for digest in recorded if digest):
+        return recorded
+    folder = night.trial_folder(trial.number)
+    return tuple(map(_digest, (*trial_folder.attempts(folder), trial_folder.read_source(folder))))
+
+
+@functools.cache
+def _digest(source: str) -> str | None:
+    return Candidate.parse(source).digest
 
 
 def with_seen(so_far: NightSoFar, proposed: Proposal, number: int) -> NightSoFar:
@@ -204,8 +249,16 @@ def with_seen(so_far: NightSoFar, proposed: Proposal, number: int) -> NightSoFar
 
 def while_in_flight(so_far: NightSoFar, proposed: Proposal) -> NightSoFar:
     """The same night one trial later, while the proposed candidate still trains."""
+    if placebo.is_placebo(proposed):
+        return dataclasses.replace(
+            so_far, next_trial=so_far.next_trial + 1, placebos=so_far.placebos + 1
+        )
     so_far = with_seen(so_far, proposed, so_far.next_trial)
     return dataclasses.replace(so_far, next_trial=so_far.next_trial + 1, in_flight=proposed)
+
+
+def is_placebos_turn(night: Night, number: int) -> bool:
+    return placebo.is_due(number, night.seed, night.bench.profile.night.placebo_share)
 
 
 def _unusual(night: Night, runs: tuple[RunResult, ...]) -> str | None:
@@ -224,8 +277,12 @@ def champion_size(state: NightState) -> Size:
 def trial_of(night: Night, number: int, parent: str, outcome: Outcome, before: Size) -> Trial:
     """The finished trial, as the ledger records it; `before` is the champion's size."""
     proposed, runs, decided = outcome.proposal, outcome.tried.runs, outcome.tried.verdict
-    champion_runs = outcome.tried.champion_runs
+    champion_runs, noise = outcome.tried.champion_runs, outcome.tried.noise
+    profile = night.bench.profile
     size = Size.of_runs(runs)
+    said = decided.decision if placebo.is_placebo(proposed) else None
+    if said:
+        decided = placebo.never_kept(decided)
     scores = tuple(run.val_bpb for run in runs if run.val_bpb is not None)
     is_scored = bool(runs) and len(scores) == len(runs)
     attempts = trial_folder.attempts(night.trial_folder(number))
@@ -251,7 +308,7 @@ def trial_of(night: Night, number: int, parent: str, outcome: Outcome, before: S
         grown=size.growth(before),
         isolation=night.bench.isolation,
         audit_gap=max((run.audit_gap for run in runs if run.audit_gap is not None), default=None),
-        unusual=_unusual(night, runs),
+        unusual="; ".join(filter(None, [_unusual(night, runs), outcome.tried.unusual])) or None,
         wall_seconds=outcome.wall_seconds if runs else None,
         fixes=len(attempts),
         crashed=tuple(str(Candidate.parse(source).digest) for source in attempts),
@@ -261,4 +318,12 @@ def trial_of(night: Night, number: int, parent: str, outcome: Outcome, before: S
         usage=usage,
         champion_scores=tuple(run.val_bpb for run in champion_runs if run.val_bpb is not None),
         champion_seeds=tuple(run.seed for run in champion_runs),
+        placebo=said,
+        noise_sd=noise.sd if noise else None,
+        noise_df=noise.degrees_of_freedom if noise else None,
+        hardware=hardware.label(profile.device, profile.threads) if runs else None,
+        conditions=conditions_of(runs),
+        champion_conditions=conditions_of(champion_runs),
+        quarantined=tuple(aside.on_record() for aside in outcome.tried.quarantined),
+        machine_change=outcome.tried.machine_change,
     )

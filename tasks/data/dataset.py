@@ -1,9 +1,9 @@
 """Parquet shards and their documents; training and held-out documents are kept apart.
 
 A shard is a parquet file with a column `text`, one document a row, or some row groups of such a
-file. The scored documents are the first N of the validation shard, each of them complete. A
-training document that is also a validation or holdout document is left out of the training:
-documents are compared by content, never by the names of their files.
+file. The scored documents are the first N of the validation shard and of the holdout shard, each
+of them complete. A training document that is also a validation or holdout document is left out of
+the training: documents are compared by content, never by the names of their files.
 """
 
 from __future__ import annotations
@@ -183,13 +183,13 @@ def _check_schema(path: Path, file: pq.ParquetFile) -> None:
         raise DataError(f"{path} has no documents: leave it out of the profile")
 
 
-def scored(shard: Shard, count: int) -> list[str]:
-    """The first `count` documents of the validation shard. Raises DataError when it has fewer."""
+def scored(shard: Shard, count: int, what: str = "validation") -> list[str]:
+    """The first `count` documents of the shard for `what`. Raises DataError when it has fewer."""
     found = list(itertools.islice(documents(shard), count))
     if len(found) < count:
         raise DataError(
             f"{shard.file.path} has {len(found)} documents, "
-            f"the profile asks for validation_documents = {count}: lower it"
+            f"the profile asks for {what}_documents = {count}: set it to {len(found)} or fewer"
         )
     return found
 
@@ -284,6 +284,7 @@ def fingerprint(
     tokenizers: Sequence[FileRef],
     validation_documents: int,
     sequence_length: int,
+    holdout_documents: int | None = None,
 ) -> str:
     """sha256 of everything in the data that a score depends on.
 
@@ -299,5 +300,5 @@ def fingerprint(
         "packer": packing.PACKER_VERSION,
     }
     if holdout:
-        facts["holdout"] = holdout.content
+        facts |= {"holdout": holdout.content, "holdout_documents": holdout_documents}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

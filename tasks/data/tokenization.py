@@ -213,8 +213,11 @@ def prune_rows(folder: Path, kept: Collection[tuple[int, int]], most: int) -> li
     return gone
 
 
-def encode_validation(
-    documents: Sequence[str], tokenizers: Sequence[prepare.Tokenizer], folder: Path
+def encode_scored(
+    documents: Sequence[str],
+    tokenizers: Sequence[prepare.Tokenizer],
+    folder: Path,
+    what: str = "validation",
 ) -> tuple[FileRef, ...]:
     """Writes the scored documents as tokens and describes them in manifest.json.
 
@@ -225,7 +228,7 @@ def encode_validation(
     total = sum(len(document.encode("utf-8")) for document in documents)
     if not total:
         raise DataError(
-            f"the {len(documents)} validation documents are all empty: "
+            f"the {len(documents)} {what} documents are all empty: "
             "there is no text to score. Choose another shard"
         )
     for tokenizer in tokenizers:
@@ -234,7 +237,7 @@ def encode_validation(
         if covered != total:
             raise DataError(
                 f"vocabulary {tokenizer.size}: tokens of {covered} bytes "
-                f"for {total} bytes of validation text"
+                f"for {total} bytes of {what} text"
             )
         refs.append(_write_array(folder / f"stream_{tokenizer.size}.npy", stream))
     content = hashlib.sha256()

@@ -26,7 +26,10 @@ NAMES_OF_GIT = re.compile(
     r"|[0-9a-f]{40}|[0-9a-f]{64}"
 )
 SUBJECT_LENGTH = 72
+PLACEBO = "placebo"  # the trailer Verdict of a trial of the champion, unchanged
+TRAILER_LENGTH = 200
 LOCK_SECONDS = 5.0
+CERTIFIED = "-certified"  # after the tag: the branch with what is shown to help
 
 
 @dataclass(frozen=True)
@@ -108,12 +111,17 @@ def check_tag(root: Path, tag: str) -> None:
             "starting with a letter or digit, "
             f"no `..`, and neither . nor .lock at the end, as in nov21"
         )
+    if tag.endswith(CERTIFIED):
+        raise UsageError(
+            f"--tag {tag!r} is the name for the certified changes of night "
+            f"{tag.removesuffix(CERTIFIED)!r}: choose another name, as in nov21"
+        )
     refs = set(
         git_plumbing.run(
             root, "for-each-ref", "--format=%(refname)", "refs/heads/autoresearch", "refs/trials"
         ).split("\n")
     )
-    for taken in (_branch(tag), f"refs/trials/{tag}"):
+    for taken in (_branch(tag), f"refs/trials/{tag}", _branch(f"{tag}{CERTIFIED}")):
         if any(f"{ref}/".startswith(f"{taken}/") for ref in refs):
             raise UsageError(
                 f"night {tag} exists ({taken}): `./run resume {tag}` resumes it, "
@@ -154,15 +162,27 @@ def commit_candidate(root: Path, tag: str, trial: Trial, source: str) -> str:
     Returns the commit.
     Raises NightlyError if that ref holds another candidate.
     """
-    trailers = {
+    message = message_of(trial, trailers_of(tag, trial))
+    return _commit_at(root, f"refs/trials/{tag}/{trial.number}", trial.parent, source, message)
+
+
+def trailers_of(tag: str, trial: Trial) -> dict[str, str]:
+    """What a trial's commit says of it: all that `./run replay` needs to measure it again.
+
+    Noise and hardware are left out where the ledger does not have them, as in older nights.
+    """
+    known = {
         "Trial-Id": f"{tag}:{trial.number}",
         "Val-Bpb": "-" if trial.val_bpb is None else f"{trial.val_bpb:.6f}",
-        "Verdict": trial.verdict,
+        "Verdict": trial.verdict if trial.placebo is None else PLACEBO,
         "Seeds": " ".join(map(str, trial.seeds)) or "-",
         "Z": "-" if trial.z is None else f"{trial.z:.2f}",
     }
-    message = _message(_one_line(trial.idea.summary) or f"trial {trial.number}", trailers)
-    return _commit_at(root, f"refs/trials/{tag}/{trial.number}", trial.parent, source, message)
+    if trial.noise_sd is not None:
+        known["Noise"] = f"{trial.noise_sd:.6f} (df {trial.noise_df})"
+    if trial.hardware is not None:
+        known["Hardware"] = shortened(one_line(trial.hardware), TRAILER_LENGTH)
+    return known
 
 
 def advance(root: Path, tag: str, new: str, old: str) -> None:
@@ -200,6 +220,12 @@ def trailers(root: Path, revision: str) -> dict[str, str]:
     return _trailers(
         git_plumbing.run(root, "show", "--no-patch", "--format=%(trailers:only,unfold)", revision)
     )
+
+
+def changed_since(root: Path, revision: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Which of these files of the checkout are not as they are in a commit."""
+    differs = ("diff", "--name-only", "--no-ext-diff", "--no-textconv", "-z", revision, "--")
+    return tuple(filter(None, git_plumbing.run(root, *differs, *names).split("\0")))
 
 
 def candidates(root: Path, tag: str) -> list[CommittedTrial]:
@@ -258,7 +284,9 @@ def _remove_locks(root: Path, tag: str) -> None:
     A git process that outlived its flow is done within seconds.
     """
     common = Path(git_plumbing.run(root, "rev-parse", "--path-format=absolute", "--git-common-dir"))
-    held = [common / f"{_branch(tag)}.lock", *(common / "refs" / "trials" / tag).glob("*.lock")]
+    branches = (_branch(tag), _branch(f"{tag}{CERTIFIED}"))
+    locks = (common / "refs" / "trials" / tag).glob("*.lock")
+    held = [*(common / f"{branch}.lock" for branch in branches), *locks]
     deadline = time.monotonic() + LOCK_SECONDS
     for lock in held:
         while lock.exists() and time.monotonic() < deadline:
@@ -291,9 +319,11 @@ def _commit_at(root: Path, ref: str, parent: str, source: str, message: str) -> 
     return commit
 
 
-def _message(subject: str, trailers: Mapping[str, str]) -> str:
-    """Subject and trailers. A subject of one line cannot pass for a trailer."""
-    lines = "".join(f"{key}: {_one_line(value)}\n" for key, value in trailers.items())
+def message_of(trial: Trial, trailers: Mapping[str, str]) -> str:
+    """A commit's subject and trailers. A subject of one line cannot pass for a trailer."""
+    subject = _one_line(trial.idea.summary) or f"trial {trial.number}"
+    values = {key: shortened(one_line(value), TRAILER_LENGTH) for key, value in trailers.items()}
+    lines = "".join(f"{key}: {value}\n" for key, value in values.items())
     return f"{subject}\n\n{lines}"
 
 

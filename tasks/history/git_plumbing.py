@@ -7,6 +7,7 @@ neither index nor working tree is touched.
 from __future__ import annotations
 
 import tempfile
+from datetime import datetime
 from pathlib import Path
 
 import git
@@ -38,13 +39,18 @@ def resolve(root: Path, revision: str) -> str | None:
         return None
 
 
-def run(root: Path, *arguments: str, index: Path | None = None) -> str:
+def run(
+    root: Path, *arguments: str, index: Path | None = None, date: datetime | None = None
+) -> str:
     """`run_bytes` as text without its last newline."""
-    return run_bytes(root, *arguments, index=index).decode("utf-8", "surrogateescape").rstrip("\n")
+    output = run_bytes(root, *arguments, index=index, date=date)
+    return output.decode("utf-8", "surrogateescape").rstrip("\n")
 
 
-def run_bytes(root: Path, *arguments: str, index: Path | None = None) -> bytes:
-    """Output of a git command on this checkout.
+def run_bytes(
+    root: Path, *arguments: str, index: Path | None = None, date: datetime | None = None
+) -> bytes:
+    """Output of a git command on this checkout; a commit gets this date, by default the present.
 
     GIT_DIR is ignored: a hook or `rebase --exec` sets it.
     Raises NightlyError with git's own message.
@@ -57,6 +63,9 @@ def run_bytes(root: Path, *arguments: str, index: Path | None = None) -> bytes:
     )
     config = [part for key, value in CONFIG.items() for part in ("-c", f"{key}={value}")]
     environment = {**IDENTITY, **({"GIT_INDEX_FILE": str(index)} if index else {})}
+    if date:
+        seconds = f"@{date.timestamp():.0f} +0000"
+        environment |= {"GIT_AUTHOR_DATE": seconds, "GIT_COMMITTER_DATE": seconds}
     runner = git.Git(root)
     try:
         return runner.execute(

@@ -1,4 +1,7 @@
-"""A night's budgets: how many trials and hours, and whether another trial still fits into them."""
+"""A night's budgets: how many trials and hours, and whether another trial still fits into them.
+
+Once something is kept, a share of the runs and of the hours is for its certification.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,11 @@ from tasks.records import NightState
 
 RECENT = 20  # trials that tell how long a run takes now
 RUNS = 2  # that a trial needs time for: most are decided by one
+FEWEST_WHOLE_RUNS = 2  # of the champion: with less than these, nothing is certified
+# For each change, and of the whole champion once more, that a certification after the night makes
+# at most unless somebody says how many.
+USUAL_RUNS = 4
+END_FILES = 3  # that are run at a night's end: baseline, champion, certified champion
 
 
 def over(state: NightState, used_seconds: float) -> str | None:
@@ -27,25 +35,90 @@ def hours_over(state: NightState, used_seconds: float) -> str | None:
     A trial starts only if RUNS runs fit, each as long as the longest recent one. Should it need
     more, `no_time_for_run` ends it.
     """
-    hours = state.header.hours
+    hours, reserved = state.header.hours, reserved_seconds(state)
     if not hours:
         return None
-    left = hours * 3600 - used_seconds
+    left = hours * 3600 - reserved - used_seconds
     needed = RUNS * longest_run(state)
+    what = f"the {hours:g} hours"
+    if reserved:
+        what += f", less {_minutes(reserved)} to certify what was kept,"
     if left <= 0:
-        return f"the {hours:g} hours are over"
+        return f"{what} are over"
     if left < needed:
-        return (
-            f"{_minutes(left)} of the {hours:g} hours are left, "
-            f"and another trial may take {_minutes(needed)}"
-        )
+        return f"{_minutes(left)} of {what} are left, and another trial may take {_minutes(needed)}"
     return None
 
 
 def no_time_for_run(state: NightState, used_seconds: float) -> bool:
-    """Whether one more run would end after the night's hours."""
+    """Whether one more run of a trial would end after the hours that trials have."""
     hours = state.header.hours
-    return hours is not None and hours * 3600 - used_seconds < longest_run(state)
+    if hours is None:
+        return False
+    return hours * 3600 - reserved_seconds(state) - used_seconds < longest_run(state)
+
+
+def kept(state: NightState) -> int:
+    """How many changes the champion has."""
+    return sum(trial.verdict == "keep" for trial in state.trials)
+
+
+def fewest_runs(state: NightState) -> int:
+    """With less runs than these a certification says nothing: each change is taken out once."""
+    return kept(state) + FEWEST_WHOLE_RUNS
+
+
+def reserved_seconds(state: NightState) -> float:
+    """Of the night's hours, what is kept free of trials: to certify, and for the runs after that.
+
+    0 if that is too little to certify anything.
+    """
+    settings, hours = state.header.settings.night, state.header.hours
+    certifying = settings.certify_share * (hours or 0.0) * 3600
+    if not (certifying and kept(state)) or certifying < fewest_runs(state) * longest_run(state):
+        return 0.0
+    return certifying + end_seconds(state)
+
+
+def end_seconds(state: NightState) -> float:
+    """What the runs after a certification take: one to try out the certified champion, and the
+    night's end.
+    """
+    runs = 1 + END_FILES * state.header.settings.night.end_runs
+    return runs * longest_run(state)
+
+
+def certification_runs(state: NightState) -> int | None:
+    """How many runs the night's end certifies with; None: as many as its hours have room for."""
+    if state.header.hours and not trials_over(state):
+        return None
+    share = state.header.settings.night.certify_share
+    runs = sum(len(trial.scores) + len(trial.champion_scores) for trial in state.trials)
+    return round(share / (1 - share) * runs)
+
+
+def can_certify(state: NightState, used_seconds: float) -> bool:
+    """Whether what the night has left is enough to certify the changes of its champion."""
+    runs, hours, needed = certification_runs(state), state.header.hours, fewest_runs(state)
+    if not state.header.settings.night.certify_share or (runs is not None and runs < needed):
+        return False
+    seconds = needed * longest_run(state) + end_seconds(state)
+    return hours is None or hours * 3600 - used_seconds >= seconds
+
+
+def later_runs(changes: int) -> int:
+    """How many runs certify so many changes after the night, at most."""
+    return USUAL_RUNS * (changes + 1)
+
+
+def uncertified(state: NightState) -> str | None:
+    """What is left to do for a finished night whose changes nobody has certified; else None."""
+    count, found = kept(state), state.certification
+    if not count or (found and found.champion == state.champion):
+        return None
+    were = f"{count} changes were kept" if count > 1 else "1 change was kept"
+    took = _minutes(later_runs(count) * longest_run(state))
+    return f"{were}, none certified: `./run certify {state.header.tag}` does it, in about {took}"
 
 
 def is_last(state: NightState) -> bool:
@@ -68,8 +141,18 @@ def seconds_left(state: NightState, used_seconds: float) -> float | None:
     usual = sum(took) / len(took) if took else longest_run(state)
     ends = [hours * 3600 - used_seconds] if hours else []
     if trials and usual:
-        ends.append((trials - len(state.trials)) * usual)
+        ends.append((trials - len(state.trials)) * usual + _certifying_seconds(state))
     return max(min(ends), 0.0) if ends else None
+
+
+def _certifying_seconds(state: NightState) -> float:
+    """An estimate for a night that its trials end, of what is left of its certification."""
+    runs = certification_runs(state)
+    if runs is None or not kept(state) or runs < fewest_runs(state):
+        return 0.0
+    made = sum(run.champion == state.champion for run in state.fresh_runs)
+    planned = runs + 1 + END_FILES * state.header.settings.night.end_runs
+    return max(planned - made, 0) * longest_run(state)
 
 
 def _minutes(seconds: float) -> str:

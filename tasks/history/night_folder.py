@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from tasks.errors import UsageError
@@ -31,6 +32,15 @@ def all_of(home: Path) -> list[Path]:
     """The folders of all nights, by name."""
     paths = (home / "nights").glob(f"*/{LEDGER}")
     return sorted(path.parent for path in paths if ledger.exists(path))
+
+
+def baseline_file(state: NightState, hardware: str) -> str:
+    """The name of the file with the runs of this night's baseline on that hardware."""
+    moves = (each.hardware_before for each in state.remeasurements if each.baseline)
+    first = next(moves, state.baseline.hardware if state.baseline else hardware)
+    if hardware == first:
+        return BASELINE
+    return f"baseline-{hashlib.sha256(hardware.encode()).hexdigest()[:8]}.json"
 
 
 def read_state(folder: Path) -> NightState:

@@ -1,7 +1,7 @@
 """The state of a night, computed from its events: a pure state machine, for live and dead nights.
 
 night -> baseline -> (started -> decided -> applied)* -> fresh* -> certified -> fresh* -> finished
-after the baseline, between trials: fresh and certified; a finished night may have more of them
+after the baseline, between trials: fresh, certified and remeasured; a finished night may have more
 anywhere: stopped (the process ended in good order) and resumed (another process continues)
 """
 
@@ -12,7 +12,15 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from tasks.errors import NightlyError
-from tasks.records import BaselineEvent, Certification, FreshRun, NightHeader, NightState, Trial
+from tasks.records import (
+    BaselineEvent,
+    Certification,
+    FreshRun,
+    NightHeader,
+    NightState,
+    Remeasurement,
+    Trial,
+)
 
 FORMAT = 4
 
@@ -89,6 +97,8 @@ def _baseline(state: NightState, event: Event) -> dict[str, Any]:
         "champion_seeds": baseline.seeds,
         "champion_repeats": baseline.scores,
         "champion_fresh": baseline.scores,
+        "champion_conditions": baseline.conditions,
+        "usual": baseline.conditions,
     }
 
 
@@ -124,6 +134,8 @@ def _applied(state: NightState, event: Event) -> dict[str, Any]:
             "champion_repeats": repeats,
             "champion_fresh": (),
             "groups": (*state.groups, fresh),
+            "champion_conditions": trial.conditions,
+            "usual": (*state.usual, *trial.champion_conditions, *trial.conditions),
         }
     return changes | {
         "champion_scores": (*state.champion_scores, *trial.champion_scores),
@@ -131,6 +143,8 @@ def _applied(state: NightState, event: Event) -> dict[str, Any]:
         "champion_repeats": fresh,
         "champion_fresh": (*state.champion_fresh, *trial.champion_scores),
         "groups": (*state.groups, repeats) if repeats else state.groups,
+        "champion_conditions": (*state.champion_conditions, *trial.champion_conditions),
+        "usual": (*state.usual, *trial.champion_conditions),
     }
 
 
@@ -142,6 +156,32 @@ def _fresh(state: NightState, event: Event) -> dict[str, Any]:
 def _certified(state: NightState, event: Event) -> dict[str, Any]:
     _expect_between_trials(state, "certifies")
     return {"certification": Certification.from_json(event["certification"])}
+
+
+def _remeasured(state: NightState, event: Event) -> dict[str, Any]:
+    _expect_between_trials(state, "measures again")
+    found = Remeasurement.from_json(event)
+    changes: dict[str, Any] = {
+        "champion_scores": found.scores,
+        "champion_seeds": found.seeds,
+        "champion_repeats": found.scores,
+        "champion_fresh": found.scores,
+        "champion_conditions": found.conditions,
+        "usual": found.conditions,
+        "fresh_runs": (),
+        "certification": None,
+        "remeasurements": (*state.remeasurements, found),
+    }
+    if found.baseline is None:
+        # A shift inside a group would look like noise.
+        before, late = state.champion_repeats[:-2], state.champion_repeats[-2:]
+        return changes | {"groups": (*state.groups, before, late)}
+    is_baseline = state.champion == found.baseline.start_commit
+    return changes | {
+        "baseline": found.baseline,
+        "groups": () if is_baseline else (found.baseline.scores,),
+        "usual": (*found.baseline.conditions, *(() if is_baseline else found.conditions)),
+    }
 
 
 def _stopped(state: NightState, event: Event) -> dict[str, Any]:
@@ -176,6 +216,7 @@ STEPS: dict[str, Callable[[NightState, Event], dict[str, Any]]] = {
     "applied": _applied,
     "fresh": _fresh,
     "certified": _certified,
+    "remeasured": _remeasured,
     "stopped": _stopped,
     "resumed": _resumed,
     "finished": _finished,

@@ -90,14 +90,18 @@ def write_result(
     runs: tuple[RunResult, ...],
     trial: Trial,
     champion_runs: tuple[RunResult, ...] = (),
+    quarantined: tuple[RunResult, ...] = (),
 ) -> None:
     """The runs' figures and logs, and the figures of the champion's fresh runs.
 
-    The scoring boxes' log is separate: no proposer sees it.
+    And of those in quarantine, in the order of `Trial.quarantined`. The scoring boxes' log is
+    separate: no proposer sees it.
     """
     known: dict[str, Any] = {"trial": dataclasses.asdict(trial)}
     if champion_runs:
         known["champion_runs"] = _figures(champion_runs)
+    if quarantined:
+        known["quarantined_runs"] = _figures(quarantined)
     _write_runs(folder, runs, known)
 
 

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import functools
+import statistics
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from tasks.judge import gpu
+from tasks.judge.processes import is_ours
 
 LIBRARY = "libnvidia-ml.so.1"
 INTERVAL_SECONDS = 0.2  # the driver averages utilisation over about this long
@@ -22,6 +26,18 @@ TEXT_BYTES = 96  # as long as any name, id or version gets
 WELL, NOT_FOUND = 0, 6  # nvmlReturn_t
 MOST_PROCESSES = 256  # on a GPU
 NOT_KNOWN = 2**64 - 1  # a process's memory, where the driver does not say
+SM_CLOCK = 1  # nvmlClockType_t
+# What holds a clock back that no program asks for: nvmlClocksEventReasons. Not among them: the
+# power cap, which every heavy program reaches, and an idle GPU.
+HELD_BACK = {
+    0x02: "application clocks",
+    0x08: "hardware slowdown",
+    0x10: "synchronised clocks",
+    0x20: "heat",
+    0x40: "heat (hardware)",
+    0x80: "power brake",
+}
+LOOKS_OF_A_STRANGER = 5  # so many in a row: by then a container's new process is known
 
 Watching = TypeVar("Watching", bound="_Watch")
 
@@ -99,14 +115,70 @@ class PeakMemory(_Watch):
         self._pids = pids
 
     def _look(self) -> None:
-        ask = getattr(self._library, "nvmlDeviceGetComputeRunningProcesses_v3", None)
-        found, count = (_Process * MOST_PROCESSES)(), ctypes.c_uint(MOST_PROCESSES)
-        if ask is None or ask(self._device, ctypes.byref(count), found) != WELL:
-            return
         pids = set(self._pids())
-        used = [p.used for p in found[: count.value] if p.pid in pids and p.used != NOT_KNOWN]
+        running = _processes(self._library, self._device) or {}
+        used = [used for pid, used in running.items() if pid in pids and used != NOT_KNOWN]
         if used:
             self.bytes = max(self.bytes or 0, sum(used))
+
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """How fast a GPU ran, and for whom. None: the driver does not say."""
+
+    sm_clock: float | None  # MHz, mean
+    lowest_sm_clock: float | None
+    held_back: Mapping[str, float]  # by reason, a value of HELD_BACK: share of the looks
+    gpu_others: int | None  # most processes of others that computed on it at a time
+
+
+class PaceWatch(_Watch):
+    """Clocks of a GPU, what holds them back, and processes on it that are not ours.
+
+    In a container the driver's pids are others than the system's: unless it names one of the box's,
+    nobody is told from a stranger.
+    """
+
+    def __init__(self, library: Any, device: Any, pids: Callable[[], Iterable[int]]) -> None:
+        super().__init__(library, device)
+        self._box = pids
+        self._clocks: list[int] = []
+        self._looks = 0
+        self._held_back: Counter[str] = Counter()
+        self._strangers: Counter[int] = Counter()  # pid: looks in a row
+        self._others: int | None = None
+
+    def pace(self) -> Pace:
+        """Up to now: once it is stopped, of the whole span."""
+        return Pace(
+            statistics.fmean(self._clocks) if self._clocks else None,
+            min(self._clocks, default=None),
+            {reason: count / self._looks for reason, count in self._held_back.items()},
+            self._others,
+        )
+
+    def _look(self) -> None:
+        self._looks += 1
+        clock, reasons = ctypes.c_uint(), ctypes.c_ulonglong()
+        answer = self._library.nvmlDeviceGetClockInfo(self._device, SM_CLOCK, ctypes.byref(clock))
+        if answer == WELL:
+            self._clocks.append(clock.value)
+        # Its older name, which drivers of either age have.
+        ask = self._library.nvmlDeviceGetCurrentClocksThrottleReasons
+        if ask(self._device, ctypes.byref(reasons)) == WELL:
+            self._held_back.update(why for bit, why in HELD_BACK.items() if reasons.value & bit)
+        running = _processes(self._library, self._device)
+        if running is not None:
+            self._look_at(set(running))
+
+    def _look_at(self, running: set[int]) -> None:
+        unknown = running - set(self._box())
+        if running == unknown and self._others is None:
+            return
+        strangers = {pid for pid in unknown if not is_ours(pid)}
+        self._strangers = Counter({pid: self._strangers[pid] + 1 for pid in strangers})
+        staying = sum(looks >= LOOKS_OF_A_STRANGER for looks in self._strangers.values())
+        self._others = max(self._others or 0, staying)
 
 
 @contextlib.contextmanager
@@ -123,6 +195,13 @@ def peak_memory(
     """Watches what the processes `pids()` have of the first visible GPU; None without one."""
     with _watching(functools.partial(PeakMemory, pids=pids), library) as peak:
         yield peak
+
+
+@contextlib.contextmanager
+def pace(pids: Callable[[], Iterable[int]], library: Any = None) -> Iterator[PaceWatch | None]:
+    """Watches the first visible GPU while the processes `pids()` use it; None without one."""
+    with _watching(functools.partial(PaceWatch, pids=pids), library) as watch:
+        yield watch
 
 
 @contextlib.contextmanager
@@ -224,6 +303,15 @@ def _first_device(nvml: Any) -> tuple[int, Any]:
         if found == WELL and _text(nvml.nvmlDeviceGetUUID, device).startswith(name):
             return WELL, device
     return answer, device
+
+
+def _processes(nvml: Any, device: Any) -> dict[int, int] | None:
+    """The bytes of each process that computes on a GPU; None before version 510 of the driver."""
+    ask = getattr(nvml, "nvmlDeviceGetComputeRunningProcesses_v3", None)
+    found, count = (_Process * MOST_PROCESSES)(), ctypes.c_uint(MOST_PROCESSES)
+    if ask is None or ask(device, ctypes.byref(count), found) != WELL:
+        return None
+    return {process.pid: process.used for process in found[: count.value]}
 
 
 def _why(nvml: Any, answer: int) -> str:

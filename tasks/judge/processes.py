@@ -115,6 +115,15 @@ def process_tree(root: int) -> set[ProcessId]:
     return set(descent(root))
 
 
+def is_ours(pid: int) -> bool:
+    """Whether this is a process below this one, or this one itself."""
+    with contextlib.suppress(OSError):
+        while pid > 1 and pid != os.getpid():
+            pid = Stat.read(pid).parent
+        return pid == os.getpid()
+    return False
+
+
 def descent(root: int) -> list[ProcessId]:
     """`root` and the processes below it, each after its parent.
 

@@ -51,8 +51,9 @@ def apply(answer: Answer, current: Candidate) -> Candidate:
     candidate = Candidate.parse(result)
     same_code = candidate.digest is not None and candidate.digest == current.digest
     if result == source or same_code:
-        what = "The answer leaves the code as it is: comments, layout and docstrings do not count"
-        raise EditError(Problem("no_change", f"{what} as a change."))
+        what = "The answer leaves the code as it is"
+        why = "new names of variables, other seeds, comments, layout and the order of imports"
+        raise EditError(Problem("no_change", f"{what}: {why} do not count as a change."))
     return candidate
 
 

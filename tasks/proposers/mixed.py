@@ -2,7 +2,7 @@
 
 A language model on 30 % of the trials beside a classical optimizer that sees them all did better
 than either alone (Centaur, there with CMA-ES: Ferreira et al., arXiv 2603.24647, 3 seeds). Which of
-the two proposes depends on the trial's number alone, so a resumed night proposes the same.
+the two proposes depends on the candidate's number alone, so a resumed night proposes the same.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class MixedProposer:
 
     def propose(self, night: NightSoFar) -> Proposal | None:
         """The proposal of the one whose trial it is; the researcher's if tpe has none left."""
-        if self._is_researchers(night.next_trial):
+        if self._is_researchers(night.turn):
             return self.researcher.propose(night)
         return self.tpe.propose(night) or self.researcher.propose(night)
 
     def thinks(self, night: NightSoFar) -> bool:
-        return self._is_researchers(night.next_trial) and self.researcher.thinks(night)
+        return self._is_researchers(night.turn) and self.researcher.thinks(night)
 
     def fix(self, night: NightSoFar, proposal: Proposal, run: RunResult) -> Proposal | None:
         return self.researcher.fix(night, proposal, run)  # it recognises its own
@@ -40,6 +40,6 @@ class MixedProposer:
     def cancel(self) -> None:
         self.researcher.cancel()
 
-    def _is_researchers(self, trial: int) -> bool:
+    def _is_researchers(self, turn: int) -> bool:
         share = Fraction(self.share).limit_denominator(1000)  # as a float, 0.29 * 100 is below 29
-        return math.floor(trial * share) > math.floor((trial - 1) * share)
+        return math.floor(turn * share) > math.floor((turn - 1) * share)

@@ -82,12 +82,12 @@ def _ranked(state: NightState, hardware: str) -> Iterator[EarlierTrial]:
     baseline = state.baseline
     if baseline is None:
         return
-    scores = {trial.commit: trial.val_bpb for trial in state.trials}
+    scores = {trial.commit: trial.val_bpb for trial in state.candidates}
 
     def rank(trial: Trial) -> tuple[bool, bool, float]:
         return kind_of(trial) == KNOBS, trial.verdict != "keep", -abs(trial.z or 0.0)
 
-    run = [trial for trial in state.trials if trial.status not in NOT_RUN]
+    run = [trial for trial in state.candidates if trial.status not in NOT_RUN]
     for trial in sorted(run, key=rank):
         before, delta = scores.get(trial.parent) or baseline.val_bpb, None
         if trial.val_bpb is not None and before is not None and baseline.hardware == hardware:

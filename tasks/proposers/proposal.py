@@ -83,7 +83,8 @@ def check(candidate: Candidate, seen: Mapping[str, int]) -> str | None:
         return f"train.py is nested {depth} levels deep, the limit is {MAX_DEPTH}"
     if candidate.digest in seen:
         trial = seen[str(candidate.digest)]
-        return f"the same code as {f'trial {trial}' if trial else 'the baseline'}"
+        name = f"trial {trial}" if trial else "the baseline"
+        return f"the same as {name} apart from names, seeds or comments"
     return _check_batch(candidate.knobs)
 
 

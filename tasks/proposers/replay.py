@@ -1,4 +1,4 @@
-"""Proposals from existing patches, trial k from patch k.
+"""Proposals from existing patches, the k-th candidate from patch k.
 
 The patches of a folder come in the order of their names:
 
@@ -81,9 +81,9 @@ class ReplayProposer:
             patches = _of_night(self.source)
         else:
             patches = _of_folder(self.source)
-        if night.next_trial > len(patches):
+        if night.turn > len(patches):
             return None
-        patch = patches[night.next_trial - 1]
+        patch = patches[night.turn - 1]
         candidate, problem = night.champion, None
         try:
             candidate = Candidate.parse(patch.put_on(night.champion.source))
@@ -109,9 +109,11 @@ def _put_file_on(path: Path, source: str) -> str:
 
 
 def _of_night(night: PastNight) -> list[Patch]:
-    """The patches of all trials, so that each trial keeps its number."""
+    """The patches of all trials but placebos, which have none."""
     patches = []
     for candidate in champion.candidates(*night):
+        if candidate.trailers.get("Verdict") == champion.PLACEBO:
+            continue
         verdict, z = (candidate.trailers.get(key, "-") for key in ("Verdict", "Z"))
         was = verdict if z == "-" else f"{verdict}, z {z}"
         note = one_line(f"replayed from night {night.tag}, trial {candidate.number} (was {was})")

@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from configs import knobs
 from tasks.errors import NightlyError
 
 MOST_CONFLICTS = 127  # git merge-file's exit status is their number, up to this one
@@ -34,6 +35,25 @@ def three_way(base: str, ours: str, theirs: str) -> str | None:
         error = done.stderr.decode("utf-8", "replace").strip()
         raise NightlyError(f"git merge-file failed (exit {done.returncode}): {error}")
     return None if done.returncode else done.stdout.decode("utf-8", "surrogatepass")
+
+
+def three_way_of_files(base: str, ours: str, theirs: str) -> str | None:
+    """`three_way` of train.py files, whose knobs are merged by their values.
+
+    Git takes changes on neighbouring lines for a conflict, and the knobs are neighbours.
+    """
+    before, mine, new = map(knobs.read, (base, ours, theirs))
+    try:
+        common = knobs.writable(base, mine) & knobs.writable(theirs, mine)
+        common &= knobs.writable(ours, new) & before.keys()
+        alike = {name: mine[name] for name in common}
+        merged = three_way(knobs.write(base, alike), ours, knobs.write(theirs, alike))
+        changed = {name: new[name] for name in common if new[name] != before[name]}
+        if merged is None or any(mine[name] not in (before[name], new[name]) for name in changed):
+            return None
+        return knobs.write(merged, changed)
+    except knobs.KnobError:  # one of the files does not parse, or no longer uses a knob
+        return three_way(base, ours, theirs)
 
 
 def run_git(

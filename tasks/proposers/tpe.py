@@ -195,7 +195,7 @@ def _sample(search: _Search) -> dict[str, Any]:
 def _study(
     search: _Search, distributions: dict[str, optuna.distributions.BaseDistribution], seed: int
 ) -> optuna.Study:
-    """All trials that ran; a stopped one counts as worse than any score.
+    """All trials that ran and can be compared; a stopped one counts as worse than any score.
 
     A trial from before a knob came in counts as one at the value that it came in with.
     """
@@ -206,11 +206,12 @@ def _study(
         sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
     )
     night = search.night
-    worst = max([night.baseline_bpb, *(t.val_bpb for t in night.trials if t.val_bpb is not None)])
+    trials = [trial for trial in night.trials if trial.number >= night.first_comparable]
+    worst = max([night.baseline_bpb, *(t.val_bpb for t in trials if t.val_bpb is not None)])
     scored: list[tuple[Knobs, float]] = [(search.base, night.baseline_bpb)]
     scored += [
         ({**search.new, **trial.knobs}, worst + 1 if trial.val_bpb is None else trial.val_bpb)
-        for trial in night.trials
+        for trial in trials
         if trial.status not in NOT_RUN
     ]
     for tried, score in _worth_studying(scored):

@@ -27,12 +27,13 @@ from tasks.files import FileRef
 from tasks.judge import audit, flop_count, meter, nvml, protocol, scoring
 from tasks.judge.box import Box, open_box
 from tasks.judge.bwrap import BoxSpec, BoxUnavailable, Gate, Isolation
+from tasks.judge.contention import Contention, ContentionWatch
 from tasks.judge.curve import Tenth
 from tasks.judge.native_code import NativeCodeChanged, NativeKernel
 from tasks.judge.reference import Reference
 from tasks.judge.wire import Wire
 from tasks.judge.workplace import assemble, read_whole, workplace
-from tasks.records import Bench, Candidate, Cost, Dataset, RunResult
+from tasks.records import Bench, Candidate, Conditions, Cost, Dataset, RunResult
 from tasks.statuses import Status
 from tasks.trial import allowance
 from tasks.trial.early_run import PATIENCE, EarlyRun, TrialStart
@@ -68,6 +69,7 @@ def run_experiment(
     keep_claims: KeepClaims | None = None,
     report: Report = ignore,
     early: EarlyRun | None = None,
+    holdout: bool = False,
     champion: tuple[Tenth, ...] = (),
 ) -> RunResult:
     """Trains the candidate with one seed and scores it.
@@ -75,8 +77,9 @@ def run_experiment(
     With `smoke` it must first get through two steps. Runs that are worth it and a random share of
     the others are audited. `export_kernels` is where to put what a trusted source compiled; that
     file need not appear. `keep_claims` gets the claims of a run that is ok. A run that is `early`
-    waits for its trial once it is ready. With `champion`, the tenths of its runs, a training that
-    falls far behind them is stopped.
+    waits for its trial once it is ready. With `holdout`, a run that is ok is scored on the holdout,
+    too, if the dataset has one. Where that is stopped, the run stays ok and its reason says why.
+    With `champion`, the tenths of its runs, a training that falls far behind them is stopped.
 
     Raises:
         BoxError: this machine cannot run boxes.
@@ -100,11 +103,13 @@ def run_experiment(
                     attempt.smoke(spec, folder)
                 spec = dataclasses.replace(spec, export_cache=export_kernels is not None)
                 attempt.run(spec, folder, worth_audit, export_kernels)
+                if holdout and bench.dataset.holdout:
+                    attempt.score_holdout(spec, folder, Path(bench.dataset.holdout))
         except protocol.Stopped as end:
             problem = nvml.lost() if bench.profile.device == "cuda" else None
             if problem is not None:
                 continue
-            attempt.note(status=cast(Status, end.status), reason=end.reason)
+            attempt.stop(end)
         except BoxUnavailable as error:
             problem = str(error)
             continue
@@ -194,6 +199,15 @@ class _Attempt:
     def note(self, **figures: Any) -> None:
         self.result = dataclasses.replace(self.result, **figures)
 
+    def stop(self, end: protocol.Stopped) -> None:
+        """Notes how it was stopped. A run that has its score is ok: what stopped is the holdout."""
+        if self.result.val_bpb is None:
+            self.note(status=cast(Status, end.status), reason=end.reason)
+        else:
+            self.note(
+                reason=f"{self.result.reason}, but not on the holdout: {end.status}: {end.reason}"
+            )
+
     def smoke(self, spec: BoxSpec, folder: Path) -> None:
         """Two steps, the checkpoint and one evaluation in a box of their own.
 
@@ -212,13 +226,13 @@ class _Attempt:
             )
         if found is not None:
             shape, smoked = found
-            self._validation().rows(scoring.shape_of(shape, "bad_claims"))
+            validation = self._text(Path(self.bench.dataset.validation))
+            validation.rows(scoring.shape_of(shape, "bad_claims"))
             self.note(**dataclasses.asdict(smoked))
         self.note(log="")  # the log of the run itself is the one to read
 
-    def _validation(self) -> scoring.Validation:
-        dataset = self.bench.dataset
-        return scoring.Validation(Path(dataset.public), Path(dataset.validation))
+    def _text(self, folder: Path) -> scoring.Validation:
+        return scoring.Validation(Path(self.bench.dataset.public), folder)
 
     def _when_up(self, box: Box) -> None:
         """A box that starts up beside another run's has a low priority, and little CPU time."""
@@ -245,30 +259,68 @@ class _Attempt:
         export_kernels: Path | None,
     ) -> None:
         """Training, claims and audit. A scoring box imports torch while the one before it works."""
-        profile = self.bench.profile
-        checkpoint = folder / "checkpoint" / "model.pt"
-        checkpoint.parent.mkdir()
-        checkpoint.parent.chmod(0o755)
-        claim_box = _scoring_box(spec, "claim", folder, checkpoint)
-        audit_box = _scoring_box(spec, "audit", folder, checkpoint)
-        validation = self._validation()
+        checks = self._checks(spec, folder, Path(self.bench.dataset.validation), "validation")
+        checks.checkpoint.parent.mkdir()
+        checks.checkpoint.parent.chmod(0o755)
         with contextlib.ExitStack() as boxes:
             with self._box(spec) as training:
                 begun = self._start(training, spec)
-                claiming = boxes.enter_context(self._box(claim_box))
-                self._finish(training, begun, checkpoint, export_kernels)
-            self.report("scoring")
-            auditing = boxes.enter_context(self._box(audit_box))
-            claims = self._claim(claiming, claim_box.gate, validation)
-            read_whole(checkpoint)
-            score = validation.score(claims.shape, claims.rows, claims.nats)
-            self.note(claimed_bpb=score)
-            if worth_audit(score) or secrets.SystemRandom().random() < profile.audit.share:
-                self.report("being audited")
-                score += self._audit(auditing, audit_box.gate, validation, claims)
-            self.note(val_bpb=score)
-            scored = claims.nats[validation.scored(claims.shape, claims.rows)]
-            self.claims = Reference(claims.shape.vocab_size, scored)
+                claiming = boxes.enter_context(self._box(checks.claim))
+                self._finish(training, begun, checks.checkpoint, export_kernels)
+            claims = self._score(boxes, claiming, checks, worth_audit)
+        scored = claims.nats[checks.text.scored(claims.shape, claims.rows)]
+        self.claims = Reference(claims.shape.vocab_size, scored)
+
+    def score_holdout(self, spec: BoxSpec, folder: Path, holdout: Path) -> None:
+        """The same checkpoint on the holdout, in boxes of its own and always audited."""
+        # The baseline's claims are of the validation: here all tokens are asked about alike.
+        again = _Attempt(
+            self.bench, spec.seed, naming("holdout", self.report), reference=None, early=None, champion=()
+        )
+        again.result = dataclasses.replace(self.result, judge_log="")
+        checks = self._checks(spec, folder, holdout, "holdout")
+        try:
+            with contextlib.ExitStack() as boxes:
+                claiming = boxes.enter_context(again._box(checks.claim))
+                again._score(boxes, claiming, checks, worth_audit=lambda claimed: True)
+            self.note(holdout_bpb=again.result.val_bpb)
+        finally:
+            self.note(judge_log=self.result.judge_log + again.result.judge_log)
+
+    def _checks(self, spec: BoxSpec, folder: Path, text: Path, name: str) -> _Checks:
+        """How the checkpoint that is, or will be, in `folder` is scored on a text."""
+        checkpoint = folder / "checkpoint" / "model.pt"
+        claim, again = (
+            Gate.closed(folder / f"{name}-{role}-gate", checkpoint.parent)
+            for role in ("claim", "audit")
+        )
+        return _Checks(
+            self._text(text),
+            checkpoint,
+            _scoring_box(spec, "claim", claim),
+            _scoring_box(spec, "audit", again),
+        )
+
+    def _score(
+        self,
+        boxes: contextlib.ExitStack,
+        claiming: Box,
+        checks: _Checks,
+        worth_audit: WorthAudit,
+    ) -> _Claims:
+        """Claims and audit. The audit box is opened, in `boxes`, while the claim box works."""
+        self.report("scoring")
+        auditing = boxes.enter_context(self._box(checks.audit))
+        claims = self._claim(claiming, checks.claim.gate, checks.text)
+        read_whole(checks.checkpoint)
+        score = checks.text.score(claims.shape, claims.rows, claims.nats)
+        self.note(claimed_bpb=score)
+        share = self.bench.profile.audit.share
+        if worth_audit(score) or secrets.SystemRandom().random() < share:
+            self.report("being audited")
+            score += self._audit(auditing, checks.audit.gate, checks.text, claims)
+        self.note(val_bpb=score)
+        return claims
 
     @contextlib.contextmanager
     def _box(self, spec: BoxSpec) -> Iterator[Box]:
@@ -320,13 +372,17 @@ class _Attempt:
         self, box: Box, begun: protocol.Begun, checkpoint: Path, export_kernels: Path | None
     ) -> None:
         """Takes the checkpoint, and what was compiled where it is asked for."""
-        on_gpu = self._device == "cuda"
-        with nvml.peak_memory(box.watchdog.pids) if on_gpu else contextlib.nullcontext() as gpu:
+        on_gpu, pids = self._device == "cuda", box.watchdog.pids
+        with (
+            self._conditions_noted(box, begun),
+            nvml.peak_memory(pids) if on_gpu else contextlib.nullcontext() as gpu,
+        ):
             try:
                 trained = protocol.finish(box, begun, checkpoint, max_bytes=self._checkpoint_bytes)
             finally:
                 self.note(curve=tuple(begun.curve.points), tenths=begun.curve.tenths)
-        self.note(**dataclasses.asdict(trained), peak_gpu_bytes=gpu.bytes if gpu else None)
+            self.note(**dataclasses.asdict(trained))
+        self.note(peak_gpu_bytes=gpu.bytes if gpu else None)
         is_limited = begun.budget.cpu_seconds is not None  # by time of the GPU otherwise
         if is_limited and (problem := allowance.overspent(self.bench.caps, self.result)):
             raise protocol.Stopped("train_timeout", problem)
@@ -335,6 +391,22 @@ class _Attempt:
                 begun, export_kernels, seconds=KERNEL_SECONDS, max_bytes=KERNEL_BYTES
             )
         self.note(checkpoint_bytes=checkpoint.stat().st_size)
+
+    @contextlib.contextmanager
+    def _conditions_noted(self, box: Box, begun: protocol.Begun) -> Iterator[None]:
+        """Notes what the machine was like during the block, in which the box trains."""
+        on_gpu = self._device == "cuda"
+        watch = ContentionWatch(box.watchdog)
+        watch.start()
+        with nvml.pace(box.watchdog.pids) if on_gpu else contextlib.nullcontext() as gpu:
+            try:
+                yield
+            finally:
+                seen, used = watch.stop(), box.watchdog.cpu_seconds() - begun.cpu_before
+                if gpu:
+                    gpu.stop()
+                pace = gpu.pace() if gpu else None
+                self.note(conditions=conditions_of(self.result, seen, used, pace))
 
     @contextlib.contextmanager
     def _warm(self, box: Box) -> Iterator[tuple[Wire, meter.Meter]]:
@@ -438,6 +510,16 @@ class _Attempt:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Checks:
+    """What a checkpoint is scored on, and the boxes for it."""
+
+    text: scoring.Validation
+    checkpoint: Path
+    claim: BoxSpec
+    audit: BoxSpec
+
+
+@dataclasses.dataclass(frozen=True)
 class _Claims:
     """What a claim box claimed: nats float32 [R, T] for rows uint16 [R, T+1]."""
 
@@ -446,10 +528,7 @@ class _Claims:
     nats: scoring.Nats
 
 
-def _scoring_box(
-    train_box: BoxSpec, role: Literal["claim", "audit"], folder: Path, checkpoint: Path
-) -> BoxSpec:
-    gate = Gate.closed(folder / f"{role}-gate", checkpoint.parent)
+def _scoring_box(train_box: BoxSpec, role: Literal["claim", "audit"], gate: Gate) -> BoxSpec:
     return dataclasses.replace(train_box, role=role, gate=gate, export_cache=False)
 
 
@@ -461,6 +540,22 @@ def _budget(bench: Bench) -> protocol.Budget:
         return protocol.Budget(budget.kind, budget.amount, deadline, None)
     return protocol.Budget(
         budget.kind, budget.amount, bench.caps.wall_seconds, bench.caps.cpu_seconds
+    )
+
+
+def conditions_of(
+    result: RunResult, seen: Contention, cpu_used: float, pace: nvml.Pace | None
+) -> Conditions:
+    """The record of what was seen while a run trained."""
+    return Conditions(
+        seconds=seen.seconds,
+        tokens=result.tokens,
+        steps=result.curve[-1][0] if result.curve else None,
+        cpu_used=cpu_used,
+        cpu_waited=seen.waited,
+        cpu_others=seen.others,
+        cpu_stolen=seen.stolen,
+        **(vars(pace) if pace else {}),
     )
 
 
@@ -510,11 +605,12 @@ def train_candidate(
     smoke: bool,
     report: Report = ignore,
     early: EarlyRun | None = None,
+    holdout: bool = False,
     champion: tuple[Tenth, ...] = (),
 ) -> RunResult:
     """`run_experiment` as a Prefect task; `what` names it on Prefect's page.
 
-    `early` is this run, if it has begun already.
+    `early` is this run, if it has begun already; it is a trial's, and not scored on the holdout.
     """
     if early is not None and (found := early.finish(TrialStart(worth_audit, report, champion))):
         return found
@@ -525,5 +621,6 @@ def train_candidate(
         worth_audit=worth_audit,
         smoke=smoke,
         report=report,
+        holdout=holdout,
         champion=champion,
     )

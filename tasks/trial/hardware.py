@@ -48,6 +48,11 @@ def fingerprint(device: str, threads: int) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
+def label(device: str, threads: int) -> str:
+    """Fingerprint and description in one line, as a commit has them."""
+    return f"{fingerprint(device, threads)} {describe(device, threads)}"
+
+
 def _cpu_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

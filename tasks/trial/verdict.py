@@ -12,17 +12,15 @@ progress of one that keeps every better score, half of whose keeps are luck.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
+from tasks.noise import Noise
 from tasks.records import Verdict
 from tasks.statuses import Decision, Status
 from tasks.text import counted
 
-# Bits per byte. Three runs may agree by chance, and no hardware repeats itself better than this.
-SD_FLOOR = 5e-4
 # By the number of a candidate's runs: above KEEP it is kept, below DROP discarded, in between it is
 # run again. The last run decides.
 KEEP = (3.0, 2.3, 1.8, 1.45)
@@ -31,30 +29,6 @@ MOST_RUNS = len(KEEP)
 CHAMPION_RUNS = 5  # the champion is run afresh up to as many
 TIE = 0.3  # down to minus this, code that shrank is as good
 STATEMENTS_PER_Z = 50  # added statements that must buy one more standard error
-
-
-@dataclasses.dataclass(frozen=True)
-class Noise:
-    """How far one file's scores scatter from seed to seed."""
-
-    sd: float  # of one run, bits per byte
-    degrees_of_freedom: int
-
-    @classmethod
-    def pooled(cls, groups: Iterable[Sequence[float]], floor: float = SD_FLOOR) -> Noise:
-        """The pooled variance of groups of repeats.
-
-        Each group is one file with several seeds; a group of one run says nothing. The sd is the
-        floor if there is nothing to pool, or if the floor is larger.
-        """
-        repeats = [group for group in groups if len(group) > 1]
-        degrees_of_freedom = sum(len(group) - 1 for group in repeats)
-        if not degrees_of_freedom:
-            return cls(floor, 0)
-        squares = [(score - statistics.fmean(group)) ** 2 for group in repeats for score in group]
-        return cls(
-            max(math.sqrt(math.fsum(squares) / degrees_of_freedom), floor), degrees_of_freedom
-        )
 
 
 def z_score(champion: Sequence[float], candidate: Sequence[float], noise: Noise) -> float:

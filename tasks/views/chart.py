@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.files import FileRef
+from tasks.noise import noise_of
 from tasks.records import NightState, Trial
 from tasks.text import counted, one_line, shortened
 from tasks.views import margin
@@ -32,6 +33,7 @@ MARKS = {
     "kept, within noise": ("o", GREEN, 8, 2, True),
     "stopped, no score": ("|", RED, 11, 2, False),
     "rejected, not run": ("x", RED, 7, 1.5, False),
+    "placebo": ("s", BLUE, 5, 1.2, True),
 }
 Point = tuple[int, float, Trial]  # number, score in bits per byte
 Spot = tuple[float, float]  # trial number, bits per byte
@@ -67,13 +69,17 @@ def _draw(axes: Axes, state: NightState) -> None:
     for point in _labelled(kept, last, top - low):
         _draw_label(axes, point)
         right = max(right, point[0] + 0.27 * last)  # room for the label
+    for again in state.remeasurements:  # scores on both sides of it are not to be compared
+        axes.axvline(again.trials + 0.5, color="#8b949e", lw=1, ls=":", label="measured again")
     axes.set_ylim(low, top)
     axes.set_xlim(-0.03 * (last + 1), right + 0.03 * (last + 1))
     axes.ticklabel_format(axis="y", useOffset=False, style="plain")
     axes.set_xlabel("trial (0 is the baseline)")
     axes.set_ylabel("validation bits per byte (lower is better)")
-    trials = counted(len(state.trials), "trial")
-    axes.set_title(f"Night {state.header.tag}: {trials}, {len(kept)} kept", loc="left")
+    figures = [counted(len(state.trials), "trial"), f"{len(kept)} kept"]
+    if placebos := len(state.trials) - len(state.candidates):
+        figures.append(counted(placebos, "placebo"))
+    axes.set_title(f"Night {state.header.tag}: {', '.join(figures)}", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e8eb", lw=0.8)
     axes.set_axisbelow(True)
@@ -83,7 +89,7 @@ def _draw_baseline(axes: Axes, state: NightState, kept: Sequence[Point], right: 
     """The baseline with its noise, and the champion's steps down from it."""
     if state.baseline is None:
         return
-    base, sd = state.baseline.val_bpb, state.baseline.sd
+    base, sd = state.baseline.val_bpb, noise_of(state).sd
     noise = "baseline, \u00b1 1 sd of a run"
     axes.axhspan(base - sd, base + sd, color=BLUE, alpha=0.12, lw=0, label=noise)
     axes.axhline(base, color=BLUE, lw=1, ls=(0, (4, 3)), alpha=0.7)
@@ -112,6 +118,8 @@ def _draw_trials(axes: Axes, state: NightState, low: float, top: float) -> None:
 
 def _label(trial: Trial, top: float) -> str:
     """Which of MARKS a trial gets."""
+    if trial.placebo and trial.val_bpb is not None:
+        return "placebo"
     if trial.val_bpb is None:
         return "rejected, not run" if trial.status == "rejected_patch" else "stopped, no score"
     noise = ", within noise" if margin.is_noise(trial) else ""
@@ -147,7 +155,7 @@ def _limits(state: NightState) -> tuple[float, float]:
     """Of the score axis: room for labels, and for all scores that do not flatten the rest."""
     scores = [score for _, score, _ in _scored(state)]
     base = state.baseline.val_bpb if state.baseline else max(scores, default=1.0)
-    sd = state.baseline.sd if state.baseline else 0.0
+    sd = noise_of(state).sd if state.baseline else 0.0
     low = min([base - 2 * sd, *scores])
     worst = base + max(2 * (base - low), 10 * sd)
     high = max([base + 2 * sd, *(score for score in scores if score <= worst)])

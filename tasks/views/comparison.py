@@ -11,9 +11,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 
 from configs import Budget
+from tasks.noise import noise_of
 from tasks.records import NightState
 from tasks.text import money, one_line, score, shortened
-from tasks.views import costs
+from tasks.views import costs, fresh_scores
+from tasks.views.fresh_scores import Estimate
 
 WIDEST = 32  # characters of a cell
 GAIN = 0.001  # bits per byte: the unit for the price of a gain
@@ -30,7 +32,8 @@ class NightFigures:
     program: str | None  # name of the researcher's instructions
     program_sha256: str | None
     finished: bool
-    trials: int
+    trials: int  # without placebos
+    placebos: int
     keeps: int
     # By a model or an agent: those of a stand-in, and of tpe in a mixed night, cost nothing.
     own_keeps: int
@@ -42,6 +45,13 @@ class NightFigures:
     best: float | None  # the champion's mean over its runs
     gain: float | None  # of the best over the baseline
     gain_sd: float | None
+    certified: int | None  # of the keeps: shown to help by fresh runs; None: not certified
+    # With fresh seeds, of the champion: its gain, that on the holdout, and by how much the search's
+    # gain is larger than the first. And the gain of what is certified.
+    fresh_gain: float | None
+    holdout_gain: float | None
+    optimism: float | None
+    certified_gain: float | None
     confirmed: bool | None  # whether the best is a mean of two seeds or more; None without a keep
     trials_to_best: int | None  # the trial that made the champion
     hours: float
@@ -60,13 +70,16 @@ class NightFigures:
 def figures(state: NightState) -> NightFigures:
     """The night's figures at its ledger's last event."""
     header, baseline, program = state.header, state.baseline, state.header.program
-    kept = [trial for trial in state.trials if trial.verdict == "keep"]
+    tried = state.candidates
+    kept = [trial for trial in tried if trial.verdict == "keep"]
     own = sum(map(costs.is_own, kept))
-    sd = baseline.sd if baseline else None
+    sd = noise_of(state).sd if baseline else None
     gain = _gain(state, bool(kept))
     gained = gain if gain is not None and gain > 0 else None
     usage, agent = costs.of_night(state), header.asks_an_agent
     dollars = usage.dollars
+    fresh = fresh_scores.of_night(state) if state.fresh_runs else None
+    champion, certified = (fresh.champion, fresh.certified) if fresh else (None, None)
     return NightFigures(
         tag=header.tag,
         profile=header.profile,
@@ -75,17 +88,23 @@ def figures(state: NightState) -> NightFigures:
         program=program.name if program else None,
         program_sha256=program.sha256 if program else None,
         finished=state.finished is not None,
-        trials=len(state.trials),
+        trials=len(tried),
+        placebos=len(state.trials) - len(tried),
         keeps=len(kept),
         own_keeps=own,
-        stood_in=sum(trial.idea.stands_in is not None for trial in state.trials),
-        rejected=sum(trial.status == "rejected_patch" for trial in state.trials),
-        stopped=sum(trial.status not in ("ok", "rejected_patch") for trial in state.trials),
+        stood_in=sum(trial.idea.stands_in is not None for trial in tried),
+        rejected=sum(trial.status == "rejected_patch" for trial in tried),
+        stopped=sum(trial.status not in ("ok", "rejected_patch") for trial in tried),
         baseline=baseline.val_bpb if baseline else None,
         sd=sd,
         best=state.champion_bpb,
         gain=gain,
-        gain_sd=gain / sd if gain is not None and sd else None,
+        gain_sd=gain / sd if gain is not None and sd is not None else None,
+        certified=len(state.certification.certified) if state.certification else None,
+        fresh_gain=_mean(champion.fresh_gain if champion else None),
+        holdout_gain=_mean(champion.holdout_gain if champion else None),
+        optimism=champion.optimism if champion else None,
+        certified_gain=_mean(certified.fresh_gain if certified else None),
         confirmed=len(state.champion_scores) > 1 if kept else None,
         trials_to_best=kept[-1].number if kept else None,
         hours=state.used_seconds / 3600,
@@ -99,6 +118,10 @@ def figures(state: NightState) -> NightFigures:
         budget=_budget(header.settings.budget),
         hardware=baseline.hardware if baseline else None,
     )
+
+
+def _mean(estimate: Estimate | None) -> float | None:
+    return estimate.mean if estimate else None
 
 
 def _gain(state: NightState, is_kept: bool) -> float | None:
@@ -164,11 +187,17 @@ def _column(night: NightFigures, kinds: Iterable[str]) -> dict[str, str]:
         "  stand-ins": str(night.stood_in),
         "  rejected": str(night.rejected),
         "  stopped": str(night.stopped),
+        "placebos": str(night.placebos),
         "baseline": score(night.baseline),
         "best": score(night.best),
         "gain": score(night.gain),
         "  in sd": "-" if night.gain_sd is None else f"{night.gain_sd:.1f}",
         "  confirmed": {None: "-", True: "yes", False: "no: one seed"}[night.confirmed],
+        "  fresh seeds": score(night.fresh_gain),
+        "  holdout": score(night.holdout_gain),
+        "  optimism": score(night.optimism),
+        "certified": "no" if night.certified is None else f"{night.certified} of {night.keeps}",
+        "  gain": score(night.certified_gain),
         "trials to best": "-" if night.trials_to_best is None else str(night.trials_to_best),
         **_spending(night),
         **{f"keeps: {one_line(kind)}": str(night.keeps_by_kind.get(kind, 0)) for kind in kinds},

@@ -16,22 +16,40 @@ def to_beat(state: NightState) -> dict[int, float]:
     return {trial.number: before for trial, before, _ in champions(state)}
 
 
+def baseline_of(state: NightState, number: int) -> float | None:
+    """The baseline's score, bits per byte, on the hardware of trial `number`."""
+    if state.baseline is None:
+        return None
+    on_other = [each for each in state.remeasurements if each.baseline and number <= each.trials]
+    return statistics.fmean(on_other[0].baseline_before) if on_other else state.baseline.val_bpb
+
+
 def champions(state: NightState) -> Iterator[tuple[Trial, float, float]]:
     """Each trial with the champion's score that it was compared with, and the champion's after it.
 
     In bits per byte, means over the champion's runs: those that were made afresh for the trial are
-    among them. None before there is a baseline.
+    among them. For a placebo, only over those by which nobody chose the champion. None before there
+    is a baseline.
     """
     if state.baseline is None:
         return
-    champion, scores = state.baseline.val_bpb, state.baseline.scores
+    again = {each.trials: each for each in state.remeasurements}
+    # On other hardware the baseline is another.
+    scores = next((e.baseline_before for e in state.remeasurements), state.baseline.scores)
+    champion, unselected = statistics.fmean(scores), scores
     for trial in state.trials:
+        if trial.number - 1 in again:
+            scores = unselected = again[trial.number - 1].scores
+            champion = statistics.fmean(scores)
         if trial.champion_scores:
             scores = (*scores, *trial.champion_scores)
+            unselected = (*unselected, *trial.champion_scores)
             champion = statistics.fmean(scores)
         before = champion
+        if trial.placebo and unselected:
+            before = statistics.fmean(unselected)
         if trial.verdict == "keep" and trial.val_bpb is not None:
-            champion, scores = trial.val_bpb, trial.scores
+            champion, scores, unselected = trial.val_bpb, trial.scores, ()
         yield trial, before, champion
 
 
@@ -42,6 +60,8 @@ def is_noise(trial: Trial) -> bool:
 
 def outcome(trial: Trial) -> str:
     """The verdict in a word or a few: what became of a trial, also of one without a score."""
+    if trial.placebo:
+        return "placebo" if trial.placebo == "discard" else "placebo, a false keep"
     if trial.status == "rejected_patch":
         return "rejected"
     if trial.status != "ok":

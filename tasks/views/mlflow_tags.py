@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from tasks.records import TRAIN, NightState, RunResult, Trial
-from tasks.text import counted, in_markdown, score, shortened, unlinked
+from tasks.records import TRAIN, FreshRun, NightState, RunResult, Trial
+from tasks.text import counted, in_markdown, score, short_commit, shortened, unlinked
+from tasks.views import certified_text, fresh_scores
 
 LONGEST_QUOTE = 800  # characters; a note of these stays below MLflow's limit, so that none is cut
 
@@ -12,6 +13,9 @@ def night_tags(state: NightState) -> dict[str, str | None]:
     """Those that change with each trial; None is not known yet."""
     header, baseline, program = state.header, state.baseline, state.header.program
     kept = sum(trial.verdict == "keep" for trial in state.trials)
+    done = f"{counted(len(state.candidates), 'trial')}, {kept} kept"
+    if placebos := len(state.trials) - len(state.candidates):
+        done += f", {counted(placebos, 'placebo')}"
     end = in_markdown(state.finished or state.stopped or "Not finished.")
     return {
         "profile": header.profile,
@@ -23,18 +27,42 @@ def night_tags(state: NightState) -> dict[str, str | None]:
         "champion": state.champion,
         "hardware": baseline.hardware if baseline else None,
         "dataset": baseline.dataset if baseline else None,
+        **certified_tags(state),
         "mlflow.source.name": "nightly-research",
         "mlflow.source.git.commit": state.champion,
-        "mlflow.note.content": f"{counted(len(state.trials), 'trial')}, {kept} kept. {end}",
+        "mlflow.note.content": f"{done}. {certified_text.sentence(state)} {end}",
     }
 
 
+def certified_tags(state: NightState) -> dict[str, str]:
+    """What is certified of a night, and what its fresh runs score, with intervals."""
+    tags = {}
+    if found := state.certification:
+        for certificate in ("certified", "not_shown", "open"):
+            claims = [claim for claim in found.claims if claim.certificate == certificate]
+            tags[certificate] = " ".join(str(n) for claim in claims for n in claim.trials) or "-"
+        tags["certified_commit"] = found.tip or "-"
+    fresh = fresh_scores.of_night(state) if state.fresh_runs else None
+    for name, file in fresh.files().items() if fresh else ():
+        for what in ("fresh", "holdout", "fresh_gain", "holdout_gain"):
+            if (estimate := getattr(file, what)) is not None:
+                tags[f"{name}_{what}"] = f"{estimate}, {counted(estimate.runs, 'run')}"
+    return tags
+
+
 def baseline_id(state: NightState, run: RunResult) -> str:
-    return f"{state.header.tag}:baseline:{run.seed}"
+    """`nov21:baseline:1`; on the second hardware of a night `nov21:baseline-2:1`."""
+    other = sum(each.baseline is not None for each in state.remeasurements)
+    return f"{state.header.tag}:baseline{f'-{other + 1}' if other else ''}:{run.seed}"
 
 
 def trial_id(state: NightState, trial: Trial) -> str:
     return f"{state.header.tag}:{trial.number}"
+
+
+def fresh_id(state: NightState, index: int) -> str:
+    """Of a fresh run, by its place in the ledger: files may share a seed."""
+    return f"{state.header.tag}:fresh:{index}"
 
 
 def baseline_tags(state: NightState, run: RunResult) -> dict[str, str]:
@@ -58,6 +86,32 @@ def baseline_tags(state: NightState, run: RunResult) -> dict[str, str]:
     }
 
 
+def fresh_tags(state: NightState, index: int) -> dict[str, str]:
+    run = state.fresh_runs[index]
+    what = {"certification": "for the certification", "end": "for the night's end"}[run.purpose]
+    return {
+        "trial_id": fresh_id(state, index),
+        "commit": run.champion,
+        "verdict": "fresh",
+        "reason": unlinked(run.reason),
+        "status": run.status,
+        "seeds": str(run.seed),
+        "purpose": run.purpose,
+        "left_out": " ".join(map(str, run.left_out)) or "-",
+        "mlflow.source.name": TRAIN,
+        "mlflow.source.git.commit": run.champion,
+        "mlflow.note.content": f"A run {what}: {fresh_file(state, run)}. Nothing was chosen by it.",
+    }
+
+
+def fresh_file(state: NightState, run: FreshRun) -> str:
+    """What a fresh run has trained, in words."""
+    if fresh_scores.changes(state, run) == set():
+        return "the baseline"
+    left = ", ".join(map(str, run.left_out))
+    return f"the champion {short_commit(run.champion)}{f' without {left}' if left else ''}"
+
+
 def trial_tags(state: NightState, trial: Trial) -> dict[str, str]:
     commit = trial.commit or "-"
     known = {
@@ -65,11 +119,14 @@ def trial_tags(state: NightState, trial: Trial) -> dict[str, str]:
         "outcome": trial.idea.outcome,
         "fixes": str(trial.fixes) if trial.fixes else None,
         "grown": trial.grown,
+        # Of the champion, run again beside this trial.
+        "champion_seeds": " ".join(map(str, trial.champion_seeds)),
+        "quarantined": str(len(trial.quarantined)) if trial.quarantined else None,
     }
     return {
         "trial_id": trial_id(state, trial),
         "commit": commit,
-        "verdict": trial.verdict,
+        "verdict": verdict(trial),
         "reason": unlinked(trial.reason),
         "status": trial.status,
         "isolation": trial.isolation,
@@ -81,6 +138,10 @@ def trial_tags(state: NightState, trial: Trial) -> dict[str, str]:
         "mlflow.source.git.commit": commit,
         "mlflow.note.content": _note(state, trial),
     }
+
+
+def verdict(trial: Trial) -> str:
+    return "placebo" if trial.placebo else trial.verdict
 
 
 def _note(state: NightState, trial: Trial) -> str:
@@ -96,7 +157,7 @@ def _note(state: NightState, trial: Trial) -> str:
     }
     refs = f"refs/trials/{state.header.tag}/{trial.number}"
     paragraphs = [
-        f"{_quote(idea.summary)}, proposed by {idea.proposer}: **{trial.verdict}** "
+        f"{_quote(idea.summary)}, proposed by {idea.proposer}: **{verdict(trial)}** "
         f"({trial.status}, {result}).",
         _quote(trial.reason),
         *(f"{name}: {_quote(text)}" for name, text in words.items() if text),

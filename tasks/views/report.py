@@ -8,13 +8,17 @@ mention or table cell.
 from __future__ import annotations
 
 import base64
+import statistics
 import types
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tasks.files import FileRef
+from tasks.history import false_keeps
+from tasks.history.false_keeps import FalseKeeps
 from tasks.history.growth import Size
+from tasks.noise import estimate, noise_of
 from tasks.records import BaselineEvent, NightHeader, NightState, Trial
 from tasks.text import (
     counted,
@@ -26,7 +30,7 @@ from tasks.text import (
     shortened,
 )
 from tasks.text import in_markdown as _text
-from tasks.views import costs, margin, refusals
+from tasks.views import certified_text, costs, margin, refusals
 from tasks.views.leaps import leaps
 
 FILE = "report.md"
@@ -39,7 +43,8 @@ COLUMNS = ("commit", "val_bpb", "memory_gb", "status", "description")
 
 def write(state: NightState, folder: Path) -> None:
     """Writes report.md and results.tsv into the night's folder, each whole or not at all."""
-    text = markdown(state, refusals.read(folder))
+    everywhere = false_keeps.of_all(state, false_keeps.nights(folder.parent))
+    text = markdown(state, refusals.read(folder), everywhere)
     FileRef.write(folder / FILE, text.encode("utf-8", "replace"))
     FileRef.write(folder / "results.tsv", results_tsv(state).encode("utf-8", "replace"))
 
@@ -65,28 +70,41 @@ def results_tsv(state: NightState) -> str:
                 short_commit(trial.commit),
                 "" if trial.val_bpb is None else f"{trial.val_bpb:.6f}",
                 _gib(trial.peak_memory_bytes),
-                trial.verdict if trial.status == "ok" else "crash",
+                _word(trial),
                 one_line(trial.idea.summary),
             )
         )
     return "".join("\t".join(row) + "\n" for row in rows)
 
 
+def _word(trial: Trial) -> str:
+    """Upstream's word for what became of a trial, and `placebo`, which it does not know."""
+    if trial.placebo:
+        return "placebo"
+    return trial.verdict if trial.status == "ok" else "crash"
+
+
 def _gib(size: int | None) -> str:
     return "" if size is None else f"{size / 2**30:.1f}"
 
 
-def markdown(state: NightState, refused: Mapping[str, str] = types.MappingProxyType({})) -> str:
+def markdown(
+    state: NightState,
+    refused: Mapping[str, str] = types.MappingProxyType({}),
+    everywhere: FalseKeeps | None = None,
+) -> str:
     """The report: what was won, how far to trust it, every trial, what to do next, provenance.
 
-    `refused` are the runs that MLflow does not take, see refusals.py.
+    `refused` are the runs that MLflow does not take, see refusals.py; `everywhere` are the false
+    keeps of all comparable nights.
     """
     parts = [
         f"# Night {state.header.tag}",
         headline(state),
         f"![Progress]({PICTURE})",
+        *_certified(state),
         "## How far to trust it",
-        "\n".join(_trust(state)),
+        "\n".join([*_trust(state), *_false_keeps(state, everywhere)]),
         "## Trials",
         _table(state),
     ]
@@ -99,7 +117,13 @@ def markdown(state: NightState, refused: Mapping[str, str] = types.MappingProxyT
 
 def headline(state: NightState) -> str:
     """What was won, and how the night went, in one paragraph of Markdown."""
-    return f"**{_won(state)}** {_progress(state)} {_end(state)}"
+    parts = (f"**{_won(state)}**", certified_text.sentence(state), _progress(state), _end(state))
+    return " ".join(filter(None, parts))
+
+
+def _certified(state: NightState) -> list[str]:
+    parts = list(certified_text.section(state))
+    return ["## What holds up", *parts] if parts else []
 
 
 def _won(state: NightState) -> str:
@@ -111,7 +135,7 @@ def _won(state: NightState) -> str:
         nothing = "Nothing was kept" if state.finished else "Nothing is kept so far"
         return f"{nothing}: the baseline has {base:.6f} bits per byte."
     gain = base - best
-    in_sd = f", {abs(gain) / baseline.sd:.1f} sd of one run" if baseline.sd else ""
+    in_sd = f", {abs(gain) / noise_of(state).sd:.1f} sd of one run"
     return (
         f"{best:.6f} bits per byte, {abs(gain):.6f} ({abs(gain) / base:.2%}{in_sd}) "
         f"{'better' if gain >= 0 else 'worse'} than the baseline's {base:.6f}."
@@ -122,14 +146,16 @@ def _progress(state: NightState) -> str:
     if not state.trials:
         trials = "No trial is finished"
     else:
-        rejected = sum(trial.status == "rejected_patch" for trial in state.trials)
-        stopped = sum(trial.status != "ok" for trial in state.trials) - rejected
-        kept = len(_kept(state))
+        tried = state.candidates
+        rejected = sum(trial.status == "rejected_patch" for trial in tried)
+        stopped = sum(trial.status != "ok" for trial in tried) - rejected
+        kept, placebos = len(_kept(state)), len(state.trials) - len(tried)
         trials = (
             f"{counted(len(state.trials), 'trial')}: {kept} kept, "
-            f"{len(state.trials) - kept - stopped - rejected} discarded, "
+            f"{len(tried) - kept - stopped - rejected} discarded, "
             f"{f'{rejected} rejected, ' if rejected else ''}{stopped} stopped"
         )
+        trials += f", {counted(placebos, 'placebo')}" if placebos else ""
     hours, minutes = divmod(round(state.used_seconds / 60), 60)
     wall = f"{hours} h {minutes:02d} min" if hours else f"{state.used_seconds / 60:.1f} min"
     return f"{trials}. Wall time {wall}."
@@ -153,9 +179,8 @@ def _trust(state: NightState) -> Iterator[str]:
         yield "- The baseline is not measured yet, so there are no scores."
         return
     yield (
-        f"- Noise: one run has a standard deviation (sd) of {baseline.sd:.4g} bits per byte, from "
-        f"the baseline's {counted(len(baseline.scores), 'run')} (seeds "
-        f"{_listed(baseline.seeds)}). z is the difference of two means in standard errors."
+        f"- Noise, bits per byte: {estimate(state)}. sd is the standard deviation; z is the "
+        "difference of two means in standard errors."
     )
     yield (
         f"- The champion's score is the mean of {counted(len(state.champion_scores), 'run')}: "
@@ -163,13 +188,13 @@ def _trust(state: NightState) -> Iterator[str]:
     )
     if _kept(state):
         yield (
-            f"- Selection: the best of {counted(len(state.trials), 'trial')} was picked by this "
-            "score, so part of the gain is luck, and the true gain is likely smaller. Runs with "
-            "new seeds would show how much."
+            f"- Selection: the best of {counted(len(state.candidates), 'trial')} was picked by "
+            "this score, so part of the gain is luck, and the true gain is likely smaller. Runs "
+            "with new seeds show how much: see above."
         )
     yield from _size(state, baseline)
     yield f"- Audit: {_audit(state)}"
-    for number, most in leaps(state.trials).items():
+    for number, most in leaps(state.candidates).items():
         z = next(trial.z for trial in state.trials if trial.number == number)
         yield (
             f"- Read first: trial {number} is {z:.1f} standard errors better than its champion; "
@@ -180,6 +205,7 @@ def _trust(state: NightState) -> Iterator[str]:
     for trial in state.trials:
         if trial.unusual:
             yield f"- Unusual: trial {trial.number}: {_text(trial.unusual)}."
+    yield from _conditions(state)
     if isolation == "none":
         yield (
             "- Isolation: NONE. Candidates ran with your permissions and could read the "
@@ -187,6 +213,37 @@ def _trust(state: NightState) -> Iterator[str]:
         )
     else:
         yield f"- Isolation: {_text(isolation)}."
+
+
+def _false_keeps(state: NightState, everywhere: FalseKeeps | None) -> Iterator[str]:
+    found = false_keeps.of_night(state)
+    if said := false_keeps.sentence(found, everywhere or found):
+        yield f"- False keeps: {said} That is how often the rule keeps a change that does nothing."
+
+
+def _conditions(state: NightState) -> Iterator[str]:
+    """Runs that were made again, and champions that were measured again."""
+    repeated = [trial for trial in state.trials if trial.quarantined]
+    if repeated:
+        count = sum(len(trial.quarantined) for trial in repeated)
+        were = "was" if count == 1 else "were"
+        yield (
+            f"- Conditions: {counted(count, 'run')} {were} repeated, as the machine was not as "
+            f"usual ({_trials([trial.number for trial in repeated])}). The first: "
+            f"{_text(repeated[0].quarantined[0].disturbance)}."
+        )
+    for again in state.remeasurements:
+        other = f" on {_text(again.hardware_before)}" if again.baseline else ""
+        baseline = ""
+        if again.baseline:
+            before, now = statistics.fmean(again.baseline_before), again.baseline.val_bpb
+            baseline = f"the baseline had {before:.6f}{other} and has {now:.6f}, "
+        before, now = map(statistics.fmean, (again.champion_before, again.scores))
+        yield (
+            f"- Measured again after {counted(again.trials, 'trial')}: {_text(again.reason)}. In "
+            f"bits per byte, {baseline}the champion had {before:.6f}{other} and has {now:.6f}. "
+            "Later trials are compared with the new scores alone."
+        )
 
 
 def _audit(state: NightState) -> str:
@@ -235,7 +292,7 @@ def _size(state: NightState, baseline: BaselineEvent) -> Iterator[str]:
 def _table(state: NightState) -> str:
     if not state.trials:
         return "None yet."
-    several = len({trial.idea.proposer for trial in state.trials}) > 1
+    several = len({trial.idea.proposer for trial in state.candidates}) > 1
     by, rule = (" by |", "---|") if several else ("", "")
     champions = margin.to_beat(state)
     rows = [
@@ -261,7 +318,7 @@ def _cells(
     outcome = margin.outcome(trial)
     yield f"**{outcome}**" if trial.verdict == "keep" else outcome
     yield score(trial.val_bpb)
-    yield difference(trial.val_bpb, state.baseline.val_bpb if state.baseline else None)
+    yield difference(trial.val_bpb, margin.baseline_of(state, trial.number))
     yield difference(trial.val_bpb, champions.get(trial.number))
     yield "-" if trial.z is None else f"{trial.z:.2f}"
     yield str(len(trial.scores))
@@ -319,12 +376,7 @@ def _stand_ins(state: NightState) -> Iterator[str]:
 def _next_steps(state: NightState) -> Iterator[str]:
     tag = state.header.tag
     if _kept(state):
-        start = short_commit(state.start_commit)
-        yield f"- Read what won: `git diff {start} autoresearch/{tag} -- trainer/train.py`"
-        yield (
-            f"- Try it: `git switch --detach autoresearch/{tag}`. "
-            f"Adopt it: `git merge autoresearch/{tag}`"
-        )
+        yield from (f"- {step}" for step in certified_text.merge_steps(state))
     yield "- Compare runs, knobs and loss curves in MLflow: `./run server`"
     yield f"- Compare with another night: `./run compare {tag} TAG`"
     if state.trials:

@@ -8,13 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tasks.errors import NightlyError
-from tasks.history import heartbeat, llm_calls, night_budget, night_folder
+from tasks.history import false_keeps, heartbeat, llm_calls, night_budget, night_folder
+from tasks.history.false_keeps import FalseKeeps
 from tasks.history.heartbeat import Heartbeat
-from tasks.records import NightState, Trial
+from tasks.records import Certification, NightState, Trial
 from tasks.statuses import Decision, Status
 from tasks.text import counted, money, score, short_commit
 from tasks.usage import Usage, total
-from tasks.views import costs, refusals
+from tasks.views import costs, fresh_scores, refusals
+from tasks.views.fresh_scores import FreshScores
 
 # The fields of these records are the keys of `--json`.
 
@@ -27,6 +29,7 @@ class TrialResult:
     reason: str
     val_bpb: float | None
     commit: str | None
+    placebo: Decision | None  # of the champion unchanged: what the rule said of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Results:
     baseline: float | None
     champion: float | None
     trials: tuple[TrialResult, ...]
+    certification: Certification | None  # the last one; None: not certified
+    fresh: FreshScores | None  # baseline, champion and certified champion; None: no fresh run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +82,9 @@ class NightStatus(Results):
     seconds_left: float | None
     champion_commit: str | None
     kept: int
+    placebos: int  # trials that are none of a proposer's
+    false_keeps: FalseKeeps
+    false_keeps_of_all: FalseKeeps  # of all nights whose scores can be compared with this one's
     budget: Budget
     last_error: str | None
     not_in_mlflow: str | None  # which runs MLflow does not take, and what to do
@@ -92,16 +100,22 @@ def results(state: NightState) -> Results:
         baseline=state.baseline.val_bpb if state.baseline else None,
         champion=state.champion_bpb,
         trials=tuple(map(_result, state.trials)),
+        certification=state.certification,
+        fresh=fresh_scores.of_night(state) if state.fresh_runs else None,
     )
 
 
 def _result(trial: Trial) -> TrialResult:
-    fields = {name: getattr(trial, name) for name in ("status", "verdict", "reason", "val_bpb")}
+    names = ("status", "verdict", "reason", "val_bpb", "placebo")
+    fields = {name: getattr(trial, name) for name in names}
     return TrialResult(k=trial.number, commit=trial.commit, **fields)
 
 
-def describe(folder: Path) -> NightStatus:
-    """The night in this folder. Raises NightlyError if its ledger is damaged."""
+def describe(folder: Path, others: Sequence[NightState] | None = None) -> NightStatus:
+    """The night in this folder. Raises NightlyError if its ledger is damaged.
+
+    `others` are the nights beside it, which are read if they are not given.
+    """
     beat = heartbeat.last(folder / night_folder.PULSE)
     is_alive = beat is not None and beat.is_alive
     # Read after the heartbeat: a night that ends in between has its end on record.
@@ -111,6 +125,7 @@ def describe(folder: Path) -> NightStatus:
     used = max(state.used_seconds, beat.used_seconds if beat else 0.0) + elapsed
     left = night_budget.seconds_left(state, used)
     refused = refusals.read(folder)
+    others = false_keeps.nights(folder.parent) if others is None else others
     return NightStatus(
         **vars(results(state)),
         state=_word(state, is_alive),
@@ -121,6 +136,9 @@ def describe(folder: Path) -> NightStatus:
         seconds_left=None if left is None else round(left, 1),
         champion_commit=state.champion,
         kept=sum(trial.verdict == "keep" for trial in state.trials),
+        placebos=len(state.trials) - len(state.candidates),
+        false_keeps=false_keeps.of_night(state),
+        false_keeps_of_all=false_keeps.of_all(state, others),
         budget=_budget(state, used, _spent(folder, state)),
         last_error=_last_error(state, beat, is_alive),
         not_in_mlflow=refusals.message(folder.name, refused) if refused else None,
@@ -134,9 +152,11 @@ def describe(folder: Path) -> NightStatus:
 def describe_all(folders: Iterable[Path]) -> tuple[list[NightStatus], dict[str, str]]:
     """These nights, the one with the latest event last; and what is wrong with each damaged one."""
     nights, damaged = [], {}
+    folders = list(folders)
+    others = false_keeps.nights(folders[0].parent) if folders else []
     for folder in folders:
         try:
-            nights.append(describe(folder))
+            nights.append(describe(folder, others))
         except NightlyError as error:
             damaged[folder.name] = str(error)
     return sorted(nights, key=lambda night: night.updated), damaged
@@ -201,6 +221,8 @@ def text(night: NightStatus) -> str:
         night.not_in_mlflow,
         _resume(night),
         _scores(night),
+        _certified(night),
+        false_keeps.sentence(night.false_keeps, night.false_keeps_of_all),
     )
     return "\n".join(line for line in lines if line)
 
@@ -222,8 +244,10 @@ def _used(night: NightStatus) -> str:
     trials, hours = night.budget.trials, night.budget.hours
     planned = f" of {trials.of}" if trials.of else ""
     limit = f" of {hours.of:g}" if hours.of else ""
+    placebos = f", {counted(night.placebos, 'placebo')}" if night.placebos else ""
     return (
-        f"{trials.used}{planned} trials done, {night.kept} kept; {hours.used:.2f}{limit} hours used"
+        f"{trials.used}{planned} trials done, {night.kept} kept{placebos}; "
+        f"{hours.used:.2f}{limit} hours used"
     )
 
 
@@ -251,6 +275,15 @@ def _now(night: NightStatus) -> str | None:
 def _resume(night: NightStatus) -> str | None:
     is_over = night.state in ("stopped", "failed", "interrupted")
     return f"`./run resume {night.tag}` resumes it" if is_over else None
+
+
+def _certified(night: NightStatus) -> str | None:
+    found = night.certification
+    if found is None:
+        return None
+    ours = night.fresh and night.fresh.certified
+    gain = f", {ours.fresh_gain} better with fresh seeds" if ours and ours.fresh_gain else ""
+    return f"certified: {len(found.certified)} of {counted(night.kept, 'kept change')}{gain}"
 
 
 def _scores(night: NightStatus) -> str | None:

@@ -21,7 +21,7 @@ from tasks.history import trial_folder
 from tasks.records import Candidate, NightState, RunResult, Trial
 from tasks.text import one_line, shortened
 from tasks.usage import Call, Usage, total
-from tasks.views import margin, mlflow_page, report
+from tasks.views import fresh_scores, margin, mlflow_page, mlflow_tags, report
 from tasks.views.mlflow_client import Store, connect, plain
 from tasks.views.mlflow_tags import baseline_tags, night_tags, trial_tags
 from tasks.views.tracing import log_calls
@@ -43,6 +43,17 @@ MEASURED = (
     *("seconds", "cpu_seconds", "tokens", "startup_seconds", "startup_gpu_seconds"),
     *("audit_gap", "parameters"),
 )
+PLAIN = str.maketrans(" ", "_", "()")  # a reason as a part of a metric's name
+# Of the machine while a run trained: means over the runs.
+CONDITIONS = {
+    "steps": "steps",
+    "cpu_waited_seconds": "cpu_waited",
+    "cpu_others_seconds": "cpu_others",
+    "cpu_stolen_seconds": "cpu_stolen",
+    "sm_clock_mhz": "sm_clock",
+    "lowest_sm_clock_mhz": "lowest_sm_clock",
+    "gpu_others": "gpu_others",
+}
 SIZES = {  # in MLflow: the figure in bytes, and the unit that it is shown in
     "peak_memory_gib": ("peak_memory_bytes", 2**30),
     "peak_gpu_gib": ("peak_gpu_bytes", 2**30),
@@ -82,6 +93,8 @@ def log_trial(
         child = _child(client, night, _name(trial), trial_tags(state, trial), runs)
         if child.info.status == "RUNNING":
             known = {"val_bpb": trial.val_bpb, "z": trial.z, **_spending(trial.usage)}
+            again = zip(trial.champion_seeds, trial.champion_scores, strict=True)
+            known |= {f"champion_bpb_seed_{seed}": score for seed, score in again}
             points = [*_figures(child, runs, known), *_curves(child, runs)]
             _log(client, child, points, trial.knobs, {})
             if folder.is_dir():
@@ -98,6 +111,20 @@ def log_progress(store: Store, state: NightState) -> None:
     with connect(store.uri) as client:
         night = _night(client, store, state)
         _update_night(client, night, state, _progress(night, state))
+
+
+def log_fresh_run(store: Store, state: NightState, index: int) -> None:
+    """A child run for a run apart from the trials: `index` is its place in `state.fresh_runs`."""
+    run = state.fresh_runs[index]
+    with connect(store.uri) as client:
+        night = _night(client, store, state)
+        name = f"{mlflow_tags.fresh_file(state, run)}, seed {run.seed}"
+        child = _child(client, night, name, mlflow_tags.fresh_tags(state, index), [])
+        if child.info.status == "RUNNING":
+            names = ("val_bpb", "holdout_bpb", "wall_seconds")
+            _log(client, child, _figures(child, [], {n: getattr(run, n) for n in names}), {}, {})
+            _update_night(client, night, state, _fresh_points(night.info.start_time, state))
+            _end(client, child, run.status == "ok")
 
 
 def finished_runs(store: Store, state: NightState) -> frozenset[str]:
@@ -241,7 +268,24 @@ def _progress(night: Run, state: NightState) -> list[Metric]:
             _metric(name, value, start + trial.number, trial.number)
             for name, value in named.items()
         ]
-    return points
+    return [*points, *_fresh_points(start, state)]
+
+
+def _fresh_points(start: int, state: NightState) -> list[Metric]:
+    """What fresh runs say of the gain, by how many there are; their intervals are tags."""
+    fresh = fresh_scores.of_night(state) if state.fresh_runs else None
+    figures: dict[str, float | None] = {}
+    for name, file in fresh.files().items() if fresh else ():
+        for what in ("fresh", "holdout", "fresh_gain", "holdout_gain"):
+            estimate = getattr(file, what)
+            figures[f"{name}_{what}"] = estimate.mean if estimate else None
+        figures[f"{name}_optimism"] = file.optimism
+    step = len(state.fresh_runs)
+    return [
+        _metric(name, value, start + step, step)
+        for name, value in figures.items()
+        if value is not None
+    ]
 
 
 def _child(
@@ -287,6 +331,7 @@ def _figures(
             name: _mean(size / unit if (size := getattr(run, field)) else None for run in runs)
             for name, (field, unit) in SIZES.items()
         },
+        **_conditions(runs),
     }
     if len(runs) > 1:
         values |= {f"val_bpb_seed_{run.seed}": run.val_bpb for run in runs}
@@ -296,6 +341,21 @@ def _figures(
         values |= {f"self_reported_{name}": value for name, value in reported.items()}
     start = child.info.start_time
     return [_metric(name, value, start) for name, value in values.items() if value is not None]
+
+
+def _conditions(runs: Sequence[RunResult]) -> dict[str, float | None]:
+    """The means over the runs; of what held the clock back, the share of the time by reason."""
+    known = [run.conditions for run in runs if run.conditions]
+    reasons = sorted({reason for each in known for reason in each.held_back})
+    shares = {
+        f"held_back_{reason.translate(PLAIN)}": _mean(
+            each.held_back.get(reason, 0.0) for each in known
+        )
+        for reason in reasons
+    }
+    return shares | {
+        name: _mean(getattr(each, field) for each in known) for name, field in CONDITIONS.items()
+    }
 
 
 def _curves(child: Run, runs: Sequence[RunResult]) -> list[Metric]:

@@ -15,6 +15,7 @@ from typing import Any
 from tasks.errors import NightlyError, UsageError
 from tasks.history import git_plumbing, ledger, llm_calls, night_folder, trial_folder
 from tasks.history.night_state import fold
+from tasks.noise import noise_of
 from tasks.records import TRAIN, Idea, NightState, RunResult, Trial
 from tasks.statuses import Decision, Outcome, Status
 from tasks.usage import Call, Usage
@@ -112,6 +113,7 @@ class TrialStory:
     to_beat: float | None  # the champion's score while it ran
     status: Status | None
     verdict: Decision | None
+    placebo: Decision | None  # of the champion unchanged: what the rule said of it
     reason: str | None
     z: float | None
     val_bpb: float | None
@@ -133,6 +135,7 @@ class TrialStory:
     parent: str
     commit: str | None
     runs: tuple[Run, ...]
+    champion_runs: tuple[SeedScore, ...]  # of the champion, again, to compare this trial with
     diff: str | None
     log: str | None  # its end, of a trial that was stopped
     attempts: tuple[Attempt, ...]
@@ -144,7 +147,7 @@ class TrialStory:
 
 # Fields of a Trial and of a RunResult that are taken over as they are.
 JUDGED = (
-    *("status", "verdict", "reason", "z", "val_bpb", "unusual", "grown", "isolation"),
+    *("status", "verdict", "placebo", "reason", "z", "val_bpb", "unusual", "grown", "isolation"),
     *("audit_gap", "wall_seconds", "fixes"),
 )
 MEASURED = (
@@ -180,15 +183,16 @@ def describe(folder: Path, root: Path, number: int) -> BaselineStory | TrialStor
 def _baseline(state: NightState) -> BaselineStory:
     baseline = state.baseline
     names = (
-        *("val_bpb", "sd", "seconds", "peak_memory_bytes", "hardware", "dataset"),
+        *("val_bpb", "seconds", "peak_memory_bytes", "hardware", "dataset"),
         *("parameters", "checkpoint_bytes", "peak_gpu_bytes"),
     )
     fields: dict[str, Any] = {name: getattr(baseline, name, None) for name in names}
     runs = zip(baseline.seeds, baseline.scores, strict=True) if baseline else ()
     return BaselineStory(
-        **_night(state),
+        **_night(state, len(state.trials) + 1),
         k=0,
         **fields,
+        sd=noise_of(state).sd if baseline else None,
         state="decided" if baseline else "not measured",
         summary=SUMMARY,
         commit=state.start_commit,
@@ -207,7 +211,7 @@ def _trial(
     usage = trial.usage if trial else costs.of_calls(calls)
     judged: dict[str, Any] = {name: getattr(trial, name, None) for name in JUDGED}
     return TrialStory(
-        **_night(state),
+        **_night(state, files.number),
         k=files.number,
         to_beat=margin.to_beat(state).get(files.number, state.champion_bpb),
         **judged,
@@ -216,6 +220,12 @@ def _trial(
         parent=parent,
         commit=trial.commit if trial else None,
         runs=runs,
+        champion_runs=tuple(
+            SeedScore(*pair)
+            for pair in zip(trial.champion_seeds, trial.champion_scores, strict=True)
+        )
+        if trial
+        else (),
         diff=diff,
         log=_tail(files.place / "run.log") if is_stopped else None,
         attempts=files.attempts(),
@@ -226,8 +236,8 @@ def _trial(
     )
 
 
-def _night(state: NightState) -> dict[str, Any]:
-    base = state.baseline.val_bpb if state.baseline else None
+def _night(state: NightState, number: int) -> dict[str, Any]:
+    base = margin.baseline_of(state, number)
     return {"tag": state.header.tag, "baseline": base, "champion": state.champion_bpb}
 
 

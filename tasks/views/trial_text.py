@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tasks.history import growth, night_folder
-from tasks.text import difference, money, one_line, score, short_commit, shortened
+from tasks.text import counted, difference, money, one_line, score, short_commit, shortened
 from tasks.views.trial_story import BaselineStory, Request, Run, SeedScore, TrialStory
 
 LEVELS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
@@ -26,6 +26,10 @@ def text(story: BaselineStory | TrialStory) -> str:
     if story.runs:
         parts.append("\n".join(map(_run, story.runs)))
     if isinstance(story, TrialStory):
+        if again := story.champion_runs:
+            times = counted(len(again), "fresh run")
+            title = f"{times} of the champion, to compare with:"
+            parts.append("\n".join([title, *map(_run, again)]))
         parts += _crashes(story)
         parts += _requests(story)
         if story.diff is not None:
@@ -82,7 +86,8 @@ def _verdict(story: TrialStory) -> str | None:
     if story.verdict is None:
         return None
     z = "" if story.z is None else f" (z {story.z:.2f})"
-    return f"{story.verdict} ({story.status}): {story.reason}{z}"
+    verdict = "placebo" if story.placebo else story.verdict
+    return f"{verdict} ({story.status}): {story.reason}{z}"
 
 
 def _score(story: TrialStory) -> str | None:

@@ -10,8 +10,8 @@ from flows import state_home
 from tests.benchmarks import mutants
 
 NAMES = (
-    *("ahead", "audit", "data", "gpu", "judge", "mutants", "night", "nights", "planted", "train"),
-    "verdict",
+    *("ahead", "audit", "data", "gpu", "judge", "mutants", "night", "nights", "placebo", "planted"),
+    *("train", "verdict"),
 )
 
 if __name__ == "__main__":

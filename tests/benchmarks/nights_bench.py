@@ -16,8 +16,8 @@ from pathlib import Path
 from flows import state_home
 from tasks.files import FileRef
 from tasks.history import night_folder
+from tasks.noise import Noise
 from tasks.records import NightState
-from tasks.trial.verdict import Noise
 from tests.benchmarks.night_gains import Gains, kept_trials
 
 TRIALS = 25

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from tasks.noise import Noise
 from tasks.trial import verdict
-from tasks.trial.verdict import Noise
 from tests.benchmarks import verdict_bench as bench
 
 OURS = bench.RULES[-1]

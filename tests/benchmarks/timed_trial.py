@@ -204,7 +204,7 @@ def corpus_dataset(profile: configs.Profile, folder: Path, scored_tokens: int) -
         tokenization.encode_shard(batches, tokenizer, train, index, os.cpu_count() or 1)
     tokenization.pack(train, vocab_size, T)
     scored = dataset.scored(held, data.validation_documents)
-    tokenization.encode_validation(scored, [tokenizer], validation)
+    tokenization.encode_scored(scored, [tokenizer], validation)
     make_readable(folder)
     return Dataset(
         meta.fingerprint,

@@ -14,9 +14,12 @@ import pytest
 
 import configs
 from flows.command_line import doctor
+from tasks.history import earlier_noise
 from tasks.judge import nvml, probe
-from tasks.trial import device_lock, device_readiness
+from tasks.trial import device_lock, device_readiness, hardware
+from tasks.trial.baseline import facts_before_data
 from tests.made_up_gpu import Driver
+from tests.trials import make_baseline, make_state
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "sk-do-not-show"
@@ -170,6 +173,24 @@ def test_a_prefect_server_is_asked_for_its_health(status, ok):
 def test_a_prefect_server_that_is_down_fails(nobody):
     check = doctor.check_prefect(f"{nobody}/api")
     assert (check.ok, "./run server" in check.remedy) == (False, True)
+
+
+def test_what_earlier_nights_know_of_the_noise_is_shown(tmp_path):
+    laptop = configs.load("laptop")
+    (check,) = doctor.check_noise(tmp_path, laptop)
+    assert check.detail.startswith("no night has measured it here with this profile")
+    measured = make_baseline(
+        hardware=hardware.describe(laptop.device, laptop.threads),
+        facts={**facts_before_data(laptop), "train.py": "ab", "dataset": "d5"},
+    )
+    for tag in ("nov19", "nov20"):  # they share a cached baseline
+        night = make_state(header={"tag": tag}, baseline=measured)
+        earlier_noise.record(tmp_path, night)
+    (tmp_path / "data" / "noise" / "nov18.json").write_text("{")
+    damaged, known = doctor.check_noise(tmp_path, laptop)
+    assert (damaged.ok, known.ok) == (None, None)
+    assert "nov18.json cannot be read" in damaged.detail
+    assert known.detail == "sd 0.01 of one run, 2 degrees of freedom, from 2 nights"
 
 
 def test_no_endpoint_is_no_failure():

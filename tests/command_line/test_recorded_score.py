@@ -1,6 +1,7 @@
 """What `./run replay` measures again: a commit with its seeds and the profile of its night."""
 
 import argparse
+import dataclasses
 import os
 import subprocess
 
@@ -11,8 +12,10 @@ from flows.command_line import commands, recorded_score
 from tasks.errors import UsageError
 from tasks.history import champion
 from tasks.history.ledger import Ledger
+from tasks.noise import Noise
+from tests.checkouts import AUTHOR
 from tests.synthetic_night import make_run
-from tests.trials import baseline_event, keep, night_event
+from tests.trials import baseline_event, crash, keep, night_event
 
 STUB = "tests/profiles/stub.toml"
 
@@ -26,10 +29,14 @@ def root(tmp_path, monkeypatch):
     folder = tmp_path / "checkout"
     (folder / "trainer").mkdir(parents=True)
     (folder / "trainer" / "train.py").write_text("DEPTH = 3\n")
-    who = ("-c", "user.name=A", "-c", "user.email=a@example.org")
-    for arguments in (["init", "-q"], ["add", "-A"], [*who, "commit", "-qm", "start"]):
-        subprocess.run(["git", *arguments], cwd=folder, check=True)
+    (folder / "trainer" / "link.py").write_text("")
+    for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "start"]):
+        git(folder, *arguments)
     return folder
+
+
+def git(folder, *arguments):
+    subprocess.run(["git", *AUTHOR, *arguments], cwd=folder, check=True)
 
 
 @pytest.fixture
@@ -38,26 +45,32 @@ def home(tmp_path):
 
 
 @pytest.fixture
-def commit(root):
-    """A candidate of night nov21, measured with two seeds."""
-    start = champion.start_branch(
-        root, "nov21", champion.open_checkout(root).head, "DEPTH = 4\n", "start"
-    )
+def start(root):
+    head = champion.open_checkout(root).head
+    return champion.start_branch(root, "nov21", head, "DEPTH = 4\n", "start")
+
+
+@pytest.fixture
+def commit(root, start):
+    """A candidate of night nov21, measured with two seeds by a version that recorded no noise."""
     trial = keep(3, 1.6, seeds=(1, 2), scores=(1.5, 1.7), parent=start)
     return champion.commit_candidate(root, "nov21", trial, "DEPTH = 5\r\n")
 
 
-def begin_night(home, profile=STUB):
+def begin_night(home, *trials, commit=None, profile=STUB):
     header = night_event(profile=profile, settings=configs.load(profile), trials=3)
     with Ledger.create(home / "nights" / "nov21" / "ledger.jsonl") as book:
         book.append("night", **header)
         book.append("baseline", **baseline_event(facts={"metric": "1"}, start_commit="c0"))
+        for trial in trials:
+            book.append("decided", trial=dataclasses.asdict(trial))
+            book.append("applied", trial=trial.number, commit=commit)
 
 
 def test_the_profile_is_the_nights(root, home, commit):
     begin_night(home)
     found = recorded_score.find(root, home, commit, None)
-    assert (found.source, found.seeds, found.val_bpb) == ("DEPTH = 5\r\n", (1, 2), "1.600000")
+    assert (found.source, found.seeds, found.val_bpb) == ("DEPTH = 5\r\n", (1, 2), 1.6)
     assert found.profile == configs.load(STUB)
 
 
@@ -112,9 +125,66 @@ def test_an_unknown_commit_is_refused(root, home):
         recorded_score.find(root, home, "nothing", STUB)
 
 
+def test_a_candidate_without_a_score_is_refused(root, home):
+    trial = crash(4, seeds=(1,), parent=champion.open_checkout(root).head)
+    commit = champion.commit_candidate(root, "nov21", trial, "DEPTH = 6\n")
+    with pytest.raises(UsageError, match="no score to reproduce: its candidate was stopped"):
+        recorded_score.find(root, home, commit, STUB)
+
+
+def test_a_certified_change_is_refused_with_the_trial_to_replay(root, home):
+    message = "certified\n\nTrial-Id: nov21:3\nGain: 0.0123\nZ: 3.1\n"
+    git(root, "commit", "-q", "--allow-empty", "-m", message)
+    with pytest.raises(UsageError, match=r"certified .*`./run replay refs/trials/nov21/3`"):
+        recorded_score.find(root, home, "HEAD", STUB)
+
+
+def test_a_commit_says_noise_and_hardware_itself(root, home, start):
+    trial = keep(3, 1.6, noise_sd=0.0046, noise_df=8, hardware="ab12 a CPU", parent=start)
+    commit = champion.commit_candidate(root, "nov21", trial, "DEPTH = 5\n")
+    found = recorded_score.find(root, home, commit, STUB)
+    assert (found.noise, found.hardware, found.notes) == (Noise(0.0046, 8), "ab12 a CPU", ())
+
+
+def test_an_older_commit_takes_noise_and_hardware_from_the_ledger_and_says_so(root, home, commit):
+    begin_night(home)
+    found = recorded_score.find(root, home, commit, None)
+    assert found.noise == Noise.pooled([(1.64, 1.65, 1.66)])
+    assert found.hardware == "a CPU"
+    assert [note.partition(", as")[0] for note in found.notes] == [
+        "the commit has no trailer Noise",
+        "the commit has no trailer Hardware",
+    ]
+    unknown = recorded_score.find(root, home / "elsewhere", commit, STUB)
+    assert (unknown.noise, unknown.hardware) == (None, None)
+
+
+def test_a_trailer_that_the_ledger_denies_is_named(root, home, start):
+    trial = keep(1, 1.6, parent=start)
+    commit = champion.commit_candidate(root, "nov21", trial, "DEPTH = 5\n")
+    begin_night(home, trial, commit=commit)
+    assert recorded_score.find(root, home, commit, None).contradictions == ()
+    git(root, "checkout", "-q", commit)
+    forged = champion.trailers_of("nov21", trial) | {"Val-Bpb": "1.400000", "Z": "9\x1b[2J"}
+    lines = "\n".join(f"{name}: {value}" for name, value in forged.items())
+    git(root, "commit", "-q", "--amend", "-m", f"better\n\n{lines}")
+    found = recorded_score.find(root, home, "HEAD", None)
+    assert found.contradictions == (
+        "the commit says Val-Bpb: 1.400000, its night's ledger says 1.600000",
+        "the commit says Z: 9 [2J, its night's ledger says 4.00",
+    )
+    assert found.notes[-1] == f"the ledger has trial 1 as commit {commit[:7]}: this is a copy"
+
+
+def test_a_file_of_the_harness_that_changed_is_named(root, home, commit):
+    assert recorded_score.find(root, home, commit, STUB).changed == ()
+    (root / "trainer" / "link.py").write_text("# changed\n")
+    assert recorded_score.find(root, home, commit, STUB).changed == ("trainer/link.py",)
+
+
 def test_replay_reports_all_of_it_before_a_server_starts(root, home, commit, monkeypatch):
     monkeypatch.setattr("flows.state_home.ROOT", root)
-    arguments = argparse.Namespace(commit=commit, profile=None, allow_unsandboxed=False)
+    arguments = argparse.Namespace(commit=commit, profile=None, seeds=None)
     with pytest.raises(UsageError, match="--profile"):
         commands.replay(arguments, home)
 

@@ -240,7 +240,8 @@ def test_the_fingerprint_changes_with_everything_that_a_score_depends_on():
         ([a], b, None, [x], 11, 64),
         ([a], b, None, [x], 10, 65),
     ]
-    found = sorted(dataset.fingerprint(*each) for each in datasets)
+    found = [dataset.fingerprint(*each) for each in datasets]
+    found = sorted([*found, dataset.fingerprint([a], b, c, [x], 10, 64, holdout_documents=9)])
     assert all(one != other for one, other in pairwise(found))
 
 

@@ -163,7 +163,7 @@ def test_text_for_less_than_a_row_is_refused(tokenizer, tmp_path):
 
 def test_the_validation_stream_has_every_document_after_a_bos(tokenizer, tmp_path):
     small = tokenization.train_tokenizer(TEXTS, 300, 10**9)
-    *streams, manifest = tokenization.encode_validation(TEXTS, [tokenizer, small], tmp_path)
+    *streams, manifest = tokenization.encode_scored(TEXTS, [tokenizer, small], tmp_path)
     for ref, each in zip(streams, (tokenizer, small), strict=True):
         stream = np.load(ref.path)
         assert stream.dtype == np.uint16
@@ -178,7 +178,7 @@ def test_the_validation_stream_has_every_document_after_a_bos(tokenizer, tmp_pat
 def test_tokens_that_lose_bytes_are_never_scored(tokenizer, tmp_path):
     lossy = prepare.Tokenizer(r"[a-z]+", tokenizer.ranks, tokenizer.specials)
     with pytest.raises(DataError, match=r"vocabulary 320: tokens of \d+ bytes for \d+ bytes"):
-        tokenization.encode_validation([MIXED], [lossy], tmp_path)
+        tokenization.encode_scored([MIXED], [lossy], tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -296,4 +296,4 @@ def test_sizes_that_the_candidate_fails_on_are_left_to_it(encoded, vocab_size, T
 
 def test_validation_documents_without_any_text_are_refused(tokenizer, tmp_path):
     with pytest.raises(DataError, match="the 2 validation documents are all empty"):
-        tokenization.encode_validation(["", ""], [tokenizer], tmp_path)
+        tokenization.encode_scored(["", ""], [tokenizer], tmp_path)

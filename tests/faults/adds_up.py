@@ -284,7 +284,8 @@ def _mlflow(checkout: Checkout, tag: str, events: list[Event]) -> Iterator[str]:
         tags, val_bpb = run.data.tags, run.data.metrics.get("val_bpb")
         told = (run.info.status, tags.get("commit"), tags.get("verdict"), val_bpb)
         status = "FINISHED" if trials[k]["status"] == "ok" else "FAILED"
-        if told != (status, commits.get(k), trials[k]["verdict"], trials[k]["val_bpb"]):
+        verdict = "placebo" if trials[k]["placebo"] else trials[k]["verdict"]
+        if told != (status, commits.get(k), verdict, trials[k]["val_bpb"]):
             yield f"MLflow: {trial_id} has status, commit, verdict, val_bpb = {told}"
         if missing := ARTIFACTS - {
             artifact.path for artifact in client.list_artifacts(run.info.run_id)

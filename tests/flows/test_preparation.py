@@ -267,11 +267,27 @@ def test_one_file_is_split_by_row_groups(prefect_server, tmp_path):
         "train": ["all.parquet#1:4"],
         "validation": "all.parquet#:1",
     }
-    prepared = prepare_in(tmp_path / "home", profile(**mine, holdout="all.parquet#4:"))
+    confirmed = profile(**mine, holdout="all.parquet#4:", holdout_documents=30)
+    prepared = prepare_in(tmp_path / "home", confirmed)
     assert len(np.load(Path(prepared.train) / "lengths_512_00000.npy")) == 300
-    assert json.loads((Path(prepared.validation) / "manifest.json").read_text())["documents"] == 20
-    without = prepare_in(tmp_path / "home", profile(**mine))
+    for folder, documents in (
+        (prepared.validation, texts[:20]),
+        (prepared.holdout, texts[400:430]),
+    ):
+        manifest = json.loads((Path(folder) / "manifest.json").read_text())
+        told = [manifest["documents"], manifest["bytes"]]
+        assert told == [len(documents), sum(len(text.encode()) for text in documents)]
+    assert prepared.holdout_bytes == manifest["bytes"]
+    assert prepare_in(tmp_path / "home", confirmed).cached == (*STEPS, "holdout")
+    without = prepare_in(tmp_path / "home", profile(**mine, holdout=""))
+    assert (without.holdout, without.holdout_bytes) == (None, None)
     assert without.fingerprint != prepared.fingerprint
+    with pytest.raises(
+        DataError, match=r"has 200 documents, .* holdout_documents = 201: set it to"
+    ):
+        prepare_in(
+            tmp_path / "home", profile(**mine, holdout="all.parquet#4:", holdout_documents=201)
+        )
     with pytest.raises(DataError, match="share content"):
         prepare_in(tmp_path / "home", profile(**mine, holdout="all.parquet#3:"))
 
@@ -342,10 +358,10 @@ def test_only_a_failure_that_may_pass_is_retried(
 def test_the_whole_embedded_corpus_is_prepared(prefect_server, tmp_path, caplog):
     laptop = configs.load("laptop")
     prepared = prepare_in(tmp_path, laptop)
-    assert prepared.fingerprint.startswith("1c4be0a5530b7f3b"), (
+    assert prepared.fingerprint.startswith("9bf9665e00a6f64f"), (
         "scores of the laptop profile can no longer be compared"
     )
-    assert prepared.validation_bytes == 220_883
+    assert (prepared.validation_bytes, prepared.holdout_bytes) == (220_883, 221_163)
     lengths = sorted(Path(prepared.train).glob("lengths_2048_*.npy"))
     assert [len(lengths), sum(len(np.load(path)) for path in lengths)] == [4, 6870]
     [rows] = prepared.rows
@@ -355,7 +371,7 @@ def test_the_whole_embedded_corpus_is_prepared(prefect_server, tmp_path, caplog)
     [place] = (tmp_path / "data").glob("*/dataset.json")
     [recorded] = json.loads(place.read_text())["rows"]
     assert (recorded["count"], recorded["share_held"]) == (rows.count, rows.share)
-    assert prepare_in(tmp_path, laptop).cached == STEPS
+    assert prepare_in(tmp_path, laptop).cached == (*STEPS, "holdout")
 
 
 def test_files_in_sub_folders_and_a_login_leave_no_secret_behind(

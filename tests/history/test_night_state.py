@@ -11,8 +11,8 @@ from tasks.errors import NightlyError
 from tasks.history import ledger
 from tasks.history.ledger import Ledger
 from tasks.history.night_state import FORMAT, fold
-from tasks.records import Certification, Claim, FreshRun, Trial
-from tests.trials import baseline_event, make_trial, night_event
+from tasks.records import Certification, Claim, Conditions, Quarantined, Trial
+from tests.trials import baseline_event, make_fresh_run, make_trial, night_event
 
 
 def events(*rest: tuple[str, dict], **header) -> list[dict]:
@@ -85,21 +85,8 @@ def test_scores_by_which_a_champion_was_chosen_are_not_fresh():
     assert [s.champion_fresh for s in states] == [(1.64, 1.65, 1.66, 1.66), (), (1.5,)]
 
 
-def fresh_run(**changes) -> FreshRun:
-    fields = {
-        "purpose": "certification",
-        "champion": "c1",
-        "left_out": (),
-        "seed": 10_001,
-        "status": "ok",
-        "reason": "trained and scored",
-        "val_bpb": 1.6,
-    }
-    return FreshRun(**{**fields, **changes})
-
-
 def test_fresh_runs_and_certifications_are_read_again_and_may_follow_the_end():
-    run = fresh_run(left_out=(1, 3), holdout_bpb=1.7)
+    run = make_fresh_run(left_out=(1, 3), holdout_bpb=1.7)
     claim = Claim((1, 3), "certified", 0.02, 3.1, 4, "shown to help")
     found = Certification("c1", (claim, Claim((2,), "open", None, None, 0, "no run yet")), 3, "c9")
     all_events = events(
@@ -115,7 +102,7 @@ def test_fresh_runs_and_certifications_are_read_again_and_may_follow_the_end():
 
 
 def test_a_night_certifies_nothing_while_a_verdict_is_not_in_git():
-    fresh = ("fresh", {"run": dataclasses.asdict(fresh_run())})
+    fresh = ("fresh", {"run": dataclasses.asdict(make_fresh_run())})
     with pytest.raises(NightlyError, match="fresh run before applying the last trial"):
         fold(events(decided(make_trial(1)), fresh))
 
@@ -301,3 +288,80 @@ def test_a_night_that_goes_on_has_used_what_it_had(tmp_path):
         assert 3600.0 <= book.used_seconds() < 3700.0
         book.count_used(10.0)  # an older heartbeat takes nothing back
         assert book.used_seconds() >= 3600.0
+
+
+def remeasured(**changes) -> tuple[str, dict]:
+    """The event: the champion was measured again, on the same hardware."""
+    fields = {
+        "reason": "the machine has changed",
+        "trials": 1,
+        "hardware_before": "a CPU",
+        "baseline_before": (1.64, 1.65, 1.66),
+        "champion_before": (1.5,),
+        "baseline": None,
+        "scores": (1.7, 1.71, 1.72),
+        "seeds": (7, 8, 9),
+        "conditions": (dataclasses.asdict(Conditions(300.0, cpu_waited=2.0)),),
+    }
+    return "remeasured", {**fields, **changes}
+
+
+FRESH = {
+    "purpose": "remeasurement",
+    "champion": "c1",
+    "left_out": (),
+    "seed": 7,
+    "status": "ok",
+    "reason": "",
+    "val_bpb": 1.7,
+}
+
+
+def test_a_champion_that_is_measured_again_is_compared_by_those_runs_alone():
+    kept = make_trial(1, verdict="keep", scores=(1.5, 1.51, 1.52), seeds=(1, 2, 3))
+    before = [decided(kept), applied(1), ("fresh", {"run": FRESH})]
+    state = fold(events(*before, remeasured()))
+    assert (state.champion, state.champion_scores, state.champion_seeds) == (
+        "c1",
+        (1.7, 1.71, 1.72),
+        (7, 8, 9),
+    )
+    assert state.champion_fresh == state.champion_repeats == state.champion_scores
+    # What each spread says of the noise stays, and the shift between them is none of it.
+    assert state.repeats == ((1.64, 1.65, 1.66), (), (1.51, 1.52), (1.7, 1.71, 1.72))
+    assert state.usual == (Conditions(300.0, cpu_waited=2.0),)
+    assert (state.fresh_runs, state.first_comparable) == ((), 2)
+    assert state.baseline is not None
+    assert state.baseline.hardware == "a CPU"
+
+
+def test_on_other_hardware_nothing_from_before_is_compared():
+    base = baseline_event(hardware="b", scores=(1.74, 1.75, 1.76), val_bpb=1.75, start_commit="c0")
+    kept = make_trial(1, verdict="keep", scores=(1.5, 1.51), seeds=(1, 2))
+    state = fold(events(decided(kept), applied(1), remeasured(baseline=base)))
+    assert state.repeats == ((1.74, 1.75, 1.76), (1.7, 1.71, 1.72))
+    assert state.baseline is not None
+    assert (state.baseline.hardware, state.baseline.val_bpb) == ("b", 1.75)
+    alone = fold(events(remeasured(baseline=base, trials=0, scores=(1.74, 1.75, 1.76))))
+    assert alone.repeats == ((1.74, 1.75, 1.76),)
+
+
+def test_nothing_is_measured_again_between_a_decision_and_git():
+    with pytest.raises(NightlyError, match="measures again before applying the last trial"):
+        fold(events(decided(make_trial(1)), remeasured()))
+
+
+def test_conditions_and_quarantined_runs_come_back_from_the_file():
+    aside = Quarantined("candidate", 1, "others used 1.00 CPUs", "ok", 1.9)
+    quiet = Conditions(300.0, held_back={"heat": 0.5})
+    trial = make_trial(1, conditions=(quiet,), champion_conditions=(quiet,), quarantined=(aside,))
+    state = fold(events(decided(trial), applied(1)))
+    assert state.trials == (dataclasses.replace(trial, commit="c1"),)
+    assert state.champion_conditions == state.usual == (quiet,)
+
+
+def test_a_ledger_without_conditions_can_be_read():
+    saved = dataclasses.asdict(make_trial(1))
+    for name in ("conditions", "champion_conditions", "quarantined", "machine_change"):
+        del saved[name]
+    assert fold(events(("decided", {"trial": saved}))).pending == make_trial(1)

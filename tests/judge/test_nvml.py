@@ -1,11 +1,12 @@
 """What is asked of NVIDIA's driver, by a made-up one: there is no GPU where the tests run."""
 
+import os
 import time
 
 import pytest
 
 from tasks.judge.gpu import Gpu
-from tasks.judge.nvml import busy_clock, first_gpu, lost, peak_memory
+from tasks.judge.nvml import Pace, busy_clock, first_gpu, lost, pace, peak_memory
 from tests.made_up_gpu import GIB, GONE, Driver
 from tests.waiting import wait_for
 
@@ -66,6 +67,53 @@ def test_an_old_driver_that_is_made_up_knows_no_processes(monkeypatch):
 def test_without_a_driver_no_memory_is_watched(no_driver):
     with peak_memory(set) as watch:
         assert watch is None
+
+
+def looked_at(driver: Driver, looks: int, change=None) -> Pace:
+    """What a box with the processes 11 and 12 met, halfway through which something may change."""
+    with pace(lambda: {11, 12}, driver) as watch:
+        assert watch is not None
+        for each in range(looks):
+            if each == looks // 2 and change:
+                change(driver)
+            watch._look()
+        return watch.pace()
+
+
+def test_the_pace_is_of_the_whole_span_by_a_made_up_driver(monkeypatch):
+    monkeypatch.setattr("tasks.judge.nvml.INTERVAL_SECONDS", 60)
+
+    def heat(driver):
+        driver.sm_clock, driver.reasons = 1000, 0x4 | 0x20
+
+    found = looked_at(Driver(), 4, heat)
+    assert found == Pace(1490.0, 1000, {"heat": 0.5}, None)
+
+
+def test_a_gpu_at_its_power_cap_is_not_held_back_by_a_made_up_driver(monkeypatch):
+    monkeypatch.setattr("tasks.judge.nvml.INTERVAL_SECONDS", 60)
+    driver = Driver()
+    driver.sm_clock, driver.reasons = None, 0x1 | 0x4
+    assert looked_at(driver, 2) == Pace(None, None, {}, None)
+
+
+@pytest.mark.parametrize(
+    ("processes", "looks", "others"),
+    [
+        ({11: GIB, 99: GIB}, 5, 1),
+        ({11: GIB, 99: GIB}, 4, 0),  # it may be new, and ours
+        ({11: GIB, 12: GIB}, 5, 0),
+        ({11: GIB, os.getpid(): GIB}, 5, 0),
+        ({98: GIB, 99: GIB}, 5, None),  # in a container, where the driver's pids are others
+    ],
+)
+def test_other_processes_on_a_gpu_are_counted_by_a_made_up_driver(
+    monkeypatch, processes, looks, others
+):
+    monkeypatch.setattr("tasks.judge.nvml.INTERVAL_SECONDS", 60)
+    driver = Driver()
+    driver.processes = processes
+    assert looked_at(driver, looks).gpu_others == others
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,18 @@ TRIALS = 3
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, warm, prefect_api, empty_store):
-    """A checkout with a finished stub night, and what its user's tree was before."""
+    """A checkout with a finished stub night, and what its user's tree was before.
+
+    Its second trial is a placebo.
+    """
     checkout = StubCheckout(
         tmp_path_factory.mktemp("checkout"), warm=warm, api=prefect_api, store=empty_store
     )
+    profile = (checkout.folder / PROFILE).read_text()
+    half = checkout.folder / "half.toml"
+    half.write_text(profile.replace("[night]\n", "[night]\nplacebo_share = 0.5\n"))
     before = adds_up.UserTree.of(checkout)
-    done = checkout.run("night", "--profile", PROFILE, "--tag", "a", "--trials", str(TRIALS))
+    done = checkout.run("night", "--profile", str(half), "--tag", "a", "--trials", str(TRIALS))
     assert done.returncode == 0, done.stderr
     return checkout, before
 
@@ -63,6 +69,24 @@ def test_so_does_a_copy_that_is_not_damaged(night):
 def test_it_has_a_keep_and_a_discard_to_be_right_about(finished):
     verdicts = {trial["verdict"] for trial in adds_up.decided(finished[0].ledger("a")).values()}
     assert "keep" in verdicts
+
+
+def test_its_placebo_was_the_champion_with_new_seeds_and_is_told_apart_everywhere(finished):
+    checkout, _ = finished
+    kept, placebo, last = adds_up.decided(checkout.ledger("a")).values()
+    assert (kept["verdict"], kept["placebo"], last["placebo"]) == ("keep", None, None)
+    assert (placebo["placebo"], placebo["verdict"]) == ("discard", "discard")
+    assert placebo["digest"] == kept["digest"]
+    # The champion was chosen by its scores: it was run afresh.
+    assert len(placebo["champion_scores"]) >= 3
+    assert not {*placebo["seeds"]} & {*kept["seeds"], *placebo["champion_seeds"]}
+    trailer = "--format=%(trailers:key=Verdict,valueonly)"
+    assert checkout.git("log", "-1", trailer, "refs/trials/a/2").strip() == "placebo"
+    folder = checkout.home / "nights" / "a"
+    assert (folder / "results.tsv").read_text().splitlines()[3].split("\t")[3] == "placebo"
+    assert (
+        "3 trials: 1 kept, 1 discarded, 0 stopped, 1 placebo" in (folder / "report.md").read_text()
+    )
 
 
 def test_another_number_of_trials_was_planned(finished):

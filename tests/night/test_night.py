@@ -168,6 +168,10 @@ def test_a_second_night_prepares_nothing_again_and_survives_ctrl_c(checkout, fir
     assert "Traceback" not in said
     assert all(f"{step}: cached" in said for step in ("shards", "tokenizer", "rows", "baseline"))
     assert our_pids(checkout.home) == {}
+    _, baseline, *_ = checkout.ledger("second")
+    assert list(baseline["earlier_repeats"]) == ["first"]
+    repeats = baseline["earlier_repeats"]["first"]
+    assert set(baseline["scores"]) <= {score for group in repeats for score in group}
     assert [e["event"] for e in checkout.ledger("second")] == [
         "night",
         "baseline",

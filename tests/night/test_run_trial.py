@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from flows.night import run_trial
+from configs import Budget
+from flows.night import quarantine, run_trial
 from flows.night.run_trial import Comparison
-from tasks.records import Candidate, Dataset
-from tasks.trial.verdict import Noise
+from tasks.noise import Noise
+from tasks.records import Candidate, Conditions, Dataset
 from tests.boxes import make_bench
 from tests.synthetic_night import make_run
 
@@ -137,6 +138,143 @@ def test_a_fresh_run_of_the_champion_that_is_stopped_does_not_count(run):
     tried, made = run([1.69, 1.69, 1.69, 1.69], [None, None, None])
     assert [file for file, _ in made[:3]] == ["A = 1", "A = 0", "A = 1"]
     assert tried.champion_runs == ()
+
+
+@pytest.fixture
+def placebo(monkeypatch, tmp_path):
+    """A placebo's trial, whose runs are made up: these scores by seed; None stops the run."""
+
+    def run(fresh: tuple[float, ...], scores: dict[int, float | None], **options: Any):
+        made: list[int] = []
+
+        def train(what, candidate, bench, seed, *, worth_audit, smoke, report, early, champion):
+            made.append(seed)
+            score = scores.get(seed, 1.7)
+            status = "ok" if score else "train_timeout"
+            return make_run(status=status, val_bpb=score, seed=seed)
+
+        monkeypatch.setattr(run_trial, "train_candidate", train)
+        monkeypatch.setattr(run_trial, "get_run_logger", logging.getLogger)
+        bench = make_bench(Dataset("f00d", "public", "train", "validation", 1), tmp_path)
+        champion = Candidate.parse("A = 0\n")
+        compared = Comparison(champion, fresh, (1, 2), Noise(0.005, 20), 0, champion_runs=3)
+        tried = run_trial.run_trial(7, champion, bench, 7001, compared, **options)
+        return tried, made
+
+    return run
+
+
+def test_before_a_placebo_the_champion_has_three_runs_that_nobody_chose_it_by(placebo):
+    tried, made = placebo((), {})
+    assert made == [3, 4, 5, 7001]
+    assert len(tried.champion_runs) == 3
+    assert placebo((1.7, 1.71), {})[1] == [3, 7001]
+    assert placebo((1.7, 1.71, 1.7, 1.7), {})[1] == [7001]
+
+
+def test_a_placebo_is_run_again_like_any_candidate_with_seeds_of_its_own(placebo):
+    tried, made = placebo((1.7, 1.7, 1.7), {7001: 1.693, 7002: 1.7})
+    assert made == [7001, 7002]
+    assert tried.verdict.decision == "discard"
+
+
+def test_a_placebo_is_not_run_without_a_champion_to_compare_it_with(placebo):
+    stopped = dict.fromkeys((3, 4, 5), None)
+    for tried, _ in (placebo((), stopped), placebo((), {}, no_time=lambda: True)):
+        assert (tried.runs, tried.verdict.z) == ((), None)
+        assert tried.verdict.reason == "not run: no fresh run of the champion has a score"
+    assert placebo((1.7,), stopped)[0].runs != ()
+
+
+QUIET = Conditions(300.0, cpu_used=600.0, cpu_waited=1.0, cpu_others=6.0, cpu_stolen=0.0)
+BUSY = dataclasses.replace(QUIET, cpu_waited=200.0, cpu_others=300.0)
+USUAL = (QUIET, dataclasses.replace(QUIET, cpu_waited=2.0), QUIET)
+
+
+@pytest.fixture
+def run_on(monkeypatch, tmp_path):
+    """A trial whose runs have made-up conditions, each with its score, and are all discarded."""
+    monkeypatch.setattr(run_trial, "get_run_logger", logging.getLogger)
+    monkeypatch.setattr(quarantine, "get_run_logger", logging.getLogger)
+
+    def run_on(*made: tuple[float, Conditions | None], kind="seconds", **options: Any):
+        runs, seeds = iter(made), []
+
+        def train(what, candidate, bench, seed, *, worth_audit, smoke, report, early, champion):
+            seeds.append((candidate.source[:5], seed, smoke))
+            score, found = next(runs)
+            return make_run(val_bpb=score, seed=seed, conditions=found)
+
+        monkeypatch.setattr(run_trial, "train_candidate", train)
+        bench = make_bench(Dataset("f00d", "public", "train", "validation", 1), tmp_path)
+        budget = Budget(kind=kind, amount=300)
+        profile = bench.profile.model_copy(update={"budget": budget})
+        bench = dataclasses.replace(bench, profile=profile)
+        compared = dataclasses.replace(comparison(scores=(1.7,)), usual=USUAL)
+        return run_trial.run_trial(1, CANDIDATE, bench, 1, compared, **options), seeds
+
+    return run_on
+
+
+def test_a_run_on_a_machine_that_others_made_busy_is_run_again_with_its_seed(run_on):
+    tried, seeds = run_on((1.9, BUSY), (1.8, QUIET))
+    assert seeds == [("A = 1", 1, True), ("A = 1", 1, False)]
+    assert tried.verdict.reason.startswith("worse by 0.1000 bits per byte")
+    assert [run.val_bpb for run in tried.runs] == [1.8]
+    (aside,) = tried.quarantined
+    assert (aside.run.val_bpb, aside.on_record().seed, aside.of) == (1.9, 1, "candidate")
+    assert "other processes used 1.00 CPUs (usually 0.02)" in aside.disturbance
+    assert (tried.unusual, tried.machine_change) == (None, None)
+
+
+def test_the_second_result_counts_whatever_it_is(run_on):
+    tried, _ = run_on((1.8, BUSY), (1.9, QUIET))
+    assert [run.val_bpb for run in tried.runs] == [1.9]
+
+
+def test_a_run_that_is_disturbed_every_time_counts_in_the_end_and_is_marked(run_on):
+    tried, seeds = run_on((1.9, BUSY), (1.8, BUSY), (1.85, BUSY))
+    assert len(seeds) == 3
+    assert [run.val_bpb for run in tried.runs] == [1.85]
+    assert len(tried.quarantined) == 2
+    assert tried.unusual is not None
+    assert tried.unusual.startswith("a run counts although its threads waited")
+    assert tried.machine_change is not None
+
+
+def test_a_budget_of_flops_is_not_run_again_as_no_score_depends_on_the_machine(run_on):
+    tried, seeds = run_on((1.9, BUSY), kind="flops")
+    assert len(seeds) == 1
+    assert tried.quarantined == ()
+
+
+def test_without_time_a_disturbed_run_counts_at_once(run_on):
+    tried, seeds = run_on((1.9, BUSY), no_time=lambda: True)
+    assert len(seeds) == 1
+    assert tried.unusual is not None
+
+
+def test_a_fresh_run_of_the_champion_is_run_again_too(run_on):
+    tried, seeds = run_on((1.693, QUIET), (1.75, BUSY), (1.70, QUIET), (1.71, QUIET))
+    assert [(file, seed) for file, seed, _ in seeds] == [
+        ("A = 1", 1),
+        ("A = 0", 2),
+        ("A = 0", 2),
+        ("A = 1", 2),
+    ]
+    assert [run.val_bpb for run in tried.champion_runs] == [1.70]
+    assert [aside.of for aside in tried.quarantined] == ["champion"]
+
+
+def test_fewer_tokens_alone_mark_a_candidate_and_repeat_the_champion(run_on):
+    many, few = (dataclasses.replace(QUIET, tokens=tokens) for tokens in (10**6, 9 * 10**5))
+    runs = [(1.693, many), (1.70, many), (1.69, few), (1.9, few), (1.7, many), (1.75, many)]
+    tried, seeds = run_on(*runs)
+    candidates, champions = [("A = 1", 1), ("A = 1", 2), ("A = 1", 3)], [2, 3, 3]
+    assert [(file, seed) for file, seed, _ in seeds if file == "A = 1"] == candidates
+    assert [seed for file, seed, _ in seeds if file == "A = 0"] == champions
+    assert [run.val_bpb for run in tried.champion_runs] == [1.7, 1.7]
+    assert tried.unusual == "it trained on 900,000 tokens (the same file usually on 1,000,000)"
 
 
 def test_what_is_undecided_when_the_nights_time_is_over_is_discarded(run):

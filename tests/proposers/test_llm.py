@@ -150,7 +150,9 @@ def test_code_that_was_measured_already_is_not_proposed_again(researcher, tmp_pa
     proposed = researcher(ok(again), ok(broken), ok(CONTINUATIONS))[0].propose(night(seen=seen))
     assert proposed.idea.outcome == "ok"
     assert [outcome for _, _, outcome in outcomes(tmp_path)] == ["already_tried", "unfit", "ok"]
-    assert read(tmp_path / "llm_calls.jsonl")[0].error == "the same code as trial 3"
+    assert read(tmp_path / "llm_calls.jsonl")[0].error == (
+        "the same as trial 3 apart from names, seeds or comments"
+    )
 
 
 def test_a_refusal_is_not_argued_with(researcher, tmp_path):

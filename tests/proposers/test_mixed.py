@@ -90,6 +90,12 @@ def test_the_researchers_trials_are_spread_evenly(share, trials):
     assert turns(share, 20) == trials
 
 
+def test_a_placebo_takes_nobodys_turn():
+    mixed = MixedProposer(Thinker(), TpeProposer(), 0.5)
+    assert not mixed.thinks(dataclasses.replace(NIGHT, next_trial=4, placebos=1))
+    assert mixed.thinks(dataclasses.replace(NIGHT, next_trial=5, placebos=1))
+
+
 @pytest.mark.parametrize(
     ("share", "of", "out_of"),
     [

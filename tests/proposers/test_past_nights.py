@@ -145,3 +145,8 @@ def test_of_long_nights_the_clearest_trials_are_taken_and_no_more_than_300(tmp_p
     assert len(found) == 151
     assert found[:3] == ["kept", "in code", "knob 399"]
     assert found[-1] == "the other night's"
+
+
+def test_placebos_are_no_ideas(tmp_path):
+    write_night(tmp_path, "nov20", make_trial(1, placebo="keep"), make_trial(2))
+    assert [trial.trial for trial in remembered(tmp_path)] == [2]

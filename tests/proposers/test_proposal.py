@@ -140,7 +140,7 @@ def test_batch_sizes_that_are_computed_are_left_to_the_candidate():
 @pytest.mark.parametrize(("number", "name"), [(0, "the baseline"), (4, "trial 4")])
 def test_a_duplicate_is_refused_by_the_name_of_the_first(number, name):
     problem = proposal.check(Candidate.parse("# a comment more\n" + GOOD), seen(GOOD, number))
-    assert problem == f"the same code as {name}"
+    assert problem == f"the same as {name} apart from names, seeds or comments"
 
 
 def test_a_proposal_that_passes_is_returned_as_it_is():
@@ -164,7 +164,7 @@ def test_a_generator_is_shown_why_it_was_refused():
     (refused,) = asked.asked[1].trials
     assert (refused.status, refused.reason, refused.number) == (
         "rejected_patch",
-        "the same code as trial 3",
+        "the same as trial 3 apart from names, seeds or comments",
         1,
     )
     assert refused.digest == Candidate.parse(GOOD).digest
@@ -179,7 +179,10 @@ def test_a_generator_that_only_repeats_the_past_is_given_up():
     asked = Listed(*sources)
     proposed = proposal.ask(asked, night(seen=past))
     assert proposed is not None
-    assert proposed.problem == f"the same code as trial {proposal.MOST_ASKED}"
+    assert (
+        proposed.problem
+        == f"the same as trial {proposal.MOST_ASKED} apart from names, seeds or comments"
+    )
     assert len(asked.asked) == proposal.MOST_ASKED
 
 
@@ -187,7 +190,7 @@ def test_a_proposer_with_one_answer_is_not_asked_a_third_time():
     asked = Listed(*[GOOD] * 9)
     proposed = proposal.ask(asked, night(seen=seen(GOOD)))
     assert proposed is not None
-    assert proposed.problem == "the same code as the baseline"
+    assert proposed.problem == "the same as the baseline apart from names, seeds or comments"
     assert len(asked.asked) == 2
 
 
@@ -227,7 +230,7 @@ def test_a_researcher_is_not_asked_again_after_a_refused_patch():
     proposed = proposal.ask(asked, night(seen=seen(GOOD)))
     assert proposed is not None
     assert (proposed.problem, proposed.idea.outcome) == (
-        "the same code as the baseline",
+        "the same as the baseline apart from names, seeds or comments",
         "already_tried",
     )
     assert len(asked.asked) == 1

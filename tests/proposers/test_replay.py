@@ -51,8 +51,8 @@ new file mode 120000
 """
 
 
-def night_at(trial: int, current: str) -> NightSoFar:
-    return NightSoFar("t", 1, trial, Candidate.parse(current), 1.6, 1.6, {}, ())
+def night_at(trial: int, current: str, **changes) -> NightSoFar:
+    return NightSoFar("t", 1, trial, Candidate.parse(current), 1.6, 1.6, {}, (), **changes)
 
 
 @pytest.fixture
@@ -211,6 +211,7 @@ def past_night(root: Path, start: str, *candidates: tuple[str, str], tag: str = 
             digest=None,
             parent=parent,
             commit=None,
+            placebo="discard" if verdict == "placebo" else None,
         )
         commit = champion.commit_candidate(root, tag, trial, source)
         parent = commit if verdict == "keep" else parent
@@ -239,6 +240,15 @@ def test_a_past_nights_patches_are_the_changes_of_its_trials_in_order(root):
         None,
     )
     assert proposed[10].idea.note == "replayed from night nov21, trial 11 (was discard, z 3.14)"
+
+
+def test_placebos_of_both_nights_are_passed_over(root):
+    changed = [SOURCE.replace("E = 5", f"E = {n}") for n in (6, 7)]
+    past_night(root, SOURCE, ("discard", changed[0]), ("placebo", SOURCE), ("discard", changed[1]))
+    proposer = ReplayProposer.of(root / "nov21", root)
+    nights = [night_at(1, SOURCE), *(night_at(k, SOURCE, placebos=1) for k in (3, 4))]
+    proposed = [proposer.propose(night) for night in nights]
+    assert [p and p.candidate.source for p in proposed] == [*changed, None]
 
 
 def test_a_patch_that_conflicts_with_the_champion_is_a_problem_that_names_it(root):

@@ -5,6 +5,7 @@ The boxes have the stub of torch, but for those of two tests: an honest run and 
 
 import dataclasses
 import hashlib
+import json
 import platform
 import re
 import shutil
@@ -19,7 +20,7 @@ from tasks.files import FileRef
 from tasks.judge import audit, workplace
 from tasks.judge.processes import ProcessId
 from tasks.judge.reference import Reference
-from tasks.records import Candidate
+from tasks.records import Candidate, RunResult
 from tasks.trial import experiment
 from tasks.trial.baseline import first_caps, measure_baseline
 from tests.boxes import HONEST, make_bench, make_dataset, make_profile
@@ -97,6 +98,22 @@ def test_an_honest_candidate_is_scored_by_the_judge(run):
     assert result.startup_seconds > result.seconds > 0
     assert result.peak_memory_bytes > 10e6
     assert result.checkpoint_bytes > 4 * result.parameters > 0
+
+
+def test_the_conditions_of_a_run_are_on_record_also_if_it_is_stopped(run):
+    ended = run(
+        changed("    budget = ", "    os = __import__('os')\n    budget = ").replace(
+            "    logits = np.zeros(256", "    os._exit(3)\n    logits = np.zeros(256"
+        )
+    )
+    for result, tokens in ((run(HONEST), 320), (ended, None)):
+        found = result.conditions
+        assert found is not None
+        assert (found.tokens, found.sm_clock) == (tokens, None)
+        assert found.seconds > 0
+        assert found.cpu_used is not None
+        assert found.cpu_others is not None
+        assert result == RunResult.from_json(json.loads(json.dumps(dataclasses.asdict(result))))
 
 
 def test_a_run_that_is_not_worth_an_audit_has_none(run):

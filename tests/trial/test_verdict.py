@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.noise import Noise
 from tasks.records import Verdict
 from tasks.trial import verdict
-from tasks.trial.verdict import Noise
 
 SCORES = st.floats(0.5, 5.0)
 LINES = st.integers(-200, 200)
@@ -107,22 +107,6 @@ def test_the_rule(z, runs, lines, decision):
 )
 def test_the_reason_is_one_plain_line_with_figures(z, runs, lines, reason):
     assert verdict.decide([1.6, 1.6, 1.6], candidate_at(z, runs), KNOWN, lines).reason == reason
-
-
-def test_the_sd_is_pooled_over_groups_of_repeats():
-    noise = Noise.pooled([[1.0, 1.2], [3.0, 3.0, 3.3]])
-    assert noise.sd == pytest.approx(math.sqrt((0.02 + 0.06) / 3))
-    assert noise.degrees_of_freedom == 3
-
-
-def test_groups_of_one_run_say_nothing_about_noise():
-    assert Noise.pooled([[1.0, 1.2], [9.0], []]) == Noise.pooled([[1.0, 1.2]])
-
-
-@pytest.mark.parametrize(("groups", "df"), [([], 0), ([[1.6]], 0), ([[1.6, 1.6, 1.6]], 2)])
-def test_the_sd_has_a_floor(groups, df):
-    assert Noise.pooled(groups) == Noise(5e-4, df)
-    assert Noise.pooled(groups, floor=0.1) == Noise(0.1, df)
 
 
 def test_z_is_in_standard_errors_of_the_difference():

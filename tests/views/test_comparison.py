@@ -69,16 +69,22 @@ def test_the_figures_of_a_night_are_those_of_its_ledger():
         program_sha256="5a" * 32,
         finished=True,
         trials=6,
+        placebos=0,
         keeps=2,
         own_keeps=2,
         stood_in=0,
         rejected=1,
         stopped=2,
         baseline=1.65,
-        sd=0.01,
+        sd=pytest.approx(0.01),
         best=pytest.approx(1.6),
         gain=pytest.approx(0.05),
         gain_sd=pytest.approx(5.0),
+        certified=None,
+        fresh_gain=None,
+        holdout_gain=None,
+        optimism=None,
+        certified_gain=None,
         confirmed=True,
         trials_to_best=5,
         hours=1.5,
@@ -252,3 +258,11 @@ def test_control_characters_of_a_ledger_do_not_reach_the_terminal():
 def test_the_figures_are_json():
     told = dataclasses.asdict(comparison.figures(RESEARCH))
     assert json.loads(json.dumps(told, allow_nan=False))["keeps_by_kind"] == {"optimizer": 2}
+
+
+def test_placebos_are_counted_apart():
+    figures = comparison.figures(
+        make_night(keep(1), make_trial(2, placebo="keep"), crash(3, placebo="discard"))
+    )
+    assert (figures.trials, figures.keeps, figures.stopped, figures.placebos) == (1, 1, 0, 2)
+    assert table(make_night(make_trial(1, placebo="keep")))["placebos"] == ["1"]

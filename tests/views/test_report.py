@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tasks.history.false_keeps import FalseKeeps
 from tasks.records import NightState, Program
 from tasks.usage import Usage
 from tasks.views import chart, refusals, report
@@ -38,6 +39,9 @@ STATES = {
         keep(4, 1.5, stands_in="the night has used 9 of 8 tokens"),
         make_trial(5, stands_in="the night has used 9 of 8 tokens"),
         header=ASKING,
+    ),
+    "with placebos": make_state(
+        keep(1), make_trial(2, placebo="discard"), make_trial(3, placebo="keep", val_bpb=9.0)
     ),
     "no sd": make_state(keep(), baseline=make_baseline(scores=(1.65,), seeds=(1,), sd=0.0)),
     "many": make_state(
@@ -198,8 +202,7 @@ def test_what_is_unknown_is_a_dash_and_never_none_or_zero():
 def test_trust_covers_noise_runs_selection_audit_and_isolation():
     text = report.markdown(make_state(keep(score=1.6)))
     for said in (
-        "(sd) of 0.01",
-        "3 runs (seeds 1, 2, 3)",
+        "sd 0.01 of one run, 2 degrees of freedom.",
         "mean of 1 run: 1.600000",
         "Selection:",
         "bwrap",
@@ -467,6 +470,9 @@ def test_each_outcome_has_its_colour_in_the_chart(tmp_path, trial, colour):
         (keep(), "kept"),
         (crash(), "stopped, no score"),
         (crash(status="rejected_patch"), "rejected, not run"),
+        (make_trial(placebo="discard"), "placebo"),
+        (make_trial(placebo="keep", val_bpb=9.0), "placebo"),
+        (crash(placebo="discard"), "stopped, no score"),
     ],
 )
 def test_the_charts_legend_names_each_outcome(trial, label):
@@ -527,3 +533,30 @@ def test_the_size_of_a_night_without_a_keep_is_the_baselines():
 
 def test_an_older_ledger_says_nothing_of_sizes():
     assert "Size of" not in report.markdown(make_state(keep(1, peak_memory_bytes=None)))
+
+
+def test_placebos_are_no_candidates_and_tell_how_often_the_rule_is_wrong():
+    state = make_state(
+        keep(1, 1.6, scores=(1.6, 1.6)),
+        make_trial(
+            2, placebo="keep", champion_scores=(1.61, 1.62, 1.63), val_bpb=1.6, proposer="placebo"
+        ),
+        make_trial(3, placebo="discard", val_bpb=1.61, proposer="placebo"),
+    )
+    text = report.markdown(state)
+    assert "3 trials: 1 kept, 0 discarded, 0 stopped, 2 placebos" in text
+    assert "the best of 1 trial was" in text
+    assert "- False keeps: Of 2 placebo trials (the champion unchanged) 1 would have been" in text
+    cells = row(state, 2)
+    assert cells[2] == "placebo, a false keep"  # no column of proposers before it
+    assert cells[5] == "-0.020000"  # against the fresh runs alone
+    assert row(state, 3)[2] == "placebo"
+    assert [line.split("\t")[3] for line in report.results_tsv(state).splitlines()[2:]] == [
+        *("keep", "placebo", "placebo")
+    ]
+
+
+def test_the_rate_is_also_that_of_all_comparable_nights():
+    text = report.markdown(make_state(keep(1)), {}, FalseKeeps.of(40, 2))
+    assert "- False keeps: Of 40 placebo trials of all comparable nights 2 would have" in text
+    assert "False keeps" not in report.markdown(make_state(keep(1)))

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import platform
+import shutil
 import signal
 import time
 
@@ -272,11 +273,16 @@ def test_the_text_names_resume_if_the_night_can_be_resumed(night, changes, told)
 def test_the_keys_of_json_are_what_programs_rely_on(night):
     told = describe(night(APPLIED))
     assert list(told) == [
-        *("tag", "baseline", "champion", "trials", "state", "phase", "phase_seconds", "trial"),
-        *("in_flight", "seconds_left", "champion_commit", "kept", "budget", "last_error"),
-        *("not_in_mlflow", "stopped", "finished", "process", "updated"),
+        *("tag", "baseline", "champion", "trials", "certification", "fresh"),
+        *("state", "phase", "phase_seconds", "trial"),
+        *("in_flight", "seconds_left", "champion_commit", "kept", "placebos", "false_keeps"),
+        *("false_keeps_of_all", "budget", "last_error", "not_in_mlflow", "stopped", "finished"),
+        *("process", "updated"),
     ]
-    assert list(told["trials"][0]) == ["k", "status", "verdict", "reason", "val_bpb", "commit"]
+    assert list(told["trials"][0]) == [
+        *("k", "status", "verdict", "reason", "val_bpb", "commit", "placebo")
+    ]
+    assert list(told["false_keeps"]) == ["placebos", "kept", "rate", "low", "high"]
     assert list(told["budget"]) == ["trials", "hours", "tokens", "dollars"]
     assert all(list(quota) == ["used", "of"] for quota in told["budget"].values())
     assert list(told["process"]) == ["host", "pid", "heartbeat_age"]
@@ -291,6 +297,30 @@ def test_a_person_reads_it_in_a_few_lines(night):
         "`./run resume nov21` resumes it",
         "baseline 1.650000, champion 1.500000 (c1)",
     ]
+
+
+def test_placebos_are_told_apart_and_their_rate_is_of_all_nights(night):
+    one = make_trial(2, placebo="keep", reason="better: kept; a placebo")
+    decided = ("decided", {"trial": dataclasses.asdict(one)})
+    events = [
+        *APPLIED,
+        ("started", {"trial": 2}),
+        decided,
+        ("applied", {"trial": 2, "commit": "c"}),
+    ]
+    shutil.copytree(night(events), night(events).parent / "earlier")
+    earlier = night(events).parent / "earlier" / night_folder.LEDGER
+    earlier.write_text(earlier.read_text().replace('"nov21"', '"earlier"'))
+    folder = night([*events, ("finished", {"reason": "enough"})], **DEAD)
+    told = describe(folder)
+    assert (told["kept"], told["placebos"]) == (1, 1)
+    assert [trial["placebo"] for trial in told["trials"]] == [None, "keep"]
+    assert (told["false_keeps"]["placebos"], told["false_keeps"]["rate"]) == (1, 1.0)
+    assert told["false_keeps_of_all"]["placebos"] == 2
+    assert status.describe_all([folder])[0][0].false_keeps_of_all.kept == 2
+    first, *_, last = text(folder).splitlines()
+    assert "2 of 4 trials done, 1 kept, 1 placebo" in first
+    assert last.startswith("Of 1 placebo trial (the champion unchanged) 1 would have been kept")
 
 
 def test_the_list_of_nights_has_a_line_for_each_and_names_a_damaged_one(night):

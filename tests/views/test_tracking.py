@@ -16,7 +16,7 @@ from tasks.errors import NightlyError
 from tasks.judge import protocol
 from tasks.records import Candidate, NightState, Program, RunResult, Trial
 from tasks.usage import Usage
-from tasks.views import mlflow_page, report, tracking
+from tasks.views import mlflow_page, mlflow_tags, report, tracking
 from tasks.views.mlflow_client import Store, connect
 from tests import synthetic_night, trials
 from tests.links import EVIL, links
@@ -603,3 +603,13 @@ def test_a_damaged_store_is_a_message(tmp_path):
     (tmp_path / "mlflow.db").write_text("this is no database, whatever its name says")
     with pytest.raises(NightlyError, match="Ledger and git have the data"):
         log_night(Store(f"sqlite:///{tmp_path}/mlflow.db", tmp_path), make_state())
+
+
+def test_a_placebo_is_called_one_and_counted_apart():
+    state = make_state(keep(1), trials.make_trial(2, placebo="keep"), finished="enough")
+    tags = mlflow_tags.trial_tags(state, state.trials[1])
+    assert tags["verdict"] == "placebo"
+    assert "**placebo**" in tags["mlflow.note.content"]
+    assert mlflow_tags.night_tags(state)["mlflow.note.content"] == (
+        "1 trial, 1 kept, 1 placebo. enough"
+    )

@@ -192,6 +192,13 @@ def test_a_score_is_compared_with_the_champion_of_its_time_too(night):
     assert (night.story(1)["to_beat"], night.story(2)["to_beat"]) == (1.65, 1.6)
 
 
+def test_a_placebo_is_told_apart(night):
+    night.begin(1)
+    night.apply(make_trial(1, placebo="keep", reason="better: kept; a placebo"), make_run())
+    assert (night.story(1)["verdict"], night.story(1)["placebo"]) == ("discard", "keep")
+    assert "verdict     placebo (ok): better: kept; a placebo (z" in night.text(1)
+
+
 def test_the_curve_has_ten_points_from_the_first_to_the_last(night):
     night.apply(KEPT, make_run())
     (run,) = night.story(1)["runs"]

@@ -6,7 +6,7 @@ NIGHTLY_TEST_KILL_AT="decided:3" a process ends as by `kill -9` when it reaches 
 NIGHTLY_TEST_TOUCH="waiting=PATH" makes a file at that milestone. NIGHTLY_TEST_MILESTONES names a
 file that gets a line for each milestone, NIGHTLY_TEST_CLOCK one for the moments at which a training
 begins and ends. With NIGHTLY_TEST_HOLD="waiting" the first training of the process ends only after
-that milestone.
+that milestone. NIGHTLY_TEST_HARDWARE is what the machine is said to be.
 
 Each change is made when its module is imported, not before: Prefect reads its settings from the
 environment at its import, and a command sets them first.
@@ -78,10 +78,16 @@ def follow_clock(protocol: Any) -> None:
     protocol.go, protocol.finish = noting_go, noting_end
 
 
+def name_hardware(hardware: Any) -> None:
+    if named := os.environ.get("NIGHTLY_TEST_HARDWARE"):
+        hardware.describe = lambda device, threads: named
+
+
 CHANGES = {
     "tasks.judge.workplace": add_torch_stub,
     "flows.night.interruption": follow_milestones,
     "tasks.judge.protocol": follow_clock,
+    "tasks.trial.hardware": name_hardware,
 }
 
 

@@ -1,0 +1,341 @@
+"""The steps of a certification: fresh runs without each kept change, the branch, the night's end.
+
+Each run is one event `fresh` in the ledger. What comes next follows from ledger and git alone, so a
+killed certification goes on where it was, and repeats at most the run in flight, with its seed.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+from prefect import get_run_logger
+
+from flows.night import interruption
+from flows.night.night import Night
+from flows.night.session import Session
+from tasks.history import (
+    certified_branch,
+    champion,
+    ledger,
+    night_budget,
+    night_folder,
+    trial_folder,
+)
+from tasks.noise import Noise, noise_of
+from tasks.proposers import ablation
+from tasks.proposers.ablation import Changes, Group
+from tasks.records import Certification, Claim, FreshRun, NightState
+from tasks.statuses import Purpose
+from tasks.text import counted, unlinked
+from tasks.trial import certification
+from tasks.trial.certification import Evidence
+from tasks.trial.experiment import naming, train_candidate
+
+FIRST_SEED = 10_001  # of fresh runs: far from the seeds of trials, which begin with the night's
+# In a row, and one for each change, that may be tied to another after it: then no run has a score.
+MORE_FAILURES = 3
+PHASES: dict[Purpose, str] = {"certification": "certification", "end": "end of the night"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """How far a certification may go."""
+
+    runs: int | None  # fresh runs of this champion, with those made before; None: no limit
+    until: float | None  # by when the last one must end, in seconds of the night's age
+
+
+def at_end(night: Night, held: Session) -> bool:
+    """Certifies a night whose trials are over, and makes the runs of its end, if it can afford to.
+
+    False: somebody asked to stop first. Raises UsageError if the branch is not the night's any
+    more.
+    """
+    state = held.state
+    if not night_budget.kept(state):
+        return True
+    if _is_certified(state):
+        _move_branch(night, held)
+    else:
+        begun = bool(_runs(state))
+        if not (begun or night_budget.can_certify(state, held.book.used_seconds())):
+            get_run_logger().info(str(night_budget.uncertified(state)))
+            return True
+        limits = Limits(night_budget.certification_runs(state), _until(state, spare_end=True))
+        if not certify(night, held, limits):
+            return False
+    return _end_runs(night, held)
+
+
+def _is_certified(state: NightState) -> bool:
+    return state.certification is not None and state.certification.champion == state.champion
+
+
+def _until(state: NightState, *, spare_end: bool) -> float | None:
+    hours = state.header.hours
+    spared = night_budget.end_seconds(state) if spare_end else 0.0
+    return None if hours is None else hours * 3600 - spared
+
+
+def certify(night: Night, held: Session, limits: Limits) -> bool:
+    """Runs what the open claims need, within the limits, then records them and moves the branch.
+
+    False: somebody asked to stop first; every run is on record. Raises UsageError if the branch is
+    not the night's any more.
+    """
+    work = _Certifying(night, held, changes_of(night, held.state))
+    with _in_fresh_runs(held):
+        found = work.gather(limits) and work.conclude()
+    if not found:
+        return False
+    if found != held.state.certification:
+        held.book.append("certified", certification=dataclasses.asdict(found))
+    interruption.reached("certified")
+    _move_branch(night, held)
+    certified, every = len(found.certified), night_budget.kept(held.state)
+    get_run_logger().info(
+        f"certified: {certified} of {counted(every, 'kept change')}, with "
+        f"{counted(len(_runs(held.state)), 'fresh run')}"
+    )
+    return True
+
+
+def changes_of(night: Night, state: NightState) -> Changes:
+    """The changes of the champion, from git."""
+    keeps = {
+        trial.number: champion.source_at(night.root, str(trial.commit))
+        for trial in state.trials
+        if trial.verdict == "keep"
+    }
+    return Changes(champion.source_at(night.root, str(state.start_commit)), keeps)
+
+
+def _move_branch(night: Night, held: Session) -> None:
+    """Puts the branch where the last certification says, from where an earlier one has put it."""
+    found = held.state.certification
+    assert found is not None
+    certified_branch.move(night.root, night.tag, found.tip, tips(held.folder))
+    interruption.reached("pointed")
+
+
+def tips(folder: Path) -> tuple[str, ...]:
+    """Where this night's certifications have put their branch, the last one last."""
+    events = ledger.read(folder / night_folder.LEDGER)
+    certified = [event["certification"]["tip"] for event in events if event["event"] == "certified"]
+    return tuple(filter(None, certified))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Certifying:
+    """The certification of one champion."""
+
+    night: Night
+    held: Session
+    changes: Changes
+    # By what could not be taken out: merging takes a moment.
+    groups: dict[frozenset[Group], tuple[Group, ...]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def runs(self) -> tuple[FreshRun, ...]:
+        return _runs(self.held.state)
+
+    @property
+    def crashed(self) -> frozenset[Group]:
+        """What could not be taken out: the rest has never had a score."""
+        scored = {run.left_out for run in self.runs if run.val_bpb is not None}
+        return frozenset(run.left_out for run in self.runs) - scored - {()}
+
+    @property
+    def evidence(self) -> Evidence:
+        scores, crashed = _scores(self.held.state), self.crashed
+        if crashed not in self.groups:
+            self.groups[crashed] = ablation.groups(self.changes, crashed)
+        without = {group: tuple(scores[group]) for group in self.groups[crashed]}
+        return Evidence(tuple(scores[()]), without)
+
+    @property
+    def noise(self) -> Noise:
+        return noise_of(self.held.state)
+
+    @property
+    def nulls(self) -> float:
+        return certification.null_candidates(self.held.state.trials)
+
+    def gather(self, limits: Limits) -> bool:
+        """Runs until nothing is open, or a limit is reached. False: somebody asked to stop."""
+        failures, most = 0, len(self.changes.keeps) + MORE_FAILURES
+        while not (limits.runs is not None and made(self.held.state) >= limits.runs):
+            if limits.until is not None and not _has_time(self.held, limits.until):
+                break
+            left_out = certification.next_run(self.evidence, self.noise, self.nulls)
+            if left_out is None:
+                break
+            if interruption.requested_by(self.held.folder):
+                return False
+            fresh = fresh_run(self.night, self.held, self.changes, "certification", left_out)
+            failures = failures + 1 if fresh.val_bpb is None else 0
+            if failures > most:
+                get_run_logger().warning(f"{failures} fresh runs in a row have no score: no more")
+                break
+        return True
+
+    def conclude(self) -> Certification | None:
+        """What the runs show. None: somebody asked to stop first.
+
+        What is certified must also run without all the rest: one run shows that.
+        """
+        every = tuple(self.changes.keeps)
+        while True:
+            evidence = self.evidence
+            claims = certification.claims(evidence, self.noise, self.nulls)
+            left_out, claims = self._without_uncertified(claims)
+            found = Certification(str(self.held.state.champion), claims, len(evidence.whole), None)
+            if left_out == every:
+                return found
+            if not left_out or _scores(self.held.state)[left_out]:
+                files = self.changes.replayed(left_out)
+                tip = certified_branch.commit(self.night.root, self.held.state, files, found)
+                return dataclasses.replace(found, tip=tip)
+            if interruption.requested_by(self.held.folder):
+                return None
+            fresh_run(self.night, self.held, self.changes, "certification", left_out)
+
+    def _without_uncertified(self, claims: tuple[Claim, ...]) -> tuple[Group, tuple[Claim, ...]]:
+        """What the certified champion lacks. A claim that needs some of that is not certified."""
+        crashed = self.crashed
+        while True:
+            lacking = [
+                n for claim in claims if claim.certificate != "certified" for n in claim.trials
+            ]
+            left_out = ablation.removable(self.changes, lacking, crashed) if lacking else ()
+            held_back = [
+                claim
+                for claim in claims
+                if claim.certificate == "certified" and set(claim.trials) & set(left_out)
+            ]
+            if not held_back:
+                return left_out, claims
+            claims = tuple(_held_back(c) if c in held_back else c for c in claims)
+
+
+def _held_back(claim: Claim) -> Claim:
+    reason = f"{claim.reason}: but it does not run without changes that are not certified"
+    return dataclasses.replace(claim, certificate="not_shown", reason=reason)
+
+
+def _end_runs(night: Night, held: Session) -> bool:
+    """Baseline, champion and certified champion in turn, each file once in a round.
+
+    False: somebody asked to stop.
+    """
+    found, changes = held.state.certification, changes_of(night, held.state)
+    assert found is not None
+    every = tuple(changes.keeps)
+    lacking = tuple(number for number in every if number not in found.certified)
+    until = _until(held.state, spare_end=False)
+    rounds = range(held.state.header.settings.night.end_runs)
+    with _in_fresh_runs(held):
+        for done, left_out in itertools.product(rounds, dict.fromkeys([every, (), lacking])):
+            before = [run for run in _runs(held.state) if run.left_out == left_out]
+            if sum(run.purpose == "end" for run in before) > done:
+                continue
+            if until is not None and not _has_time(held, until):
+                get_run_logger().info("the night has no time for further runs of its end")
+                return True
+            if interruption.requested_by(held.folder):
+                return False
+            fresh_run(night, held, changes, "end", left_out)
+    return True
+
+
+def fresh_run(
+    night: Night, held: Session, changes: Changes, purpose: Purpose, left_out: Group
+) -> FreshRun:
+    """Trains and audits the champion without some changes, with a new seed, and records it."""
+    candidate, state = changes.without(left_out), held.state
+    seed = fresh_seed(state)
+    what = f"{PHASES[purpose]}: {name_of(left_out, changes)}"
+    run = train_candidate(
+        what,
+        candidate,
+        night.bench,
+        seed,
+        worth_audit=lambda claimed: True,
+        smoke=True,
+        report=naming(f"{what}, seed {seed}", held.pulse.enter),
+    )
+    interruption.reached("trained")
+    trial_folder.write_baseline_run(night.folder / "fresh" / str(seed), candidate.source, run)
+    fresh = FreshRun(
+        purpose=purpose,
+        champion=str(state.champion),
+        left_out=left_out,
+        seed=seed,
+        status=run.status,
+        reason=run.reason,
+        val_bpb=run.val_bpb,
+        holdout_bpb=run.holdout_bpb,
+        wall_seconds=run.wall_seconds,
+    )
+    held.book.append("fresh", run=dataclasses.asdict(fresh))
+    interruption.reached("fresh")
+    score = f"{run.status}: {run.reason}" if run.val_bpb is None else f"{run.val_bpb:.6f}"
+    get_run_logger().info(unlinked(f"{what}, seed {seed}: {score}"))
+    return fresh
+
+
+def name_of(left_out: Group, changes: Changes) -> str:
+    """A file for people: "the champion", "without trials 1 and 3", "the baseline"."""
+    if not left_out:
+        return "the champion"
+    if len(left_out) == len(changes.keeps):
+        return "the baseline"
+    *others, last = map(str, left_out)
+    return f"without trials {', '.join(others)} and {last}" if others else f"without trial {last}"
+
+
+def fresh_seed(state: NightState) -> int:
+    """A seed that nothing of this night has used; the same again until its run is on record."""
+    used = {*state.champion_seeds, *(state.baseline.seeds if state.baseline else ())}
+    used.update(run.seed for run in state.fresh_runs)
+    used.update(*(trial.seeds + trial.champion_seeds for trial in state.trials))
+    first = FIRST_SEED + len(state.fresh_runs)
+    return next(seed for seed in itertools.count(first) if seed not in used)
+
+
+def _runs(state: NightState) -> tuple[FreshRun, ...]:
+    """The fresh runs of the present champion and of parts of it, in order."""
+    return tuple(run for run in state.fresh_runs if run.champion == state.champion)
+
+
+def made(state: NightState) -> int:
+    """How many runs have been made to certify the present champion, with a score or without."""
+    return sum(run.purpose == "certification" for run in _runs(state))
+
+
+def _scores(state: NightState) -> collections.defaultdict[Group, list[float]]:
+    """Of the present champion, by what is left out."""
+    scores: collections.defaultdict[Group, list[float]] = collections.defaultdict(list)
+    for run in _runs(state):
+        if run.val_bpb is not None:
+            scores[run.left_out].append(run.val_bpb)
+    return scores
+
+
+def _has_time(held: Session, until: float) -> bool:
+    return held.book.used_seconds() + night_budget.longest_run(held.state) <= until
+
+
+@contextlib.contextmanager
+def _in_fresh_runs(held: Session) -> Iterator[None]:
+    """Ctrl-C ends the night after the present run, as it does in a trial."""
+    held.in_fresh_runs.set()
+    try:
+        yield
+    finally:
+        held.in_fresh_runs.clear()

@@ -1,0 +1,88 @@
+"""Runs that are made again, as the machine was not as usual while they trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from prefect import get_run_logger
+
+from tasks.records import Bench, Conditions, Quarantined, RunResult
+from tasks.trial import conditions
+
+
+@dataclasses.dataclass(frozen=True)
+class SetAside:
+    """A run in quarantine: it is on record, and counts nowhere."""
+
+    run: RunResult
+    of: Literal["candidate", "champion"]
+    disturbance: str
+
+    def on_record(self) -> Quarantined:
+        run = self.run
+        return Quarantined(self.of, run.seed, self.disturbance, run.status, run.val_bpb)
+
+
+class Quarantine:
+    """The runs of one trial as far as the machine disturbed them.
+
+    Nothing is run again when there is `no_time`. While the next trial's run `is_beside` the present
+    one, that is slower for our own doing, and not compared with earlier runs of its file.
+    """
+
+    def __init__(
+        self,
+        bench: Bench,
+        usual: Sequence[Conditions],
+        no_time: Callable[[], bool],
+        is_beside: Callable[[], bool],
+    ) -> None:
+        self.runs: list[SetAside] = []
+        self.unusual: str | None = None  # what a human should look at
+        self.machine_change: str | None = None  # why the champion's scores may not hold any more
+        self._bench, self._usual = bench, usual
+        self._no_time, self._is_beside = no_time, is_beside
+
+    def settled(
+        self,
+        of: Literal["candidate", "champion"],
+        what: str,
+        train: Callable[[bool], RunResult],
+        own: Sequence[Conditions],
+    ) -> RunResult:
+        """The first of a few runs with one seed that nothing has disturbed, or else the last.
+
+        `train` makes it; it is told whether it is made again. `own` are earlier runs of the file.
+        """
+        for repeats in range(conditions.MOST_REPEATS + 1):
+            run = train(repeats > 0)
+            found = self._disturbance(run, of, own)
+            if found is None:
+                break
+            if repeats == conditions.MOST_REPEATS or self._no_time():
+                self.machine_change = found
+                self.unusual = f"a run counts although {found}"
+                break
+            get_run_logger().info(f"{what}, seed {run.seed}: run again, as {found}")
+            self.runs.append(SetAside(run, of, found))
+        if run.conditions and conditions.is_repeatable(self._bench.profile.budget, run):
+            self.machine_change = conditions.relief(run.conditions, self._usual) or (
+                self.machine_change
+            )
+        return run
+
+    def _disturbance(
+        self, run: RunResult, of: Literal["candidate", "champion"], own: Sequence[Conditions]
+    ) -> str | None:
+        if not conditions.is_repeatable(self._bench.profile.budget, run):
+            return None
+        assert run.conditions is not None
+        found = conditions.disturbance(run.conditions, self._usual)
+        slower = None if self._is_beside() else conditions.slower(run.conditions, own)
+        if of == "champion":
+            return found or slower
+        if slower and not found:
+            self.unusual = slower
+        return found

@@ -1,0 +1,145 @@
+"""Noise: how far one file's scores scatter from seed to seed, by which every gain is judged.
+
+One night has few repeats, so those of earlier nights that measured the same are pooled with its
+own. A new night finds them once and records them with its baseline: its ledger alone gives the
+noise at any time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+
+from tasks.records import NightState
+from tasks.text import counted
+
+# Bits per byte. Three runs may agree by chance, and no hardware repeats itself better than this.
+SD_FLOOR = 5e-4
+BEYOND_CHANCE = 0.01  # two estimates that are further apart are not pooled
+# The integral of F's density: the width of a step, and how far, in the logarithm of F.
+STEP, REACH = 0.02, 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """How far one file's scores scatter from seed to seed."""
+
+    sd: float  # of one run, bits per byte
+    degrees_of_freedom: int
+
+    @classmethod
+    def pooled(cls, groups: Iterable[Sequence[float]], floor: float = SD_FLOOR) -> Noise:
+        """The pooled variance of groups of repeats.
+
+        Each group is one file with several seeds; a group of one run says nothing. The sd is the
+        floor if there is nothing to pool, or if the floor is larger.
+        """
+        repeats = [group for group in groups if len(group) > 1]
+        degrees_of_freedom = sum(len(group) - 1 for group in repeats)
+        if not degrees_of_freedom:
+            return cls(floor, 0)
+        squares = [(score - statistics.fmean(group)) ** 2 for group in repeats for score in group]
+        return cls(
+            max(math.sqrt(math.fsum(squares) / degrees_of_freedom), floor), degrees_of_freedom
+        )
+
+    def __str__(self) -> str:
+        """As in "sd 0.0046 of one run, 14 degrees of freedom"."""
+        if not self.degrees_of_freedom:
+            return f"sd {self.sd:.2g} of one run, which is assumed: nothing was run twice"
+        degrees = "degree" if self.degrees_of_freedom == 1 else "degrees"
+        return f"sd {self.sd:.2g} of one run, {self.degrees_of_freedom} {degrees} of freedom"
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What a night's own repeats say of the noise, and what earlier nights' say.
+
+    A run that two of them share, as the cached baseline, is counted once.
+    """
+
+    own: Noise
+    earlier: Noise  # 0 degrees of freedom: there is none
+    nights: int  # that it is from
+    both: Noise
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the two may be estimates of the same sd, by a two-sided F test at 1 %."""
+        own, earlier = self.own, self.earlier
+        if not (own.degrees_of_freedom and earlier.degrees_of_freedom):
+            return True
+        large, small = sorted((own, earlier), key=lambda noise: noise.sd, reverse=True)
+        chance = chance_of_ratio(
+            (large.sd / small.sd) ** 2, large.degrees_of_freedom, small.degrees_of_freedom
+        )
+        return chance > BEYOND_CHANCE / 2
+
+    @property
+    def noise(self) -> Noise:
+        """What verdicts use: both, or this night's own where earlier ones disagree with it."""
+        return self.both if self.agrees else self.own
+
+    def __str__(self) -> str:
+        nights = counted(self.nights, "earlier night")
+        if not self.nights:
+            return str(self.noise)
+        if self.agrees:
+            return f"{self.noise}, {self.earlier.degrees_of_freedom} of them from {nights}"
+        return (
+            f"{self.noise}, from this night alone: by {nights} it is {self.earlier.sd:.2g} "
+            f"({self.earlier.degrees_of_freedom} degrees of freedom), which differs by more than "
+            "chance explains"
+        )
+
+
+def noise_of(state: NightState) -> Noise:
+    """The noise of a night's runs, for its verdicts and for all that is shown of them."""
+    return estimate(state).noise
+
+
+def estimate(state: NightState) -> Estimate:
+    """Where the noise of a night comes from."""
+    seen: set[float] = set()
+    own = unseen(state.repeats, seen)
+    recorded = state.baseline.earlier_repeats.values() if state.baseline else ()
+    nights = [unseen(groups, seen) for groups in recorded]
+    earlier = [group for groups in nights for group in groups]
+    return Estimate(
+        own=Noise.pooled(own),
+        earlier=Noise.pooled(earlier),
+        nights=sum(any(len(group) > 1 for group in groups) for groups in nights),
+        both=Noise.pooled([*own, *earlier]),
+    )
+
+
+def unseen(groups: Iterable[Sequence[float]], seen: set[float]) -> list[list[float]]:
+    """The groups without scores that are `seen` or in an earlier group; adds theirs to `seen`.
+
+    A score that is the same to the last digit is of the same code and seed.
+    """
+    found = []
+    for group in groups:
+        found.append([score for score in group if score not in seen])
+        seen.update(group)
+    return found
+
+
+def chance_of_ratio(ratio: float, above: int, below: int) -> float:
+    """The chance that one of two equal variances is estimated so many times as large as the other.
+
+    `above` and `below` are the degrees of freedom of the larger and of the smaller estimate: the
+    upper tail of F. Its logarithm has a smooth density (Fisher's z), summed by the midpoint rule;
+    good to three digits.
+    """
+    a, b = above / 2, below / 2
+    scale = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
+
+    def density(log_ratio: float) -> float:
+        odds = math.log(a / b) + log_ratio
+        return math.exp(scale + a * odds - (a + b) * math.log1p(math.exp(odds)))
+
+    steps = range(round(REACH / STEP))
+    return STEP * sum(density(math.log(ratio) + (step + 0.5) * STEP) for step in steps)

@@ -1,0 +1,195 @@
+"""What of a night's gain is shown to hold up, in Markdown: a part of the report.
+
+A night that was not certified says so, and how it can be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from tasks.records import Certification, Claim, NightState
+from tasks.text import counted, in_markdown, one_line, score, short_commit, shortened
+from tasks.views import fresh_scores
+from tasks.views.fresh_scores import CONFIDENCE, Estimate, FileScores, FreshScores
+
+LONGEST_SUMMARY = 60  # characters of a change in the table of claims
+CERTIFICATES = {"certified": "**certified**", "not_shown": "not shown to help", "open": "open"}
+
+
+def sentence(state: NightState) -> str:
+    """For the headline of a night that kept something: how much of it is certified."""
+    kept = fresh_scores.kept_trials(state)
+    found, tag = state.certification, state.header.tag
+    if not kept:
+        return ""
+    by_search = "The search chose its champion by that score, so chance flatters it."
+    if found is None:
+        how = f": `./run certify {tag}` does that" if state.finished else " yet"
+        return f"{by_search} Nothing is certified{how}."
+    ours = fresh_scores.of_night(state)
+    gain = ours.certified.fresh_gain if ours and ours.certified else None
+    worth = f", {gain} bits per byte better with fresh seeds" if gain else ""
+    return f"{by_search} Certified: {len(found.certified)} of {counted(len(kept), 'keep')}{worth}."
+
+
+def section(state: NightState) -> Iterator[str]:
+    """The paragraphs of the section, none for a night that has nothing to certify or to tell."""
+    found, ours = state.certification, fresh_scores.of_night(state)
+    if ours is None or not (fresh_scores.kept_trials(state) or state.fresh_runs):
+        return
+    if found is None:
+        yield _not_certified(state)
+    else:
+        yield _claims(state, found)
+        if missing := _missing(state, found):
+            yield missing
+    if any((ours.baseline.fresh, ours.champion and ours.champion.fresh)):
+        yield _scores(ours)
+    if notes := "\n".join(_notes(state, ours)):
+        yield notes
+
+
+def merge_steps(state: NightState) -> Iterator[str]:
+    """What to merge, or why nothing; for a night that kept something."""
+    tag, found = state.header.tag, state.certification
+    start = short_commit(state.start_commit)
+    everything = f"`git merge autoresearch/{tag}`"
+    if found is None:
+        yield f"Certify what was kept before you merge it: `./run certify {tag}`"
+    elif found.tip:
+        branch = f"autoresearch/{tag}-certified"
+        yield f"Read what is certified: `git diff {start} {branch} -- trainer/train.py`"
+        yield f"Try it: `git switch --detach {branch}`. Merge it: `git merge {branch}`"
+    else:
+        yield (
+            "Merge nothing yet: no change is certified. More runs may show that one helps: "
+            f"`./run certify {tag}`"
+        )
+    if found is None or len(found.certified) < len(fresh_scores.kept_trials(state)):
+        yield (
+            f"The search's champion, `autoresearch/{tag}`, also has what is not certified. Such a "
+            "change may help or not, and it makes `train.py` no simpler: keeping it is your "
+            f"choice. All of it: `git diff {start} autoresearch/{tag} -- trainer/train.py`, "
+            f"{everything}"
+        )
+
+
+def _not_certified(state: NightState) -> str:
+    kept = counted(len(fresh_scores.kept_trials(state)), "change")
+    waits = not state.finished and state.header.settings.night.certify_share > 0
+    who = "At its end the night" if waits else f"`./run certify {state.header.tag}`"
+    return (
+        f"**Not certified.** Nothing but the search's own scores speaks for the {kept} that it "
+        f"kept. {who} takes each out alone, runs that with fresh seeds, and says which are shown "
+        "to help."
+    )
+
+
+def _missing(state: NightState, found: Certification) -> str | None:
+    """What was kept since, if this is the certification of an earlier champion."""
+    known = {number for claim in found.claims for number in claim.trials}
+    others = [number for number in fresh_scores.kept_trials(state) if number not in known]
+    if not others:
+        return None
+    return (
+        f"This certification is of an earlier champion, {short_commit(found.champion)}: "
+        f"{_trials(others)} came later. `./run certify {state.header.tag}` goes on."
+    )
+
+
+def _claims(state: NightState, found: Certification) -> str:
+    rows = [
+        "| trial | change | gain | z | runs without it | result | why |",
+        "|--:|---|--:|--:|--:|---|---|",
+        *(f"| {' | '.join(_claim(state, claim))} |" for claim in found.claims),
+        "",
+        f"Gain: by how much the champion, mean of {counted(found.whole_runs, 'fresh run')}, is "
+        "better in bits per byte than the champion without this change. Changes that cannot be "
+        "taken out alone stand or fall together. *Open*: more runs may still show that it helps.",
+    ]
+    return "\n".join(rows)
+
+
+def _claim(state: NightState, claim: Claim) -> Iterator[str]:
+    summaries = {trial.number: trial.idea.summary for trial in state.trials}
+    names = [shortened(one_line(summaries.get(n, "-")), LONGEST_SUMMARY) for n in claim.trials]
+    yield _listed(claim.trials)
+    yield "; ".join(map(in_markdown, names))
+    yield "-" if claim.gain is None else f"{claim.gain:.6f}"
+    yield "-" if claim.z is None else f"{claim.z:.2f}"
+    yield str(claim.runs)
+    yield CERTIFICATES[claim.certificate]
+    yield in_markdown(claim.reason)
+
+
+def _scores(ours: FreshScores) -> str:
+    names = {
+        "baseline": "baseline",
+        "champion": "search champion",
+        "certified": "certified champion",
+    }
+    files = {names[name]: file for name, file in ours.files().items()}
+    rows = [
+        "| | search | fresh seeds | runs | holdout | runs |",
+        "|---|--:|--:|--:|--:|--:|",
+        *(_row(name, file) for name, file in files.items()),
+        *(_gains(name, file) for name, file in files.items() if file.trials),
+        "",
+        f"Bits per byte, lower is better; a gain is over the baseline, higher is better. In "
+        f"brackets: {CONFIDENCE:.0%} interval by Student's t. *search*: the score by which the "
+        "search went. *fresh seeds*, *holdout*: runs of the night's end, which decided nothing.",
+    ]
+    return "\n".join(rows)
+
+
+def _row(name: str, file: FileScores) -> str:
+    commit = f" {short_commit(file.commit)}" if file.commit else ""
+    cells = (*_cells(file.fresh), *_cells(file.holdout))
+    return f"| {name}{commit} | {score(file.search)} | {' | '.join(cells)} |"
+
+
+def _gains(name: str, file: FileScores) -> str:
+    searched = "-" if file.search_gain is None else f"{file.search_gain:.6f}"
+    gains = (file.fresh_gain, file.holdout_gain)
+    fresh, holdout = ("-" if gain is None else str(gain) for gain in gains)
+    return f"| *gain of the {name}* | {searched} | {fresh} | | {holdout} | |"
+
+
+def _cells(estimate: Estimate | None) -> tuple[str, str]:
+    return ("-", "-") if estimate is None else (str(estimate), str(estimate.runs))
+
+
+def _notes(state: NightState, ours: FreshScores) -> Iterator[str]:
+    for name, file in (("search", ours.champion), ("certified", ours.certified)):
+        if file and file.optimism is not None and file.fresh_gain:
+            yield f"- Optimism of the {name} champion: {_optimism(file.optimism, file.fresh_gain)}"
+    if not state.fresh_runs:
+        return
+    if not any((ours.baseline.fresh, ours.champion and ours.champion.fresh)):
+        yield "- Fresh seeds: no run of the night's end has a score yet."
+    if state.header.settings.data.holdout is None:
+        yield "- Holdout: none, as the profile names no `[data] holdout`."
+    elif any(run.purpose == "end" for run in state.fresh_runs):
+        yield "- Holdout: opened at the night's end alone; it decides nothing."
+    for run in state.fresh_runs:
+        if run.val_bpb is None:
+            yield f"- A fresh run with seed {run.seed} has no score: {in_markdown(run.reason)}."
+        elif run.purpose == "end" and run.holdout_bpb is None and ours.baseline.holdout:
+            yield f"- The run with seed {run.seed} has no holdout score: {in_markdown(run.reason)}."
+
+
+def _optimism(optimism: float, fresh: Estimate) -> str:
+    said = f"{optimism:.6f}, the search's gain minus that of fresh seeds. "
+    if fresh.low is None or fresh.high is None:
+        return f"{said}With one run each, nobody can say how much of it is chance."
+    if fresh.low <= fresh.mean + optimism <= fresh.high:
+        return f"{said}The search's gain is within the interval of the fresh one."
+    return f"{said}The search's gain is outside the interval of the fresh one."
+
+
+def _trials(numbers: Sequence[int]) -> str:
+    return f"trial{'' if len(numbers) == 1 else 's'} {_listed(numbers)}"
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))
