@@ -275,7 +275,12 @@ class _Attempt:
         """The same checkpoint on the holdout, in boxes of its own and always audited."""
         # The baseline's claims are of the validation: here all tokens are asked about alike.
         again = _Attempt(
-            self.bench, spec.seed, naming("holdout", self.report), reference=None, early=None, champion=()
+            self.bench,
+            spec.seed,
+            naming("holdout", self.report),
+            reference=None,
+            early=None,
+            champion=(),
         )
         again.result = dataclasses.replace(self.result, judge_log="")
         checks = self._checks(spec, folder, holdout, "holdout")

@@ -25,7 +25,8 @@ from typing import NamedTuple
 from tasks.files import FileRef
 from tasks.history import night_folder
 from tasks.records import TRAIN, NightState
-from tests.benchmarks.night_gains import Gains, kept_trials
+from tasks.views.fresh_scores import kept_trials
+from tests.benchmarks.nights_bench import Gains
 from tests.checkouts import AUTHOR
 from tests.faults.stub_checkout import PROFILE, StubCheckout
 
