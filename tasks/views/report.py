@@ -232,7 +232,7 @@ def _conditions(state: NightState) -> Iterator[str]:
         were = "was" if count == 1 else "were"
         yield (
             f"- Conditions: {counted(count, 'run')} {were} repeated, as the machine was not as "
-            f"usual ({_trials([trial.number for trial in repeated])}). The first: "
+            f"usual ({numbered([trial.number for trial in repeated])}). The first: "
             f"{_text(repeated[0].quarantined[0].disturbance)}."
         )
     for again in state.remeasurements:

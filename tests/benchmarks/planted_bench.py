@@ -25,7 +25,8 @@ from typing import NamedTuple
 from tasks.files import FileRef
 from tasks.history import night_folder
 from tasks.records import TRAIN, NightState
-from tests.benchmarks.night_gains import Gains, kept_trials
+from tasks.views.fresh_scores import kept_trials
+from tests.benchmarks.nights_bench import Gains
 from tests.checkouts import AUTHOR
 from tests.faults.stub_checkout import PROFILE, StubCheckout
 
@@ -99,7 +100,8 @@ def run(repeats: int, json_file: Path | None = None) -> bool:
             state = _night(checkout, number, order)
             nights.append(Found.of(state, order))
             gains.append(Gains.of(state))
-            print(f"night {number}: {gains[-1]}", file=sys.stderr, flush=True)
+            what = "kept {}; certified {}".format(*map(_sizes, nights[-1]))
+            print(f"night {number} of {repeats}: {what}", file=sys.stderr, flush=True)
         truth = _truth(checkout)
     print("\n".join(table(truth, nights)))
     if json_file:
@@ -188,6 +190,11 @@ def table(truth: Truth, nights: Sequence[Found]) -> list[str]:
             f"gains missed; worth {worth:+.1f} sd a night, of {sum(SIZES):+.1f}"
         )
     return lines
+
+
+def _sizes(places: frozenset[int]) -> str:
+    sizes = sorted((CHANGES[place] for place in places), reverse=True)
+    return f"{', '.join(f'{size:+.1f}' for size in sizes)} sd" if sizes else "nothing"
 
 
 def _false(places: frozenset[int]) -> int:
