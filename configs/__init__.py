@@ -172,7 +172,7 @@ class Rule(Table):
     champion_runs: Positive = 5  # meanwhile the champion is run afresh up to as many
     # Of the certified changes, at most this share is expected to be luck.
     certified_luck: Annotated[StrictFloat, pydantic.Field(gt=0, le=0.5)] = 0.05
-    certification_runs: Positive = 8  # without one change, at most
+    certification_runs: Positive = 6  # without one change, at most
 
     @pydantic.model_validator(mode="after")
     def _better_scores_get_better_verdicts(self) -> Rule:
