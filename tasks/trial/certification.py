@@ -34,12 +34,12 @@ HOPELESS_Z = (-0.25, 0.25, 0.75)
 WHOLE_RUNS = 1.5
 # Keeps that change nothing, for each candidate that was better in its one run and discarded. Of a
 # hundred candidates that change nothing some 30 are such, and up to 5 are kept.
-KEPT_NULLS = 0.1
+KEPT_NULLS = 0.14
 LEAST_NULLS = 0.5
 # The step-up rule bounds the share of luck in a night, on average over nights. Those who count over
 # the claims of many nights miss the nights that certify nothing; this makes up for them.
 SPARED = 0.3
-FIRST_RUNS, RUNS_PER_CHANGE = 5, 2.5  # of a certification: more are seldom needed
+FIRST_RUNS, RUNS_PER_CHANGE = 6, 3  # of a certification: more are seldom needed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,7 @@ def null_candidates(trials: Iterable[Trial]) -> float:
 
 def worthwhile_runs(changes: int) -> int:
     """How many runs certify so many changes; the search makes better use of more."""
-    return FIRST_RUNS + round(RUNS_PER_CHANGE * changes) if changes else 0
+    return FIRST_RUNS + RUNS_PER_CHANGE * changes if changes else 0
 
 
 def next_run(

@@ -41,9 +41,15 @@ class World(NamedTuple):
 
     good: float
     null: float
+    # Of the good ones' gains, in their mean: exponential, or the same everywhere between limits.
+    between: tuple[float, float] | None = None
 
 
-WORLDS = {"15 % good": World(0.15, 0.25), "4 % good": World(0.04, 0.6)}
+WORLDS = {
+    "15 % good": World(0.15, 0.25),
+    "4 % good": World(0.04, 0.6),
+    "4 % good, alike": World(0.04, 0.6, (0.4, 1.6)),
+}
 
 
 def as_it_is(t: Floats, df: Floats) -> Floats:
@@ -143,6 +149,15 @@ RULES = (
         shrunk,
         until(5),
         PLAIN,
+    ),
+    # For small gains; set by a profile's table [verdict].
+    Rule(
+        "ours, patient",
+        (3.4, 2.6, 2.1, 1.9, 1.4),
+        (0.65, 0.95, 1.0, 1.1, 1.4),
+        as_normal,
+        lambda champion, candidate: champion < np.minimum(candidate + 1, 7),
+        OURS,
     ),
     Rule("ours", verdict.RULE.keep, verdict.RULE.drop, as_normal, due, OURS),
 )
@@ -404,7 +419,8 @@ def _effects(world: World, mean: Floats, random: np.random.Generator) -> Floats:
     """The true gain of a new candidate in each night, where a good one gains `mean` on average."""
     kind, size = random.random(len(mean)), random.exponential(1.0, len(mean))
     harm = np.where(kind < world.good + world.null, 0.0, -size)
-    return np.where(kind < world.good, size * mean, harm)
+    gain = random.uniform(*world.between, len(mean)) if world.between else size
+    return np.where(kind < world.good, gain * mean, harm)
 
 
 @dataclasses.dataclass(frozen=True)
