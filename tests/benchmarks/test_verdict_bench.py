@@ -60,7 +60,7 @@ def test_the_simulated_certification_is_the_one_that_decides():
     z = work.z_scores(squares, df)
     certified, (to_whole, to_change, which) = work.certified(z), work.following(z)
     for i in range(count):
-        groups = {
+        groups: dict[tuple[int, ...], tuple[float, ...]] = {
             (k,): tuple(without[: runs[i, k], i, k].tolist()) for k in range(width) if real[i, k]
         }
         evidence = Evidence(tuple(whole[: whole_runs[i], i].tolist()), groups)

@@ -31,6 +31,7 @@ FREEDOMS = (2, 8, 20)
 LESS_LEFT = 0.93  # of the mean gain, after each good candidate that was kept
 BASELINE_RUNS = 3
 
+Shares = tuple[float | None, ...]
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 Correction = Callable[[Floats, Floats], Floats]  # of Student's t by the degrees of freedom
@@ -427,19 +428,20 @@ def _effects(world: World, mean: Floats, random: np.random.Generator) -> Floats:
 class Row:
     """A rule's figures in one world, with one number of degrees of freedom.
 
-    Those of several nights are for each of SDS; shares of progress are of greedy's.
+    Those of several nights are for each of SDS; shares of progress are of greedy's, None where that
+    has made none.
     """
 
     world: str
     df: int
     rule: str
     nulls_kept: float
-    progress: tuple[float, ...]
+    progress: Shares
     false_keeps: tuple[float, ...]  # as a share of the keeps
     candidates: tuple[float, ...]
     # Of nights that end with a certification; empty for a rule that is not certified.
-    search: tuple[float, ...] = ()
-    certified: tuple[float, ...] = ()
+    search: Shares = ()
+    certified: Shares = ()
     false_claims: tuple[float, ...] = ()
 
     def __str__(self) -> str:
@@ -456,8 +458,8 @@ class Row:
         return f"| {' | '.join(columns)} |"
 
 
-def _shares(shares: tuple[float, ...], form: str = ".0%") -> str:
-    return " / ".join(format(share, form) for share in shares) or "-"
+def _shares(shares: Shares, form: str = ".0%") -> str:
+    return " / ".join("-" if s is None else format(s, form) for s in shares) or "-"
 
 
 HEADINGS = (
@@ -480,8 +482,9 @@ def row(rule: Rule, name: str, df: int, most: tuple[float, ...], count: int = NI
     found = [nights(rule, world, sd, df, count) for sd in SDS]
     ends = [nights(rule, world, sd, df, count, certify=True) for sd in SDS if rule.certifier]
 
-    def of_most(progress: list[float]) -> tuple[float, ...]:
-        return tuple(share / best for share, best in zip(progress, most, strict=True))
+    def of_most(progress: list[float]) -> Shares:
+        both = zip(progress, most, strict=True)
+        return tuple(share / best if best > 0 else None for share, best in both)
 
     return Row(
         name,
