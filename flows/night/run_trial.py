@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from prefect import get_run_logger
 
+from configs import Rule
 from flows.night.next_run import NextRun
 from flows.night.quarantine import Quarantine, SetAside
 from tasks.judge.curve import Tenth
@@ -34,11 +35,16 @@ class Comparison:
     champion_runs: int = 0  # the champion is run afresh up to as many before the candidate is
     champion_conditions: tuple[Conditions, ...] = ()  # of its runs
     usual: tuple[Conditions, ...] = ()  # of the runs of the baseline and the champions
+    rule: Rule = verdict.RULE
 
     def decide(self, scores: Sequence[float], fresh: Sequence[float] = ()) -> Verdict:
         """`fresh` are scores of the champion that this trial has made."""
         champion = (*self.champion_scores, *fresh)
-        return verdict.decide(champion, scores, self.noise, self.statements_added)
+        return verdict.decide(champion, scores, self.noise, self.statements_added, self.rule)
+
+    def champion_is_due(self, fresh: int, runs: int) -> bool:
+        """As `verdict.champion_is_due`, after so many fresh runs and so many of the candidate."""
+        return verdict.champion_is_due(len(self.champion_scores) + fresh, runs, self.rule)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +228,7 @@ def run_trial(
         if no_time():
             late = f"{decided.reason}, but the night has no time for another run"
             return tried(dataclasses.replace(decided, decision="discard", reason=late))
-        if verdict.champion_is_due(len(comparison.champion_scores) + len(fresh), len(runs)):
+        if comparison.champion_is_due(len(fresh), len(runs)):
             run_champion()
 
 

@@ -120,6 +120,7 @@ def run_and_judge(
             tenths_to_match(night, held.state, so_far.champion, proposed.candidate),
             champion_conditions=held.state.champion_conditions,
             usual=held.state.usual,
+            rule=night.bench.profile.verdict,
         )
         if is_placebo:
             comparison = unselected(comparison, held.state)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from configs import Budget
+from configs import Budget, Rule
 from flows.night import quarantine, run_trial
 from flows.night.run_trial import Comparison
 from tasks.noise import Noise
@@ -282,3 +282,13 @@ def test_what_is_undecided_when_the_nights_time_is_over_is_discarded(run):
     assert len(made) == 1
     assert tried.verdict.decision == "discard"
     assert tried.verdict.reason.endswith("but the night has no time for another run")
+
+
+def test_a_profiles_thresholds_decide_and_limit_the_champions_runs():
+    rule = Rule(keep=(2.0, 1.0), drop=(0.0, 1.0), champion_runs=1)
+    patient = dataclasses.replace(comparison(scores=(1.700,)), rule=rule)
+    assert patient.decide([1.693]).decision == "confirm"
+    assert patient.decide([1.693, 1.693]).decision == "keep"
+    assert comparison(scores=(1.700,)).decide([1.693, 1.693]).decision == "confirm"
+    assert not patient.champion_is_due(fresh=0, runs=1)
+    assert comparison(scores=(1.700,)).champion_is_due(fresh=0, runs=1)
