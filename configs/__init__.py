@@ -61,6 +61,7 @@ Count = Annotated[StrictInt, pydantic.Field(ge=0)]
 Positive = Annotated[StrictInt, pydantic.Field(gt=0)]
 PositiveFloat = Annotated[StrictFloat, pydantic.Field(gt=0)]
 NonNegativeFloat = Annotated[StrictFloat, pydantic.Field(ge=0)]
+ZLimits = Annotated[tuple[NonNegativeFloat, ...], pydantic.Field(min_length=1)]
 VocabSize = Annotated[StrictInt, pydantic.Field(ge=256, le=65536)]
 # A file, or some of its row groups: "all.parquet#20:".
 ShardName = Annotated[str, pydantic.Field(pattern=r"^[^#]+(#\d*:\d*)?$")]
@@ -159,6 +160,46 @@ class Night(Table):
     placebo_share: Annotated[StrictFloat, pydantic.Field(ge=0, le=0.5)] = 0.04
 
 
+class Rule(Table):
+    """When a candidate is kept, and when a kept change is certified (docs/verdicts.md).
+
+    Figures of `./run bench verdict`, sd of one run 0.5 and 1 mean gains, df 8, a quarter to six
+    tenths of the candidates change nothing. These defaults keep 4 % of the candidates that change
+    nothing and make 91 to 99 % of the progress of a night that keeps every better score; certified,
+    73 to 80 % of it, and 1 to 6 % of the certified changes are luck. Where gains are no larger than
+    the noise, keep = [3.4, 2.6, 2.1, 1.9, 1.4], drop = [0.65, 0.95, 1.0, 1.1, 1.4] and
+    champion_runs = 7 are more patient: 5 %, 90 to 104 %, 76 to 82 %, 1 to 5 %.
+    """
+
+    # By the number of a candidate's runs, in standard errors: above `keep` it is kept, below `drop`
+    # discarded, in between it is run again. The last run decides, so the last two are equal.
+    keep: ZLimits = (3.0, 2.3, 1.8, 1.45)
+    drop: ZLimits = (0.9, 1.1, 1.25, 1.45)
+    champion_runs: Positive = 5  # meanwhile the champion is run afresh up to as many
+    # Of the certified changes, at most this share is expected to be luck.
+    certified_luck: Annotated[StrictFloat, pydantic.Field(gt=0, le=0.5)] = 0.05
+    certification_runs: Positive = 6  # without one change, at most
+
+    @pydantic.model_validator(mode="after")
+    def _better_scores_get_better_verdicts(self) -> Rule:
+        keep, drop = (json.dumps(limits) for limits in (self.keep, self.drop))
+        if len(self.keep) != len(self.drop):
+            raise ValueError(
+                f"keep = {keep} and drop = {drop} have {len(self.keep)} and {len(self.drop)} "
+                "limits: each needs one for every run"
+            )
+        if list(self.keep) != sorted(self.keep, reverse=True):
+            raise ValueError(f"keep = {keep} should not rise from run to run")
+        if list(self.drop) != sorted(self.drop):
+            raise ValueError(f"drop = {drop} should not fall from run to run")
+        if self.keep[-1] != self.drop[-1]:
+            raise ValueError(
+                f"keep ends with {self.keep[-1]:g} and drop with {self.drop[-1]:g}: the last run "
+                "decides, so make them equal"
+            )
+        return self
+
+
 class Llm(Table):
     """A model behind an OpenAI-compatible endpoint.
 
@@ -221,6 +262,7 @@ class Profile(Table):
     limits: Limits = Limits()
     audit: Audit = Audit()
     night: Night = Night()
+    verdict: Rule = Rule()
     llm: Llm = Llm()
     command: Command = Command()
     # On the Hugging Face hub. Naming one means trusting its publisher's native code.

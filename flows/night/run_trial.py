@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from prefect import get_run_logger
 
+from configs import Rule
 from flows.night.next_run import NextRun
 from tasks.records import Bench, Candidate, RunResult, Verdict
 from tasks.statuses import Status
@@ -28,11 +29,16 @@ class Comparison:
     champion_seeds: tuple[int, ...]
     noise: Noise
     statements_added: int  # by the candidate; negative if its code is smaller
+    rule: Rule = verdict.RULE
 
     def decide(self, scores: Sequence[float], fresh: Sequence[float] = ()) -> Verdict:
         """`fresh` are scores of the champion that this trial has made."""
         champion = (*self.champion_scores, *fresh)
-        return verdict.decide(champion, scores, self.noise, self.statements_added)
+        return verdict.decide(champion, scores, self.noise, self.statements_added, self.rule)
+
+    def champion_is_due(self, fresh: int, runs: int) -> bool:
+        """As `verdict.champion_is_due`, after so many fresh runs and so many of the candidate."""
+        return verdict.champion_is_due(len(self.champion_scores) + fresh, runs, self.rule)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +162,7 @@ def run_trial(
         if no_time():
             late = f"{decided.reason}, but the night has no time for another run"
             return tried(dataclasses.replace(decided, decision="discard", reason=late))
-        if verdict.champion_is_due(len(comparison.champion_scores) + len(fresh), len(runs)):
+        if comparison.champion_is_due(len(fresh), len(runs)):
             seed = max(comparison.champion_seeds, default=0) + 1 + len(champion_runs)
             if again := trainer.champion(comparison.champion, seed):
                 assert again.val_bpb is not None

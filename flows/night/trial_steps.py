@@ -103,6 +103,7 @@ def run_and_judge(
             held.state.champion_seeds,
             Noise.pooled(held.state.repeats),
             proposed.candidate.statements - so_far.champion.statements,
+            night.bench.profile.verdict,
         )
         tried = run_trial(
             number,

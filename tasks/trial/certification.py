@@ -6,8 +6,9 @@ fresh runs of the whole champion. Undecided changes get the runs. The evidence o
 adds up: what to do next, and what is shown, follow from all fresh runs of the same champion.
 
 The highest z are certified while at most 5 % of them are expected to be luck: the step-up rule of
-Benjamini and Hochberg (1995), where the number of true null hypotheses is estimated (as Storey,
-2002, does) from the candidates that the search has discarded.
+Benjamini and Hochberg (1995), with the number of changes that do nothing estimated from the
+candidates that the search has discarded, in the spirit of Storey (2002). `./run bench verdict`
+simulates it.
 """
 
 from __future__ import annotations
@@ -17,22 +18,28 @@ import statistics
 from collections.abc import Iterable, Mapping
 from statistics import NormalDist
 
+from configs import Rule
 from tasks.records import Claim, Trial
 from tasks.statuses import Certificate
 from tasks.text import counted
-from tasks.trial.verdict import Noise, z_score
+from tasks.trial.verdict import RULE, Noise, z_score
 
-FALSE_SHARE = 0.05  # of the certified changes, expected
-LEAST_Z = 1.3  # nothing is certified below, however few may be luck
-ENOUGH_Z = 2.5  # above, what is certified needs no further run
-HOPELESS_Z = -0.5  # below, a change needs no further run either
-MOST_RUNS = 6  # without one change
-# The whole champion is compared with every other file, so it is run more often than each of them.
-WHOLE_RUNS = 1.3  # for each run of the file that has most
-# Candidates that changed nothing and were kept, for each that was better in its one run and
-# discarded: of a hundred that change nothing some 30 are such, and 4 to 6 are kept.
-KEPT_NULLS = 0.2
+LEAST_Z = 0.7  # nothing is certified below, however little may be luck
+ENOUGH_Z = 3.0  # above, what is certified needs no further run
+# By the number of runs without a change, the last for any more: below, it needs no further run
+# either.
+HOPELESS_Z = (-0.25, 0.25, 0.75)
+# The whole champion is compared with every other file, so it is run more often than each of them:
+# as often for each run of the file that has most.
+WHOLE_RUNS = 1.5
+# Keeps that change nothing, for each candidate that was better in its one run and discarded. Of a
+# hundred candidates that change nothing some 30 are such, and up to 5 are kept.
+KEPT_NULLS = 0.14
 LEAST_NULLS = 0.5
+# The step-up rule bounds the share of luck in a night, on average over nights. Those who count over
+# the claims of many nights miss the nights that certify nothing; this makes up for them.
+SPARED = 0.3
+FIRST_RUNS, RUNS_PER_CHANGE = 6, 3  # of a certification: more are seldom needed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +67,10 @@ class Evidence:
 
 
 def null_candidates(trials: Iterable[Trial]) -> float:
-    """How many of a night's keeps are expected to change nothing.
+    """How many keeps that change nothing are expected after these trials.
 
-    A candidate that changes nothing is about as often a little better as it is kept by luck, so
-    those that were a little better tell how many were tried. An estimate on the high side: some of
-    them help.
+    Those that were a little better in their one run tell how many candidates that change nothing
+    were tried. It is an estimate on the high side: some of them help.
     """
     near = sum(
         trial.verdict == "discard"
@@ -77,15 +83,20 @@ def null_candidates(trials: Iterable[Trial]) -> float:
     return max(KEPT_NULLS * near, LEAST_NULLS)
 
 
+def worthwhile_runs(changes: int) -> int:
+    """How many runs certify so many changes; the search makes better use of more."""
+    return FIRST_RUNS + RUNS_PER_CHANGE * changes if changes else 0
+
+
 def next_run(
-    evidence: Evidence, noise: Noise, nulls: float = LEAST_NULLS
+    evidence: Evidence, noise: Noise, nulls: float = LEAST_NULLS, rule: Rule = RULE
 ) -> tuple[int, ...] | None:
     """The changes to take out in the next run; () is the whole champion, None that all is decided.
 
     Of the undecided groups that with the fewest runs, and of several the most promising one; the
-    whole champion first and again after every few of them.
+    whole champion first and again after every few of them. Arguments as of `claims`.
     """
-    undecided = _undecided(evidence, noise, nulls)
+    undecided = _undecided(evidence, noise, nulls, rule)
     if not undecided:
         return None
     most = max(map(len, evidence.without.values()))
@@ -98,10 +109,14 @@ def next_run(
     return min(undecided, key=order)
 
 
-def claims(evidence: Evidence, noise: Noise, nulls: float) -> tuple[Claim, ...]:
-    """What the runs say of each group, by its first trial; `nulls` is from `null_candidates`."""
-    certified = _certified(evidence, noise, nulls)
-    undecided = _undecided(evidence, noise, nulls)
+def claims(evidence: Evidence, noise: Noise, nulls: float, rule: Rule = RULE) -> tuple[Claim, ...]:
+    """What the runs say of each group, by its first trial.
+
+    `noise` is pooled over all repeats, the evidence's own among them; `nulls` is from
+    `null_candidates`. A worse score without a change never speaks against any.
+    """
+    certified = _certified(evidence, noise, nulls, rule)
+    undecided = _undecided(evidence, noise, nulls, rule)
 
     def certificate(group: tuple[int, ...]) -> Certificate:
         if group in certified:
@@ -113,29 +128,33 @@ def claims(evidence: Evidence, noise: Noise, nulls: float) -> tuple[Claim, ...]:
     )
 
 
-def _certified(evidence: Evidence, noise: Noise, nulls: float) -> frozenset[tuple[int, ...]]:
+def _certified(
+    evidence: Evidence, noise: Noise, nulls: float, rule: Rule
+) -> frozenset[tuple[int, ...]]:
     """As many of the groups with the highest z as are together expected to hold little luck."""
     found = {group: evidence.z(group, noise) for group in evidence.without}
     ranked = sorted(
         ((z, group) for group, z in found.items() if z is not None and z > LEAST_Z), reverse=True
     )
-    nulls = min(nulls, len(found))
     count = 0
     for rank, (z, _) in enumerate(ranked, 1):
-        if nulls * NormalDist().cdf(-z) <= FALSE_SHARE * rank:
+        if nulls * NormalDist().cdf(-z) <= rule.certified_luck * (rank - SPARED):
             count = rank
     return frozenset(group for _, group in ranked[:count])
 
 
-def _undecided(evidence: Evidence, noise: Noise, nulls: float) -> list[tuple[int, ...]]:
+def _undecided(evidence: Evidence, noise: Noise, nulls: float, rule: Rule) -> list[tuple[int, ...]]:
     """The groups of which another run may change what is said."""
-    certified = _certified(evidence, noise, nulls)
+    certified = _certified(evidence, noise, nulls, rule)
 
     def is_decided(group: tuple[int, ...]) -> bool:
-        if len(evidence.without[group]) >= MOST_RUNS:
+        runs, z = len(evidence.without[group]), evidence.z(group, noise)
+        if runs >= rule.certification_runs:
             return True
-        z = evidence.z(group, noise)
-        return z is not None and (z < HOPELESS_Z or (z > ENOUGH_Z and group in certified))
+        if z is None:
+            return False
+        hopeless = HOPELESS_Z[min(runs, len(HOPELESS_Z)) - 1]
+        return z < hopeless or (z > ENOUGH_Z and group in certified)
 
     return [group for group in evidence.without if not is_decided(group)]
 

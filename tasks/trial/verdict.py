@@ -17,18 +17,14 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 
+from configs import Rule
 from tasks.records import Verdict
 from tasks.statuses import Decision, Status
 from tasks.text import counted
 
 # Bits per byte. Three runs may agree by chance, and no hardware repeats itself better than this.
 SD_FLOOR = 5e-4
-# By the number of a candidate's runs: above KEEP it is kept, below DROP discarded, in between it is
-# run again. The last run decides.
-KEEP = (3.0, 2.3, 1.8, 1.45)
-DROP = (0.9, 1.1, 1.25, 1.45)
-MOST_RUNS = len(KEEP)
-CHAMPION_RUNS = 5  # the champion is run afresh up to as many
+RULE = Rule()  # the thresholds of a profile that names none
 TIE = 0.3  # down to minus this, code that shrank is as good
 STATEMENTS_PER_Z = 50  # added statements that must buy one more standard error
 
@@ -76,32 +72,36 @@ def z_score(champion: Sequence[float], candidate: Sequence[float], noise: Noise)
     return math.copysign(math.sqrt(df * math.log1p(t * t / df)) * (8 * df + 1) / (8 * df + 3), t)
 
 
-def thresholds(runs: int, statements_added: int) -> tuple[float, float]:
+def thresholds(runs: int, statements_added: int, rule: Rule = RULE) -> tuple[float, float]:
     """(below which it is discarded, above which it is kept) after so many runs, as z.
 
     Added statements must pay, but what may be kept after one run is enough for any of them. Code
     that shrank is run to the end while it is no worse than a tie, and then a tie is enough.
     """
-    drop, keep = DROP[runs - 1], KEEP[runs - 1]
+    drop, keep = rule.drop[runs - 1], rule.keep[runs - 1]
     if statements_added < 0:
-        return -TIE, -TIE if runs == MOST_RUNS else keep
+        return -TIE, -TIE if runs == len(rule.keep) else keep
     price = statements_added / STATEMENTS_PER_Z
-    return min(drop + price, KEEP[0]), min(keep + price, KEEP[0])
+    return min(drop + price, rule.keep[0]), min(keep + price, rule.keep[0])
 
 
 def decide(
-    champion: Sequence[float], candidate: Sequence[float], noise: Noise, statements_added: int
+    champion: Sequence[float],
+    candidate: Sequence[float],
+    noise: Noise,
+    statements_added: int,
+    rule: Rule = RULE,
 ) -> Verdict:
     """The verdict on scores in bits per byte; `confirm` asks for one more run of the candidate.
 
-    It never does after MOST_RUNS. `statements_added` is negative if the code shrank. Raises
-    ValueError like `z_score`, and for more runs than that.
+    It never does after as many runs as the rule has thresholds. `statements_added` is negative if
+    the code shrank. Raises ValueError like `z_score`, and for more runs than that.
     """
-    runs = len(candidate)
-    if runs > MOST_RUNS:
-        raise ValueError(f"{runs} runs of a candidate: {MOST_RUNS} decide")
+    runs, most = len(candidate), len(rule.keep)
+    if runs > most:
+        raise ValueError(f"{runs} runs of a candidate: {most} decide")
     z = z_score(champion, candidate, noise)
-    drop, keep = thresholds(runs, statements_added)
+    drop, keep = thresholds(runs, statements_added, rule)
     gain = statistics.fmean(champion) - statistics.fmean(candidate)
     figures = "the same score"
     if gain:
@@ -109,37 +109,37 @@ def decide(
         figures = f"{better} by {abs(gain):.4f} bits per byte, {abs(z):.1f} standard errors"
     over = "" if runs == 1 else f" over {runs} runs"
     if z > keep:
-        decision, why = _kept(z, runs, statements_added)
-    elif z < drop or runs == MOST_RUNS:
-        decision, why = _discarded(z, runs, statements_added)
+        decision, why = _kept(z, runs, statements_added, rule)
+    elif z < drop or runs == most:
+        decision, why = _discarded(z, runs, statements_added, rule)
     else:
-        decision, why = _confirmed(z, statements_added)
+        decision, why = _confirmed(z, statements_added, rule)
     return Verdict(decision, f"{figures}{over}: {why}", z)
 
 
-def champion_is_due(champion_runs: int, candidate_runs: int) -> bool:
+def champion_is_due(champion_runs: int, candidate_runs: int, rule: Rule = RULE) -> bool:
     """Whether a fresh run of the champion comes before the candidate's next run."""
-    return champion_runs < min(candidate_runs + 1, CHAMPION_RUNS)
+    return champion_runs < min(candidate_runs + 1, rule.champion_runs)
 
 
-def _kept(z: float, runs: int, added: int) -> tuple[Decision, str]:
-    if z > KEEP[runs - 1]:
+def _kept(z: float, runs: int, added: int, rule: Rule) -> tuple[Decision, str]:
+    if z > rule.keep[runs - 1]:
         return "keep", "kept at once" if runs == 1 else "kept"
     gain = "a tie" if z <= TIE else "a small gain"
     return "keep", f"{gain} with {_statements(added)}, kept as simpler"
 
 
-def _discarded(z: float, runs: int, added: int) -> tuple[Decision, str]:
-    _, must = thresholds(runs, added)
-    if runs > 1 and z > KEEP[runs - 1]:
+def _discarded(z: float, runs: int, added: int, rule: Rule) -> tuple[Decision, str]:
+    _, must = thresholds(runs, added, rule)
+    if runs > 1 and z > rule.keep[runs - 1]:
         return "discard", f"too little for {_statements(added)}, which must gain {must:.1f}"
     if z > TIE:
         return "discard", "too little to be worth another run" if runs == 1 else "not confirmed"
     return "discard", "no gain" if z < -TIE else "a tie"
 
 
-def _confirmed(z: float, added: int) -> tuple[Decision, str]:
-    if z > DROP[0]:
+def _confirmed(z: float, added: int, rule: Rule) -> tuple[Decision, str]:
+    if z > rule.drop[0]:
         return "confirm", "may be luck, another seed decides"
     return "confirm", f"a tie with {_statements(added)}, another seed decides"
 

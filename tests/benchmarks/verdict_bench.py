@@ -3,13 +3,15 @@
 All is measured in the mean gain of the night's first good candidate; `sd` is the noise of one run
 in that unit. A night starts with three runs of its baseline and an sd estimated with some degrees
 of freedom, to which its own repeats add. Candidates are good, harmful or change nothing; the more
-was found, the smaller is what is left to find.
+was found, the smaller is what is left to find. Some of the runs may be reserved to certify what
+was kept: each kept change is taken out alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import NormalDist
@@ -18,18 +20,18 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tasks.trial import verdict
+from tasks.trial import certification, verdict
 
-RUNS = 100  # of a night, the champion's fresh ones among them
+RUNS = 100  # of a night, the champion's fresh ones and the certification's among them
+RESERVED = 15  # of them, for the certification, at most
 NIGHTS = 1000
 NULLS = 100_000  # candidates that change nothing
 SDS = (0.25, 0.5, 1.0, 2.0)
 FREEDOMS = (2, 8, 20)
-NIGHTS_FREEDOM = 8
 LESS_LEFT = 0.93  # of the mean gain, after each good candidate that was kept
 BASELINE_RUNS = 3
-UNREACHED = 1e9  # a threshold that nothing passes
 
+Shares = tuple[float | None, ...]
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 Correction = Callable[[Floats, Floats], Floats]  # of Student's t by the degrees of freedom
@@ -40,9 +42,15 @@ class World(NamedTuple):
 
     good: float
     null: float
+    # Of the good ones' gains, in their mean: exponential, or the same everywhere between limits.
+    between: tuple[float, float] | None = None
 
 
-WORLDS = {"15 % good": World(0.15, 0.25), "4 % good": World(0.04, 0.6)}
+WORLDS = {
+    "15 % good": World(0.15, 0.25),
+    "4 % good": World(0.04, 0.6),
+    "4 % good, alike": World(0.04, 0.6, (0.4, 1.6)),
+}
 
 
 def as_it_is(t: Floats, df: Floats) -> Floats:
@@ -59,6 +67,43 @@ def as_normal(t: Floats, df: Floats) -> Floats:
     return z
 
 
+def upper_tail(z: Floats) -> Floats:
+    """The chance that a standard normal number is larger."""
+    chance = np.ones_like(z)
+    real = np.isfinite(z)
+    chance[real] = [math.erfc(x / math.sqrt(2)) / 2 for x in z[real]]
+    return chance
+
+
+@dataclasses.dataclass(frozen=True)
+class Certifier:
+    """Which kept changes are certified, and which get another run; as `certification`.
+
+    With no nulls, all are certified whose z is above `least`.
+    """
+
+    least: float = certification.LEAST_Z
+    enough: float = certification.ENOUGH_Z
+    hopeless: tuple[float, ...] = certification.HOPELESS_Z
+    most_runs: int = verdict.RULE.certification_runs
+    whole_runs: float = certification.WHOLE_RUNS
+    luck: float = verdict.RULE.certified_luck
+    spared: float = certification.SPARED
+    kept_nulls: float = certification.KEPT_NULLS
+    least_nulls: float = certification.LEAST_NULLS
+    reserved: Callable[[int], int] = certification.worthwhile_runs
+
+    def nulls(self, near: Floats) -> Floats:
+        """By the number of candidates that were better in their one run and discarded."""
+        return np.maximum(self.kept_nulls * near, self.least_nulls)
+
+
+PLAIN = Certifier(
+    1.64, math.inf, (-0.3,), 6, 1.3, kept_nulls=0, least_nulls=0, reserved=lambda _: RESERVED
+)
+OURS = Certifier()
+
+
 @dataclasses.dataclass(frozen=True)
 class Rule:
     """Kept above `keep`, discarded below `drop`, by the number of the candidate's runs."""
@@ -69,6 +114,7 @@ class Rule:
     correction: Correction = as_it_is
     # Whether the champion is run afresh before the candidate's next run.
     due: Callable[[Floats, Floats], Mask] = lambda champion, candidate: champion < 0
+    certifier: Certifier | None = None
 
 
 def until(most: int) -> Callable[[Floats, Floats], Mask]:
@@ -77,7 +123,7 @@ def until(most: int) -> Callable[[Floats, Floats], Mask]:
 
 def due(champion: Floats, candidate: Floats) -> Mask:
     """As `verdict.champion_is_due`."""
-    return champion < np.minimum(candidate + 1, verdict.CHAMPION_RUNS)
+    return champion < np.minimum(candidate + 1, verdict.RULE.champion_runs)
 
 
 def one_sided(chance: float) -> float:
@@ -87,7 +133,7 @@ def one_sided(chance: float) -> float:
 RULES = (
     Rule("greedy", (0.0,), (0.0,)),
     Rule("one run, z > 2", (2.0,), (2.0,)),
-    Rule("two runs (until 2026)", (2.0, 0.5), (0.3, 0.5)),
+    Rule("two runs (until 2026)", (2.0, 0.5), (0.3, 0.5), certifier=PLAIN),
     # Each decision at 5 %, shared among five looks at as many pairs of runs, as a test that may be
     # stopped at any time must (PACE, arXiv 2606.08106, controls each decision).
     Rule(
@@ -103,9 +149,49 @@ RULES = (
         (0.4, 0.8, 1.1, 1.4, 1.8),
         shrunk,
         until(5),
+        PLAIN,
     ),
-    Rule("ours", verdict.KEEP, verdict.DROP, as_normal, due),
+    # For small gains; set by a profile's table [verdict].
+    Rule(
+        "ours, patient",
+        (3.4, 2.6, 2.1, 1.9, 1.4),
+        (0.65, 0.95, 1.0, 1.1, 1.4),
+        as_normal,
+        lambda champion, candidate: champion < np.minimum(candidate + 1, 7),
+        OURS,
+    ),
+    Rule("ours", verdict.RULE.keep, verdict.RULE.drop, as_normal, due, OURS),
 )
+
+
+class _Repeats:
+    """Runs of one file a night, or a table of files, by whose scatter the sd is estimated."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.runs, self.sum, self.squares = np.zeros((3, *shape))
+
+    def add(self, where: Mask, score: Floats) -> None:
+        self.runs += where
+        self.sum += where * score
+        self.squares += where * score**2
+
+    def replace(self, where: Mask, other: _Repeats | None) -> None:
+        for name in ("runs", "sum", "squares"):
+            new = getattr(other, name) if other else 0.0
+            setattr(self, name, np.where(where, new, getattr(self, name)))
+
+    @property
+    def mean(self) -> Floats:
+        return self.sum / np.maximum(self.runs, 1)
+
+    @property
+    def freedom(self) -> Floats:
+        return np.maximum(self.runs - 1, 0)
+
+    @property
+    def scatter(self) -> Floats:
+        """The sum of squares around the mean."""
+        return np.maximum(self.squares - self.sum * self.mean, 0)
 
 
 class _Nights:
@@ -124,55 +210,64 @@ class _Nights:
         self.champion_sum = self.random.normal(0, sd, (count, BASELINE_RUNS)).sum(axis=1)
         self.champion_runs = np.full(count, float(BASELINE_RUNS))
         self.sum, self.runs, self.effect = np.zeros((3, count))
-        self.first, self.later_squares = np.zeros((2, count))
+        # Of the sd: without the run for whose score the file was run again.
+        self.repeats, self.champion_repeats = _Repeats((count,)), _Repeats((count,))
         self.used = np.zeros(count)
 
     def run_champion(self, where: Mask) -> None:
-        self.champion_sum += where * self.scores(self.truth)
+        score = self.scores(self.truth)
+        self.champion_sum += where * score
         self.champion_runs += where
+        self.champion_repeats.add(where, score)
         self.used += where
 
     def run_candidate(self, where: Mask) -> None:
         score = self.scores(self.truth + self.effect)
+        self.repeats.add(where & (self.runs > 0), score)
         self.sum += where * score
-        self.first = np.where(where & (self.runs == 0), score, self.first)
-        self.later_squares += where * (self.runs > 0) * score**2
         self.runs += where
         self.used += where
 
     def scores(self, gain: Floats) -> Floats:
         return self.random.normal(0, self.sd, self.count) - gain
 
+    @property
+    def noise(self) -> tuple[Floats, Floats]:
+        """(sum of squares, degrees of freedom), those of the champion's repeats among them."""
+        repeats = self.champion_repeats
+        return self.squares + repeats.scatter, self.df + repeats.freedom
+
+    def z_scores(self) -> Floats:
+        runs = np.maximum(self.runs, 1)
+        squares, df = self.noise
+        gain = self.champion_sum / self.champion_runs - self.sum / runs
+        error = np.sqrt(squares / df * (1 / self.champion_runs + 1 / runs))
+        return self.rule.correction(gain / error, df)
+
     def verdicts(self) -> tuple[Mask, Mask]:
         """(kept, discarded); elsewhere, run again."""
-        runs = np.maximum(self.runs, 1)
-        gain = self.champion_sum / self.champion_runs - self.sum / runs
-        error = np.sqrt(self.squares / self.df * (1 / self.champion_runs + 1 / runs))
-        z = self.rule.correction(gain / error, self.df)
-        look = np.minimum(runs.astype(int), len(self.rule.keep)) - 1
+        z, most = self.z_scores(), len(self.rule.keep)
+        look = np.clip(self.runs.astype(int), 1, most) - 1
         kept = z > np.array(self.rule.keep)[look]
-        last = look == len(self.rule.keep) - 1
-        return kept, ~kept & (last | (z < np.array(self.rule.drop)[look]))
+        return kept, ~kept & ((look == most - 1) | (z < np.array(self.rule.drop)[look]))
 
-    def learn(self, decided: Mask) -> None:
-        """Adds the repeats of decided candidates to the estimate of the sd, but for the first run.
-
-        That it was run again was because of that one's score.
-        """
-        later = np.maximum(self.runs - 1, 1)
-        around_mean = self.later_squares - (self.sum - self.first) ** 2 / later
-        self.squares += decided * (self.runs > 2) * np.maximum(around_mean, 0)
-        self.df += decided * (later - 1)
+    def learn(self, decided: Mask, kept: Mask) -> None:
+        """Adds the repeats of files that are done with to the estimate of the sd."""
+        for repeats, where in ((self.repeats, decided & ~kept), (self.champion_repeats, kept)):
+            self.squares += where * repeats.scatter
+            self.df += where * repeats.freedom
 
     def try_others(self, where: Mask, effect: Floats) -> None:
         self.effect = np.where(where, effect, self.effect)
-        for state in (self.sum, self.runs, self.later_squares):
-            state[where] = 0
+        self.sum[where] = 0
+        self.runs[where] = 0
+        self.repeats.replace(where, None)
 
     def crown(self, kept: Mask) -> None:
         self.truth += kept * self.effect
         self.champion_sum = np.where(kept, self.sum, self.champion_sum)
         self.champion_runs = np.where(kept, self.runs, self.champion_runs)
+        self.champion_repeats.replace(kept, self.repeats)
 
 
 def kept_share(rule: Rule, effect: float, df: float, count: int = NULLS, seed: int = 1) -> float:
@@ -192,6 +287,63 @@ def kept_share(rule: Rule, effect: float, df: float, count: int = NULLS, seed: i
     return float(kept.mean())
 
 
+class Certifications:
+    """The certifications of many nights at once; a row a night, a column a kept change.
+
+    `effects` are their true gains, `real` says which columns a night has.
+    """
+
+    def __init__(self, certifier: Certifier, effects: Floats, real: Mask, nulls: Floats) -> None:
+        self.certifier, self.effects, self.real, self.nulls = certifier, effects, real, nulls
+        self.whole, self.without = _Repeats((len(real),)), _Repeats(real.shape)
+
+    def z_scores(self, squares: Floats, df: Floats) -> Floats:
+        """NaN without runs; the sums of squares and degrees of freedom are those of the search."""
+        whole, without = self.whole, self.without
+        squares = squares + whole.scatter + without.scatter.sum(axis=1)
+        df = df + whole.freedom + without.freedom.sum(axis=1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            error = np.sqrt((squares / df)[:, None] * (1 / whole.runs[:, None] + 1 / without.runs))
+            z = as_normal((without.mean - whole.mean[:, None]) / error, df[:, None])
+        return np.where(self.real & np.isfinite(error), z, np.nan)
+
+    def certified(self, z: Floats) -> Mask:
+        rule = self.certifier
+        ranked = np.where(z > rule.least, z, -np.inf)
+        order = np.argsort(-ranked, axis=1)
+        ranked, rank = np.take_along_axis(ranked, order, axis=1), np.arange(1, z.shape[1] + 1)
+        expected = self.nulls[:, None] * upper_tail(ranked)
+        enough = np.isfinite(ranked) & (expected <= rule.luck * (rank - rule.spared))
+        count = np.where(enough, rank, 0).max(axis=1)
+        found = np.zeros_like(self.real)
+        np.put_along_axis(found, order, rank <= count[:, None], axis=1)
+        return found
+
+    def following(self, z: Floats) -> tuple[Mask, Mask, npt.NDArray[np.intp]]:
+        """(the nights that run the whole champion next, those that run it without a change, which).
+
+        The others are done.
+        """
+        rule, runs = self.certifier, self.without.runs
+        limit = np.array(rule.hopeless)[np.clip(runs.astype(int), 1, len(rule.hopeless)) - 1]
+        with np.errstate(invalid="ignore"):
+            decided = (z < limit) | ((z > rule.enough) & self.certified(z))
+        undecided = self.real & (runs < rule.most_runs) & ~decided
+        going = undecided.any(axis=1)
+        most = np.where(self.real, runs, 0).max(axis=1)
+        whole = going & (self.whole.runs < np.maximum(1, np.floor(rule.whole_runs * most + 0.5)))
+        order = np.where(undecided, runs * 1e6 - np.nan_to_num(z), np.inf)
+        return whole, going & ~whole, order.argmin(axis=1)
+
+    def run(self, search: _Nights, where: Mask) -> None:
+        """One more run of each of these nights that is not done."""
+        whole, without, which = self.following(self.z_scores(*search.noise))
+        zeros = np.zeros(len(where))
+        self.whole.add(where & whole, search.scores(zeros))
+        column = (where & without)[:, None] & (np.arange(self.real.shape[1]) == which[:, None])
+        self.without.add(column, search.scores(zeros)[:, None] + self.effects)
+
+
 @dataclasses.dataclass(frozen=True)
 class Night:
     """Means over many nights; `progress` is the champion's true gain."""
@@ -200,15 +352,29 @@ class Night:
     candidates: float
     keeps: float
     false_keeps: float
+    certified_progress: float = 0.0
+    false_claims: float = 0.0  # as a share of the certified
 
 
 def nights(
-    rule: Rule, world: World, sd: float, df: float, count: int = NIGHTS, seed: int = 1
+    rule: Rule,
+    world: World,
+    sd: float,
+    df: float,
+    count: int = NIGHTS,
+    seed: int = 1,
+    *,
+    certify: bool = False,
 ) -> Night:
-    night = _Nights(rule, sd, df, count, seed)
-    found, kept_all, false = np.zeros(count), np.zeros(count), np.zeros(count)
+    """Whole nights; with `certify`, the rule's certifier has some of their runs at the end."""
+    night, certifier = _Nights(rule, sd, df, count, seed), rule.certifier if certify else None
+    kept_effects, near = np.zeros((count, RUNS)), np.zeros(count)
+    found, keeps = np.zeros(count), np.zeros(count, dtype=int)
     candidates, trying = np.zeros(count), np.zeros(count, dtype=bool)
-    while (going := night.used < RUNS).any():
+    reserved = np.array(
+        [min(certifier.reserved(n), RESERVED) if certifier else 0 for n in range(RUNS + 1)]
+    )
+    while (going := night.used < RUNS - reserved[keeps]).any():
         fresh = going & ~trying
         night.try_others(fresh, _effects(world, LESS_LEFT**found, night.random))
         candidates += fresh
@@ -218,76 +384,145 @@ def nights(
         night.run_candidate(going & trying)
         keep, discard = night.verdicts()
         kept, decided = going & trying & keep, going & trying & (keep | discard)
-        night.learn(decided)
+        near += decided & ~kept & (night.runs == 1) & (night.z_scores() > 0)
+        night.learn(decided, kept)
         night.crown(kept)
-        kept_all += kept
-        false += kept & (night.effect <= 0)
+        kept_effects[kept, keeps[kept]] = night.effect[kept]
+        keeps += kept
         found += kept & (night.effect > 0)
         trying &= ~decided
-    return Night(
-        float(night.truth.mean()),
-        float(candidates.mean()),
-        float(kept_all.mean()),
-        float(false.sum() / max(kept_all.sum(), 1)),
+    real = np.arange(RUNS) < keeps[:, None]
+    progress, false = float(night.truth.mean()), _false_share(real, kept_effects)
+    means = Night(progress, float(candidates.mean()), float(keeps.mean()), false)
+    if not certifier:
+        return means
+    width = max(int(keeps.max()), 1)
+    work = Certifications(
+        certifier, kept_effects[:, :width], real[:, :width], certifier.nulls(near)
     )
+    for spent in range(RUNS):
+        if not (left := night.used + spent < RUNS).any():
+            break
+        work.run(night, left)
+    certified = work.certified(work.z_scores(*night.noise))
+    return dataclasses.replace(
+        means,
+        certified_progress=float((work.effects * certified).sum(axis=1).mean()),
+        false_claims=_false_share(certified, work.effects),
+    )
+
+
+def _false_share(chosen: Mask, effects: Floats) -> float:
+    return float((chosen & (effects <= 0)).sum() / max(chosen.sum(), 1))
 
 
 def _effects(world: World, mean: Floats, random: np.random.Generator) -> Floats:
     """The true gain of a new candidate in each night, where a good one gains `mean` on average."""
     kind, size = random.random(len(mean)), random.exponential(1.0, len(mean))
     harm = np.where(kind < world.good + world.null, 0.0, -size)
-    return np.where(kind < world.good, size * mean, harm)
+    gain = random.uniform(*world.between, len(mean)) if world.between else size
+    return np.where(kind < world.good, gain * mean, harm)
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A rule's figures in one world."""
+    """A rule's figures in one world, with one number of degrees of freedom.
 
-    rule: str
+    Those of several nights are for each of SDS; shares of progress are of greedy's, None where that
+    has made none.
+    """
+
     world: str
-    nulls_kept: tuple[float, ...]  # for each of FREEDOMS
-    progress: tuple[float, ...]  # for each of SDS, as a share of greedy's
-    false_keeps: tuple[float, ...]  # for each of SDS, as a share of the keeps
-    candidates: tuple[float, ...]  # for each of SDS
+    df: int
+    rule: str
+    nulls_kept: float
+    progress: Shares
+    false_keeps: tuple[float, ...]  # as a share of the keeps
+    candidates: tuple[float, ...]
+    # Of nights that end with a certification; empty for a rule that is not certified.
+    search: Shares = ()
+    certified: Shares = ()
+    false_claims: tuple[float, ...] = ()
 
     def __str__(self) -> str:
         columns = [
-            " / ".join(f"{share:.1%}" for share in self.nulls_kept),
-            " / ".join(f"{share:.0%}" for share in self.progress),
-            " / ".join(f"{share:.0%}" for share in self.false_keeps),
+            self.world,
+            f"{self.df}",
+            self.rule,
+            f"{self.nulls_kept:.1%}",
+            *(_shares(shares) for shares in (self.progress, self.false_keeps)),
             " / ".join(f"{count:.0f}" for count in self.candidates),
+            *(_shares(shares) for shares in (self.search, self.certified)),
+            _shares(self.false_claims, ".1%"),
         ]
-        return f"| {self.world} | {self.rule} | {' | '.join(columns)} |"
+        return f"| {' | '.join(columns)} |"
+
+
+def _shares(shares: Shares, form: str = ".0%") -> str:
+    return " / ".join("-" if s is None else format(s, form) for s in shares) or "-"
+
+
+HEADINGS = (
+    "candidates",
+    "df",
+    "rule",
+    "changes of nothing kept",
+    "progress",
+    "false keeps",
+    "tried",
+    "progress before certification",
+    "certified progress",
+    "false claims",
+)
+
+
+def row(rule: Rule, name: str, df: int, most: tuple[float, ...], count: int = NIGHTS) -> Row:
+    """`most` is greedy's progress for each of SDS."""
+    world = WORLDS[name]
+    found = [nights(rule, world, sd, df, count) for sd in SDS]
+    ends = [nights(rule, world, sd, df, count, certify=True) for sd in SDS if rule.certifier]
+
+    def of_most(progress: list[float]) -> Shares:
+        both = zip(progress, most, strict=True)
+        return tuple(share / best if best > 0 else None for share, best in both)
+
+    return Row(
+        name,
+        df,
+        rule.name,
+        kept_share(rule, 0.0, df, NULLS),
+        of_most([night.progress for night in found]),
+        tuple(night.false_keeps for night in found),
+        tuple(night.candidates for night in found),
+        of_most([night.progress for night in ends]) if ends else (),
+        of_most([night.certified_progress for night in ends]) if ends else (),
+        tuple(night.false_claims for night in ends),
+    )
 
 
 def rows(count: int = NIGHTS) -> Iterator[Row]:
     for name, world in WORLDS.items():
-        most = [nights(RULES[0], world, sd, NIGHTS_FREEDOM, count).progress for sd in SDS]
-        for rule in RULES:
-            found = [nights(rule, world, sd, NIGHTS_FREEDOM, count) for sd in SDS]
-            yield Row(
-                rule.name,
-                name,
-                tuple(kept_share(rule, 0.0, df) for df in FREEDOMS),
-                tuple(night.progress / best for night, best in zip(found, most, strict=True)),
-                tuple(night.false_keeps for night in found),
-                tuple(night.candidates for night in found),
-            )
+        # Greedy asks for no sd. More nights, as all others are measured by it.
+        most = tuple(nights(RULES[0], world, sd, 8, 10 * count).progress for sd in SDS)
+        for df in FREEDOMS:
+            for rule in RULES:
+                yield row(rule, name, df, most, count)
 
 
 def run(repeats: int, json_file: Path | None = None) -> bool:
     """Prints the table; always True, as it measures and demands nothing."""
-    freedoms, sds = " / ".join(map(str, FREEDOMS)), " / ".join(f"{sd:g}" for sd in SDS)
-    print(f"Nights of {RUNS} runs, {NIGHTS} of each; sd of one run, in mean gains: {sds}")
+    sds = " / ".join(f"{sd:g}" for sd in SDS)
+    count = repeats * NIGHTS // 3
     print(
-        f"| candidates | rule | changes of nothing kept, df {freedoms} | true progress of ", end=""
+        f"Nights of {RUNS} runs, {count} of each; df: of the sd, at the start. Figures in a row "
+        f"are for an sd\nof one run of {sds} mean gains; progress is the true gain as a share of "
+        f"greedy's.\nThe last three columns: of these runs, up to {RESERVED} certify what was kept."
     )
-    print("greedy's | false keeps | candidates tried |")
-    print("|---|---|---|---|---|---|")
+    print(f"| {' | '.join(HEADINGS)} |\n|{'---|' * len(HEADINGS)}")
     table = []
-    for row in rows(repeats * NIGHTS // 3):
-        print(row, flush=True)
-        table.append(dataclasses.asdict(row))
+    for found in rows(count):
+        print(found, flush=True)
+        table.append(dataclasses.asdict(found))
     if json_file:
         json_file.write_text(json.dumps(table, indent=1) + "\n")
     return True

@@ -120,6 +120,38 @@ def test_an_unknown_profile_names_those_that_exist(name):
             "llm: dollars = 5 is a cap that needs prompt_price",
         ),
         (
+            "threads = 1",
+            "threads = 1\nverdict.keep = [3, 1.45]",
+            "verdict: keep = [3.0, 1.45] and drop = [0.9, 1.1, 1.25, 1.45] have 2 and 4 limits: "
+            "each needs one for every run",
+        ),
+        (
+            "threads = 1",
+            "threads = 1\nverdict.keep = [3, 1, 2, 1.45]",
+            "verdict: keep = [3.0, 1.0, 2.0, 1.45] should not rise from run to run",
+        ),
+        (
+            "threads = 1",
+            "threads = 1\nverdict.drop = [0.9, 1.1, 1.0, 1.45]",
+            "verdict: drop = [0.9, 1.1, 1.0, 1.45] should not fall from run to run",
+        ),
+        (
+            "threads = 1",
+            "threads = 1\nverdict.drop = [0.9, 1.1, 1.25, 1.3]",
+            "verdict: keep ends with 1.45 and drop with 1.3: the last run decides, so make them "
+            "equal",
+        ),
+        (
+            "threads = 1",
+            "threads = 1\nverdict.keep = []",
+            "verdict.keep = []: should have at least 1 item, not 0",
+        ),
+        (
+            "threads = 1",
+            "threads = 1\nverdict.drop = [-1]",
+            "verdict.drop.0 = -1: should be greater than or equal to 0",
+        ),
+        (
             'kind = "flops"',
             'kind = "steps"',
             "budget.kind = \"steps\": should be 'flops' or 'seconds'",

@@ -23,6 +23,7 @@ from tasks.errors import UsageError
 from tasks.history import certified_branch, champion, night_budget
 from tasks.history.ledger import Ledger
 from tasks.records import Candidate
+from tasks.trial import verdict
 from tasks.views import certificates
 from tests.synthetic_night import make_run
 from tests.trials import baseline_event, keep, make_trial, night_event
@@ -49,7 +50,8 @@ class World:
 
     @property
     def night(self) -> Any:
-        return types.SimpleNamespace(tag=TAG, folder=self.folder, root=self.root, bench=None)
+        bench = types.SimpleNamespace(profile=types.SimpleNamespace(verdict=verdict.RULE))
+        return types.SimpleNamespace(tag=TAG, folder=self.folder, root=self.root, bench=bench)
 
     def train(self, what: str, candidate: Candidate, bench: object, seed: int, **how: Any) -> Any:
         self.trained.append(seed)
@@ -69,12 +71,11 @@ class World:
         with self.open() as book:
             return certification_steps.at_end(self.night, self.session(book))
 
-    def certify(self, runs: int | None) -> bool:
+    def certify(self, runs: int) -> bool:
         with self.open() as book:
             held = self.session(book)
             made = certification_steps.made(book.state)
-            limits = Limits(None if runs is None else made + runs, None)
-            return certification_steps.certify(self.night, held, limits)
+            return certification_steps.certify(self.night, held, Limits(made + runs, None))
 
     @property
     def state(self) -> Any:
@@ -369,7 +370,7 @@ def test_hours_end_the_runs_in_time(made):
     with world.open() as book:
         held = world.session(book)
         longest = night_budget.longest_run(book.state)
-        limits = Limits(None, book.used_seconds() + longest - 1)
+        limits = Limits(9, book.used_seconds() + longest - 1)
         certification_steps.certify(world.night, held, limits)
         assert [run.purpose for run in book.state.fresh_runs] == []
         assert book.state.certification.claims[0].certificate == "open"

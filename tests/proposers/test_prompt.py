@@ -140,10 +140,11 @@ def test_the_program_names_only_what_train_py_has():
 def test_the_program_gives_the_rules_as_they_are():
     words = " ".join(PROGRAM.split())
     assert f"`MAX_SEQ_LEN` may be any length up to {prepare.LONGEST_ROW:,}." in words
-    kept, discarded = ("/".join(f"{z:g}" for z in zs) for zs in (verdict.KEEP, verdict.DROP))
+    rule = verdict.RULE
+    kept, discarded = ("/".join(f"{z:g}" for z in zs) for zs in (rule.keep, rule.drop))
     assert f"kept above z = {kept} after 1/2/3/4 runs and discarded below {discarded}" in words
     price = f"rises by 1 for every {verdict.STATEMENTS_PER_Z} statements added"
-    assert f"Each limit {price}, but not above {verdict.KEEP[0]:g}" in words
+    assert f"Each limit {price}, but not above {rule.keep[0]:g}" in words
     assert (
         f"at {MOST_TIMES:g} times the baseline's processor time and "
         f"at {WALL_TIMES:g} times its wall clock" in words

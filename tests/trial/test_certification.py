@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from configs import Rule
 from tasks.records import Trial
 from tasks.trial import certification
 from tasks.trial.certification import Evidence
@@ -13,6 +14,7 @@ from tests.trials import make_trial
 
 KNOWN = Noise(0.01, 10**6)  # an sd that no longer changes: z is t
 WHOLE = (1.6, 1.6, 1.6)
+MOST_RUNS = Rule().certification_runs
 
 
 def without_at(z: float, runs: int, whole: tuple[float, ...] = WHOLE) -> tuple[float, ...]:
@@ -42,8 +44,8 @@ def test_what_is_much_worse_without_it_is_certified():
 
 
 def test_what_may_be_luck_is_open_until_it_has_had_its_runs():
-    assert certificates(evidence_at(1.0, runs=certification.MOST_RUNS - 1)) == ["open"]
-    (claim,) = certification.claims(evidence_at(1.0, runs=certification.MOST_RUNS), KNOWN, 1.0)
+    assert certificates(evidence_at(1.0, runs=MOST_RUNS - 1)) == ["open"]
+    (claim,) = certification.claims(evidence_at(1.0, runs=MOST_RUNS), KNOWN, 1.0)
     assert claim.certificate == "not_shown"
     assert claim.reason.endswith(": not shown to help")
 
@@ -66,16 +68,35 @@ def test_a_change_without_runs_is_open_and_has_no_figures():
 
 
 def test_more_likely_luck_asks_for_more_evidence():
-    evidence = evidence_at(1.8, 0.0, 0.0, 0.0)
+    evidence = evidence_at(1.9, 0.5, 0.5, 0.5)
     assert certificates(evidence, 1.0)[0] == "certified"
     assert certificates(evidence, 4.0)[0] == "open"
 
 
 def test_several_strong_changes_carry_a_weaker_one():
-    assert certificates(evidence_at(1.7), 1.0) == ["certified"]
-    assert certificates(evidence_at(1.4), 1.0) == ["open"]
-    assert certificates(evidence_at(3.0, 3.0, 1.4), 1.0) == ["certified"] * 3
-    assert certificates(evidence_at(3.0, 3.0, 1.2), 1.0)[-1] == "open"
+    assert certificates(evidence_at(1.9)) == ["certified"]
+    assert certificates(evidence_at(1.2)) == ["open"]
+    assert certificates(evidence_at(3.0, 3.0, 1.2)) == ["certified"] * 3
+    assert certificates(evidence_at(3.0, 3.0, 1.0))[-1] == "open"
+    assert certificates(evidence_at(3.0, 3.0, 0.6), nulls=0.1)[-1] == "open"
+
+
+def test_the_profile_says_how_much_luck_is_allowed_and_how_many_runs():
+    evidence = evidence_at(1.9)
+
+    def certificate(**settings) -> str:
+        (claim,) = certification.claims(evidence, KNOWN, 1.0, Rule(**settings))
+        return claim.certificate
+
+    assert certificate() == "certified"
+    assert certificate(certified_luck=0.01) == "open"
+    assert certificate(certified_luck=0.01, certification_runs=2) == "not_shown"
+    assert certification.next_run(evidence, KNOWN, 1.0) is not None
+    assert certification.next_run(evidence, KNOWN, 1.0, Rule(certification_runs=2)) is None
+
+
+def test_more_changes_are_worth_more_runs():
+    assert [certification.worthwhile_runs(changes) for changes in range(5)] == [0, 9, 12, 15, 18]
 
 
 def test_without_changes_there_is_nothing_to_do():
@@ -84,26 +105,26 @@ def test_without_changes_there_is_nothing_to_do():
 
 
 def test_runs_are_interleaved_and_end():
-    """Two changes that help a little: the order of runs until nothing is open."""
+    """Two changes that help, one as much as the other: the order of runs until nothing is open."""
     whole: tuple[float, ...] = ()
     without: dict[tuple[int, ...], tuple[float, ...]] = {(1,): (), (2, 3): ()}
     order = []
     while (group := certification.next_run(Evidence(whole, without), KNOWN)) is not None:
         order.append(group)
         if group:
-            without[group] += (1.605,)
+            without[group] += (1.61,)
         else:
             whole += (1.6,)
-    assert order[:8] == [(), (1,), (2, 3), (1,), (), (), (2, 3), (1,)]
+    assert order[:8] == [(), (1,), (), (2, 3), (1,), (), (2, 3), (1,)]
     assert {group: order.count(group) for group in ((), (1,), (2, 3))} == {
-        (): 8,
-        (1,): certification.MOST_RUNS,
-        (2, 3): certification.MOST_RUNS,
+        (): int(1.5 * MOST_RUNS),
+        (1,): MOST_RUNS,
+        (2, 3): MOST_RUNS,
     }
 
 
 def test_what_is_decided_gets_no_more_runs():
-    evidence = Evidence(WHOLE, {(1,): without_at(2.9, 1), (2,): without_at(0.5, 1), (3,): (1.5,)})
+    evidence = Evidence(WHOLE, {(1,): without_at(3.1, 1), (2,): without_at(0.5, 1), (3,): (1.5,)})
     assert certification.next_run(evidence, KNOWN) == (2,)
 
 
@@ -127,15 +148,15 @@ def test_candidates_that_were_a_little_better_tell_how_many_keeps_are_luck():
         dataclasses.replace(discarded(0.5), verdict="keep"),
         dataclasses.replace(discarded(0.5), placebo="discard"),
     ]
-    assert certification.null_candidates(near + others) == pytest.approx(2.0)
+    assert certification.null_candidates(near + others) == pytest.approx(1.4)
     assert certification.null_candidates([]) == certification.LEAST_NULLS
 
 
 SCORE = st.floats(1.5, 1.7)
-RUNS = st.lists(SCORE, max_size=certification.MOST_RUNS).map(tuple)
+RUNS = st.lists(SCORE, max_size=MOST_RUNS).map(tuple)
 NOISES = st.builds(Noise, st.floats(5e-4, 0.05), st.integers(0, 40))
 NULLS = st.floats(0.1, 20)
-GROUPS = st.integers(0, 8).flatmap(
+GROUPS = st.integers(0, 5).flatmap(
     lambda count: st.tuples(*[RUNS] * count).map(lambda runs: {(k,): r for k, r in enumerate(runs)})
 )
 ORDER = {"not_shown": 0, "open": 1, "certified": 2}

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from configs import Rule
 from tasks.records import Verdict
 from tasks.trial import verdict
 from tasks.trial.verdict import Noise
@@ -175,18 +176,33 @@ def test_the_champion_is_one_run_ahead_of_its_challenger_up_to_five():
 
 
 CHAMPIONS = st.lists(SCORES, min_size=1, max_size=5)
-RUNS = st.integers(1, verdict.MOST_RUNS)
 NOISES = st.builds(Noise, st.floats(5e-4, 0.05), st.integers(0, 40))
 
 
-@given(CHAMPIONS, st.lists(SCORES, min_size=1, max_size=verdict.MOST_RUNS), NOISES, LINES)
+@st.composite
+def rules(draw) -> Rule:
+    """Any thresholds that a profile may have."""
+    limits = sorted(draw(st.lists(st.floats(0, 5), min_size=1, max_size=9)))
+    # The last is where both end: thresholds to discard rise to it, those to keep fall to it.
+    end = limits[len(limits) // 2]
+    drop, keep = limits[: len(limits) // 2], limits[len(limits) // 2 + 1 :][::-1]
+    runs = min(len(drop), len(keep))
+    return Rule(keep=(*keep[:runs], end), drop=(*drop[:runs], end))
+
+
+RULES = st.one_of(st.just(Rule()), rules())
+
+
+@given(CHAMPIONS, RULES, st.data(), NOISES, LINES)
 def test_it_ends_and_only_a_near_tie_that_shrinks_is_kept_without_gain(
-    champion, candidate, noise, lines
+    champion, rule, data, noise, lines
 ):
-    decided = verdict.decide(champion, candidate, noise, lines)
+    most = len(rule.keep)
+    candidate = data.draw(st.lists(SCORES, min_size=1, max_size=most))
+    decided = verdict.decide(champion, candidate, noise, lines, rule)
     assert decided.z is not None
-    assert decided.decision != "confirm" or len(candidate) < verdict.MOST_RUNS
-    if decided.decision == "keep" and decided.z <= verdict.KEEP[-1]:
+    assert decided.decision != "confirm" or len(candidate) < most
+    if decided.decision == "keep" and decided.z <= rule.keep[-1]:
         assert decided.z > -verdict.TIE
         assert lines < 0
     if decided.z < -verdict.TIE:
@@ -194,17 +210,20 @@ def test_it_ends_and_only_a_near_tie_that_shrinks_is_kept_without_gain(
     assert "\n" not in decided.reason
 
 
-@given(CHAMPIONS, RUNS, st.floats(0.5, 5), st.floats(0, 2), NOISES, LINES)
-def test_a_lower_score_never_gets_a_worse_verdict(champion, runs, score, gain, noise, lines):
+@given(CHAMPIONS, RULES, st.data(), st.floats(0.5, 5), st.floats(0, 2), NOISES, LINES)
+def test_a_lower_score_never_gets_a_worse_verdict(champion, rule, data, score, gain, noise, lines):
+    runs = data.draw(st.integers(1, len(rule.keep)))
     worse, better = (
-        verdict.decide(champion, [s] * runs, noise, lines) for s in (score, score - gain)
+        verdict.decide(champion, [s] * runs, noise, lines, rule) for s in (score, score - gain)
     )
     assert ORDER[better.decision] >= ORDER[worse.decision]
 
 
-@given(CHAMPIONS, RUNS, SCORES, NOISES, LINES)
-def test_more_lines_never_help(champion, runs, score, noise, lines):
+@given(CHAMPIONS, RULES, st.data(), SCORES, NOISES, LINES)
+def test_more_lines_never_help(champion, rule, data, score, noise, lines):
+    runs = data.draw(st.integers(1, len(rule.keep)))
     shorter, longer = (
-        verdict.decide(champion, [score] * runs, noise, n).decision for n in (lines, lines + 10)
+        verdict.decide(champion, [score] * runs, noise, n, rule).decision
+        for n in (lines, lines + 10)
     )
     assert ORDER[shorter] >= ORDER[longer]
