@@ -69,7 +69,7 @@ def certify_night(tag: str, runs: int | None = None, hours: float | None = None)
 def _certify(night: Night, held: Session, runs: int | None, hours: float | None) -> bool:
     """False: somebody asked to stop."""
     made = certification_steps.made(held.state)
-    more = runs or night_budget.later_runs(night_budget.kept(held.state))
+    more = runs or night_budget.worthwhile_runs(night_budget.kept(held.state))
     until = None if hours is None else held.book.used_seconds() + hours * 3600
     limits = Limits(made + more, until)
     done = True

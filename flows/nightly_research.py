@@ -202,7 +202,9 @@ def continue_night(held: Session, request: Request, *, is_resume: bool) -> None:
     held.pulse.enter("asking the model for a word")
     researcher.keep_ping(held.folder, researcher.ping(state.header, unattended=not is_resume))
     held.book.append("resumed", **limits)
-    get_run_logger().info(f"night {tag} resumes with trial {len(held.state.trials) + 1}")
+    is_over = night_budget.over(held.state, held.book.used_seconds())
+    where = "its end" if is_over else f"trial {len(held.state.trials) + 1}"
+    get_run_logger().info(f"night {tag} resumes with {where}")
 
 
 def asked_limits(

@@ -149,7 +149,7 @@ def _add_certify(add: Add) -> None:
         "--runs",
         type=_positive_number,
         metavar="N",
-        help="make at most N runs (default: 4 for each change, and 4 of the champion)",
+        help="make at most N runs (default: 3 for each change, and 6)",
     )
     certify.add_argument("--hours", type=_hours, metavar="H", help="end within H hours")
     _add_json(certify, "the table")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from prefect import get_run_logger
 
+from configs import Rule
 from flows.night import interruption
 from flows.night.night import Night
 from flows.night.session import Session
@@ -46,7 +47,7 @@ PHASES: dict[Purpose, str] = {"certification": "certification", "end": "end of t
 class Limits:
     """How far a certification may go."""
 
-    runs: int | None  # fresh runs of this champion, with those made before; None: no limit
+    runs: int  # to certify this champion, with those made before
     until: float | None  # by when the last one must end, in seconds of the night's age
 
 
@@ -162,13 +163,17 @@ class _Certifying:
     def nulls(self) -> float:
         return certification.null_candidates(self.held.state.trials)
 
+    @property
+    def rule(self) -> Rule:
+        return self.night.bench.profile.verdict
+
     def gather(self, limits: Limits) -> bool:
         """Runs until nothing is open, or a limit is reached. False: somebody asked to stop."""
         failures, most = 0, len(self.changes.keeps) + MORE_FAILURES
-        while not (limits.runs is not None and made(self.held.state) >= limits.runs):
+        while made(self.held.state) < limits.runs:
             if limits.until is not None and not _has_time(self.held, limits.until):
                 break
-            left_out = certification.next_run(self.evidence, self.noise, self.nulls)
+            left_out = certification.next_run(self.evidence, self.noise, self.nulls, self.rule)
             if left_out is None:
                 break
             if interruption.requested_by(self.held.folder):
@@ -188,7 +193,7 @@ class _Certifying:
         every = tuple(self.changes.keeps)
         while True:
             evidence = self.evidence
-            claims = certification.claims(evidence, self.noise, self.nulls)
+            claims = certification.claims(evidence, self.noise, self.nulls, self.rule)
             left_out, claims = self._without_uncertified(claims)
             found = Certification(str(self.held.state.champion), claims, len(evidence.whole), None)
             if left_out == every:

@@ -10,9 +10,9 @@ from tasks.records import NightState
 RECENT = 20  # trials that tell how long a run takes now
 RUNS = 2  # that a trial needs time for: most are decided by one
 FEWEST_WHOLE_RUNS = 2  # of the champion: with fewer, nothing is certified
-# For each change, and of the whole champion once more, that a certification after the night makes
-# at most unless somebody says how many.
-USUAL_RUNS = 4
+# Of a certification, and for each change: more are seldom needed, as the simulation says that
+# tasks/trial/certification.py has its limits from.
+FIRST_RUNS, RUNS_PER_CHANGE = 6, 3
 END_FILES = 3  # that are run at a night's end: baseline, champion, certified champion
 
 
@@ -74,10 +74,10 @@ def reserved_seconds(state: NightState) -> float:
     0 if that is too little to certify anything.
     """
     settings, hours = state.header.settings.night, state.header.hours
-    certifying = settings.certify_share * (hours or 0.0) * 3600
-    if not (certifying and kept(state)) or certifying < fewest_runs(state) * longest_run(state):
+    share, longest = settings.certify_share * (hours or 0.0) * 3600, longest_run(state)
+    if not (share and kept(state)) or share < fewest_runs(state) * longest:
         return 0.0
-    return certifying + end_seconds(state)
+    return min(share, worthwhile_runs(kept(state)) * longest) + end_seconds(state)
 
 
 def end_seconds(state: NightState) -> float:
@@ -88,13 +88,14 @@ def end_seconds(state: NightState) -> float:
     return runs * longest_run(state)
 
 
-def certification_runs(state: NightState) -> int | None:
-    """How many runs the night's end certifies with; None: as many as its hours have room for."""
+def certification_runs(state: NightState) -> int:
+    """How many runs the end of the night certifies with, if its hours have room for so many."""
+    most = worthwhile_runs(kept(state))
     if state.header.hours and not trials_over(state):
-        return None
+        return most
     share = state.header.settings.night.certify_share
     runs = sum(len(trial.scores) + len(trial.champion_scores) for trial in state.trials)
-    return round(share / (1 - share) * runs)
+    return min(round(share / (1 - share) * runs), most)
 
 
 def can_certify(state: NightState, used_seconds: float) -> bool:
@@ -107,15 +108,15 @@ def can_certify(state: NightState, used_seconds: float) -> bool:
         return False
     if any(r.purpose == "certification" and r.champion == state.champion for r in state.fresh_runs):
         return True
-    if runs is not None and runs < needed:
+    if runs < needed:
         return False
     seconds = needed * longest_run(state) + end_seconds(state)
     return hours is None or hours * 3600 - used_seconds >= seconds
 
 
-def later_runs(changes: int) -> int:
-    """How many runs certify so many changes after the night, at most."""
-    return USUAL_RUNS * (changes + 1)
+def worthwhile_runs(changes: int) -> int:
+    """How many runs certify so many changes; more are for those who ask for them."""
+    return FIRST_RUNS + RUNS_PER_CHANGE * changes
 
 
 def uncertified(state: NightState) -> str | None:
@@ -124,7 +125,7 @@ def uncertified(state: NightState) -> str | None:
     if not count or (found and found.champion == state.champion):
         return None
     were = f"{count} changes were kept" if count > 1 else "1 change was kept"
-    took = _minutes(later_runs(count) * longest_run(state))
+    took = _minutes(worthwhile_runs(count) * longest_run(state))
     return f"{were}, none certified: `./run certify {state.header.tag}` does it, in about {took}"
 
 
@@ -155,7 +156,7 @@ def seconds_left(state: NightState, used_seconds: float) -> float | None:
 def _certifying_seconds(state: NightState) -> float:
     """An estimate for a night that its trials end, of what is left of its certification."""
     runs = certification_runs(state)
-    if runs is None or not kept(state) or runs < fewest_runs(state):
+    if not kept(state) or runs < fewest_runs(state):
         return 0.0
     made = sum(run.champion == state.champion for run in state.fresh_runs)
     planned = runs + 1 + END_FILES * state.header.settings.night.end_runs

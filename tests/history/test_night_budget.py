@@ -9,6 +9,7 @@ import pytest
 
 from tasks.history import night_budget
 from tasks.history.ledger import Ledger
+from tasks.trial import certification
 from tests.trials import keep, make_baseline, make_state, make_trial, night_event
 
 
@@ -110,13 +111,20 @@ def test_a_night_of_trials_certifies_with_a_share_of_its_runs():
 
 
 def test_a_share_of_the_hours_and_time_for_the_end_are_kept_free_of_trials():
-    late = 3600 * 10 * 0.85 - (3 * 3 + 1) * 100.0
+    late = 3600 * 1.0 * 0.85 - (3 * 3 + 1) * 100.0
     for used, is_over in ((late - 250.0, False), (late - 150.0, True)):
-        found = night_budget.over(kept(hours=10.0), used)
+        found = night_budget.over(kept(hours=1.0), used)
         assert (found is not None) is is_over
-    assert "less 106.7 minutes to certify what was kept, are left" in str(found)
-    assert night_budget.certification_runs(kept(hours=10.0)) is None
-    assert night_budget.can_certify(kept(hours=10.0), late)
+    assert "the 1 hours, less 25.7 minutes to certify what was kept, are left" in str(found)
+    assert night_budget.can_certify(kept(hours=1.0), late)
+
+
+def test_a_certification_never_takes_more_than_is_worthwhile():
+    assert night_budget.reserved_seconds(kept(hours=100.0)) == (9 + 10) * 100.0
+    assert night_budget.certification_runs(kept(hours=100.0)) == 9
+    assert night_budget.certification_runs(kept(runs=400, trials=400)) == 9
+    for changes in (1, 5):
+        assert night_budget.worthwhile_runs(changes) == certification.worthwhile_runs(changes)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +143,7 @@ def test_hours_that_certify_nothing_are_all_for_trials(night):
 def test_a_night_says_what_is_left_to_certify_and_how_long_that_takes():
     said = night_budget.uncertified(kept(trials=1, runs=1))
     assert said == (
-        "1 change was kept, none certified: `./run certify nov21` does it, in about 13.3 minutes"
+        "1 change was kept, none certified: `./run certify nov21` does it, in about 15.0 minutes"
     )
     assert night_budget.uncertified(state(trial(1))) is None
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from configs import Rule
 from flows.night import certification_steps, interruption
 from flows.night.certification_steps import Limits
 from flows.night.session import Session
@@ -28,6 +29,7 @@ from tests.synthetic_night import make_run
 from tests.trials import baseline_event, keep, make_trial, night_event
 
 TAG = "nov21"
+STRICT = Rule(certified_luck=0.005)  # a change of nothing is next to never certified
 LUCK = 0.0003  # bits per byte by which runs of one file differ: less than the least sd
 LINES = "".join(f"    line_{n} = {n}\n" for n in range(40))
 BASE = f"def load_model(path, device):\n    pass\n\n\ndef main():\n{LINES}"
@@ -49,7 +51,8 @@ class World:
 
     @property
     def night(self) -> Any:
-        return types.SimpleNamespace(tag=TAG, folder=self.folder, root=self.root, bench=None)
+        bench = types.SimpleNamespace(profile=types.SimpleNamespace(verdict=STRICT))
+        return types.SimpleNamespace(tag=TAG, folder=self.folder, root=self.root, bench=bench)
 
     def train(self, what: str, candidate: Candidate, bench: object, seed: int, **how: Any) -> Any:
         self.trained.append(seed)
@@ -69,12 +72,11 @@ class World:
         with self.open() as book:
             return certification_steps.at_end(self.night, self.session(book))
 
-    def certify(self, runs: int | None) -> bool:
+    def certify(self, runs: int) -> bool:
         with self.open() as book:
             held = self.session(book)
             made = certification_steps.made(book.state)
-            limits = Limits(None if runs is None else made + runs, None)
-            return certification_steps.certify(self.night, held, limits)
+            return certification_steps.certify(self.night, held, Limits(made + runs, None))
 
     @property
     def state(self) -> Any:
@@ -256,7 +258,8 @@ def test_evidence_of_several_certifications_adds_up(made):
     assert world.certify(3)
     first = world.runs
     assert world.certify(3)
-    assert world.runs[:3] == first
+    assert world.runs[: len(first)] == first
+    assert len(world.runs) > len(first)
     scored = [left_out for _, left_out, _ in world.runs]
     assert world.state.certification.whole_runs == scored.count(())
     assert [claim.runs for claim in world.state.certification.claims] == [
@@ -369,7 +372,7 @@ def test_hours_end_the_runs_in_time(made):
     with world.open() as book:
         held = world.session(book)
         longest = night_budget.longest_run(book.state)
-        limits = Limits(None, book.used_seconds() + longest - 1)
+        limits = Limits(9, book.used_seconds() + longest - 1)
         certification_steps.certify(world.night, held, limits)
         assert [run.purpose for run in book.state.fresh_runs] == []
         assert book.state.certification.claims[0].certificate == "open"

@@ -26,6 +26,9 @@ description = "The stub, with more of its runs for a certification than a night 
 [night]
 certify_share = 0.35
 end_runs = 1
+
+[verdict]
+certified_luck = 0.005
 """
 PATCHES = {  # a third more training for the same budget; and the same in fewer statements
     "1-less": ("DEPTH = 3 ", "DEPTH = 2 "),
