@@ -33,9 +33,8 @@ def champions(state: NightState) -> Iterator[tuple[Trial, float, float]]:
     if state.baseline is None:
         return
     again = {each.trials: each for each in state.remeasurements}
-    # On other hardware the baseline is another.
-    scores = next((e.baseline_before for e in state.remeasurements), state.baseline.scores)
-    champion = statistics.fmean(scores)
+    scores = next((each.baseline_before for each in state.remeasurements), state.baseline.scores)
+    champion = baseline_of(state, 1) or state.baseline.val_bpb
     for trial in state.trials:
         if trial.number - 1 in again:
             scores = again[trial.number - 1].scores

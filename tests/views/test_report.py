@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks.records import NightState, Program
+from tasks.records import NightState, Program, Quarantined, Remeasurement
 from tasks.usage import Usage
 from tasks.views import chart, refusals, report
 from tests.links import EVIL, links
@@ -527,3 +527,38 @@ def test_the_size_of_a_night_without_a_keep_is_the_baselines():
 
 def test_an_older_ledger_says_nothing_of_sizes():
     assert "Size of" not in report.markdown(make_state(keep(1, peak_memory_bytes=None)))
+
+
+def test_a_report_names_repeated_runs_and_why():
+    aside = Quarantined("candidate", 1, "its threads waited 0.50 s a second", "ok", 1.9)
+    state = make_state(make_trial(1, quarantined=(aside, aside)), make_trial(2))
+    assert (
+        "- Conditions: 2 runs were repeated, as the machine was not as usual (trial 1). The first: "
+        "its threads waited 0.50 s a second."
+    ) in report.markdown(state).splitlines()
+
+
+def test_a_report_compares_each_trial_with_the_baseline_of_its_hardware():
+    base = make_baseline(hardware="a GPU", val_bpb=1.75)
+    again = Remeasurement(
+        "the hardware is a GPU, and was a CPU",
+        1,
+        "a CPU",
+        (1.64, 1.65, 1.66),
+        (1.60,),
+        base,
+        (1.70, 1.71, 1.72),
+        (4, 5, 6),
+        (),
+    )
+    state = make_state(
+        keep(1, 1.60), make_trial(2, val_bpb=1.73), baseline=base, remeasurements=(again,)
+    )
+    assert (
+        "- Measured again after 1 trial: the hardware is a GPU, and was a CPU. In bits per byte, "
+        "the baseline had 1.650000 on a CPU and has 1.750000, the champion had 1.600000 on a CPU "
+        "and has 1.710000. Later trials are compared with the new scores alone."
+    ) in report.markdown(state).splitlines()
+    rows = [line for line in report.markdown(state).splitlines() if re.match(r"\| [12] \|", line)]
+    differences = [re.findall(r"[+-]0\.\d+", row) for row in rows]
+    assert differences == [["-0.050000", "-0.050000"], ["-0.020000", "+0.020000"]]
