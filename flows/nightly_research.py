@@ -263,9 +263,7 @@ def run_trials(night: Night, held: Session, views: Views) -> None:
         interruption.reached("branched")
         held.book.append("baseline", **dataclasses.asdict(baseline_event(night, commit)))
         interruption.reached("measured")
-    # On other hardware the baseline at hand is not yet the one of the ledger.
-    if remeasurement.due(night, held.state) is None:
-        views.show(held.state)
+    views.show(held.state)
     proposer = researcher.proposer_of(held, night.bench, night.baseline, night.calls)
     proposals = Proposals(night, proposer, NextRun.of(night))
 

@@ -25,6 +25,7 @@ from tasks.trial import verdict
 from tasks.trial.baseline import unusual
 from tasks.trial.early_run import EarlyRun
 from tasks.trial.verdict import Noise
+from tasks.views import margin
 
 # What a proposer can learn from, as the training box's log or the reason tells it.
 FIXABLE = ("startup_crashed", "train_crashed", "out_of_memory", "dishonest_flops")
@@ -180,6 +181,7 @@ def night_so_far(night: Night, state: NightState) -> NightSoFar:
         sd=Noise.pooled(state.repeats).sd,
         folder=night.folder,
         first_comparable=state.first_comparable,
+        to_beat=margin.to_beat(state),
     )
 
 

@@ -335,7 +335,6 @@ class _Attempt:
         """Notes what the machine was like during the block, in which the box trains."""
         on_gpu = self._device == "cuda"
         watch = ContentionWatch(box.watchdog)
-        watch.start()
         with nvml.pace(box.watchdog.pids) if on_gpu else contextlib.nullcontext() as gpu:
             try:
                 yield
