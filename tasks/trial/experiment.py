@@ -343,7 +343,7 @@ class _Attempt:
                 if gpu:
                     gpu.stop()
                 pace = gpu.pace() if gpu else None
-                self.note(conditions=conditions_of(self.result, seen, used, pace))
+                self.note(conditions=_conditions(self.result, seen, used, pace))
 
     @contextlib.contextmanager
     def _warm(self, box: Box) -> Iterator[tuple[Wire, meter.Meter]]:
@@ -473,7 +473,7 @@ def _budget(bench: Bench) -> protocol.Budget:
     )
 
 
-def conditions_of(
+def _conditions(
     result: RunResult, seen: Contention, cpu_used: float, pace: nvml.Pace | None
 ) -> Conditions:
     """The record of what was seen while a run trained."""
