@@ -268,11 +268,9 @@ def run_trials(night: Night, held: Session, views: Views) -> None:
         interruption.reached("branched")
         held.book.append("baseline", **dataclasses.asdict(baseline_event(night, commit)))
         interruption.reached("measured")
-    # On other hardware the baseline at hand is not yet the one of the ledger.
-    if remeasurement.due(night, held.state) is None:
-        found = estimate(held.state)
-        get_run_logger().log(INFO if found.agrees else WARNING, f"noise: {found}")
-        views.show(held.state)
+    found = estimate(held.state)
+    get_run_logger().log(INFO if found.agrees else WARNING, f"noise: {found}")
+    views.show(held.state)
     proposer = researcher.proposer_of(held, night.bench, night.baseline, night.calls)
     proposals = Proposals(night, proposer, NextRun.of(night))
 

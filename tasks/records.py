@@ -455,6 +455,9 @@ class NightSoFar:
     in_flight: Proposal | None = None  # of the trial before `next_trial`, while that still trains
     # Scores of earlier trials are from other hardware, or from before the machine changed.
     first_comparable: int = 1
+    # The champion's score, bits per byte, that each trial was compared with; of a trial that is not
+    # in it, its parent's.
+    to_beat: Mapping[int, float] = dataclasses.field(default_factory=dict)
     placebos: int = 0  # trials before `next_trial` that no proposer hears of
 
     @property

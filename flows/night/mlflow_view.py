@@ -201,7 +201,9 @@ def _missing(
     night: Night, store: mlflow_client.Store, state: NightState, known: set[str]
 ) -> Iterator[tuple[str, Callable[[], object]]]:
     """The `trial_id` of the runs that are not `known`, each with what logs it."""
-    for run in night.baseline.runs:
+    # On other hardware the baseline at hand is the ledger's only once the champion is measured too.
+    is_known = state.baseline is None or state.baseline.hardware == night.baseline.hardware
+    for run in night.baseline.runs if is_known else ():
         if (trial_id := mlflow_tags.baseline_id(state, run)) not in known:
             log_run = functools.partial(tracking.log_baseline_run, store, state, night.base, run)
             yield trial_id, log_run

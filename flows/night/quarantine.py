@@ -61,16 +61,16 @@ class Quarantine:
             found = self._disturbance(run, of, own)
             if found is None:
                 break
-            if repeats == conditions.MOST_REPEATS or self._no_time():
-                self.machine_change = found
+            if repeats == conditions.MOST_REPEATS:
+                self.machine_change = f"a run was slowed each time that it was made: {found}"
+            if self.machine_change or self._no_time():
                 self.unusual = f"a run counts although {found}"
                 break
             get_run_logger().info(f"{what}, seed {run.seed}: run again, as {found}")
             self.runs.append(SetAside(run, of, found))
         if run.conditions and conditions.is_repeatable(self._bench.profile.budget, run):
-            self.machine_change = conditions.relief(run.conditions, self._usual) or (
-                self.machine_change
-            )
+            relief = conditions.relief(run.conditions, self._usual)
+            self.machine_change = relief or self.machine_change
         return run
 
     def _disturbance(

@@ -21,7 +21,7 @@ from tasks.trial import drift
 from tasks.trial.experiment import naming, train_candidate
 
 RUNS = 3
-MOST_STOPPED = 3  # of a champion that has trained before: then something else is broken
+MOST_STOPPED = 3  # of a champion that has trained before: something else is broken
 
 
 def step(night: Night, held: Session) -> bool:
@@ -39,16 +39,17 @@ def step(night: Night, held: Session) -> bool:
         _record(night, held, reason, night.baseline.runs)
     elif len(scored) >= RUNS:
         _record(night, held, reason, scored)
-    elif len(runs) - len(scored) >= MOST_STOPPED:
-        raise NightlyError(
-            f"the champion was to be measured again ({reason}), and {MOST_STOPPED} runs of it were "
-            f"stopped, the last one with {runs[-1].status}: {runs[-1].reason}. `./run doctor` "
-            f"looks closer; `./run resume {night.tag}` tries again"
-        )
     else:
         if not runs:
             get_run_logger().warning(f"{reason}: the champion is measured again")
-        _run(night, held, len(runs) + 1)
+        run = _run(night, held, len(runs) + 1)
+        stopped = len(runs) - len(scored) + 1
+        if run.val_bpb is None and stopped % MOST_STOPPED == 0:
+            raise NightlyError(
+                f"the champion was to be measured again ({reason}), and {MOST_STOPPED} runs of it "
+                f"were stopped, the last one with {run.status}: {run.reason}. `./run doctor` looks "
+                f"closer; `./run resume {night.tag}` tries again"
+            )
     return True
 
 
@@ -75,7 +76,7 @@ def _runs_so_far(night: Night, state: NightState) -> list[FreshRun]:
     ]
 
 
-def _run(night: Night, held: Session, number: int) -> None:
+def _run(night: Night, held: Session, number: int) -> FreshRun:
     state = held.state
     assert state.champion is not None
     used = [run.seed for run in state.fresh_runs if run.champion == state.champion]
@@ -104,6 +105,7 @@ def _run(night: Night, held: Session, number: int) -> None:
     )
     held.book.append("fresh", run=dataclasses.asdict(fresh))
     interruption.reached("measured afresh")
+    return fresh
 
 
 def _record(

@@ -87,12 +87,12 @@ class _Trainer:
         def train(again: bool) -> RunResult:
             is_first = not (earlier or again)
             begun = early if is_first else None
-            return self._undisturbed(candidate, seed, worth_audit, begun, smoke=is_first)
+            return self._run_candidate(candidate, seed, worth_audit, begun, smoke=is_first)
 
         what = f"trial {self.number}"
         return self.quarantine.settled("candidate", what, train, conditions_of(earlier))
 
-    def _undisturbed(
+    def _run_candidate(
         self,
         candidate: Candidate,
         seed: int,
@@ -109,7 +109,7 @@ class _Trainer:
                 f"trial {self.number}: {run.status} beside the next trial: run again, alone"
             )
             self.next_run.end()
-            return self._undisturbed(candidate, seed, worth_audit, None, smoke=smoke)
+            return self._run_candidate(candidate, seed, worth_audit, None, smoke=smoke)
         return run
 
     def champion(

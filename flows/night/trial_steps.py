@@ -27,6 +27,7 @@ from tasks.text import unlinked
 from tasks.trial import hardware, placebo, verdict
 from tasks.trial.baseline import unusual
 from tasks.trial.early_run import EarlyRun
+from tasks.views import margin
 
 # What a proposer can learn from, as the training box's log or the reason tells it.
 FIXABLE = ("startup_crashed", "train_crashed", "out_of_memory", "dishonest_flops")
@@ -225,6 +226,7 @@ def night_so_far(night: Night, state: NightState) -> NightSoFar:
         sd=noise_of(state).sd,
         folder=night.folder,
         first_comparable=state.first_comparable,
+        to_beat=margin.to_beat(state),
     )
 
 

@@ -24,7 +24,7 @@ INTERVAL_SECONDS = 0.5  # what a thread waits after its last look is not counted
 
 @dataclasses.dataclass(frozen=True)
 class Contention:
-    """Of the span from `start` to `stop`. In CPU-seconds; None where the system does not say."""
+    """Of the span of a watch. In CPU-seconds; None where the system does not say."""
 
     seconds: float  # by the clock
     waited: float | None  # the box's threads were ready, and had no CPU
@@ -46,22 +46,18 @@ class _Reading(NamedTuple):
 
 
 class ContentionWatch:
-    """Looks at the threads of a box now and then, in a thread of its own."""
+    """Looks at the threads of a box now and then, in a thread of its own, from now to `stop`."""
 
     def __init__(self, watchdog: Watchdog) -> None:
         self._watchdog = watchdog
         self._waited: dict[tuple[int, int], float] = {}  # by process and thread, since the start
-        self._before: dict[tuple[int, int], float] = {}
+        self._first, self._before = self._read(), self._delays()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="contention", daemon=True)
-        self._first = self._read()
-
-    def start(self) -> None:
-        self._before, self._first = self._delays(), self._read()
         self._thread.start()
 
     def stop(self) -> Contention:
-        """What was seen since `start`."""
+        """What was seen."""
         self._stop.set()
         self._thread.join()
         self._look()

@@ -164,8 +164,8 @@ class PaceWatch(_Watch):
         if answer == WELL:
             self._clocks.append(clock.value)
         # Its older name, which drivers of either age have.
-        ask = self._library.nvmlDeviceGetCurrentClocksThrottleReasons
-        if ask(self._device, ctypes.byref(reasons)) == WELL:
+        ask = getattr(self._library, "nvmlDeviceGetCurrentClocksThrottleReasons", None)
+        if ask is not None and ask(self._device, ctypes.byref(reasons)) == WELL:
             self._held_back.update(why for bit, why in HELD_BACK.items() if reasons.value & bit)
         running = _processes(self._library, self._device)
         if running is not None:

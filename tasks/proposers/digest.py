@@ -49,7 +49,7 @@ FIGURES = {  # self-reported metrics of a run
     "num_params_M": "{:.3g} M parameters",
 }
 
-Gains = Mapping[int, float]  # trial -> val_bpb minus its parent's
+Gains = Mapping[int, float]  # trial -> val_bpb minus its champion's
 
 
 def plain(text: str) -> str:
@@ -194,7 +194,8 @@ def _gains(night: NightSoFar) -> Gains:
     scores = {trial.commit: trial.val_bpb for trial in night.trials if trial.val_bpb is not None}
     scored = ((trial, trial.val_bpb) for trial in night.trials if trial.val_bpb is not None)
     return {
-        trial.number: score - scores.get(trial.parent, night.baseline_bpb)
+        trial.number: score
+        - night.to_beat.get(trial.number, scores.get(trial.parent, night.baseline_bpb))
         for trial, score in scored
     }
 

@@ -402,7 +402,6 @@ class _Attempt:
         """Notes what the machine was like during the block, in which the box trains."""
         on_gpu = self._device == "cuda"
         watch = ContentionWatch(box.watchdog)
-        watch.start()
         with nvml.pace(box.watchdog.pids) if on_gpu else contextlib.nullcontext() as gpu:
             try:
                 yield
@@ -411,7 +410,7 @@ class _Attempt:
                 if gpu:
                     gpu.stop()
                 pace = gpu.pace() if gpu else None
-                self.note(conditions=conditions_of(self.result, seen, used, pace))
+                self.note(conditions=_conditions(self.result, seen, used, pace))
 
     @contextlib.contextmanager
     def _warm(self, box: Box) -> Iterator[tuple[Wire, meter.Meter]]:
@@ -548,7 +547,7 @@ def _budget(bench: Bench) -> protocol.Budget:
     )
 
 
-def conditions_of(
+def _conditions(
     result: RunResult, seen: Contention, cpu_used: float, pace: nvml.Pace | None
 ) -> Conditions:
     """The record of what was seen while a run trained."""

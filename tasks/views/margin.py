@@ -34,9 +34,8 @@ def champions(state: NightState) -> Iterator[tuple[Trial, float, float]]:
     if state.baseline is None:
         return
     again = {each.trials: each for each in state.remeasurements}
-    # On other hardware the baseline is another.
-    scores = next((e.baseline_before for e in state.remeasurements), state.baseline.scores)
-    champion, unselected = statistics.fmean(scores), scores
+    scores = next((each.baseline_before for each in state.remeasurements), state.baseline.scores)
+    champion, unselected = baseline_of(state, 1) or state.baseline.val_bpb, scores
     for trial in state.trials:
         if trial.number - 1 in again:
             scores = unselected = again[trial.number - 1].scores

@@ -54,7 +54,6 @@ def machine(tmp_path, monkeypatch):
 def test_threads_that_share_a_cpu_wait_for_it():
     spin = SPIN.format(cpu=CPU)
     with watching(spin) as watch, running(spin):
-        watch.start()
         wait_for(lambda: sum(watch._waited.values()) > 0.02, "a thread that waits")
         seen = watch.stop()
     assert seen.waited is not None
@@ -63,7 +62,6 @@ def test_threads_that_share_a_cpu_wait_for_it():
 
 def test_a_box_that_sleeps_waits_for_nothing():
     with watching("import time; time.sleep(600)") as watch:
-        watch.start()
         waited = watch.stop().waited
     assert waited is not None
     assert waited < 0.01
@@ -72,7 +70,6 @@ def test_a_box_that_sleeps_waits_for_nothing():
 def test_what_others_use_is_neither_the_boxs_nor_the_nights_on_a_made_up_machine(machine):
     machine(1000.0, 10.0)
     with watching(SPIN.format(cpu=CPU)) as watch:
-        watch.start()
         begun = watch._first
         wait_for(lambda: watch._read().ours > begun.ours + 0.1, "CPU time of the box")
         machine(1005.0, 12.0)
@@ -85,6 +82,5 @@ def test_what_others_use_is_neither_the_boxs_nor_the_nights_on_a_made_up_machine
 def test_a_system_that_has_no_account_says_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(contention, "STAT", tmp_path / "none")
     with watching("import time; time.sleep(600)") as watch:
-        watch.start()
         seen = watch.stop()
     assert (seen.others, seen.stolen) == (None, None)

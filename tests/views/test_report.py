@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tasks.history.false_keeps import FalseKeeps
-from tasks.records import NightState, Program
+from tasks.records import NightState, Program, Quarantined, Remeasurement
 from tasks.usage import Usage
 from tasks.views import chart, refusals, report
 from tests.links import EVIL, links
@@ -560,3 +560,38 @@ def test_the_rate_is_also_that_of_all_comparable_nights():
     text = report.markdown(make_state(keep(1)), {}, FalseKeeps.of(40, 2))
     assert "- False keeps: Of 40 placebo trials of all comparable nights 2 would have" in text
     assert "False keeps" not in report.markdown(make_state(keep(1)))
+
+
+def test_a_report_names_repeated_runs_and_why():
+    aside = Quarantined("candidate", 1, "its threads waited 0.50 s a second", "ok", 1.9)
+    state = make_state(make_trial(1, quarantined=(aside, aside)), make_trial(2))
+    assert (
+        "- Conditions: 2 runs were repeated, as the machine was not as usual (trial 1). The first: "
+        "its threads waited 0.50 s a second."
+    ) in report.markdown(state).splitlines()
+
+
+def test_a_report_compares_each_trial_with_the_baseline_of_its_hardware():
+    base = make_baseline(hardware="a GPU", val_bpb=1.75)
+    again = Remeasurement(
+        "the hardware is a GPU, and was a CPU",
+        1,
+        "a CPU",
+        (1.64, 1.65, 1.66),
+        (1.60,),
+        base,
+        (1.70, 1.71, 1.72),
+        (4, 5, 6),
+        (),
+    )
+    state = make_state(
+        keep(1, 1.60), make_trial(2, val_bpb=1.73), baseline=base, remeasurements=(again,)
+    )
+    assert (
+        "- Measured again after 1 trial: the hardware is a GPU, and was a CPU. In bits per byte, "
+        "the baseline had 1.650000 on a CPU and has 1.750000, the champion had 1.600000 on a CPU "
+        "and has 1.710000. Later trials are compared with the new scores alone."
+    ) in report.markdown(state).splitlines()
+    rows = [line for line in report.markdown(state).splitlines() if re.match(r"\| [12] \|", line)]
+    differences = [re.findall(r"[+-]0\.\d+", row) for row in rows]
+    assert differences == [["-0.050000", "-0.050000"], ["-0.020000", "+0.020000"]]

@@ -14,7 +14,7 @@ from configs import knobs
 from flows import state_home
 from tasks.errors import NightlyError
 from tasks.judge import protocol
-from tasks.records import Candidate, NightState, Program, RunResult, Trial
+from tasks.records import Candidate, Conditions, NightState, Program, RunResult, Trial
 from tasks.usage import Usage
 from tasks.views import mlflow_page, mlflow_tags, report, tracking
 from tasks.views.mlflow_client import Store, connect
@@ -433,6 +433,28 @@ def test_a_failed_trial_is_failed_and_has_no_score(store):
     run = store.runs()["DEPTH 3 -> 2 (trial 3)"]
     assert (run.info.status, run.data.tags["status"]) == ("FAILED", "train_crashed")
     assert not {"val_bpb", "z", "cpu_seconds", "tokens", "peak_memory_gib"} & set(run.data.metrics)
+
+
+def test_the_conditions_of_a_trials_runs_are_means_over_them(store):
+    runs = (
+        make_run(conditions=Conditions(5.0, cpu_waited=1.0, sm_clock=1700, gpu_others=0)),
+        make_run(
+            seed=2, conditions=Conditions(5.0, sm_clock=1500, held_back={"heat (hardware)": 1})
+        ),
+        make_run(seed=3),
+    )
+    log_trial(store, make_trial(), *runs)
+    metrics = store.runs()["DEPTH 3 -> 2 (trial 3)"].data.metrics
+    assert (
+        metrics.items()
+        >= {
+            "cpu_waited_seconds": 1.0,
+            "sm_clock_mhz": 1600.0,
+            "gpu_others": 0.0,
+            "held_back_heat_hardware": 0.5,
+        }.items()
+    )
+    assert "cpu_stolen_seconds" not in metrics
 
 
 def test_a_rejected_patch_has_a_run_without_figures(store):
