@@ -181,10 +181,8 @@ def run_trial(
         bench, comparison.usual, no_time, lambda: next_run is not None and next_run.is_begun
     )
     trainer = _Trainer(number, bench, report, next_run, quarantine, comparison.tenths)
-    runs: list[RunResult] = []
-    scores: list[float] = []
-    champion_runs: list[RunResult] = []
-    fresh: list[float] = []
+    runs, champion_runs = list[RunResult](), list[RunResult]()
+    scores, fresh = list[float](), list[float]()
 
     def tried(decided: Verdict) -> Tried:
         return Tried(

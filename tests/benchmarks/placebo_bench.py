@@ -1,7 +1,7 @@
 """How often the real pipeline keeps a placebo, beside what the simulation of the rule says.
 
 A whole night through the command line, half of whose trials are placebos: boxes, claims, audits,
-git and MLflow are real. Only the trainer is a stub, tests/benchmarks/noisy_train.py, whose scores
+git and MLflow are real. Only the trainer is a stub, tests/faults/noisy_train.py, whose scores
 scatter from seed to seed as a model's do. The night's other trials are patches by `replay`: a large
 gain now and then, so that the champion changes and is run afresh before the next placebo, and else
 files that do not parse and cost nothing.
@@ -26,10 +26,10 @@ from tests.faults.stub_checkout import PROFILE, StubCheckout
 TAG = "placebos"
 PLACEBOS = 16  # for each of the repeats
 PLACEBOS_A_CHAMPION = 6
-GAIN = 0.03  # of UNIFORM: eight standard deviations of a run
-BASELINE = "UNIFORM = 0.9\n"
+GAIN = 0.02  # bits per byte: five standard deviations of a run
+BASELINE = "GAIN = 0.0\n"
 NIGHT = "placebo_share = 0.5\ncertify_share = 0.0\nend_runs = 0\n"
-HERE = Path(__file__).parent
+NOISY = Path(__file__).parents[1] / "faults" / "noisy_train.py"
 
 
 def run(repeats: int, json_file: Path | None = None) -> bool:
@@ -68,7 +68,7 @@ def run(repeats: int, json_file: Path | None = None) -> bool:
 def _checkout(folder: Path, candidates: int) -> StubCheckout:
     """With the noisy stub as its train.py, and a patch for each candidate."""
     checkout = StubCheckout(folder)
-    source = (HERE / "noisy_train.py").read_text()
+    source = NOISY.read_text()
     (folder / "trainer" / "train.py").write_text(source)
     checkout.git(*AUTHOR, "commit", "-qam", "noisy")
     profile = (folder / PROFILE).read_text()
@@ -77,7 +77,7 @@ def _checkout(folder: Path, candidates: int) -> StubCheckout:
     (folder / "patches").mkdir()
     for number in range(candidates):
         gains, rest = divmod(number, PLACEBOS_A_CHAMPION)
-        better = source.replace(BASELINE, f"UNIFORM = {0.9 - GAIN * (gains + 1):.2f}\n")
+        better = source.replace(BASELINE, f"GAIN = {GAIN * (gains + 1):.2f}\n")
         (folder / "patches" / f"{number:03}.py").write_text("(" if rest else better)
     return checkout
 
