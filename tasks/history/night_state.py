@@ -23,6 +23,8 @@ from tasks.records import (
 )
 
 FORMAT = 4
+# Of a machine in one night. If it changes more often, that is usual: no run is repeated for it.
+MOST_CHANGES = 3
 
 Event = dict[str, Any]
 
@@ -161,13 +163,14 @@ def _certified(state: NightState, event: Event) -> dict[str, Any]:
 def _remeasured(state: NightState, event: Event) -> dict[str, Any]:
     _expect_between_trials(state, "measures again")
     found = Remeasurement.from_json(event)
+    known = state.usual if len(state.remeasurements) >= MOST_CHANGES else ()
     changes: dict[str, Any] = {
         "champion_scores": found.scores,
         "champion_seeds": found.seeds,
         "champion_repeats": found.scores,
         "champion_fresh": found.scores,
         "champion_conditions": found.conditions,
-        "usual": found.conditions,
+        "usual": (*known, *found.conditions),
         "fresh_runs": (),
         "certification": None,
         "remeasurements": (*state.remeasurements, found),

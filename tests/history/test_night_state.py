@@ -335,6 +335,11 @@ def test_a_champion_that_is_measured_again_is_compared_by_those_runs_alone():
     assert state.baseline.hardware == "a CPU"
 
 
+def test_what_changes_all_night_long_becomes_usual():
+    state = fold(events(*[remeasured(trials=0)] * 5))
+    assert len(state.usual) == 3
+
+
 def test_on_other_hardware_nothing_from_before_is_compared():
     base = baseline_event(hardware="b", scores=(1.74, 1.75, 1.76), val_bpb=1.75, start_commit="c0")
     kept = make_trial(1, verdict="keep", scores=(1.5, 1.51), seeds=(1, 2))
