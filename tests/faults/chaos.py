@@ -175,8 +175,8 @@ class Chaos:
         self._until(lambda: len(self._reached()) > 1, 600)
         if victim != "box" and self.random.random() < AIMED:
             known = self._reached()
-            # a night may end, or be refused, before its first milestone
-            passed = PHASES.index(known[-1]) + 1 if len(known) > 1 else 0
+            # a night may end, or be refused, before its first milestone; and few certify
+            passed = PHASES.index(known[-1]) + 1 if known[-1] in PHASES else 0
             ahead = PHASES[passed:] or PHASES
             aim = self.random.choice(ahead)
             self._until(lambda: aim in self._reached()[len(known) :], AIM_SECONDS)

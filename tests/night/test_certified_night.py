@@ -88,10 +88,15 @@ def undisturbed(checkout, trials):
     done = checkout.run("resume", TAG)
     assert done.returncode == 0, done.stderr
     left = told(checkout)
+    undo(checkout, trials)
+    return left
+
+
+def undo(checkout: StubCheckout, trials: bytes) -> None:
+    """Leaves of the night nothing but its trials."""
     (folder_of(checkout) / LEDGER).write_bytes(trials)
     shutil.rmtree(folder_of(checkout) / "fresh")
     checkout.git("update-ref", "-d", BRANCH)
-    return left
 
 
 @pytest.fixture(scope="module")
@@ -149,26 +154,23 @@ def test_after_every_kill_the_night_adds_up(checkout, killed, before):
     assert names.count("certified") == 1
 
 
-def test_a_later_certification_adds_to_the_evidence(checkout, killed):
+def test_later_certifications_add_up_and_ctrl_c_ends_one_after_its_run(checkout, killed, trials):
+    undo(checkout, trials)
     done = checkout.run("certify", TAG, "--runs", "1", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(runs(checkout)) == len(killed["runs"]) + 1
-    assert (found["tag"], found["kept"]) == (TAG, 2)
-    assert found["branch"] == f"autoresearch/{TAG}-certified"
-    assert found["commit"] == checkout.git("rev-parse", BRANCH).strip()
-    assert found["claims"][0]["trials"] == [1]
-    assert found["claims"][0]["certificate"] == "certified"
-
-
-def test_ctrl_c_ends_a_later_certification_after_its_run(checkout, killed):
-    before = len(runs(checkout))
-    done = checkout.run(
-        *("certify", TAG, "--runs", "3"),
-        NIGHTLY_TEST_KILL_AT="trained:1",
-        NIGHTLY_TEST_SIGNAL=str(int(signal.SIGINT)),
-    )
+    assert (found["tag"], found["kept"], found["branch"]) == (TAG, 2, None)
+    assert [claim["certificate"] for claim in found["claims"]] == ["open", "open"]
+    assert len(runs(checkout)) == 1
+    ctrl_c = {"NIGHTLY_TEST_KILL_AT": "trained:1", "NIGHTLY_TEST_SIGNAL": str(int(signal.SIGINT))}
+    done = checkout.run("certify", TAG, **ctrl_c)
     assert done.returncode == 0, done.stderr
     assert "ends after this run" in done.stderr
-    assert len(runs(checkout)) == before + 1
+    assert len(runs(checkout)) == 2
+    assert "0 of 2 kept changes certified" in done.stdout
+    done = checkout.run("certify", TAG)
+    assert done.returncode == 0, done.stderr
     assert "1 of 2 kept changes certified" in done.stdout
+    assert f"To merge: autoresearch/{TAG}-certified" in done.stdout
+    assert checkout.git("rev-parse", BRANCH).strip()
+    assert checkout.ledger(TAG)[-1]["event"] == "certified"  # the night itself is not over
