@@ -236,8 +236,8 @@ def _calls(checkout: Checkout, tag: str, events: list[Event]) -> Iterator[str]:
 
 
 def _mlflow(checkout: Checkout, tag: str, events: list[Event]) -> Iterator[str]:
-    """One parent run, ended, on the champion; one child for each trial and each seed of the
-    baseline, ended, with its score."""
+    """One parent run, ended, on the champion; one child for each trial, each seed of the baseline
+    and each fresh run, ended, with its score."""
     import mlflow
 
     client = mlflow.MlflowClient(f"sqlite:///{checkout.home}/mlflow.db")
@@ -269,8 +269,12 @@ def _mlflow(checkout: Checkout, tag: str, events: list[Event]) -> Iterator[str]:
     seeds: list[int] = next(
         (event["seeds"] for event in events if event["event"] == "baseline"), []
     )
+    fresh = {
+        f"{tag}:fresh:{i}": event["run"]
+        for i, event in enumerate(event for event in events if event["event"] == "fresh")
+    }
     wanted = sorted(
-        [*(f"{tag}:{k}" for k in trials), *(f"{tag}:baseline:{seed}" for seed in seeds)]
+        [*(f"{tag}:{k}" for k in trials), *(f"{tag}:baseline:{seed}" for seed in seeds), *fresh]
     )
     if ids != wanted:
         yield f"MLflow: the child runs are {ids}, not {wanted}"
@@ -278,6 +282,11 @@ def _mlflow(checkout: Checkout, tag: str, events: list[Event]) -> Iterator[str]:
         trial_id = run.data.tags.get("trial_id", "?")
         if run.info.status not in ("FINISHED", "FAILED"):
             yield f"MLflow: {trial_id} is {run.info.status}"
+        if run_apart := fresh.get(trial_id):
+            scores = {name: run_apart[name] for name in ("val_bpb", "holdout_bpb")}
+            if scores != {name: run.data.metrics.get(name) for name in scores}:
+                yield f"MLflow: {trial_id} has not the scores {scores}"
+            continue
         k = int(trial_id.rpartition(":")[2])
         if ":baseline:" in trial_id or k not in trials:
             continue
