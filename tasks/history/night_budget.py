@@ -90,12 +90,20 @@ def end_seconds(state: NightState) -> float:
 
 def certification_runs(state: NightState) -> int:
     """How many runs the end of the night certifies with, if its hours have room for so many."""
-    most = worthwhile_runs(kept(state))
     if state.header.hours and not trials_over(state):
-        return most
+        return worthwhile_runs(kept(state))
+    return _share_of_runs(state, _runs_of_trials(state))
+
+
+def _runs_of_trials(state: NightState) -> int:
+    """How many runs the finished trials have a score of, the champion's fresh ones included."""
+    return sum(len(trial.scores) + len(trial.champion_scores) for trial in state.trials)
+
+
+def _share_of_runs(state: NightState, runs: float) -> int:
+    """How many runs certify, after a night whose trials had so many."""
     share = state.header.settings.night.certify_share
-    runs = sum(len(trial.scores) + len(trial.champion_scores) for trial in state.trials)
-    return min(round(share / (1 - share) * runs), most)
+    return min(round(share / (1 - share) * runs), worthwhile_runs(kept(state)))
 
 
 def can_certify(state: NightState, used_seconds: float) -> bool:
@@ -155,7 +163,9 @@ def seconds_left(state: NightState, used_seconds: float) -> float | None:
 
 def _certifying_seconds(state: NightState) -> float:
     """An estimate for a night that its trials end, of what is left of its certification."""
-    runs = certification_runs(state)
+    done, trials = len(state.trials), state.header.trials or 0
+    expected = _runs_of_trials(state) * max(trials / done, 1.0) if done else 0.0
+    runs = _share_of_runs(state, expected)
     if not kept(state) or runs < fewest_runs(state):
         return 0.0
     made = sum(run.champion == state.champion for run in state.fresh_runs)

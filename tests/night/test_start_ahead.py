@@ -101,7 +101,8 @@ ENDS = (
 
 def test_an_end_while_a_run_waits_loses_nothing_and_leaves_nothing_alive(checkout, before, night):
     """One night of tpe, which proposes ahead too, is ended in its first trial again and again."""
-    tag, command = "ended", ()
+    tag = "ended"
+    command: tuple[str, ...] = ()
     for where, how in ENDS:
         end = {"NIGHTLY_TEST_KILL_AT": where, "NIGHTLY_TEST_SIGNAL": str(int(how))}
         ended = night(tag, command=command, trials=3, NIGHTLY_TEST_HOLD="waiting", **end)
