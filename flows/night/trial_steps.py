@@ -24,7 +24,7 @@ from tasks.judge.curve import Tenth, slowest
 from tasks.noise import estimate, noise_of
 from tasks.records import Candidate, NightSoFar, NightState, Proposal, RunResult, Trial
 from tasks.text import unlinked
-from tasks.trial import hardware, placebo, verdict
+from tasks.trial import hardware, placebo, seeds, verdict
 from tasks.trial.baseline import unusual
 from tasks.trial.early_run import EarlyRun
 from tasks.views import margin
@@ -110,7 +110,7 @@ def run_and_judge(
     number, parent = so_far.next_trial, held.state.champion
     assert parent is not None
     folder, is_placebo = night.trial_folder(number), placebo.is_placebo(proposed)
-    seed = placebo.first_seed(night.seed, number) if is_placebo else night.seed
+    seed = seeds.of_placebo(night.seed, number) if is_placebo else night.seed
     while True:
         comparison = Comparison(
             so_far.champion,

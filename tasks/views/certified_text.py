@@ -179,6 +179,12 @@ def _notes(state: NightState, ours: FreshScores) -> Iterator[str]:
             yield f"- A fresh run with seed {run.seed} has no score: {in_markdown(run.reason)}."
         elif run.purpose == "end" and run.holdout_bpb is None and has_holdout:
             yield f"- The run with seed {run.seed} has no holdout score: {in_markdown(run.reason)}."
+        if run.quarantined:
+            times = "once" if len(run.quarantined) == 1 else f"{len(run.quarantined)} times"
+            why = in_markdown(run.quarantined[-1].disturbance)
+            yield f"- The run with seed {run.seed} was set aside {times} and made again: {why}."
+        if run.unusual:
+            yield f"- The run with seed {run.seed}: {in_markdown(run.unusual)}."
 
 
 def _optimism(optimism: float, fresh: Estimate) -> str:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from tasks.records import TRAIN, FreshRun, NightState, RunResult, Trial
+from tasks.statuses import Purpose
 from tasks.text import counted, in_markdown, numbered, score, short_commit, shortened, unlinked
 from tasks.views import certified_text, fresh_scores
 
+GOALS: dict[Purpose, str] = {
+    "certification": "for the certification",
+    "end": "for the night's end",
+    "remeasurement": "to measure the champion again",
+}
 LONGEST_QUOTE = 800  # characters; a note of these stays below MLflow's limit, so that none is cut
 
 
@@ -83,9 +89,9 @@ def baseline_tags(state: NightState, run: RunResult) -> dict[str, str]:
 
 
 def fresh_tags(state: NightState, index: int) -> dict[str, str]:
-    run = state.fresh_runs[index]
-    goal = {"certification": "for the certification", "end": "for the night's end"}[run.purpose]
-    return {
+    run = state.all_fresh_runs[index]
+    goal = GOALS[run.purpose]
+    tags = {
         "trial_id": fresh_id(state, index),
         "commit": run.champion,
         "verdict": "fresh",
@@ -97,7 +103,9 @@ def fresh_tags(state: NightState, index: int) -> dict[str, str]:
         "mlflow.source.name": TRAIN,
         "mlflow.source.git.commit": run.champion,
         "mlflow.note.content": f"A run {goal}: {fresh_file(state, run)}, seed {run.seed}.",
+        "unusual": unlinked(run.unusual or "-"),
     }
+    return tags | ({"quarantined": str(len(run.quarantined))} if run.quarantined else {})
 
 
 def fresh_file(state: NightState, run: FreshRun) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from tasks.records import Quarantined
 from tasks.views import report
 from tests.certified_night import END, FOUND, certified_night, fresh
 from tests.trials import make_state, make_trial
@@ -73,6 +74,14 @@ def test_what_a_fresh_run_lacks_is_said_with_its_reason():
     text = told(fresh_runs=(*END, stopped, fresh((), 1.61, 42, holdout_bpb=None, reason=reason)))
     assert r"seed 41 has no score: it took \<b>too\</b> long." in text
     assert f"seed 42 has no holdout score: {reason}." in text
+
+
+def test_a_fresh_run_on_an_unusual_machine_says_why_it_was_made_again():
+    aside = Quarantined("champion", 41, "the hypervisor took 30% of the CPU time", "ok", 1.7)
+    late = "a run counts although the hypervisor took 20% of the CPU time"
+    text = told(fresh_runs=(*END, fresh((), 1.61, 41, quarantined=(aside,), unusual=late)))
+    assert f"The run with seed 41 was set aside once and made again: {aside.disturbance}." in text
+    assert f"The run with seed 41: {late}." in text
 
 
 def test_a_profile_without_a_holdout_says_so():
