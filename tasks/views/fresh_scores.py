@@ -13,6 +13,7 @@ import math
 import statistics
 from collections.abc import Collection, Iterable, Sequence
 
+from tasks.noise import students_t
 from tasks.records import FreshRun, NightState
 from tasks.text import score
 
@@ -52,7 +53,7 @@ class Estimate:
             return cls(mean, None, None, runs)
         squares = sum(statistics.pvariance(group) * len(group) for group in groups)
         error = math.sqrt(squares / freedom * sum(1 / len(group) for group in groups))
-        half = _quantile(freedom) * error
+        half = students_t((1 - CONFIDENCE) / 2, freedom) * error
         return cls(mean, mean - half, mean + half, runs)
 
 
@@ -158,11 +159,3 @@ def _val(runs: Iterable[FreshRun]) -> list[float]:
 
 def _holdout(runs: Iterable[FreshRun]) -> list[float]:
     return [run.holdout_bpb for run in runs if run.holdout_bpb is not None]
-
-
-def _quantile(freedom: int) -> float:
-    """Of Student's distribution: CONFIDENCE of it is between this and its negative."""
-    # Not at import: it takes a second, and most nights that are looked at have no fresh runs.
-    from scipy.special import stdtrit  # type: ignore[import-untyped]
-
-    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
