@@ -68,10 +68,10 @@ def certify_night(tag: str, runs: int | None = None, hours: float | None = None)
 
 def _certify(night: Night, held: Session, runs: int | None, hours: float | None) -> bool:
     """False: somebody asked to stop."""
-    if night_budget.kept(held.state) and not certification_steps.measure_again(night, held):
+    if held.state.keeps and not certification_steps.measure_again(night, held):
         return False
     made = certification_steps.made(held.state)
-    more = runs or night_budget.worthwhile_runs(night_budget.kept(held.state))
+    more = runs or night_budget.worthwhile_runs(len(held.state.keeps))
     until = None if hours is None else held.book.used_seconds() + hours * 3600
     limits = Limits(made + more, until)
     done = True

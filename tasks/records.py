@@ -664,6 +664,11 @@ class NightState:
         return tuple(trial for trial in self.trials if trial.placebo is None)
 
     @property
+    def keeps(self) -> tuple[Trial, ...]:
+        """The trials whose changes the champion has."""
+        return tuple(trial for trial in self.trials if trial.verdict == "keep")
+
+    @property
     def placebos(self) -> tuple[Trial, ...]:
         return tuple(trial for trial in self.trials if trial.placebo is not None)
 

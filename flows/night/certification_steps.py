@@ -55,7 +55,7 @@ def at_end(night: Night, held: Session) -> bool:
     night's any more.
     """
     state = held.state
-    if not night_budget.kept(state):
+    if not state.keeps:
         return True
     changed = remeasurement.due(night, state)
     if _is_certified(state):
@@ -114,7 +114,7 @@ def certify(night: Night, held: Session, limits: Limits) -> bool:
         held.book.append("certified", certification=dataclasses.asdict(found))
     interruption.reached("certified")
     _move_branch(night, held)
-    certified, every = len(found.certified), night_budget.kept(held.state)
+    certified, every = len(found.certified), len(held.state.keeps)
     get_run_logger().info(
         f"certified: {certified} of {counted(every, 'kept change')}, with "
         f"{counted(made(held.state), 'fresh run')}"
@@ -125,9 +125,7 @@ def certify(night: Night, held: Session, limits: Limits) -> bool:
 def changes_of(night: Night, state: NightState) -> Changes:
     """The changes of the champion, from git."""
     keeps = {
-        trial.number: champion.source_at(night.root, str(trial.commit))
-        for trial in state.trials
-        if trial.verdict == "keep"
+        trial.number: champion.source_at(night.root, str(trial.commit)) for trial in state.keeps
     }
     return Changes(champion.source_at(night.root, str(state.start_commit)), keeps)
 

@@ -40,7 +40,6 @@ LEAST_NULLS = 0.5
 # The step-up rule bounds the share of luck in a night, on average over nights. Those who count over
 # the claims of many nights miss the nights that certify nothing; this makes up for them.
 SPARED = 0.3
-FIRST_RUNS, RUNS_PER_CHANGE = 6, 3  # of a certification: more are seldom needed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +81,6 @@ def null_candidates(trials: Iterable[Trial]) -> float:
         for trial in trials
     )
     return max(KEPT_NULLS * near, LEAST_NULLS)
-
-
-def worthwhile_runs(changes: int) -> int:
-    """How many runs certify so many changes; the search makes better use of more."""
-    return FIRST_RUNS + RUNS_PER_CHANGE * changes if changes else 0
 
 
 def next_run(
@@ -174,9 +168,4 @@ def _claim(
         f"without {it} the champion is {change} by {abs(gain):.4f} bits per byte, {abs(z):.1f} "
         f"standard errors, over {counted(runs, 'run')} without {it} and {len(evidence.whole)} with"
     )
-    why = {
-        "certified": "",
-        "not_shown": ": not shown to help",
-        "open": ": more runs may decide",
-    }[certificate]
-    return Claim(group, certificate, gain, z, runs, figures + why)
+    return Claim(group, certificate, gain, z, runs, figures)

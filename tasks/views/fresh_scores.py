@@ -105,7 +105,7 @@ def of_night(state: NightState) -> FreshScores | None:
 
 
 def kept_trials(state: NightState) -> tuple[int, ...]:
-    return tuple(trial.number for trial in state.trials if trial.verdict == "keep")
+    return tuple(trial.number for trial in state.keeps)
 
 
 def _scores(state: NightState, trials: tuple[int, ...], commit: str | None) -> FileScores:
@@ -146,11 +146,10 @@ def changes(state: NightState, run: FreshRun) -> set[int] | None:
     """
     if run.champion == state.start_commit:
         return set()
-    kept = [trial for trial in state.trials if trial.verdict == "keep"]
-    last = next((trial.number for trial in kept if trial.commit == run.champion), None)
+    last = next((trial.number for trial in state.keeps if trial.commit == run.champion), None)
     if last is None:
         return None
-    return {trial.number for trial in kept if trial.number <= last} - set(run.left_out)
+    return {trial.number for trial in state.keeps if trial.number <= last} - set(run.left_out)
 
 
 def _val(runs: Iterable[FreshRun]) -> list[float]:

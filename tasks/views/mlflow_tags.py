@@ -5,7 +5,7 @@ from __future__ import annotations
 from tasks.records import TRAIN, FreshRun, NightState, RunResult, Trial
 from tasks.statuses import Purpose
 from tasks.text import counted, in_markdown, numbered, score, short_commit, shortened, unlinked
-from tasks.views import certified_text, fresh_scores
+from tasks.views import certificates, certified_text, fresh_scores
 
 GOALS: dict[Purpose, str] = {
     "certification": "for the certification",
@@ -18,12 +18,11 @@ LONGEST_QUOTE = 800  # characters; a note of these stays below MLflow's limit, s
 def night_tags(state: NightState) -> dict[str, str | None]:
     """Those that change with each trial; None is not known yet."""
     header, baseline, program = state.header, state.baseline, state.header.program
-    kept = sum(trial.verdict == "keep" for trial in state.trials)
-    done = f"{counted(len(state.candidates), 'trial')}, {kept} kept"
+    done = f"{counted(len(state.candidates), 'trial')}, {len(state.keeps)} kept"
     if placebos := len(state.placebos):
         done += f", {counted(placebos, 'placebo')}"
     end = in_markdown(state.finished or state.stopped or "Not finished.")
-    result = " ".join(filter(None, (f"{done}.", certified_text.sentence(state), end)))
+    result = " ".join(filter(None, (f"{done}.", certificates.sentence(state), end)))
     return {
         "profile": header.profile,
         "proposer": header.proposer,

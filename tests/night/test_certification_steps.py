@@ -233,7 +233,7 @@ def test_nothing_certified_makes_no_branch(made):
     world.at_end()
     assert world.state.certification.tip is None
     assert world.branch is None
-    assert "nothing to merge" in certificates.text(world.state)
+    assert "Merge nothing yet" in certificates.text(world.state)
 
 
 def test_a_night_that_cannot_give_each_change_a_run_makes_none(made):
@@ -241,7 +241,7 @@ def test_a_night_that_cannot_give_each_change_a_run_makes_none(made):
     assert world.at_end()
     assert world.runs == []
     assert world.state.certification is None
-    assert "2 changes were kept, none certified" in str(night_budget.uncertified(world.state))
+    assert "2 changes were kept and none is certified" in str(night_budget.uncertified(world.state))
 
 
 def test_certification_has_its_share_of_the_runs(made):

@@ -678,7 +678,7 @@ def test_the_nights_run_has_what_fresh_runs_and_the_certification_say(store):
     }
     assert night.data.tags.items() >= told.items()
     note = night.data.tags["mlflow.note.content"]
-    assert "5 trials, 3 kept. Certified: 2 of 3 keeps" in note
+    assert "5 trials, 3 kept. Certified: 2 of 3 kept changes" in note
     assert "| search champion c6 | 1.600000 | 1.610000 (1.585159 to 1.634841) |" in note
 
 
