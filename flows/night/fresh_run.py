@@ -6,7 +6,6 @@ It goes through the quarantine as a champion's run in a trial does, and becomes 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 
 from prefect import get_run_logger
 
@@ -18,8 +17,8 @@ from tasks.history import night_budget, trial_folder
 from tasks.proposers.ablation import Changes, Group
 from tasks.records import Conditions, FreshRun, NightState, RunResult
 from tasks.statuses import Purpose
-from tasks.text import unlinked
-from tasks.trial import seeds
+from tasks.text import numbered, unlinked
+from tasks.trial import conditions, seeds
 from tasks.trial.experiment import naming, train_candidate
 
 PHASES: dict[Purpose, str] = {"certification": "certification", "end": "end of the night"}
@@ -108,30 +107,25 @@ def has_time(held: Session, until: float | None) -> bool:
 
 
 def name_of(left_out: Group, changes: Changes) -> str:
-    """A file for people: "the champion", "without trials 1 and 3", "the baseline"."""
+    """A file for people: "the champion", "without trials 1, 3", "the baseline"."""
     if not left_out:
         return "the champion"
     if len(left_out) == len(changes.keeps):
         return "the baseline"
-    *others, last = map(str, left_out)
-    return f"without trials {', '.join(others)} and {last}" if others else f"without trial {last}"
+    return f"without {numbered(left_out)}"
 
 
 def _usual(state: NightState) -> tuple[Conditions, ...]:
     """Fresh runs that count are usual, too: no other is made again for what they had to bear."""
-    return (*state.usual, *_conditions(state.fresh_runs))
+    return (*state.usual, *conditions.of_runs(state.fresh_runs))
 
 
 def _own(state: NightState, changes: Changes, left_out: Group) -> tuple[Conditions, ...]:
     """Of earlier runs of the same file."""
     assert state.baseline is not None
     same = [run for run in state.fresh_runs if run.champion == state.champion]
-    own = _conditions(run for run in same if run.left_out == left_out)
+    own = conditions.of_runs(run for run in same if run.left_out == left_out)
     if not left_out:
         return (*state.champion_conditions, *own)
     is_baseline = len(left_out) == len(changes.keeps)
     return (*state.baseline.conditions, *own) if is_baseline else own
-
-
-def _conditions(runs: Iterable[FreshRun]) -> tuple[Conditions, ...]:
-    return tuple(run.conditions for run in runs if run.conditions)

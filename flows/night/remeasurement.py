@@ -17,7 +17,7 @@ from flows.night.session import Session
 from tasks.errors import NightlyError
 from tasks.history import champion
 from tasks.records import Candidate, FreshRun, NightState, Remeasurement, RunResult
-from tasks.trial import drift
+from tasks.trial import conditions, drift
 from tasks.trial.experiment import naming, train_candidate
 
 RUNS = 3
@@ -116,7 +116,7 @@ def _record(
         baseline=baseline_event(night, state.baseline.start_commit) if is_other else None,
         scores=scores,
         seeds=tuple(run.seed for run in runs if run.val_bpb is not None),
-        conditions=tuple(run.conditions for run in runs if run.conditions),
+        conditions=conditions.of_runs(runs),
     )
     held.book.append("remeasured", **dataclasses.asdict(found))
     now, before = map(statistics.fmean, (scores, state.champion_scores))

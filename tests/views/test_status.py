@@ -13,12 +13,19 @@ import pytest
 
 from tasks.history import heartbeat, ledger, night_folder
 from tasks.judge.processes import ProcessId
-from tasks.records import Certification, Claim, FreshRun
+from tasks.records import Certification, Claim
 from tasks.usage import Usage
 from tasks.views import refusals, status
 from tests.certified_night import FOUND, certified_night
 from tests.faults.stub_checkout import PROFILE, StubCheckout
-from tests.trials import baseline_event, make_call, make_trial, night_event, write_calls
+from tests.trials import (
+    baseline_event,
+    make_call,
+    make_fresh_run,
+    make_trial,
+    night_event,
+    write_calls,
+)
 from tests.waiting import wait_for
 
 HEADER = night_event(trials=4, hours=2.0)
@@ -514,7 +521,7 @@ def test_a_person_reads_what_is_certified_in_a_line(night):
     claim = Claim((1,), "certified", 0.02, 3.1, 4, "shown to help")
     found = Certification("c1", (claim,), 3, "c9")
     runs = [
-        FreshRun("end", "c1", left_out, seed, "ok", "trained and scored", score)
+        make_fresh_run(purpose="end", left_out=left_out, seed=seed, val_bpb=score)
         for seed, (left_out, score) in enumerate([((1,), 1.65), ((), 1.55)], 10_001)
     ]
     end = [("fresh", {"run": dataclasses.asdict(run)}) for run in runs]
