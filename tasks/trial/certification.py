@@ -139,7 +139,7 @@ def _certified(
     )
     count = 0
     for rank, (z, _) in enumerate(ranked, 1):
-        if nulls * NormalDist().cdf(-z) <= rule.certified_luck * (rank - SPARED):
+        if nulls * NormalDist().cdf(-z) <= rule.false_discovery_rate * (rank - SPARED):
             count = rank
     return frozenset(group for _, group in ranked[:count])
 
