@@ -55,9 +55,9 @@ class Noise:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What a night's own repeats say of the noise, and what earlier nights' say.
+    """The noise by a night's own repeats, and by those of earlier nights.
 
-    A run that two of them share, as the cached baseline, is counted once.
+    A run that two nights share, as the cached baseline, is counted once.
     """
 
     own: Noise

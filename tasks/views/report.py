@@ -221,7 +221,7 @@ def _trust(state: NightState) -> Iterator[str]:
 def _false_keeps(state: NightState, everywhere: FalseKeeps | None) -> Iterator[str]:
     found = false_keeps.of_night(state)
     if said := false_keeps.sentence(found, everywhere or found):
-        yield f"- False keeps. {said} So often does the rule keep a change that does nothing."
+        yield f"- False keeps. {said} This estimates how often the rule keeps a change of nothing."
 
 
 def _conditions(state: NightState) -> Iterator[str]:
