@@ -246,7 +246,7 @@ def check_noise(home: Path, profile: configs.Profile) -> Iterator[Check]:
     from tasks.history import earlier_noise
     from tasks.noise import Noise, unseen
     from tasks.trial import hardware
-    from tasks.trial.baseline import facts_before_data
+    from tasks.trial.baseline_facts import facts_before_data
 
     machine = hardware.describe(profile.device, profile.threads)
     nights, problems = earlier_noise.known(home, profile.name, machine, facts_before_data(profile))

@@ -35,7 +35,8 @@ from tasks.records import (
 )
 from tasks.text import score
 from tasks.trial import hardware
-from tasks.trial.baseline import baseline_facts, caps_after, first_caps, read_baseline
+from tasks.trial.baseline import caps_after, first_caps, read_baseline
+from tasks.trial.baseline_facts import baseline_facts
 from tasks.trial.experiment import Report
 
 

@@ -17,7 +17,7 @@ from flows.command_line import doctor
 from tasks.history import earlier_noise
 from tasks.judge import nvml, probe
 from tasks.trial import device_lock, device_readiness, hardware
-from tasks.trial.baseline import facts_before_data
+from tasks.trial.baseline_facts import facts_before_data
 from tests.made_up_gpu import Driver
 from tests.trials import make_baseline, make_state
 

@@ -338,15 +338,15 @@ def test_a_branch_that_somebody_moved_is_left_alone_and_every_run_is_kept(made):
 
 
 def test_a_branch_that_is_checked_out_is_not_moved(made, tmp_path):
-    world = made(GOOD, NULL, gains=GAINS)
-    world.certify(4)
+    world = made(GOOD, NULL, gains={**GAINS, " null()": 0.001})
+    world.certify(3)
     place, at = tmp_path / "other", world.branch
     git(world.root, "worktree", "add", "-q", str(place), f"autoresearch/{TAG}-certified")
     with pytest.raises(UsageError, match="is checked out in"):
-        world.certify(4)
+        world.certify(3)
     assert world.branch == at
     git(world.root, "worktree", "remove", str(place))
-    world.certify(1)
+    world.certify(4)
     assert world.branch == world.state.certification.tip != at
 
 
