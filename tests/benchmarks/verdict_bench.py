@@ -466,7 +466,7 @@ HEADINGS = (
     "candidates",
     "df",
     "rule",
-    "changes of nothing kept",
+    "null changes kept",
     "progress",
     "false keeps",
     "tried",
