@@ -1,4 +1,4 @@
-"""What of a night's gain is shown to hold up, in Markdown: a part of the report.
+"""Which kept changes are certified, and what fresh runs score, in Markdown: a part of the report.
 
 A night that was not certified says so, and how it can be.
 """
@@ -23,10 +23,10 @@ def sentence(state: NightState) -> str:
     if not kept or not (found or state.finished):
         return ""
     if found is None:
-        return f"Nothing is certified: `./run certify {tag}` does that."
+        return f"Nothing is certified yet: `./run certify {tag}` does that."
     ours = fresh_scores.of_night(state)
     gain = ours.certified.fresh_gain if ours and ours.certified else None
-    worth = f", {gain} bits per byte better with fresh seeds" if gain else ""
+    worth = f", {gain} bits per byte better than the baseline with fresh seeds" if gain else ""
     return f"Certified: {len(found.certified)} of {counted(len(kept), 'keep')}{worth}."
 
 
@@ -65,8 +65,8 @@ def merge_steps(state: NightState) -> Iterator[str]:
         )
     if found is None or len(found.certified) < len(fresh_scores.kept_trials(state)):
         yield (
-            f"The search's champion, `autoresearch/{tag}`, also has what is not certified. Such a "
-            "change may help or not, and it makes `train.py` no simpler: keeping it is your "
+            f"The search's champion, `autoresearch/{tag}`, has changes that are not certified. "
+            "They may not help, and may make `train.py` more complex: keeping them is your "
             f"choice. All of it: `git diff {start} autoresearch/{tag} -- trainer/train.py`, "
             f"{everything}"
         )
@@ -77,8 +77,8 @@ def _not_certified(state: NightState) -> str:
     waits = not state.finished and state.header.settings.night.certify_share > 0
     who = "At its end the night" if waits else f"`./run certify {state.header.tag}`"
     return (
-        f"**Not certified.** Nothing but the search's own scores speaks for the {kept} that it "
-        f"kept. {who} takes each out alone, runs that with fresh seeds, and says which are shown "
+        f"**Not certified.** The search's own scores are the only evidence for the {kept} that it "
+        f"kept. {who} takes each out alone, makes fresh runs without it, and says which are shown "
         "to help."
     )
 
@@ -91,7 +91,7 @@ def _missing(state: NightState, found: Certification) -> str | None:
         return None
     return (
         f"This certification is of an earlier champion, {short_commit(found.champion)}: "
-        f"{numbered(others)} came later. `./run certify {state.header.tag}` goes on."
+        f"{numbered(others)} came later. `./run certify {state.header.tag}` continues."
     )
 
 
@@ -138,8 +138,9 @@ def scores(state: NightState) -> str:
         *(_gains(name, file) for name, file in files.items() if file.trials),
         "",
         f"Bits per byte, lower is better; a gain is over the baseline, higher is better. In "
-        f"brackets: {CONFIDENCE:.0%} interval by Student's t. *search*: the score by which the "
-        "search went. *fresh seeds*, *holdout*: runs of the night's end, which decided nothing.",
+        f"brackets: {CONFIDENCE:.0%} interval by Student's t. *search*: the score that "
+        "the search chose by. *fresh seeds*, *holdout*: runs of the night's end, which decided "
+        "nothing.",
     ]
     return "\n".join(rows)
 
@@ -173,7 +174,7 @@ def _notes(state: NightState, ours: FreshScores) -> Iterator[str]:
     if not has_holdout:
         yield "- Holdout: none, as the profile names no `[data] holdout`."
     elif any(run.purpose == "end" for run in state.fresh_runs):
-        yield "- Holdout: opened at the night's end alone; it decides nothing."
+        yield "- Holdout: scored at the night's end only; it decides nothing."
     for run in state.fresh_runs:
         if run.val_bpb is None:
             yield f"- A fresh run with seed {run.seed} has no score: {in_markdown(run.reason)}."
@@ -184,7 +185,7 @@ def _notes(state: NightState, ours: FreshScores) -> Iterator[str]:
 def _optimism(optimism: float, fresh: Estimate) -> str:
     said = f"{optimism:.6f}, the search's gain minus that of fresh seeds. "
     if fresh.low is None or fresh.high is None:
-        return f"{said}With one run each, nobody can say how much of it is chance."
+        return f"{said}One run of each file cannot show how much of it is chance."
     if fresh.low <= fresh.mean + optimism <= fresh.high:
         return f"{said}The search's gain is within the interval of the fresh one."
     return f"{said}The search's gain is outside the interval of the fresh one."

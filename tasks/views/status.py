@@ -282,7 +282,8 @@ def _certified(night: NightStatus) -> str | None:
     if found is None:
         return None
     ours = night.fresh and night.fresh.certified
-    gain = f", {ours.fresh_gain} better with fresh seeds" if ours and ours.fresh_gain else ""
+    worth = ours and ours.fresh_gain
+    gain = f", gain {worth} bits per byte with fresh seeds" if worth else ""
     return f"certified: {len(found.certified)} of {counted(night.kept, 'kept change')}{gain}"
 
 

@@ -73,7 +73,9 @@ def _night(profile: str, trials: int, seed: int) -> NightState:
         limits = ("--trials", str(trials), "--seed", str(seed))
         new = ("night", "--tag", tag, "--profile", profile, *limits)
         command = ("resume", tag) if begun else new
-        done = subprocess.run([state_home.ROOT / "run", *command], cwd=state_home.ROOT, stdout=subprocess.DEVNULL)
+        done = subprocess.run(
+            [state_home.ROOT / "run", *command], cwd=state_home.ROOT, stdout=subprocess.DEVNULL
+        )
         if done.returncode:
             raise SystemExit(f"./run {' '.join(command)} ended with {done.returncode}")
     return night_folder.read_state(folder)

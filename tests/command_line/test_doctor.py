@@ -178,7 +178,7 @@ def test_a_prefect_server_that_is_down_fails(nobody):
 def test_what_earlier_nights_know_of_the_noise_is_shown(tmp_path):
     laptop = configs.load("laptop")
     (check,) = doctor.check_noise(tmp_path, laptop)
-    assert check.detail.startswith("no night has measured it here with this profile")
+    assert check.detail.startswith("not measured yet with this profile")
     measured = make_baseline(
         hardware=hardware.describe(laptop.device, laptop.threads),
         facts={**facts_before_data(laptop), "train.py": "ab", "dataset": "d5"},

@@ -29,7 +29,7 @@ from tests.synthetic_night import make_run
 from tests.trials import baseline_event, keep, make_trial, night_event
 
 TAG = "nov21"
-STRICT = Rule(certified_luck=0.005)  # a change of nothing is next to never certified
+STRICT = Rule(false_discovery_rate=0.005)  # a change of nothing is next to never certified
 LUCK = 0.0003  # bits per byte by which runs of one file differ: less than the least sd
 LINES = "".join(f"    line_{n} = {n}\n" for n in range(40))
 BASE = f"def load_model(path, device):\n    pass\n\n\ndef main():\n{LINES}"

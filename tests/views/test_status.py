@@ -515,4 +515,4 @@ def test_a_person_reads_what_is_certified_in_a_line(night):
     end = [("fresh", {"run": dataclasses.asdict(run)}) for run in runs]
     certified = ("certified", {"certification": dataclasses.asdict(found)})
     said = text(night([*APPLIED, certified, *end]))
-    assert "certified: 1 of 1 kept change, 0.100000 better with fresh seeds" in said
+    assert "certified: 1 of 1 kept change, gain 0.100000 bits per byte with fresh seeds" in said
