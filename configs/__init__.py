@@ -89,8 +89,8 @@ class Data(Table):
     source: str
     train: tuple[ShardName, ...] = pydantic.Field(min_length=1)  # parquet with a column `text`
     validation: ShardName  # never enters a box
-    # Kept out of the training, too: decides nothing, and only confirms a night's result at its end.
-    # "": none, also where the profile that is extended has one.
+    # Kept out of the training, too: it decides nothing, and is scored at a night's end only.
+    # "": none, even if the extended profile has one.
     holdout: Annotated[ShardName | None, pydantic.BeforeValidator(lambda name: name or None)] = None
     # A SHA256SUMS file in the source. Without one, hf:// has its own and others trust the first
     # download.
@@ -150,13 +150,14 @@ class Night(Table):
     patches: str | None = None
     # llm, mixed, command: the researcher's instructions (relative to configs/).
     program: str = "program.md"
-    # Of the night's runs, and of its hours: kept to certify what was kept, one change at a time. 0:
-    # only `./run certify` does.
+    # Share of the night's runs, or of its hours, for the certification of what was kept. 0: only
+    # `./run certify` certifies.
     certify_share: Annotated[StrictFloat, pydantic.Field(ge=0, le=0.5)] = 0.15
-    # Fresh runs at the night's end of baseline, champion and certified champion each, scored on the
-    # holdout, too.
+    # Fresh runs of each of baseline, champion and certified champion after the certification, also
+    # scored on the holdout.
     end_runs: Count = 3
-    # Of the trials: the champion unchanged, to measure how often a change of nothing is kept.
+    # Share of the trials that are placebos: the champion unchanged, to measure how often a change
+    # that does nothing is kept.
     placebo_share: Annotated[StrictFloat, pydantic.Field(ge=0, le=0.5)] = 0.04
 
 
@@ -175,10 +176,10 @@ class Rule(Table):
     # discarded, in between it is run again. The last run decides, so the last two are equal.
     keep: ZLimits = (3.0, 2.3, 1.8, 1.45)
     drop: ZLimits = (0.9, 1.1, 1.25, 1.45)
-    champion_runs: Positive = 5  # meanwhile the champion is run afresh up to as many
-    # Of the certified changes, at most this share is expected to be luck.
-    certified_luck: Annotated[StrictFloat, pydantic.Field(gt=0, le=0.5)] = 0.05
-    certification_runs: Positive = 6  # without one change, at most
+    champion_runs: Positive = 5  # most runs of the champion, which is run again meanwhile
+    # Expected share of luck among the certified changes, at most.
+    false_discovery_rate: Annotated[StrictFloat, pydantic.Field(gt=0, le=0.5)] = 0.05
+    certification_runs: Positive = 6  # most runs of the champion without one change
 
     @pydantic.model_validator(mode="after")
     def _better_scores_get_better_verdicts(self) -> Rule:

@@ -1,7 +1,7 @@
 """What a program does, apart from names, seeds, comments, layout and the order of its imports.
 
 Two files with one digest do the same but for their random numbers, so a run of the second teaches
-nothing. The other way round much is missed: wherever a difference might be seen, it counts.
+nothing. Files with different digests may still do the same: in doubt, a difference counts.
 
 - A local variable is told by its scope and the order of its first appearance (alpha conversion).
   A name that is visible elsewhere stays: of a global, an attribute, a function, a class, an import,
@@ -10,7 +10,7 @@ nothing. The other way round much is missed: wherever a difference might be seen
   generators with two. A seed is what a known function is given, computed from numbers and
   `harness.seed()`.
 - Neighbouring imports at module level are sorted, unless two of them bind one name.
-- A file that looks at its own variables, source or seeds is taken at its word: that part counts.
+- In a file that can see its own variables, source or seeds, these count too.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ from tasks.history import champion, git_plumbing
 from tasks.noise import Noise
 from tasks.records import TRAIN, Baseline, Bench, Candidate
 from tasks.trial import hardware
-from tasks.trial.baseline import baseline_facts, baseline_files, read_baseline
+from tasks.trial.baseline import baseline_files, read_baseline
+from tasks.trial.baseline_facts import baseline_facts
 from tasks.trial.experiment import Report
 
 

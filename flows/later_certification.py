@@ -1,4 +1,4 @@
-"""The flow behind `./run certify`: certifies a night after its end, as often as somebody asks."""
+"""The flow behind `./run certify`: certifies a night after its end; may be run repeatedly."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def certify_night(tag: str, runs: int | None = None, hours: float | None = None)
         if before.pending:
             apply_verdict(night, held, before.pending)
         if not _certify(night, held, runs, hours):
-            again = f"`./run certify {tag}` goes on"
+            again = f"`./run certify {tag}` continues it"
             get_run_logger().info(f"the certification of night {tag} has stopped: {again}")
         if before.stopped and not held.state.stopped:
-            # Every event says that the night runs again, and it does not.
+            # The events above mark the night as running again, and it is not.
             held.book.append("stopped", reason=before.stopped, failed=before.failed)
         held.pulse.enter("writing the report")
         views = Views(night, held.pulse)

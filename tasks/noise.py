@@ -46,16 +46,16 @@ class Noise:
     def __str__(self) -> str:
         """As in "sd 0.0046 of one run, 14 degrees of freedom"."""
         if not self.degrees_of_freedom:
-            return f"sd {self.sd:.2g} of one run, which is assumed: nothing was run twice"
+            return f"sd {self.sd:.2g} of one run, assumed because nothing was run twice"
         degrees = "degree" if self.degrees_of_freedom == 1 else "degrees"
         return f"sd {self.sd:.2g} of one run, {self.degrees_of_freedom} {degrees} of freedom"
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What a night's own repeats say of the noise, and what earlier nights' say.
+    """The noise by a night's own repeats, and by those of earlier nights.
 
-    A run that two of them share, as the cached baseline, is counted once.
+    A run that two nights share, as the cached baseline, is counted once.
     """
 
     own: Noise
@@ -84,9 +84,9 @@ class Estimate:
         if self.agrees:
             return f"{self.noise}, {self.earlier.degrees_of_freedom} of them from {nights}"
         return (
-            f"{self.noise}, from this night alone: by {nights} it is {self.earlier.sd:.2g} "
-            f"({self.earlier.degrees_of_freedom} degrees of freedom), which differs by more than "
-            "chance explains"
+            f"{self.noise}, from this night alone: that of {nights} is {self.earlier.sd:.2g} "
+            f"({self.earlier.degrees_of_freedom} degrees of freedom), a difference that chance "
+            "does not explain"
         )
 
 

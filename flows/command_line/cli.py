@@ -79,7 +79,9 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_night(add: Add) -> None:
     night = add(
-        "night", commands.night, "Run a whole night: data, tokenizer, baseline, trials, report."
+        "night",
+        commands.night,
+        "Run a whole night: data, tokenizer, baseline, trials, certification, report.",
     )
     _add_profile(night)
     night.add_argument(
@@ -116,9 +118,7 @@ def _add_night(add: Add) -> None:
 
 
 def _add_resume_and_stop(add: Add) -> None:
-    resume = add(
-        "resume", commands.resume, "Continue a night at the trial where it stopped or died."
-    )
+    resume = add("resume", commands.resume, "Continue a night where it stopped or died.")
     _add_tag(resume)
     resume.add_argument(
         "--trials",
@@ -133,23 +133,23 @@ def _add_resume_and_stop(add: Add) -> None:
         help="a new limit: end within H hours of work, counting those already used",
     )
     _add_json(resume, "the report")
-    _add_tag(add("stop", commands.stop, "End a night after its current trial."))
+    _add_tag(add("stop", commands.stop, "End a night after its current trial or run."))
 
 
 def _add_certify(add: Add) -> None:
     certify = add(
         "certify",
         commands.certify,
-        "Say which kept changes of a night are shown to help: each is taken out of the champion "
-        "alone, and fresh runs without it are compared with fresh runs of the whole. The certified "
-        "ones become branch autoresearch/TAG-certified. Runs of earlier calls count.",
+        "Test which kept changes of a night help: take each out of the champion alone and compare "
+        "fresh runs without it with fresh runs of the whole champion. Those that are shown to help "
+        "become branch autoresearch/TAG-certified. Runs of earlier calls count.",
     )
     _add_tag(certify)
     certify.add_argument(
         "--runs",
         type=_positive_number,
         metavar="N",
-        help="make at most N runs (default: 3 for each change, and 6)",
+        help="make at most N runs (default: 3 for each kept change, plus 6)",
     )
     certify.add_argument("--hours", type=_hours, metavar="H", help="end within H hours")
     _add_json(certify, "the table")
@@ -211,9 +211,9 @@ def _add_single_runs(add: Add) -> None:
     replay = add(
         "replay",
         commands.replay,
-        "Measure a commit of a night again, with the seeds on record, and say whether its score "
-        "is reproduced. Exit code: 0 reproduced; 3 not reproduced, or a run was stopped; 4 other "
-        "hardware than the recording's, on which nothing is compared.",
+        "Measure a commit of a night again, with its recorded seeds, and say whether its score is "
+        "reproduced. Exit code: 0 reproduced; 3 not reproduced, or a run was stopped; 4 hardware "
+        "other than the recorded one, where scores are not compared.",
     )
     replay.add_argument(
         "commit", metavar="COMMIT", help="a commit of autoresearch/TAG or of refs/trials/TAG/K"
@@ -222,7 +222,7 @@ def _add_single_runs(add: Add) -> None:
         "--seeds",
         type=_positive_number,
         metavar="N",
-        help="measure it with N fresh seeds instead, and test whether the mean is the recorded one",
+        help="run N fresh seeds instead and test whether their mean agrees with the recorded score",
     )
     replay.add_argument(
         "--profile",

@@ -242,18 +242,18 @@ def check_prefect(url: str | None) -> Check:
 
 
 def check_noise(home: Path, profile: configs.Profile) -> Iterator[Check]:
-    """What earlier nights of the profile know of the noise on this machine."""
+    """The noise that earlier nights of the profile measured on this machine."""
     from tasks.history import earlier_noise
     from tasks.noise import Noise, unseen
     from tasks.trial import hardware
-    from tasks.trial.baseline import facts_before_data
+    from tasks.trial.baseline_facts import facts_before_data
 
     machine = hardware.describe(profile.device, profile.threads)
     nights, problems = earlier_noise.known(home, profile.name, machine, facts_before_data(profile))
     for problem in problems:
         yield Check("noise", None, problem)
     repeats = unseen((group for night in nights for group in night.repeats), set())
-    found = "no night has measured it here with this profile: the next one's baseline will"
+    found = "not measured yet with this profile on this machine: the next night does that"
     if nights:
         found = f"{Noise.pooled(repeats)}, from {counted(len(nights), 'night')}"
     yield Check("noise", None, found)

@@ -34,12 +34,12 @@ class RecordedScore:
     seeds: tuple[int, ...]
     profile: configs.Profile
     metric: str | None  # version of the metric; None where the night is unknown
-    noise: Noise | None  # of one run; None: nobody knows
-    # Fingerprint and description, or in older nights the description alone; None: nobody knows.
+    noise: Noise | None  # of one run; None: unknown
+    # Fingerprint and description, or in older nights the description alone; None: unknown.
     hardware: str | None
     changed: tuple[str, ...]  # files of trainer/ that are not as they were
     notes: tuple[str, ...]  # what is not in the commit, and where it comes from
-    contradictions: tuple[str, ...]  # what the commit says and its night's ledger denies
+    contradictions: tuple[str, ...]  # where the commit and its night's ledger differ
 
     def check_metric(self, run: RunResult) -> None:
         """Raises UsageError for a run that was scored with another version of the metric."""
@@ -68,7 +68,7 @@ def find(root: Path, home: Path, revision: str, profile: str | None) -> Recorded
             "`git log autoresearch/TAG` lists those of a night"
         )
     found = champion.trailers(root, commit)
-    trailers = {name: one_line(value) for name, value in found.items()}  # anybody's text
+    trailers = {name: one_line(value) for name, value in found.items()}  # untrusted text
     seeds = tuple(int(seed) for seed in trailers.get("Seeds", "").split() if seed.isdigit())
     val_bpb = _score(trailers.get("Val-Bpb", ""))
     if not seeds or val_bpb is None:
@@ -110,7 +110,7 @@ def _unmeasured(revision: str, trailers: Mapping[str, str]) -> str:
     if "Gain" in trailers:
         tag, _, number = trailers.get("Trial-Id", "").rpartition(":")
         return (
-            f"{revision} is a certified change, whose evidence is a gain and no score: "
+            f"{revision} is a certified change: its commit records a gain and no score. "
             f"`./run replay refs/trials/{tag}/{number}` measures its trial again"
         )
     return (
@@ -128,15 +128,15 @@ def _circumstances(
     hardware, notes = trailers.get("Hardware"), []
     if noise is None:
         noise = noise_of(night) if night else None
-        notes.append(_missing("Noise", "known from the ledger" if night else "unknown"))
+        notes.append(_missing("Noise", "taken from the ledger" if night else "unknown"))
     if hardware is None:
         hardware = night.baseline.hardware if night and night.baseline else None
-        notes.append(_missing("Hardware", "known from the ledger" if hardware else "unknown"))
+        notes.append(_missing("Hardware", "taken from the ledger" if hardware else "unknown"))
     return noise, hardware, notes
 
 
 def _missing(trailer: str, instead: str) -> str:
-    return f"the commit has no trailer {trailer}, as in older nights: it is {instead}"
+    return f"the commit has no trailer {trailer}, as in older nights: {instead}"
 
 
 def _trial(night: NightState | None, number: str) -> Trial | None:

@@ -1,4 +1,4 @@
-"""A recorded score and what was measured in its place: reproduced, or not, and how that is told."""
+"""A replay of a recorded score: whether it is reproduced, and by which test."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXIT_CODES: dict[Outcome, int] = {
     "stopped": 3,
     "other hardware": 4,
 }
-# No night counts so far from its first seed. The same ones each time: a replay can be replayed.
+# No night uses seeds so large. Each replay takes the same ones, so that it can be repeated.
 BEFORE_FRESH_SEEDS = 1_000_000
 
 
@@ -35,9 +35,9 @@ class ScoreReplay:
 
     @classmethod
     def plan(cls, recorded: RecordedScore, fresh_seeds: int | None) -> ScoreReplay:
-        """What to run: the recorded seeds, or so many others.
+        """What to run: the recorded seeds, or so many fresh ones.
 
-        Raises UsageError if that would say nothing.
+        Raises UsageError if the result could not be judged.
         """
         seeds = recorded.seeds
         if fresh_seeds:
@@ -47,8 +47,8 @@ class ScoreReplay:
         planned = cls(recorded, seeds, hardware.label(profile.device, profile.threads))
         if recorded.noise is None and len(seeds) == 1 and not planned.is_exact:
             raise UsageError(
-                f"nobody knows how much the scores of {recorded.commit[:7]} scatter, and one run "
-                "does not tell: --seeds 3 measures that, too"
+                f"the noise of {recorded.commit[:7]} is not on record, and one run cannot show it: "
+                "use --seeds 3"
             )
         return planned
 
@@ -78,7 +78,8 @@ class ScoreReplay:
     def is_exact(self) -> bool:
         """Whether the scores have to be the recorded ones to the last digit.
 
-        A GPU adds in no fixed order, and within seconds nobody trains on the same tokens twice.
+        A GPU adds in no fixed order, and a budget of seconds gives a different number of tokens
+        each time.
         """
         profile, changed = self.recorded.profile, self.recorded.changed
         same = self._has_fingerprint and self.seeds == self.recorded.seeds and not changed
@@ -126,7 +127,7 @@ class ScoreReplay:
 
     def _other(self) -> str:
         if not self.recorded.hardware:
-            return "hardware that nobody knows"
+            return "unknown hardware"
         if self.recorded.hardware.partition(" ")[2] == self.hardware.partition(" ")[2]:
             return "hardware of the same description with another system or Python"
         return "other hardware"
@@ -149,19 +150,19 @@ class ScoreReplay:
             lines.append(f"recorded on: {recorded.hardware or 'unknown'}")
             lines.append(f"replayed on: {self.hardware}")
         if recorded.changed:
-            lines.append(f"note: {', '.join(recorded.changed)} changed since: expect some noise")
+            lines.append(f"note: {', '.join(recorded.changed)} changed since: scores may differ")
         return "\n".join([*lines, *(f"note: {note}" for note in recorded.notes)])
 
     def _precision(self) -> list[str]:
         if self.is_exact:
             return []
         equal, recorded = self.equality, self.recorded.noise
-        noises = [f"{_told(recorded)} as recorded" if recorded else "unknown as recorded"]
+        noises = [f"recorded {_told(recorded)}" if recorded else "not recorded"]
         if equal.noise:
-            noises.append(f"{_told(equal.noise)} in the replay")
+            noises.append(f"in the replay {_told(equal.noise)}")
         return [
             f"sd of one run: {', '.join(noises)}",
-            f"a difference of {equal.visible:.4f} would have been seen in 9 of 10 such replays",
+            f"9 of 10 such replays would detect a difference of {equal.visible:.4f} bits per byte",
         ]
 
     def to_json(self) -> dict[str, Any]:

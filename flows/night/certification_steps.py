@@ -1,7 +1,7 @@
 """The steps of a certification: fresh runs without each kept change, the branch, the night's end.
 
 Each run is one event `fresh` in the ledger. What comes next follows from ledger and git alone, so a
-killed certification goes on where it was, and repeats at most the run in flight, with its seed.
+killed certification continues where it was, and repeats at most the run in flight, with its seed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from tasks.text import counted
 from tasks.trial import certification
 from tasks.trial.certification import Evidence
 
-# In a row, and one for each change, that may be tied to another after it: then no run has a score.
+# Runs without a score in a row, beyond one for each change, which may not run without another:
+# more mean that something else is broken.
 MORE_FAILURES = 3
 
 
@@ -51,8 +52,8 @@ def at_end(night: Night, held: Session) -> bool:
     """Certifies a night whose trials are over, and makes the runs of its end, if it can afford to.
 
     If the machine has changed since the last trial, the champion is measured again before that, as
-    before a trial. False: somebody asked to stop first. Raises UsageError if the branch is not the
-    night's any more.
+    before a trial. False: somebody asked to stop first. Raises UsageError if the branch has been
+    moved since.
     """
     state = held.state
     if not state.keeps:
@@ -102,8 +103,8 @@ def _until(state: NightState, *, spare_end: bool) -> float | None:
 def certify(night: Night, held: Session, limits: Limits) -> bool:
     """Runs what the open claims need, within the limits, then records them and moves the branch.
 
-    False: somebody asked to stop first; every run is on record. Raises UsageError if the branch is
-    not the night's any more.
+    False: somebody asked to stop first; every run is on record. Raises UsageError if the branch has
+    been moved since.
     """
     work = _Certifying(night, held, changes_of(night, held.state))
     with _in_fresh_runs(held):
@@ -196,7 +197,7 @@ class _Certifying:
             fresh = self.run_without(left_out, limits)
             failures = failures + 1 if fresh.val_bpb is None else 0
             if failures > most:
-                get_run_logger().warning(f"{failures} fresh runs in a row have no score: no more")
+                get_run_logger().warning(f"{failures} fresh runs in a row have no score: giving up")
                 break
         return True
 
@@ -245,7 +246,7 @@ class _Certifying:
 
 
 def _held_back(claim: Claim) -> Claim:
-    reason = f"{claim.reason}: but it does not run without changes that are not certified"
+    reason = f"{claim.reason}; but it does not run without changes that are not certified"
     return dataclasses.replace(claim, certificate="not_shown", reason=reason)
 
 
@@ -265,7 +266,7 @@ def _end_runs(night: Night, held: Session) -> bool:
             if sum(run.left_out == left_out for run in _runs(held.state, "end")) > done:
                 continue
             if not fresh_run.has_time(held, until):
-                get_run_logger().info("the night has no time for further runs of its end")
+                get_run_logger().info("no time is left for further runs of the night's end")
                 return True
             if interruption.requested_by(held.folder):
                 return False

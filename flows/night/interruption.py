@@ -19,7 +19,7 @@ from types import FrameType
 REQUEST = "stop"  # file in the night's folder; its text says who asked
 MESSAGE = (
     "\nThe night ends after this {what}. Press Ctrl-C again to end it now: "
-    "this {what} is repeated once it goes on.\n"
+    "this {what} is repeated when it continues.\n"
 )
 
 

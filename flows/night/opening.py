@@ -35,7 +35,8 @@ from tasks.records import (
 )
 from tasks.text import score
 from tasks.trial import conditions, hardware
-from tasks.trial.baseline import baseline_facts, caps_after, first_caps, read_baseline
+from tasks.trial.baseline import caps_after, first_caps, read_baseline
+from tasks.trial.baseline_facts import baseline_facts
 from tasks.trial.experiment import Report
 
 
@@ -113,8 +114,8 @@ def base_source(root: Path, profile: configs.Profile) -> str:
 def open_night(held: Session, *, continues: bool = True) -> Night:
     """Prepares data and baseline, from the cache if they are there, and puts the night together.
 
-    A resumed night keeps the baseline that it started with; on other hardware one that `continues`
-    gets another. Raises UsageError if it is gone and cannot be measured again.
+    A resumed night keeps the baseline that it started with; on other hardware it gets a new one
+    if it `continues`. Raises UsageError if it is gone and cannot be measured again.
     """
     header, home, began = held.state.header, state_home.locate(), held.state.baseline
     end_orphans(home, header.isolation)
@@ -218,7 +219,7 @@ def _logging(report: Report) -> Report:
 def baseline_event(night: Night, start_commit: str) -> BaselineEvent:
     """The ledger's event `baseline`; `start_commit` is the first commit of the night's branch.
 
-    What earlier nights know of the noise is found here, once.
+    The noise that earlier nights have measured is looked up here, once.
     """
     scores, runs, caps = night.baseline.scores, night.baseline.runs, night.bench.caps
     facts, size = baseline_facts(night.base, night.bench), Size.of_runs(runs)

@@ -1,4 +1,4 @@
-"""Runs that are made again, as the machine was not as usual while they trained."""
+"""Runs that are repeated because the machine was not as usual while they trained."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class SetAside:
 class Quarantine:
     """The runs of one trial as far as the machine disturbed them.
 
-    Nothing is run again when there is `no_time`. While the next trial's run `is_beside` the present
-    one, that is slower for our own doing, and not compared with earlier runs of its file.
+    Nothing is repeated when there is `no_time`. A run that has the next trial's start-up beside it
+    (`is_beside`) is slower because of us: it is not compared with earlier runs of its file.
     """
 
     def __init__(
@@ -52,9 +52,9 @@ class Quarantine:
         train: Callable[[bool], RunResult],
         own: Sequence[Conditions],
     ) -> RunResult:
-        """The first of a few runs with one seed that nothing has disturbed, or else the last.
+        """Repeats a run until nothing disturbs it, a few times at most; the last one counts.
 
-        `train` makes it; it is told whether it is made again. `own` are earlier runs of the file.
+        `train` gets whether it is a repeat. `own` are earlier runs of the file.
         """
         for repeats in range(conditions.MOST_REPEATS + 1):
             run = train(repeats > 0)
@@ -62,11 +62,13 @@ class Quarantine:
             if found is None:
                 break
             if repeats == conditions.MOST_REPEATS:
-                self.machine_change = f"a run was slowed each time that it was made: {found}"
+                self.machine_change = (
+                    f"a run was slowed at each of its {repeats + 1} attempts: {found}"
+                )
             if self.machine_change or self._no_time():
                 self.unusual = f"a run counts although {found}"
                 break
-            get_run_logger().info(f"{what}, seed {run.seed}: run again, as {found}")
+            get_run_logger().info(f"{what}, seed {run.seed}: repeated, because {found}")
             self.runs.append(SetAside(run, of, found))
         if run.conditions and conditions.is_repeatable(self._bench.profile.budget, run):
             relief = conditions.relief(run.conditions, self._usual)

@@ -1,4 +1,4 @@
-"""The champion is measured again once its scores do not hold any more: the machine has changed.
+"""Measures the champion again once the machine has changed and its scores no longer hold.
 
 On other hardware so is the baseline. From then on the night compares with these scores alone.
 """
@@ -57,7 +57,7 @@ def due(night: Night, state: NightState) -> str | None:
     """Why the night must measure again before its next trial; None if nothing has changed."""
     assert state.baseline is not None
     if _is_other_hardware(night, state):
-        return f"the hardware is {night.baseline.hardware}, and was {state.baseline.hardware}"
+        return f"the hardware changed from {state.baseline.hardware} to {night.baseline.hardware}"
     return drift.of_champion(state)
 
 
@@ -121,7 +121,7 @@ def _record(
     held.book.append("remeasured", **dataclasses.asdict(found))
     now, before = map(statistics.fmean, (scores, state.champion_scores))
     get_run_logger().info(
-        f"the champion has {now:.6f} bits per byte now, and had {before:.6f}: from here on trials "
-        "are compared with these runs alone"
+        f"the champion now has {now:.6f} bits per byte (before: {before:.6f}); later trials are "
+        "compared with these runs alone"
     )
     interruption.reached("remeasured")

@@ -1,4 +1,4 @@
-"""Repeats of earlier nights that measured the same: what a new night knows of the noise.
+"""Repeats of earlier comparable nights, from which a new night knows the noise.
 
 Each night has a file of its own in data/noise, beside the cached baselines, which is written again
 after each trial: it is made from the ledger, and outlives the night's folder. Two nights never

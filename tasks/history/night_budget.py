@@ -10,8 +10,8 @@ from tasks.records import NightState
 RECENT = 20  # trials that tell how long a run takes now
 RUNS = 2  # that a trial needs time for: most are decided by one
 FEWEST_WHOLE_RUNS = 2  # of the champion: with fewer, nothing is certified
-# Of a certification, and for each change: more are seldom needed, as the simulation says that
-# tasks/trial/certification.py has its limits from.
+# Of a certification, and for each change. In the simulation (`./run bench verdict`) more are seldom
+# needed.
 FIRST_RUNS, RUNS_PER_CHANGE = 6, 3
 END_FILES = 3  # that are run at a night's end: baseline, champion, certified champion
 
@@ -76,9 +76,7 @@ def reserved_seconds(state: NightState) -> float:
 
 
 def end_seconds(state: NightState) -> float:
-    """What the runs after a certification take: one to try out the certified champion, and the
-    night's end.
-    """
+    """Seconds for the runs after a certification: one of the certified champion, and the end's."""
     runs = 1 + END_FILES * state.header.settings.night.end_runs
     return runs * longest_run(state)
 
@@ -138,7 +136,7 @@ def uncertified(state: NightState) -> str | None:
     else:
         were += " and is not certified" if since == 1 else " and none is certified"
     took = _minutes(worthwhile_runs(count) * longest_run(state))
-    return f"{were}: `./run certify {state.header.tag}` certifies, in about {took}"
+    return f"{were}: `./run certify {state.header.tag}` takes about {took}"
 
 
 def is_last(state: NightState) -> bool:

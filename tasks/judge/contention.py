@@ -1,8 +1,8 @@
-"""How long a box's threads waited for a CPU, and who else of the machine had one meanwhile.
+"""How long a box's threads waited for a CPU, and how much CPU time others used meanwhile.
 
 All of it from the kernel. A box can make its own threads wait: it starts more of them than there
 are CPUs. It cannot make processes outside of it work, or the hypervisor take CPU time away. What
-runs for the night itself, as the start-up of the next trial's box, is no stranger's.
+runs for the night itself, as the start-up of the next trial's box, does not count as others'.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A training's curve as it arrives, and the ends that it foretells.
+"""A training's curve as it arrives, and when it is hopeless.
 
-A training whose loss is no number any more, has exploded, or lags far behind the champion's is
+A training whose loss is no longer finite, has exploded, or lags far behind the champion's is
 stopped: its time goes to the next candidate. The curve is the box's own word, so it can only hurt
 the box that gives it. A made-up curve avoids the stop and leaves a candidate what it has without
 these rules, the rest of its budget; no score follows from it.
@@ -72,7 +72,7 @@ class Curve:
         if self._without_number < IN_A_ROW:
             return None
         return "train_crashed", (
-            f"its loss was no finite number at {IN_A_ROW} points in a row"
+            f"its loss was not finite at {IN_A_ROW} points in a row"
             f"{self._last_good()}: it has diverged"
         )
 
@@ -93,8 +93,8 @@ class Curve:
             return None
         return "train_crashed", (
             f"its loss was {lowest:.4g} or more at {IN_A_ROW} points in a row up to step {step}, "
-            f"more than {EXPLODED:g} times the {usual:.4g} that it had at most in the beginning: "
-            "it has diverged"
+            f"more than {EXPLODED:g} times the largest of its first {IN_A_ROW} points, "
+            f"{usual:.4g}: it has diverged"
         )
 
     def _behind(self, point: Point, seconds: float) -> Problem | None:

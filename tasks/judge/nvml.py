@@ -27,8 +27,8 @@ WELL, NOT_FOUND = 0, 6  # nvmlReturn_t
 MOST_PROCESSES = 256  # on a GPU
 NOT_KNOWN = 2**64 - 1  # a process's memory, where the driver does not say
 SM_CLOCK = 1  # nvmlClockType_t
-# What holds a clock back that no program asks for: nvmlClocksEventReasons. Not among them: the
-# power cap, which every heavy program reaches, and an idle GPU.
+# Reasons for a low clock that are not the program's doing: nvmlClocksEventReasons without the power
+# cap, which every heavy program reaches, and without an idle GPU.
 HELD_BACK = {
     0x02: "application clocks",
     0x08: "hardware slowdown",
@@ -135,8 +135,8 @@ class Pace:
 class PaceWatch(_Watch):
     """Clocks of a GPU, what holds them back, and processes on it that are not ours.
 
-    In a container the driver's pids are others than the system's: unless it names one of the box's,
-    nobody is told from a stranger.
+    In a container the driver's pids are others than the system's: until it names one of the box's,
+    others cannot be told apart and are not counted.
     """
 
     def __init__(self, library: Any, device: Any, pids: Callable[[], Iterable[int]]) -> None:

@@ -353,7 +353,7 @@ def is_whole(value: Any, least: int, most: int) -> TypeGuard[int]:
 def _read_logs(wire: Wire, end: str, deadline: float, curve: Curve, go: float) -> dict[str, Any]:
     """Reads `log` messages into `curve` until the message `end`, which is returned.
 
-    Raises Stopped if the curve says that there is no use in waiting for that.
+    Raises Stopped if the curve is hopeless.
     """
     for _ in range(LOG_MESSAGES):
         message = wire.read(deadline)

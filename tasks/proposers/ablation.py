@@ -77,8 +77,8 @@ def groups(changes: Changes, crashed: Collection[Group] = ()) -> tuple[Group, ..
 def removable(changes: Changes, wanted: Iterable[int], crashed: Collection[Group] = ()) -> Group:
     """These keeps, and those that are tied to them: what can be taken out of the champion.
 
-    A keep that conflicts without them is tied to them. Nothing names the one that does not run
-    without them: the next one after the first of them is tied, and if there is none, the last.
+    A keep that conflicts without them is tied to them. A crash does not say which keep
+    needs them: the next one after the first of them is tied, and if there is none, the last.
     """
     group = set(wanted)
     while len(group) < len(changes.keeps):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import secrets
 import statistics
@@ -19,12 +18,10 @@ from tasks.files import FileRef
 from tasks.judge import audit, meter
 from tasks.judge.protocol import PHASES
 from tasks.judge.reference import Reference
-from tasks.judge.workplace import FIXED_FILES, TRAINER
 from tasks.records import Baseline, Bench, Candidate, Caps, RunResult
 from tasks.trial import allowance
 from tasks.trial.early_run import PATIENCE
 from tasks.trial.experiment import Report, ignore, naming, run_experiment
-from trainer import prepare
 
 SEEDS = (1, 2, 3)
 # Multiples of the baseline's own wall clock and start-up that a candidate may use.
@@ -161,30 +158,6 @@ def _unusual_count(run: RunResult) -> str | None:
     if said is None or counted is None or counted >= said / UNUSUAL_TIMES:
         return None
     return f"said {said:.4g} FLOPs a token, where only {counted:.4g} could be counted"
-
-
-def baseline_facts(candidate: Candidate, bench: Bench) -> dict[str, str]:
-    """What a baseline's scores depend on besides the hardware: the parts of its cache key."""
-    kernels = {Path(kernel.path).stem: kernel.sha256 for kernel in bench.dataset.attention_kernels}
-    return {
-        **facts_before_data(bench.profile),
-        "train.py": hashlib.sha256(candidate.source.encode()).hexdigest(),
-        "dataset": bench.dataset.fingerprint,
-        **kernels,
-        "isolation": bench.isolation,
-    }
-
-
-def facts_before_data(profile: Profile) -> dict[str, str]:
-    """Those of `baseline_facts` that are known before the data is prepared."""
-    trainer = {
-        name: hashlib.sha256((TRAINER / name).read_bytes()).hexdigest() for name in FIXED_FILES
-    }
-    return {
-        **trainer,
-        "budget": profile.budget.model_dump_json(),
-        "metric": str(prepare.METRIC_VERSION),
-    }
 
 
 def measure_baseline(

@@ -26,9 +26,8 @@ from tasks.text import counted
 from tasks.trial.verdict import RULE, z_score
 
 LEAST_Z = 0.7  # nothing is certified below, however little may be luck
-ENOUGH_Z = 3.0  # above, what is certified needs no further run
-# By the number of runs without a change, the last for any more: below, it needs no further run
-# either.
+ENOUGH_Z = 3.0  # above, a certified change gets no further run
+# Below this z a change is given up: after one run without it, after two, and after more.
 HOPELESS_Z = (-0.25, 0.25, 0.75)
 # The whole champion is compared with every other file, so it is run more often than each of them:
 # as often for each run of the file that has most.
@@ -37,8 +36,8 @@ WHOLE_RUNS = 1.5
 # hundred candidates that change nothing some 30 are such, and up to 5 are kept.
 KEPT_NULLS = 0.14
 LEAST_NULLS = 0.5
-# The step-up rule bounds the share of luck in a night, on average over nights. Those who count over
-# the claims of many nights miss the nights that certify nothing; this makes up for them.
+# The step-up rule bounds the share of false claims per night, on average over nights. Nights that
+# certify nothing count as 0 there; this makes up for them if the claims of all nights are counted.
 SPARED = 0.3
 
 
@@ -108,7 +107,7 @@ def claims(evidence: Evidence, noise: Noise, nulls: float, rule: Rule = RULE) ->
     """What the runs say of each group, by its first trial.
 
     `noise` is pooled over all repeats, the evidence's own among them; `nulls` is from
-    `null_candidates`. A worse score without a change never speaks against any.
+    `null_candidates`. A worse score without a change never weakens any claim.
     """
     certified = _certified(evidence, noise, nulls, rule)
     undecided = _undecided(evidence, noise, nulls, rule)
@@ -133,7 +132,7 @@ def _certified(
     )
     count = 0
     for rank, (z, _) in enumerate(ranked, 1):
-        if nulls * NormalDist().cdf(-z) <= rule.certified_luck * (rank - SPARED):
+        if nulls * NormalDist().cdf(-z) <= rule.false_discovery_rate * (rank - SPARED):
             count = rank
     return frozenset(group for _, group in ranked[:count])
 

@@ -38,7 +38,7 @@ class _Figure:
         return statistics.fmean(self._known(runs))
 
     def off(self, run: Conditions, usual: Sequence[Conditions]) -> float:
-        """How far it is from the usual mean, of what it may be: beyond -1 and 1 it is off.
+        """Deviation from the usual mean, as a share of the allowed: beyond -1 or 1 it is unusual.
 
         0 if it is not known, of this run or of the usual ones.
         """

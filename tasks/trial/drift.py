@@ -1,7 +1,7 @@
 """Whether a champion's earlier scores still hold. Pure, no I/O.
 
-A driver, a clock or another tenant may change a machine for good, and every later candidate would
-be compared with scores that nobody gets any more. The champion's fresh runs show it.
+A new driver, a lower clock or another tenant may change a machine for good. Every later candidate
+would then be compared with scores that can no longer be reached. The champion's fresh runs show it.
 """
 
 from __future__ import annotations

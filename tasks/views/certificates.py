@@ -37,7 +37,7 @@ def certified(found: Certification | None, kept: int, fresh: FreshScores | None)
         return None
     ours = fresh and fresh.certified
     gain = ours.fresh_gain if ours else None
-    worth = f", {gain} bits per byte better with fresh seeds" if gain else ""
+    worth = f", {gain} bits per byte better than the baseline with fresh seeds" if gain else ""
     return f"Certified: {len(found.certified)} of {counted(kept, 'kept change')}{worth}"
 
 
@@ -82,8 +82,8 @@ def merge_steps(state: NightState) -> Iterator[str]:
         yield f"More runs may decide what is open: `./run certify {tag}` adds to these."
     if found is None or len(found.certified) < len(state.keeps):
         yield (
-            f"The search's champion, `autoresearch/{tag}`, also has what is not certified. Such a "
-            "change may help or not, and it makes `train.py` no simpler: keeping it is your "
+            f"The search's champion, `autoresearch/{tag}`, has changes that are not certified. "
+            "They may not help, and may make `train.py` more complex: keeping them is your "
             f"choice. All of it: `git diff {start} autoresearch/{tag} -- trainer/train.py`, "
             f"{everything}"
         )

@@ -1,4 +1,4 @@
-"""What of a night's gain is shown to hold up, in Markdown: a part of the report.
+"""Which kept changes are certified, and what fresh runs score, in Markdown: a part of the report.
 
 A night that was not certified says so, and how it can be.
 """
@@ -36,8 +36,8 @@ def _not_certified(state: NightState) -> str:
     waits = not state.finished and state.header.settings.night.certify_share > 0
     who = "At its end the night" if waits else f"`./run certify {state.header.tag}`"
     return (
-        f"**Not certified.** Nothing but the search's own scores speaks for the {kept} that it "
-        f"kept. {who} takes each out alone, runs that with fresh seeds, and says which are shown "
+        f"**Not certified.** The search's own scores are the only evidence for the {kept} that it "
+        f"kept. {who} takes each out alone, makes fresh runs without it, and says which are shown "
         "to help."
     )
 
@@ -83,8 +83,9 @@ def scores(state: NightState) -> str:
         *(_gains(name, file) for name, file in files.items() if file.trials),
         "",
         f"Bits per byte, lower is better; a gain is over the baseline, higher is better. In "
-        f"brackets: {CONFIDENCE:.0%} interval by Student's t. *search*: the score by which the "
-        "search went. *fresh seeds*, *holdout*: runs of the night's end, which decided nothing.",
+        f"brackets: {CONFIDENCE:.0%} interval by Student's t. *search*: the score that "
+        "the search chose by. *fresh seeds*, *holdout*: runs of the night's end, which decided "
+        "nothing.",
     ]
     return "\n".join(rows)
 
@@ -118,7 +119,7 @@ def _notes(state: NightState, ours: FreshScores) -> Iterator[str]:
     if not has_holdout:
         yield "- Holdout: none, as the profile names no `[data] holdout`."
     elif any(run.purpose == "end" for run in state.fresh_runs):
-        yield "- Holdout: opened at the night's end alone; it decides nothing."
+        yield "- Holdout: scored at the night's end only; it decides nothing."
     for run in state.fresh_runs:
         if run.val_bpb is None:
             yield f"- A fresh run with seed {run.seed} has no score: {in_markdown(run.reason)}."
@@ -135,7 +136,7 @@ def _notes(state: NightState, ours: FreshScores) -> Iterator[str]:
 def _optimism(optimism: float, fresh: Estimate) -> str:
     said = f"{optimism:.6f}, the search's gain minus that of fresh seeds. "
     if fresh.low is None or fresh.high is None:
-        return f"{said}With one run each, nobody can say how much of it is chance."
+        return f"{said}One run of each file cannot show how much of it is chance."
     if fresh.low <= fresh.mean + optimism <= fresh.high:
         return f"{said}The search's gain is within the interval of the fresh one."
     return f"{said}The search's gain is outside the interval of the fresh one."

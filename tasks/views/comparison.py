@@ -193,7 +193,7 @@ def _column(night: NightFigures, kinds: Iterable[str]) -> dict[str, str]:
         "  holdout": str(night.holdout_gain or "-"),
         "  optimism": score(night.optimism),
         "certified": "no" if night.certified is None else f"{night.certified} of {night.keeps}",
-        "  gain of these": str(night.certified_gain or "-"),
+        "  certified gain": str(night.certified_gain or "-"),
         "trials to best": "-" if night.trials_to_best is None else str(night.trials_to_best),
         **_spending(night),
         **{f"keeps: {one_line(kind)}": str(night.keeps_by_kind.get(kind, 0)) for kind in kinds},

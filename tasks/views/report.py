@@ -118,7 +118,7 @@ def markdown(
 
 def headline(state: NightState) -> str:
     """What was won, and how the night went, in one paragraph of Markdown."""
-    flattered = "The search went by that score, so chance flatters it." if state.keeps else ""
+    flattered = "The search chose by this score, so it is optimistic." if state.keeps else ""
     certified = certificates.sentence(state)
     parts = (f"**{_won(state)}**", flattered, certified, _progress(state), _end(state))
     return " ".join(filter(None, parts))
@@ -126,7 +126,7 @@ def headline(state: NightState) -> str:
 
 def _certified(state: NightState) -> list[str]:
     parts = list(certified_text.section(state))
-    return ["## What holds up", *parts] if parts else []
+    return ["## What is certified", *parts] if parts else []
 
 
 def _won(state: NightState) -> str:
@@ -192,8 +192,8 @@ def _trust(state: NightState) -> Iterator[str]:
     if state.keeps:
         yield (
             f"- Selection: the best of {counted(len(state.candidates), 'trial')} was picked by "
-            "this score, so part of the gain is luck, and the true gain is likely smaller. Runs "
-            "with new seeds show how much: see above."
+            "this score, so part of the gain is luck, and the true gain is likely smaller. Only "
+            "runs with fresh seeds show how much."
         )
     yield from _size(state, baseline)
     yield f"- Audit: {_audit(state)}"
@@ -221,7 +221,7 @@ def _trust(state: NightState) -> Iterator[str]:
 def _false_keeps(state: NightState, everywhere: FalseKeeps | None) -> Iterator[str]:
     found = false_keeps.of_night(state)
     if said := false_keeps.sentence(found, everywhere or found):
-        yield f"- False keeps: {said} That is how often the rule keeps a change that does nothing."
+        yield f"- False keeps. {said} This estimates how often the rule keeps a change of nothing."
 
 
 def _conditions(state: NightState) -> Iterator[str]:
@@ -231,8 +231,8 @@ def _conditions(state: NightState) -> Iterator[str]:
         count = sum(len(trial.quarantined) for trial in repeated)
         were = "was" if count == 1 else "were"
         yield (
-            f"- Conditions: {counted(count, 'run')} {were} repeated, as the machine was not as "
-            f"usual ({numbered([trial.number for trial in repeated])}). The first: "
+            f"- Conditions: {counted(count, 'run')} {were} repeated, because the machine was not "
+            f"as usual ({numbered([trial.number for trial in repeated])}). The first: "
             f"{_text(repeated[0].quarantined[0].disturbance)}."
         )
     for again in state.remeasurements:

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import statistics
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from tasks.views.fresh_scores import Estimate
 
 TRIALS = 25
 SEEDS_APART = 1000  # more than a night uses
-CLI = (sys.executable, "-P", "-m", "flows.command_line.cli")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +73,9 @@ def _night(profile: str, trials: int, seed: int) -> NightState:
         limits = ("--trials", str(trials), "--seed", str(seed))
         new = ("night", "--tag", tag, "--profile", profile, *limits)
         command = ("resume", tag) if begun else new
-        done = subprocess.run([*CLI, *command], cwd=state_home.ROOT, stdout=subprocess.DEVNULL)
+        done = subprocess.run(
+            [state_home.ROOT / "run", *command], cwd=state_home.ROOT, stdout=subprocess.DEVNULL
+        )
         if done.returncode:
             raise SystemExit(f"./run {' '.join(command)} ended with {done.returncode}")
     return night_folder.read_state(folder)

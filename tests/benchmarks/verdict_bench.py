@@ -88,7 +88,7 @@ class Certifier:
     hopeless: tuple[float, ...] = certification.HOPELESS_Z
     most_runs: int = verdict.RULE.certification_runs
     whole_runs: float = certification.WHOLE_RUNS
-    luck: float = verdict.RULE.certified_luck
+    luck: float = verdict.RULE.false_discovery_rate
     spared: float = certification.SPARED
     kept_nulls: float = certification.KEPT_NULLS
     least_nulls: float = certification.LEAST_NULLS
@@ -467,7 +467,7 @@ HEADINGS = (
     "candidates",
     "df",
     "rule",
-    "changes of nothing kept",
+    "null changes kept",
     "progress",
     "false keeps",
     "tried",

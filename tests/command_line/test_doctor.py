@@ -17,7 +17,7 @@ from flows.command_line import doctor
 from tasks.history import earlier_noise
 from tasks.judge import nvml, probe
 from tasks.trial import device_lock, device_readiness, hardware
-from tasks.trial.baseline import facts_before_data
+from tasks.trial.baseline_facts import facts_before_data
 from tests.made_up_gpu import Driver
 from tests.trials import make_baseline, make_state
 
@@ -178,7 +178,7 @@ def test_a_prefect_server_that_is_down_fails(nobody):
 def test_what_earlier_nights_know_of_the_noise_is_shown(tmp_path):
     laptop = configs.load("laptop")
     (check,) = doctor.check_noise(tmp_path, laptop)
-    assert check.detail.startswith("no night has measured it here with this profile")
+    assert check.detail.startswith("not measured yet with this profile")
     measured = make_baseline(
         hardware=hardware.describe(laptop.device, laptop.threads),
         facts={**facts_before_data(laptop), "train.py": "ab", "dataset": "d5"},

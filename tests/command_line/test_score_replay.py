@@ -72,8 +72,8 @@ def test_fresh_seeds_are_judged_by_the_noise():
         "than chance explains in 99 of 100 replays",
         "recorded 1.600000, replayed 1.601333: recorded with seeds 1 2, replayed with "
         "seeds 1000001 1000002 1000003, profile laptop",
-        "sd of one run: 0.005000 (df 8) as recorded, 0.002517 (df 2) in the replay",
-        "a difference of 0.0187 would have been seen in 9 of 10 such replays",
+        "sd of one run: recorded 0.005000 (df 8), in the replay 0.002517 (df 2)",
+        "9 of 10 such replays would detect a difference of 0.0187 bits per byte",
     ]
     assert told(replayed(make_recorded(), 1.63, 1.64, 1.62, fresh=3))[:2] == ("not reproduced", 3)
 
@@ -132,6 +132,6 @@ def test_a_run_that_is_stopped_ends_it():
 
 def test_one_run_without_known_noise_is_refused_before_it_is_made():
     unknown = make_recorded(noise=None)
-    with pytest.raises(UsageError, match="one run does not tell: --seeds 3"):
+    with pytest.raises(UsageError, match="one run cannot show it: use --seeds 3"):
         ScoreReplay.plan(unknown, 1)
     assert told(replayed(unknown, 1.601, 1.604, 1.599, fresh=3))[0] == "reproduced"

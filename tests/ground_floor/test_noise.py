@@ -54,7 +54,7 @@ def test_without_an_earlier_night_it_is_this_nights_alone():
     assert noise_of(night({})) == Noise.pooled([OWN])
     assert str(estimate(night({}))) == "sd 0.01 of one run, 2 degrees of freedom"
     empty = make_state(baseline=None, champion_repeats=(), champion_scores=())
-    assert str(estimate(empty)).endswith("which is assumed: nothing was run twice")
+    assert str(estimate(empty)).endswith("assumed because nothing was run twice")
 
 
 def test_a_run_that_two_nights_share_counts_once():
@@ -71,7 +71,7 @@ def test_earlier_nights_that_disagree_beyond_chance_do_not_count(sd):
     found = estimate(night({"nov19": repeats(sd, 10, seed=2)}, own))
     assert not found.agrees
     assert found.noise == Noise.pooled([own])
-    assert "from this night alone: by 1 earlier night it is" in str(found)
+    assert "from this night alone: that of 1 earlier night is" in str(found)
 
 
 def test_equal_scores_disagree_with_none_that_are_equal_too():

@@ -141,8 +141,7 @@ def test_hours_that_certify_nothing_are_all_for_trials(night):
 def test_a_night_says_what_is_left_to_certify_and_how_long_that_takes():
     said = night_budget.uncertified(kept(trials=1, runs=1))
     assert said == (
-        "1 change was kept and is not certified: `./run certify nov21` certifies, in about 15.0 "
-        "minutes"
+        "1 change was kept and is not certified: `./run certify nov21` takes about 15.0 minutes"
     )
     assert night_budget.uncertified(state(trial(1))) is None
 

@@ -56,7 +56,7 @@ def test_a_loss_that_is_no_number_any_more_is_an_end(lost):
     number, status, reason = first_problem([GOOD] * 5 + [lost] * 50)
     assert (number, status) == (25, "train_crashed")
     assert reason == (
-        "its loss was no finite number at 20 points in a row since step 5, where it was 3: "
+        "its loss was not finite at 20 points in a row since step 5, where it was 3: "
         "it has diverged"
     )
     assert first_problem([lost] * 50)[0] == 20
@@ -75,7 +75,7 @@ def test_a_loss_that_stays_far_above_its_beginning_is_an_end():
     number, status, reason = first_problem([9.0] + [8.0] * 59 + [13.6] * 50)
     assert (number, status) == (80, "train_crashed")
     assert "was 13.6 or more" in reason
-    assert "the 9 that it had at most in the beginning" in reason
+    assert "the largest of its first 20 points, 9" in reason
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from tests.synthetic_night import make_run
 from tests.trials import baseline_event, keep, make_baseline, make_trial, night_event
 
 TAG = "nov21"
-STRICT = Rule(certified_luck=0.005)  # a change of nothing is next to never certified
+STRICT = Rule(false_discovery_rate=0.005)  # a change of nothing is next to never certified
 LUCK = 0.0003  # bits per byte by which runs of one file differ: less than the least sd
 BUDGET = Budget(kind="flops", amount=1.0)
 SLOWER = {"another CPU": 0.1}  # bits per byte
@@ -359,15 +359,15 @@ def test_a_branch_that_somebody_moved_is_left_alone_and_every_run_is_kept(made):
 
 
 def test_a_branch_that_is_checked_out_is_not_moved(made, tmp_path):
-    world = made(GOOD, ALSO, line(35, "third()"), gains={**GAINS, "third()": 0.02})
-    world.certify(2)
+    world = made(GOOD, NULL, gains={**GAINS, " null()": 0.001})
+    world.certify(3)
     place, at = tmp_path / "other", world.branch
     git(world.root, "worktree", "add", "-q", str(place), f"autoresearch/{TAG}-certified")
     with pytest.raises(UsageError, match="is checked out in"):
-        world.certify(2)
+        world.certify(3)
     assert world.branch == at
     git(world.root, "worktree", "remove", str(place))
-    world.certify(1)
+    world.certify(4)
     assert world.branch == world.state.certification.tip != at
 
 

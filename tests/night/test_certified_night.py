@@ -28,7 +28,7 @@ certify_share = 0.35
 end_runs = 1
 
 [verdict]
-certified_luck = 0.005
+false_discovery_rate = 0.005
 """
 PATCHES = {  # a third more training for the same budget; and the same in fewer statements
     "1-less": ("DEPTH = 3 ", "DEPTH = 2 "),

@@ -163,4 +163,5 @@ def test_both_baselines_stay_on_record(checkout):
 @pytest.mark.timeout(1200)
 def test_the_report_says_so(checkout):
     report = (checkout.home / "nights" / "moved" / "report.md").read_text()
-    assert "- Measured again after 1 trial: the hardware is another CPU, and was " in report
+    assert "- Measured again after 1 trial: the hardware changed from " in report
+    assert " to another CPU. In bits per byte" in report

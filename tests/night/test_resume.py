@@ -23,7 +23,8 @@ from tasks.history import heartbeat, ledger, night_folder
 from tasks.judge.processes import ProcessId
 from tasks.records import Baseline, Bench, Candidate, Dataset
 from tasks.trial import hardware
-from tasks.trial.baseline import baseline_facts, first_caps
+from tasks.trial.baseline import first_caps
+from tasks.trial.baseline_facts import baseline_facts
 from tests.synthetic_night import make_run
 from tests.trials import (
     baseline_event,

@@ -88,8 +88,8 @@ def test_the_profile_says_how_much_luck_is_allowed_and_how_many_runs():
         return claim.certificate
 
     assert certificate() == "certified"
-    assert certificate(certified_luck=0.01) == "open"
-    assert certificate(certified_luck=0.01, certification_runs=2) == "not_shown"
+    assert certificate(false_discovery_rate=0.01) == "open"
+    assert certificate(false_discovery_rate=0.01, certification_runs=2) == "not_shown"
     assert certification.next_run(evidence, KNOWN, 1.0) is not None
     assert certification.next_run(evidence, KNOWN, 1.0, Rule(certification_runs=2)) is None
 

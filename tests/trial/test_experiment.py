@@ -219,7 +219,7 @@ def test_a_broken_candidate_is_a_result_with_its_reason(run, old, new, status, r
 @pytest.mark.parametrize(
     ("loss", "reason"),
     [
-        ('3.0 if tokens < 30 else float("nan")', "no finite number at 20 points in a row since"),
+        ('3.0 if tokens < 30 else float("nan")', "not finite at 20 points in a row since"),
         ("3.0 if tokens < 30 else 5.0", r"was 5 or more at 20 points in a row up to step 49,"),
     ],
     ids=["no number", "exploded"],

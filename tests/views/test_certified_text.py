@@ -30,7 +30,7 @@ def test_a_certified_night_says_what_holds_up_and_what_to_merge():
     assert "| search champion c6 | 1.600000 | 1.610000 (1.585159 to 1.634841) | 3 |" in text
     assert "Optimism of the search champion: 0.010000" in text
     assert "`git merge autoresearch/nov21-certified`" in text
-    assert "keeping it is your choice" in text
+    assert "keeping them is your choice" in text
     assert "./run certify" not in text
 
 
@@ -53,10 +53,10 @@ def test_where_nothing_is_certified_nothing_is_to_be_merged():
 @pytest.mark.parametrize("finished", ["all trials are done", None])
 def test_a_night_that_is_not_certified_says_so_and_how_it_can_be(finished):
     text = told(**NOT_CERTIFIED, finished=finished)
-    assert "**Not certified.** Nothing but the search's own scores speaks for the 3 changes" in text
+    assert "**Not certified.** The search's own scores are the only evidence for the 3" in text
     who = "`./run certify nov21`" if finished else "At its end the night"
     assert f"{who} takes each out alone" in text
-    left = "3 changes were kept and none is certified: `./run certify nov21` certifies, in about"
+    left = "3 changes were kept and none is certified: `./run certify nov21` takes about"
     assert (left in text) == bool(finished)
     assert "Certify what was kept before you merge it: `./run certify nov21`" in text
 
@@ -71,7 +71,7 @@ def test_the_certification_of_an_earlier_champion_says_what_it_lacks():
 
 
 def test_a_night_that_kept_nothing_has_no_such_part():
-    assert "What holds up" not in report.markdown(make_state(make_trial(1)))
+    assert "What is certified" not in report.markdown(make_state(make_trial(1)))
 
 
 def test_what_a_fresh_run_lacks_is_said_with_its_reason():

@@ -108,7 +108,7 @@ def test_what_fresh_runs_say_stands_below_the_searchs_gain():
     assert rows["holdout"] == ["0.040000 (0.017330 to 0.062670)", "-"]
     assert rows["optimism"] == ["0.010000", "-"]
     assert rows["certified"] == ["2 of 3", "no"]
-    assert rows["gain of these"] == ["0.035000 (0.012330 to 0.057670)", "-"]
+    assert rows["certified gain"] == ["0.035000 (0.012330 to 0.057670)", "-"]
 
 
 def test_a_best_of_one_seed_is_not_confirmed():

@@ -546,7 +546,7 @@ def test_placebos_are_no_candidates_and_tell_how_often_the_rule_is_wrong():
     text = report.markdown(state)
     assert "3 trials: 1 kept, 0 discarded, 0 stopped, 2 placebos" in text
     assert "the best of 1 trial was" in text
-    assert "- False keeps: Of 2 placebo trials (the champion unchanged) 1 would have been" in text
+    assert "- False keeps. Of 2 placebo trials (the champion unchanged) 1 would have been" in text
     cells = row(state, 2)
     assert cells[2] == "placebo, a false keep"  # no column of proposers before it
     assert cells[5] == "-0.020000"  # against the fresh runs alone
@@ -558,7 +558,7 @@ def test_placebos_are_no_candidates_and_tell_how_often_the_rule_is_wrong():
 
 def test_the_rate_is_also_that_of_all_comparable_nights():
     text = report.markdown(make_state(keep(1)), {}, FalseKeeps.of(40, 2))
-    assert "- False keeps: Of 40 placebo trials of all comparable nights 2 would have" in text
+    assert "- False keeps. Of 40 placebo trials of all comparable nights 2 would have" in text
     assert "False keeps" not in report.markdown(make_state(keep(1)))
 
 
@@ -566,15 +566,15 @@ def test_a_report_names_repeated_runs_and_why():
     aside = Quarantined("candidate", 1, "its threads waited 0.50 s a second", "ok", 1.9)
     state = make_state(make_trial(1, quarantined=(aside, aside)), make_trial(2))
     assert (
-        "- Conditions: 2 runs were repeated, as the machine was not as usual (trial 1). The first: "
-        "its threads waited 0.50 s a second."
+        "- Conditions: 2 runs were repeated, because the machine was not as usual (trial 1). The "
+        "first: its threads waited 0.50 s a second."
     ) in report.markdown(state).splitlines()
 
 
 def test_a_report_compares_each_trial_with_the_baseline_of_its_hardware():
     base = make_baseline(hardware="a GPU", val_bpb=1.75)
     again = Remeasurement(
-        "the hardware is a GPU, and was a CPU",
+        "the hardware changed from a CPU to a GPU",
         1,
         "a CPU",
         (1.64, 1.65, 1.66),
@@ -588,9 +588,9 @@ def test_a_report_compares_each_trial_with_the_baseline_of_its_hardware():
         keep(1, 1.60), make_trial(2, val_bpb=1.73), baseline=base, remeasurements=(again,)
     )
     assert (
-        "- Measured again after 1 trial: the hardware is a GPU, and was a CPU. In bits per byte, "
-        "the baseline had 1.650000 on a CPU and has 1.750000, the champion had 1.600000 on a CPU "
-        "and has 1.710000. Later trials are compared with the new scores alone."
+        "- Measured again after 1 trial: the hardware changed from a CPU to a GPU. In bits per "
+        "byte, the baseline had 1.650000 on a CPU and has 1.750000, the champion had 1.600000 on "
+        "a CPU and has 1.710000. Later trials are compared with the new scores alone."
     ) in report.markdown(state).splitlines()
     rows = [line for line in report.markdown(state).splitlines() if re.match(r"\| [12] \|", line)]
     differences = [re.findall(r"[+-]0\.\d+", row) for row in rows]
