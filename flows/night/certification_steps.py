@@ -65,11 +65,15 @@ def at_end(night: Night, held: Session) -> bool:
             get_run_logger().info(f"no further runs of the night's end: {changed}")
             return True
     else:
-        if not night_budget.can_certify(state, held.book.used_seconds()):
+        used = held.book.used_seconds()
+        if changed:
+            # What has begun elsewhere counts nowhere.
+            used += remeasurement.RUNS * night_budget.longest_run(state)
+            state = dataclasses.replace(state, fresh_runs=())
+        if not night_budget.can_certify(state, used):
             get_run_logger().info(str(night_budget.uncertified(state)))
             return True
         if changed:
-            # Its time is another after that.
             return measure_again(night, held) and at_end(night, held)
         limits = Limits(night_budget.certification_runs(state), _until(state, spare_end=True))
         if not certify(night, held, limits):

@@ -461,6 +461,22 @@ def stop_after(world: World, monkeypatch, step: str, times: int) -> None:
     monkeypatch.setattr(interruption, "reached", count)
 
 
+def test_a_night_without_time_for_it_does_not_begin_again_on_hardware_that_is_made_up(
+    made, monkeypatch
+):
+    world = made(GOOD, NULL, gains=GAINS)
+    stop_after(world, monkeypatch, "fresh", 2)
+    assert not world.at_end()
+    stop_after(world, monkeypatch, "", 1)
+    with world.open() as book:
+        book.append("resumed", trials=None, hours=1e-3)
+    before = world.runs
+    world.hardware = "another CPU"
+    assert world.at_end()
+    assert world.runs == before
+    assert world.state.certification is None
+
+
 def test_a_night_certified_before_it_resumes_on_hardware_that_is_made_up_makes_no_more_runs(
     made, monkeypatch
 ):
