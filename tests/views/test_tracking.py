@@ -14,14 +14,14 @@ from configs import knobs
 from flows import state_home
 from tasks.errors import NightlyError
 from tasks.judge import protocol
-from tasks.records import Candidate, Conditions, NightState, Program, RunResult, Trial
+from tasks.records import Candidate, Conditions, NightState, Program, Quarantined, RunResult, Trial
 from tasks.usage import Usage
 from tasks.views import mlflow_page, mlflow_tags, report, tracking
 from tasks.views.mlflow_client import Store, connect
 from tests import synthetic_night, trials
 from tests.certified_night import END, FOUND, certified_night
 from tests.links import EVIL, links
-from tests.trials import keep, make_baseline, make_call
+from tests.trials import keep, make_baseline, make_call, make_fresh_run
 
 pytestmark = [
     pytest.mark.slow,  # a new store costs seconds: it is made once and copied
@@ -686,3 +686,18 @@ def test_a_trial_has_the_scores_of_the_champions_runs_beside_it(store):
     log_trial(store, make_trial(champion_scores=(1.63,), champion_seeds=(9,)), make_run())
     run = store.runs()["DEPTH 3 -> 2 (trial 3)"].data
     assert (run.metrics["champion_bpb_seed_9"], run.tags["champion_seeds"]) == (1.63, "9")
+
+
+def test_a_fresh_run_keeps_its_name_when_the_champion_is_measured_again():
+    earlier = make_fresh_run(
+        purpose="remeasurement", seed=4, unusual="a run counts although [x](y)"
+    )
+    aside = Quarantined("champion", 9, "the hypervisor took 30% of the CPU time", "ok", 1.7)
+    later = make_fresh_run(purpose="end", seed=9, quarantined=(aside,))
+    state = make_state(earlier_fresh_runs=(earlier,), fresh_runs=(later,))
+    tags = [mlflow_tags.fresh_tags(state, index) for index in range(2)]
+    assert [tag["trial_id"] for tag in tags] == ["nov21:fresh:0", "nov21:fresh:1"]
+    assert [tag["purpose"] for tag in tags] == ["remeasurement", "end"]
+    assert tags[0]["reason"].startswith("to measure the champion again: ")
+    assert tags[0]["unusual"] == "a busy machine"
+    assert (tags[0].get("quarantined"), tags[1]["quarantined"]) == (None, "1")
