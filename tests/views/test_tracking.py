@@ -1,5 +1,6 @@
 """A night in real MLflow stores: names, figures, curves, files, and nothing twice."""
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -14,7 +15,15 @@ from configs import knobs
 from flows import state_home
 from tasks.errors import NightlyError
 from tasks.judge import protocol
-from tasks.records import Candidate, Conditions, NightState, Program, RunResult, Trial
+from tasks.records import (
+    Candidate,
+    Conditions,
+    NightState,
+    Program,
+    Remeasurement,
+    RunResult,
+    Trial,
+)
 from tasks.usage import Usage
 from tasks.views import mlflow_page, mlflow_tags, report, tracking
 from tasks.views.mlflow_client import Store, connect
@@ -653,6 +662,18 @@ def test_a_fresh_run_is_a_child_with_what_was_left_out_and_no_trial(store):
     told = {"verdict": "fresh", "seeds": "31", "left_out": "6", "purpose": "end", "commit": "c6"}
     assert run.tags.items() >= told.items()
     assert tracking.finished_runs(store, state) == {"nov21:fresh:0", "nov21:fresh:6"}
+
+
+def test_fresh_runs_after_a_remeasurement_are_others_than_those_before(store):
+    again = Remeasurement(
+        "the scores have shifted", 5, "a CPU", (1.6,), (1.5,), None, (1.6,), (4,), ()
+    )
+    run = dataclasses.replace(END[0], purpose="remeasurement")
+    state = certified_night(finished=None, fresh_runs=(run,), remeasurements=(again,))
+    tracking.log_fresh_run(store, state, 0)
+    assert tracking.finished_runs(store, state) == {"nov21:fresh-2:0"}
+    (note,) = [run.data.tags["mlflow.note.content"] for run in store.runs().values()][1:]
+    assert "to measure the champion again" in note
 
 
 def test_the_nights_run_has_what_fresh_runs_and_the_certification_say(store):
