@@ -1,5 +1,6 @@
 """A night in real MLflow stores: names, figures, curves, files, and nothing twice."""
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -21,7 +22,7 @@ from tasks.views.mlflow_client import Store, connect
 from tests import synthetic_night, trials
 from tests.certified_night import END, FOUND, certified_night
 from tests.links import EVIL, links
-from tests.trials import keep, make_baseline, make_call, make_fresh_run
+from tests.trials import keep, make_baseline, make_call
 
 pytestmark = [
     pytest.mark.slow,  # a new store costs seconds: it is made once and copied
@@ -655,6 +656,17 @@ def test_a_fresh_run_is_a_child_with_what_was_left_out_and_no_trial(store):
     assert tracking.finished_runs(store, state) == {"nov21:fresh:0", "nov21:fresh:6"}
 
 
+def test_fresh_runs_after_a_remeasurement_are_others_than_those_before(store):
+    aside = Quarantined("champion", 4, "the hypervisor took 30% of the CPU time", "ok", 1.7)
+    run = dataclasses.replace(END[0], purpose="remeasurement", quarantined=(aside,))
+    state = certified_night(finished=None, earlier_fresh_runs=END[:1], fresh_runs=(run,))
+    tracking.log_fresh_run(store, state, 1)
+    assert tracking.finished_runs(store, state) == {"nov21:fresh:1"}
+    assert any(found.data.tags.get("quarantined") == "1" for found in store.runs().values())
+    notes = [found.data.tags["mlflow.note.content"] for found in store.runs().values()]
+    assert any(note.startswith("A run to measure the champion again: ") for note in notes)
+
+
 def test_the_nights_run_has_what_fresh_runs_and_the_certification_say(store):
     state = certified_night()
     log_night(store, state)
@@ -686,18 +698,3 @@ def test_a_trial_has_the_scores_of_the_champions_runs_beside_it(store):
     log_trial(store, make_trial(champion_scores=(1.63,), champion_seeds=(9,)), make_run())
     run = store.runs()["DEPTH 3 -> 2 (trial 3)"].data
     assert (run.metrics["champion_bpb_seed_9"], run.tags["champion_seeds"]) == (1.63, "9")
-
-
-def test_a_fresh_run_keeps_its_name_when_the_champion_is_measured_again():
-    earlier = make_fresh_run(
-        purpose="remeasurement", seed=4, unusual="a run counts although [x](y)"
-    )
-    aside = Quarantined("champion", 9, "the hypervisor took 30% of the CPU time", "ok", 1.7)
-    later = make_fresh_run(purpose="end", seed=9, quarantined=(aside,))
-    state = make_state(earlier_fresh_runs=(earlier,), fresh_runs=(later,))
-    tags = [mlflow_tags.fresh_tags(state, index) for index in range(2)]
-    assert [tag["trial_id"] for tag in tags] == ["nov21:fresh:0", "nov21:fresh:1"]
-    assert [tag["purpose"] for tag in tags] == ["remeasurement", "end"]
-    assert tags[0]["reason"].startswith("to measure the champion again: ")
-    assert tags[0]["unusual"] == "a busy machine"
-    assert (tags[0].get("quarantined"), tags[1]["quarantined"]) == (None, "1")
