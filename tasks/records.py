@@ -624,6 +624,7 @@ class NightState:
     # Of `champion_scores` those by which nobody chose it: made since it became champion.
     champion_fresh: tuple[float, ...] = ()
     fresh_runs: tuple[FreshRun, ...] = ()
+    fresh_before: int = 0  # fresh runs from before the last re-measurement, which count no more
     certification: Certification | None = None  # the last; perhaps of an earlier champion
     champion_conditions: tuple[Conditions, ...] = ()  # of the runs of `champion_scores`
     # Of the baseline's and the champions' runs since the last re-measurement: what is usual.

@@ -58,7 +58,7 @@ def trial_id(state: NightState, trial: Trial) -> str:
 
 def fresh_id(state: NightState, index: int) -> str:
     """Of a fresh run, by its place in the ledger: files may share a seed."""
-    return f"{state.header.tag}:fresh:{index}"
+    return f"{state.header.tag}:fresh:{state.fresh_before + index}"
 
 
 def baseline_tags(state: NightState, run: RunResult) -> dict[str, str]:
