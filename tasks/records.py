@@ -556,11 +556,10 @@ class BaselineEvent:
     @classmethod
     def from_json(cls, event: Mapping[str, Any]) -> BaselineEvent:
         """Raises KeyError and TypeError for a damaged event."""
-        fields = {
-            field.name: event[field.name]
-            for field in dataclasses.fields(cls)
-            if field.name in event or field.default is dataclasses.MISSING
-        }
+        every = {field.name: field for field in dataclasses.fields(cls)}
+        missing = dataclasses.MISSING
+        needed = {n for n, f in every.items() if f.default is f.default_factory is missing}
+        fields = {name: event[name] for name in every if name in event or name in needed}
         tuples = {name: tuple(fields[name]) for name in ("scores", "seeds", "audit_gaps")}
         earlier = {
             tag: tuple(map(tuple, groups))
@@ -624,6 +623,7 @@ class NightState:
     # Of `champion_scores` those by which nobody chose it: made since it became champion.
     champion_fresh: tuple[float, ...] = ()
     fresh_runs: tuple[FreshRun, ...] = ()
+    fresh_before: int = 0  # fresh runs from before the last re-measurement, which count no more
     certification: Certification | None = None  # the last; perhaps of an earlier champion
     champion_conditions: tuple[Conditions, ...] = ()  # of the runs of `champion_scores`
     # Of the baseline's and the champions' runs since the last re-measurement: what is usual.

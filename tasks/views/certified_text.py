@@ -33,7 +33,7 @@ def sentence(state: NightState) -> str:
 def section(state: NightState) -> Iterator[str]:
     """The paragraphs of the section, none for a night that has nothing to certify or to tell."""
     found, ours = state.certification, fresh_scores.of_night(state)
-    if ours is None or not (fresh_scores.kept_trials(state) or state.fresh_runs):
+    if ours is None or not fresh_scores.kept_trials(state):
         return
     if found is None:
         yield _not_certified(state)

@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from tasks.records import TRAIN, FreshRun, NightState, RunResult, Trial
-from tasks.statuses import Purpose
 from tasks.text import counted, in_markdown, numbered, score, short_commit, shortened, unlinked
 from tasks.views import certified_text, fresh_scores
 
 LONGEST_QUOTE = 800  # characters; a note of these stays below MLflow's limit, so that none is cut
-
-
-GOALS: dict[Purpose, str] = {
-    "certification": "for the certification",
-    "end": "for the night's end",
-    "remeasurement": "to measure the champion again",
-}
 
 
 def night_tags(state: NightState) -> dict[str, str | None]:
@@ -65,9 +57,8 @@ def trial_id(state: NightState, trial: Trial) -> str:
 
 
 def fresh_id(state: NightState, index: int) -> str:
-    """By the run's place among those since the last re-measurement: files may share a seed."""
-    again = len(state.remeasurements)
-    return f"{state.header.tag}:fresh{f'-{again + 1}' if again else ''}:{index}"
+    """Of a fresh run, by its place in the ledger: files may share a seed."""
+    return f"{state.header.tag}:fresh:{state.fresh_before + index}"
 
 
 def baseline_tags(state: NightState, run: RunResult) -> dict[str, str]:
@@ -93,7 +84,7 @@ def baseline_tags(state: NightState, run: RunResult) -> dict[str, str]:
 
 def fresh_tags(state: NightState, index: int) -> dict[str, str]:
     run = state.fresh_runs[index]
-    goal = GOALS[run.purpose]
+    goal = {"certification": "for the certification", "end": "for the night's end"}[run.purpose]
     return {
         "trial_id": fresh_id(state, index),
         "commit": run.champion,

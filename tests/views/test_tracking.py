@@ -1,6 +1,5 @@
 """A night in real MLflow stores: names, figures, curves, files, and nothing twice."""
 
-import dataclasses
 import itertools
 import json
 import shutil
@@ -20,7 +19,6 @@ from tasks.records import (
     Conditions,
     NightState,
     Program,
-    Remeasurement,
     RunResult,
     Trial,
 )
@@ -662,18 +660,6 @@ def test_a_fresh_run_is_a_child_with_what_was_left_out_and_no_trial(store):
     told = {"verdict": "fresh", "seeds": "31", "left_out": "6", "purpose": "end", "commit": "c6"}
     assert run.tags.items() >= told.items()
     assert tracking.finished_runs(store, state) == {"nov21:fresh:0", "nov21:fresh:6"}
-
-
-def test_fresh_runs_after_a_remeasurement_are_others_than_those_before(store):
-    again = Remeasurement(
-        "the scores have shifted", 5, "a CPU", (1.6,), (1.5,), None, (1.6,), (4,), ()
-    )
-    run = dataclasses.replace(END[0], purpose="remeasurement")
-    state = certified_night(finished=None, fresh_runs=(run,), remeasurements=(again,))
-    tracking.log_fresh_run(store, state, 0)
-    assert tracking.finished_runs(store, state) == {"nov21:fresh-2:0"}
-    notes = [found.data.tags["mlflow.note.content"] for found in store.runs().values()]
-    assert any(note.startswith("A run to measure the champion again: ") for note in notes)
 
 
 def test_the_nights_run_has_what_fresh_runs_and_the_certification_say(store):
