@@ -563,11 +563,10 @@ class BaselineEvent:
     @classmethod
     def from_json(cls, event: Mapping[str, Any]) -> BaselineEvent:
         """Raises KeyError and TypeError for a damaged event."""
-        fields = {
-            field.name: event[field.name]
-            for field in dataclasses.fields(cls)
-            if field.name in event or field.default is dataclasses.MISSING
-        }
+        every = {field.name: field for field in dataclasses.fields(cls)}
+        missing = dataclasses.MISSING
+        needed = {n for n, f in every.items() if f.default is f.default_factory is missing}
+        fields = {name: event[name] for name in every if name in event or name in needed}
         tuples = {name: tuple(fields[name]) for name in ("scores", "seeds", "audit_gaps")}
         earlier = {
             tag: tuple(map(tuple, groups))

@@ -173,12 +173,19 @@ def tenths_to_match(
 ) -> tuple[Tenth, ...]:
     """How the champion's runs fared, by tenths of a budget of seconds.
 
-    None for a candidate with another vocabulary, whose tokens and losses are other ones.
+    None for a candidate with another vocabulary, whose tokens and losses are other ones, nor if the
+    machine has changed since.
     """
     is_comparable = champion.knobs.get("VOCAB_SIZE") == candidate.knobs.get("VOCAB_SIZE")
     if night.bench.profile.budget.kind != "seconds" or not is_comparable:
         return ()
     kept = [trial.number for trial in state.trials if trial.verdict == "keep"]
+    if kept:
+        is_known = kept[-1] >= state.first_comparable
+    else:  # on other hardware the baseline was run again
+        is_known = not state.remeasurements or state.remeasurements[-1].baseline is not None
+    if not is_known:
+        return ()
     runs = trial_folder.read_runs(night.trial_folder(kept[-1])) if kept else night.baseline.runs
     return slowest(run.tenths for run in runs)
 

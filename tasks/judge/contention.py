@@ -106,10 +106,13 @@ def _threads(pid: int) -> list[int]:
 
 
 def _machine() -> _Machine | None:
-    """From proc_stat(5); None on a system without it."""
+    """From proc_stat(5); None on a system without it.
+
+    Without interrupts: a box can cause any number of them by its timers.
+    """
     try:
         fields = STAT.read_text().partition("\n")[0].split()
-        user, nice, system, _, _, irq, softirq, stolen = map(int, fields[1:9])
+        user, nice, system, _idle, _iowait, _irq, _softirq, stolen = map(int, fields[1:9])
     except (OSError, ValueError):
         return None
-    return _Machine((user + nice + system + irq + softirq) / TICK, stolen / TICK)
+    return _Machine((user + nice + system) / TICK, stolen / TICK)

@@ -6,6 +6,7 @@ tasks/history/git_plumbing.py is for the checkout.
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import tempfile
@@ -15,6 +16,7 @@ from configs import knobs
 from tasks.errors import NightlyError
 
 MOST_CONFLICTS = 127  # git merge-file's exit status is their number, up to this one
+MERGES_KEPT = 512  # of whole files, some 20 MB
 
 
 def three_way(base: str, ours: str, theirs: str) -> str | None:
@@ -37,10 +39,12 @@ def three_way(base: str, ours: str, theirs: str) -> str | None:
     return None if done.returncode else done.stdout.decode("utf-8", "surrogatepass")
 
 
+@functools.lru_cache(maxsize=MERGES_KEPT)
 def three_way_of_files(base: str, ours: str, theirs: str) -> str | None:
     """`three_way` of train.py files, whose knobs are merged by their values.
 
-    Git takes changes on neighbouring lines for a conflict, and the knobs are neighbours.
+    Git takes changes on neighbouring lines for a conflict, and the knobs are neighbours. The latest
+    results are kept: a certification takes the same changes out of a champion again and again.
     """
     before, mine, new = map(knobs.read, (base, ours, theirs))
     try:

@@ -550,14 +550,18 @@ def _budget(bench: Bench) -> protocol.Budget:
 def _conditions(
     result: RunResult, seen: Contention, cpu_used: float, pace: nvml.Pace | None
 ) -> Conditions:
-    """The record of what was seen while a run trained."""
+    """The record of what was seen while a run trained.
+
+    A container's output passes through the engine, a process outside of it: by printing it could
+    make others work, and so ask for a second chance.
+    """
     return Conditions(
         seconds=seen.seconds,
         tokens=result.tokens,
         steps=result.curve[-1][0] if result.curve else None,
         cpu_used=cpu_used,
         cpu_waited=seen.waited,
-        cpu_others=seen.others,
+        cpu_others=None if result.isolation == "docker" else seen.others,
         cpu_stolen=seen.stolen,
         **(vars(pace) if pace else {}),
     )

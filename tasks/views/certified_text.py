@@ -17,7 +17,7 @@ from tasks.views.fresh_scores import CONFIDENCE, Estimate, FileScores, FreshScor
 def section(state: NightState) -> Iterator[str]:
     """The paragraphs of the section, none for a night that has nothing to certify or to tell."""
     found, ours = state.certification, fresh_scores.of_night(state)
-    if ours is None or not (state.keeps or state.fresh_runs):
+    if ours is None or not state.keeps:
         return
     if found is None:
         yield _not_certified(state)

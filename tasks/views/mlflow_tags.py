@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 from tasks.records import TRAIN, FreshRun, NightState, RunResult, Trial
-from tasks.statuses import Purpose
 from tasks.text import counted, in_markdown, numbered, score, short_commit, shortened, unlinked
 from tasks.views import certificates, certified_text, fresh_scores
 
-GOALS: dict[Purpose, str] = {
-    "certification": "for the certification",
-    "end": "for the night's end",
-    "remeasurement": "to measure the champion again",
-}
 LONGEST_QUOTE = 800  # characters; a note of these stays below MLflow's limit, so that none is cut
 
 
@@ -89,7 +83,7 @@ def baseline_tags(state: NightState, run: RunResult) -> dict[str, str]:
 
 def fresh_tags(state: NightState, index: int) -> dict[str, str]:
     run = state.all_fresh_runs[index]
-    goal = GOALS[run.purpose]
+    goal = {"certification": "for the certification", "end": "for the night's end"}[run.purpose]
     tags = {
         "trial_id": fresh_id(state, index),
         "commit": run.champion,

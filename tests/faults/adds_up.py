@@ -272,6 +272,7 @@ def _mlflow(checkout: Checkout, tag: str, events: list[Event]) -> Iterator[str]:
     fresh = {
         f"{tag}:fresh:{i}": event["run"]
         for i, event in enumerate(event for event in events if event["event"] == "fresh")
+        if event["run"]["purpose"] != "remeasurement"
     }
     wanted = sorted(
         [*(f"{tag}:{k}" for k in trials), *(f"{tag}:baseline:{seed}" for seed in seeds), *fresh]

@@ -39,6 +39,17 @@ def test_a_baseline_that_an_older_version_recorded_says_nothing_of_its_rows():
     assert BaselineEvent.from_json(event).rows is None
 
 
+def test_a_baseline_of_the_night_before_an_update_needs_no_field_that_has_a_default():
+    event = trials.baseline_event()
+    for field in dataclasses.fields(BaselineEvent):
+        if field.default is not dataclasses.MISSING or callable(field.default_factory):
+            del event[field.name]
+    assert BaselineEvent.from_json(event) == trials.make_baseline()
+    del event["seeds"]
+    with pytest.raises(KeyError, match="seeds"):
+        BaselineEvent.from_json(event)
+
+
 def test_a_run_comes_back_from_json_and_an_older_one_has_no_tenths():
     run = make_run(tenths=((5, 3.0), (9, 2.5)), unread=("a",))
     saved = json.loads(json.dumps(dataclasses.asdict(run)))

@@ -41,11 +41,12 @@ def watching(code: str) -> Iterator[ContentionWatch]:
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """Writes how many CPU-seconds all processes of a made-up machine have used, and the stolen."""
+    """Writes how many CPU-seconds all processes of a made-up machine have used, and others have."""
     monkeypatch.setattr(contention, "STAT", tmp_path / "stat")
 
-    def write(busy: float, stolen: float) -> None:
-        fields = (busy * TICK, 0, 0, 99, 99, 0, 0, stolen * TICK, 0, 0)
+    def write(busy: float, stolen: float, interrupts: float = 0.0) -> None:
+        ticks = interrupts * TICK
+        fields = (busy * TICK, 0, 0, 99, 99, ticks, ticks, stolen * TICK, 0, 0)
         (tmp_path / "stat").write_text(f"cpu  {' '.join(str(int(f)) for f in fields)}\ncpu0 1\n")
 
     return write
@@ -77,6 +78,13 @@ def test_what_others_use_is_neither_the_boxs_nor_the_nights_on_a_made_up_machine
     assert seen.others is not None
     assert 0.0 < seen.others < 4.95  # 5 of which the box has used a part
     assert seen.stolen == 2.0
+
+
+def test_interrupts_are_nobodys_process_on_a_made_up_machine(machine):
+    machine(1000.0, 10.0)
+    with watching("import time; time.sleep(600)") as watch:
+        machine(1000.0, 10.0, interrupts=5.0)
+        assert watch.stop().others == 0.0
 
 
 def test_a_system_that_has_no_account_says_nothing(tmp_path, monkeypatch):

@@ -171,6 +171,6 @@ def test_later_certifications_add_up_and_ctrl_c_ends_one_after_its_run(checkout,
     done = checkout.run("certify", TAG)
     assert done.returncode == 0, done.stderr
     assert "Certified: 1 of 2 kept changes" in done.stdout
-    assert f"To merge: autoresearch/{TAG}-certified" in done.stdout
+    assert f"`git merge autoresearch/{TAG}-certified`" in done.stdout
     assert checkout.git("rev-parse", BRANCH).strip()
     assert checkout.ledger(TAG)[-1]["event"] == "certified"  # the night itself is not over

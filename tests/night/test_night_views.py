@@ -247,6 +247,17 @@ def test_fresh_runs_are_in_mlflow_once_whoever_logs_them(night):
     assert sum("baseline, fresh seed" in each.info.run_name for each in all_runs(night)) == 2
 
 
+def test_an_unfinished_measurement_of_the_champion_keeps_nothing_out_of_mlflow(night):
+    measured = dataclasses.replace(END[0], purpose="remeasurement")
+    state = certified_night(
+        finished=None, fresh_runs=(measured, END[1]), earlier_fresh_runs=END[2:6]
+    )
+    known = mlflow_view.log_missing(night, state, None)
+    assert known.refused == {}
+    fresh = {run for run in known.done if "fresh" in run}
+    assert fresh == {f"nov21:fresh:{index}" for index in (0, 1, 2, 3, 5)}
+
+
 def test_a_figure_that_the_baseline_does_not_report_is_no_chart(night):
     def run(**metrics):
         return synthetic_night.make_run(metrics=metrics)

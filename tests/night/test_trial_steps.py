@@ -1,5 +1,6 @@
 """What a trial's record says beside its score, and what a placebo is compared with."""
 
+import dataclasses
 import types
 from typing import Any
 
@@ -11,7 +12,7 @@ from flows.night.run_trial import Comparison, Tried
 from tasks.history import champion, trial_folder
 from tasks.history.growth import Size
 from tasks.noise import Noise
-from tasks.records import Baseline, Candidate, Verdict
+from tasks.records import Baseline, Candidate, Remeasurement, Verdict
 from tasks.trial import hardware, placebo
 from tasks.usage import Usage
 from tests.synthetic_night import make_run
@@ -152,6 +153,12 @@ def test_a_candidate_is_compared_with_the_runs_of_its_champion_if_their_tokens_a
     trial_folder.write_result(tmp_path / "2", (make_run(tenths=last),), keep(2))
     kept = make_state(make_trial(1), keep(2), make_trial(3))
     assert asked(kept) == last
+    again = Remeasurement("it changed", 3, "h", (), (), None, (), (), ())
+    assert asked(dataclasses.replace(kept, remeasurements=(again,))) == ()
+    assert asked(dataclasses.replace(start, remeasurements=(again,))) == ()
+    moved = dataclasses.replace(again, baseline=make_baseline(hardware="h"))
+    assert asked(dataclasses.replace(kept, remeasurements=(moved,))) == ()
+    assert asked(dataclasses.replace(start, remeasurements=(moved,))) == asked(start)
     (tmp_path / "2" / "result.json").unlink()
     assert asked(kept) == ()
     night.bench.profile = configs.load("laptop")

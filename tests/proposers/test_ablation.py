@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.proposers import ablation
+from tasks.proposers import ablation, three_way_merge
 from tasks.proposers.ablation import Changes, Conflict
 
 # Long enough that changes at its two ends do not meet.
@@ -34,6 +34,13 @@ BUILT_ON = keeps(
     ("DECAY = 0.2", "DECAY = 0.1"),
     ("    a = LR\n", "    a = 2 * LR\n"),
 )
+
+
+def test_a_file_without_a_change_is_merged_once(monkeypatch):
+    ablation.groups(BUILT_ON)
+    monkeypatch.setattr(three_way_merge, "three_way", None)
+    assert ablation.groups(BUILT_ON) == ((1, 3), (2,))
+    assert BUILT_ON.without((2,)).knobs["DECAY"] == 0.2
 
 
 def test_changes_of_neighbouring_knobs_can_be_taken_out_alone():

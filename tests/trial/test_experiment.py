@@ -18,10 +18,11 @@ import pytest
 from tasks.errors import BaselineStopped, BoxError, DataError
 from tasks.files import FileRef
 from tasks.judge import audit, workplace
+from tasks.judge.contention import Contention
 from tasks.judge.processes import ProcessId
 from tasks.judge.reference import Reference
 from tasks.records import Candidate, RunResult
-from tasks.trial import experiment
+from tasks.trial import conditions, experiment
 from tasks.trial.baseline import first_caps, measure_baseline
 from tests.boxes import HONEST, make_bench, make_dataset, make_profile
 from tests.faults.stub_torch import assemble_with_stub
@@ -100,6 +101,15 @@ def test_an_honest_candidate_is_scored_by_the_judge_and_leaves_no_kernels(run, t
     assert result.startup_seconds > result.seconds > 0
     assert result.peak_memory_bytes > 10e6
     assert result.checkpoint_bytes > 4 * result.parameters > 0
+
+
+def test_a_containers_engine_is_none_of_the_others_for_which_a_run_is_made_again():
+    seen = Contention(seconds=10.0, waited=9.0, others=5.0, stolen=1.0)
+    for isolation, others in (("bwrap", 5.0), ("none", 5.0), ("docker", None)):
+        found = experiment._conditions(make_run(isolation=isolation), seen, 20.0, None)
+        assert found.cpu_others == others
+        quiet = (dataclasses.replace(found, cpu_waited=0.0, cpu_others=others and 0.0),)
+        assert (conditions.disturbance(found, quiet) is None) == (isolation == "docker")
 
 
 def test_the_conditions_of_a_run_are_on_record_also_if_it_is_stopped(run):

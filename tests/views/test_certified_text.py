@@ -7,7 +7,7 @@ import pytest
 from tasks.records import Quarantined
 from tasks.views import report
 from tests.certified_night import END, FOUND, certified_night, fresh
-from tests.trials import make_state, make_trial
+from tests.trials import make_fresh_run, make_state, make_trial
 
 NOT_CERTIFIED = {"certification": None, "fresh_runs": ()}
 
@@ -71,7 +71,10 @@ def test_the_certification_of_an_earlier_champion_says_what_it_lacks():
 
 
 def test_a_night_that_kept_nothing_has_no_such_part():
-    assert "What is certified" not in report.markdown(make_state(make_trial(1)))
+    measured = (make_fresh_run(purpose="remeasurement"),)
+    for runs in ((), measured):
+        state = make_state(make_trial(1), fresh_runs=runs)
+        assert "What is certified" not in report.markdown(state)
 
 
 def test_what_a_fresh_run_lacks_is_said_with_its_reason():

@@ -658,13 +658,11 @@ def test_a_fresh_run_is_a_child_with_what_was_left_out_and_no_trial(store):
 
 def test_fresh_runs_after_a_remeasurement_are_others_than_those_before(store):
     aside = Quarantined("champion", 4, "the hypervisor took 30% of the CPU time", "ok", 1.7)
-    run = dataclasses.replace(END[0], purpose="remeasurement", quarantined=(aside,))
+    run = dataclasses.replace(END[0], quarantined=(aside,))
     state = certified_night(finished=None, earlier_fresh_runs=END[:1], fresh_runs=(run,))
     tracking.log_fresh_run(store, state, 1)
     assert tracking.finished_runs(store, state) == {"nov21:fresh:1"}
     assert any(found.data.tags.get("quarantined") == "1" for found in store.runs().values())
-    notes = [found.data.tags["mlflow.note.content"] for found in store.runs().values()]
-    assert any(note.startswith("A run to measure the champion again: ") for note in notes)
 
 
 def test_the_nights_run_has_what_fresh_runs_and_the_certification_say(store):
