@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from prefect import flow, get_run_logger
 
 from flows import nightly_research, state_home
@@ -68,15 +70,11 @@ def certify_night(tag: str, runs: int | None = None, hours: float | None = None)
 
 def _certify(night: Night, held: Session, runs: int | None, hours: float | None) -> bool:
     """False: somebody asked to stop."""
+    despite = functools.partial(nightly_research.despite_full_disk, night, held)
+    if held.state.keeps and not despite(lambda: certification_steps.measure_again(night, held)):
+        return False
     made = certification_steps.made(held.state)
-    more = runs or night_budget.worthwhile_runs(night_budget.kept(held.state))
+    more = runs or night_budget.worthwhile_runs(len(held.state.keeps))
     until = None if hours is None else held.book.used_seconds() + hours * 3600
     limits = Limits(made + more, until)
-    done = True
-
-    def work() -> None:
-        nonlocal done
-        done = certification_steps.certify(night, held, limits)
-
-    nightly_research.despite_full_disk(night, held, work)
-    return done
+    return despite(lambda: certification_steps.certify(night, held, limits))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from logging import INFO, WARNING
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from prefect import flow, get_run_logger
 from pydantic import Field
@@ -57,6 +57,7 @@ ProfileName = Annotated[str, Field(pattern=rf"^({'|'.join(configs.names())}|.*\.
 Proposer = Annotated[str, Field(pattern=f"^({'|'.join(configs.PROPOSERS)})$")]
 Trials = Annotated[int, Field(gt=0)]
 Hours = Annotated[float, Field(gt=0)]
+Result = TypeVar("Result")
 
 MOST_TRIES = 20  # of work that a full disk stops while there seems to be room
 
@@ -291,7 +292,7 @@ def run_trials(night: Night, held: Session, views: Views) -> None:
             proposals.next_run.close()
 
 
-def despite_full_disk(night: Night, held: Session, work: Callable[[], None]) -> None:
+def despite_full_disk(night: Night, held: Session, work: Callable[[], Result]) -> Result:
     """Does repeatable work; if the disk is full, waits for room and does it again."""
     for _ in range(MOST_TRIES):
         try:
@@ -299,7 +300,7 @@ def despite_full_disk(night: Night, held: Session, work: Callable[[], None]) -> 
         except (OSError, NightlyError) as error:
             if not full_disk.made_room(night, held, error):
                 raise
-    work()
+    return work()
 
 
 def step(night: Night, held: Session, views: Views, proposals: Proposals) -> None:

@@ -18,8 +18,6 @@ from tasks.text import counted
 # Bits per byte. Three runs may agree by chance, and no hardware repeats itself better than this.
 SD_FLOOR = 5e-4
 BEYOND_CHANCE = 0.01  # two estimates that are further apart are not pooled
-# The integral of F's density: the width of a step, and how far, in the logarithm of F.
-STEP, REACH = 0.02, 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +70,7 @@ class Estimate:
         if not (own.degrees_of_freedom and earlier.degrees_of_freedom):
             return True
         large, small = sorted((own, earlier), key=lambda noise: noise.sd, reverse=True)
-        chance = chance_of_ratio(
-            (large.sd / small.sd) ** 2, large.degrees_of_freedom, small.degrees_of_freedom
-        )
-        return chance > BEYOND_CHANCE / 2
+        return chance_of_ratio(large, small) > BEYOND_CHANCE / 2
 
     @property
     def noise(self) -> Noise:
@@ -127,19 +122,22 @@ def unseen(groups: Iterable[Sequence[float]], seen: set[float]) -> list[list[flo
     return found
 
 
-def chance_of_ratio(ratio: float, above: int, below: int) -> float:
-    """The chance that one of two equal variances is estimated so many times as large as the other.
+# scipy is not imported at import: it takes a moment, and most of what a person looks at needs none.
 
-    `above` and `below` are the degrees of freedom of the larger and of the smaller estimate: the
-    upper tail of F. Its logarithm has a smooth density (Fisher's z), summed by the midpoint rule;
-    good to three digits.
+
+def chance_of_ratio(large: Noise, small: Noise) -> float:
+    """The chance that, of two estimates of one sd, one is so many times as large as the other.
+
+    The upper tail of F. Both need a degree of freedom.
     """
-    a, b = above / 2, below / 2
-    scale = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
+    from scipy.special import fdtrc  # type: ignore[import-untyped]
 
-    def density(log_ratio: float) -> float:
-        odds = math.log(a / b) + log_ratio
-        return math.exp(scale + a * odds - (a + b) * math.log1p(math.exp(odds)))
+    ratio = (large.sd / small.sd) ** 2
+    return float(fdtrc(large.degrees_of_freedom, small.degrees_of_freedom, ratio))
 
-    steps = range(round(REACH / STEP))
-    return STEP * sum(density(math.log(ratio) + (step + 0.5) * STEP) for step in steps)
+
+def students_t(chance: float, degrees_of_freedom: float) -> float:
+    """The value that Student's t exceeds with this chance."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees_of_freedom, 1 - chance))

@@ -389,12 +389,19 @@ class FreshRun:
     wall_seconds: float | None = None
     hardware: str | None = None  # hardware.describe(); None: the night's
     conditions: Conditions | None = None
+    # Of the same seed, made before it on a machine that was not as usual; and what a human should
+    # look at, if it was not as usual during this one either.
+    quarantined: tuple[Quarantined, ...] = ()
+    unusual: str | None = None
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> FreshRun:
         """Raises KeyError, TypeError."""
         conditions = saved.get("conditions")
-        records = {"conditions": conditions and Conditions(**conditions)}
+        records = {
+            "conditions": conditions and Conditions(**conditions),
+            "quarantined": Quarantined.from_json(saved.get("quarantined", ())),
+        }
         return cls(**{**saved, "left_out": tuple(saved["left_out"]), **records})
 
 
@@ -622,8 +629,9 @@ class NightState:
     champion_repeats: tuple[float, ...] = ()  # the champion's group
     # Of `champion_scores` those by which nobody chose it: made since it became champion.
     champion_fresh: tuple[float, ...] = ()
+    # Since the last re-measurement, and before that: those are on record and compared with nothing.
     fresh_runs: tuple[FreshRun, ...] = ()
-    fresh_before: int = 0  # fresh runs from before the last re-measurement, which count no more
+    earlier_fresh_runs: tuple[FreshRun, ...] = ()
     certification: Certification | None = None  # the last; perhaps of an earlier champion
     champion_conditions: tuple[Conditions, ...] = ()  # of the runs of `champion_scores`
     # Of the baseline's and the champions' runs since the last re-measurement: what is usual.
@@ -634,6 +642,11 @@ class NightState:
     def first_comparable(self) -> int:
         """The first trial that was compared with what the night compares with now."""
         return self.remeasurements[-1].trials + 1 if self.remeasurements else 1
+
+    @property
+    def all_fresh_runs(self) -> tuple[FreshRun, ...]:
+        """In the order in which they were made."""
+        return (*self.earlier_fresh_runs, *self.fresh_runs)
 
     @property
     def repeats(self) -> tuple[tuple[float, ...], ...]:
@@ -648,6 +661,11 @@ class NightState:
     def candidates(self) -> tuple[Trial, ...]:
         """The trials but for placebos."""
         return tuple(trial for trial in self.trials if trial.placebo is None)
+
+    @property
+    def keeps(self) -> tuple[Trial, ...]:
+        """The trials whose changes the champion has."""
+        return tuple(trial for trial in self.trials if trial.verdict == "keep")
 
     @property
     def placebos(self) -> tuple[Trial, ...]:

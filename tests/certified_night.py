@@ -1,7 +1,7 @@
 """A night that has kept, certified and run again: made by hand, for tests of what is told of it."""
 
 from tasks.records import Certification, Claim, FreshRun, NightState
-from tests.trials import crash, keep, make_baseline, make_state, make_trial
+from tests.trials import crash, keep, make_baseline, make_fresh_run, make_state, make_trial
 
 TRIALS = (
     keep(1, 1.62, commit="c1", summary="BIGRAM_TABLE 0 -> 16"),
@@ -19,9 +19,9 @@ FOUND = Certification("c6", CLAIMS, whole_runs=5, tip="ce" * 20)
 
 
 def fresh(left_out: tuple[int, ...], val_bpb: float | None, seed: int, **changes) -> FreshRun:
-    fields = {"purpose": "end", "champion": "c6", "status": "ok", "reason": "trained and scored"}
-    scores = {"val_bpb": val_bpb, "holdout_bpb": None if val_bpb is None else val_bpb + 0.1}
-    return FreshRun(left_out=left_out, seed=seed, **{**fields, **scores, **changes})
+    holdout = None if val_bpb is None else val_bpb + 0.1
+    fields = {"purpose": "end", "champion": "c6", "left_out": left_out, "seed": seed}
+    return make_fresh_run(**{**fields, "val_bpb": val_bpb, "holdout_bpb": holdout, **changes})
 
 
 ALL = (1, 4, 6)

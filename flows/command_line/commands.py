@@ -92,12 +92,12 @@ def resume(arguments: argparse.Namespace, home: Path) -> int:
 
 
 def certify(arguments: argparse.Namespace, home: Path) -> int:
-    from tasks.history import night_budget, night_folder
+    from tasks.history import night_folder
 
     folder = night_folder.find(home, arguments.tag)
     state = night_folder.read_state(folder)
     is_keeping = state.pending is not None and state.pending.verdict == "keep"
-    if night_budget.kept(state) or is_keeping:
+    if state.keeps or is_keeping:
         with server.prefect_api(home):
             from flows.later_certification import certify_night, check
             from flows.night.night_views import PrefectUnreachable

@@ -16,7 +16,7 @@ from pathlib import Path
 from prefect import get_run_logger
 
 from configs import Rule
-from flows.night import interruption
+from flows.night import fresh_run, interruption, remeasurement
 from flows.night.night import Night
 from flows.night.session import Session
 from tasks.history import (
@@ -25,23 +25,19 @@ from tasks.history import (
     ledger,
     night_budget,
     night_folder,
-    trial_folder,
 )
 from tasks.noise import Noise, noise_of
 from tasks.proposers import ablation
 from tasks.proposers.ablation import Changes, Group
 from tasks.records import Certification, Claim, FreshRun, NightState
 from tasks.statuses import Purpose
-from tasks.text import counted, unlinked
+from tasks.text import counted
 from tasks.trial import certification
 from tasks.trial.certification import Evidence
-from tasks.trial.experiment import naming, train_candidate
 
-FIRST_SEED = 10_001  # of fresh runs: far from the seeds of trials, which begin with the night's
 # Runs without a score in a row, beyond one for each change, which may not run without another:
 # more mean that something else is broken.
 MORE_FAILURES = 3
-PHASES: dict[Purpose, str] = {"certification": "certification", "end": "end of the night"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,21 +51,47 @@ class Limits:
 def at_end(night: Night, held: Session) -> bool:
     """Certifies a night whose trials are over, and makes the runs of its end, if it can afford to.
 
-    False: somebody asked to stop first. Raises UsageError if the branch has been moved since.
+    If the machine has changed since the last trial, the champion is measured again before that, as
+    before a trial. False: somebody asked to stop first. Raises UsageError if the branch has been
+    moved since.
     """
     state = held.state
-    if not night_budget.kept(state):
+    if not state.keeps:
         return True
+    changed = remeasurement.due(night, state)
     if _is_certified(state):
         _move_branch(night, held)
+        if changed:
+            get_run_logger().info(f"no further runs of the night's end: {changed}")
+            return True
     else:
-        if not night_budget.can_certify(state, held.book.used_seconds()):
+        used = held.book.used_seconds()
+        if changed:
+            # What has begun elsewhere counts nowhere.
+            used += remeasurement.RUNS * night_budget.longest_run(state)
+            state = dataclasses.replace(state, fresh_runs=())
+        if not night_budget.can_certify(state, used):
             get_run_logger().info(str(night_budget.uncertified(state)))
             return True
+        if changed:
+            return measure_again(night, held) and at_end(night, held)
         limits = Limits(night_budget.certification_runs(state), _until(state, spare_end=True))
         if not certify(night, held, limits):
             return False
     return _end_runs(night, held)
+
+
+def measure_again(night: Night, held: Session) -> bool:
+    """Makes every run of a measurement that is due. False: somebody asked to stop first.
+
+    Fresh runs from before that, and what they certified, are compared with nothing any more.
+    """
+    with _in_fresh_runs(held):
+        while remeasurement.due(night, held.state):
+            if interruption.requested_by(held.folder):
+                return False
+            remeasurement.step(night, held)
+    return True
 
 
 def _is_certified(state: NightState) -> bool:
@@ -90,14 +112,14 @@ def certify(night: Night, held: Session, limits: Limits) -> bool:
     """
     work = _Certifying(night, held, changes_of(night, held.state))
     with _in_fresh_runs(held):
-        found = work.gather(limits) and work.conclude()
+        found = work.gather(limits) and work.conclude(limits)
     if not found:
         return False
     if found != held.state.certification:
         held.book.append("certified", certification=dataclasses.asdict(found))
     interruption.reached("certified")
     _move_branch(night, held)
-    certified, every = len(found.certified), night_budget.kept(held.state)
+    certified, every = len(found.certified), len(held.state.keeps)
     get_run_logger().info(
         f"certified: {certified} of {counted(every, 'kept change')}, with "
         f"{counted(made(held.state), 'fresh run')}"
@@ -108,9 +130,7 @@ def certify(night: Night, held: Session, limits: Limits) -> bool:
 def changes_of(night: Night, state: NightState) -> Changes:
     """The changes of the champion, from git."""
     keeps = {
-        trial.number: champion.source_at(night.root, str(trial.commit))
-        for trial in state.trials
-        if trial.verdict == "keep"
+        trial.number: champion.source_at(night.root, str(trial.commit)) for trial in state.keeps
     }
     return Changes(champion.source_at(night.root, str(state.start_commit)), keeps)
 
@@ -171,21 +191,21 @@ class _Certifying:
         """Runs until nothing is open, or a limit is reached. False: somebody asked to stop."""
         failures, most = 0, len(self.changes.keeps) + MORE_FAILURES
         while made(self.held.state) < limits.runs:
-            if limits.until is not None and not _has_time(self.held, limits.until):
+            if not fresh_run.has_time(self.held, limits.until):
                 break
             left_out = certification.next_run(self.evidence, self.noise, self.nulls, self.rule)
             if left_out is None:
                 break
             if interruption.requested_by(self.held.folder):
                 return False
-            fresh = fresh_run(self.night, self.held, self.changes, "certification", left_out)
+            fresh = self.run_without(left_out, limits)
             failures = failures + 1 if fresh.val_bpb is None else 0
             if failures > most:
                 get_run_logger().warning(f"{failures} fresh runs in a row have no score: giving up")
                 break
         return True
 
-    def conclude(self) -> Certification | None:
+    def conclude(self, limits: Limits) -> Certification | None:
         """What the runs show. None: somebody asked to stop first.
 
         What is certified must also run without all the rest: one run shows that.
@@ -204,7 +224,12 @@ class _Certifying:
                 return dataclasses.replace(found, tip=tip)
             if interruption.requested_by(self.held.folder):
                 return None
-            fresh_run(self.night, self.held, self.changes, "certification", left_out)
+            self.run_without(left_out, limits)
+
+    def run_without(self, left_out: Group, limits: Limits) -> FreshRun:
+        return fresh_run.make(
+            self.night, self.held, self.changes, "certification", left_out, limits.until
+        )
 
     def _without_uncertified(self, claims: tuple[Claim, ...]) -> tuple[Group, tuple[Claim, ...]]:
         """What the certified champion lacks. A claim that needs some of that is not certified."""
@@ -244,72 +269,13 @@ def _end_runs(night: Night, held: Session) -> bool:
         for done, left_out in itertools.product(rounds, dict.fromkeys([every, (), lacking])):
             if sum(run.left_out == left_out for run in _runs(held.state, "end")) > done:
                 continue
-            if until is not None and not _has_time(held, until):
+            if not fresh_run.has_time(held, until):
                 get_run_logger().info("no time is left for further runs of the night's end")
                 return True
             if interruption.requested_by(held.folder):
                 return False
-            fresh_run(night, held, changes, "end", left_out)
+            fresh_run.make(night, held, changes, "end", left_out, until)
     return True
-
-
-def fresh_run(
-    night: Night, held: Session, changes: Changes, purpose: Purpose, left_out: Group
-) -> FreshRun:
-    """Trains and audits the champion without some changes, with a new seed, and records it."""
-    candidate, state = changes.without(left_out), held.state
-    seed = fresh_seed(state)
-    what = f"{PHASES[purpose]}: {name_of(left_out, changes)}"
-    run = train_candidate(
-        what,
-        candidate,
-        night.bench,
-        seed,
-        worth_audit=lambda claimed: True,
-        smoke=True,
-        report=naming(f"{what}, seed {seed}", held.pulse.enter),
-        # Once everything is decided.
-        holdout=purpose == "end",
-    )
-    interruption.reached("trained")
-    folder = night.folder / "fresh" / str(seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    trial_folder.write_baseline_run(folder, candidate.source, run)
-    fresh = FreshRun(
-        purpose=purpose,
-        champion=str(state.champion),
-        left_out=left_out,
-        seed=seed,
-        status=run.status,
-        reason=run.reason,
-        val_bpb=run.val_bpb,
-        holdout_bpb=run.holdout_bpb,
-        wall_seconds=run.wall_seconds,
-    )
-    held.book.append("fresh", run=dataclasses.asdict(fresh))
-    interruption.reached("fresh")
-    score = f"{run.status}: {run.reason}" if run.val_bpb is None else f"{run.val_bpb:.6f}"
-    get_run_logger().info(unlinked(f"{what}, seed {seed}: {score}"))
-    return fresh
-
-
-def name_of(left_out: Group, changes: Changes) -> str:
-    """A file for people: "the champion", "without trials 1 and 3", "the baseline"."""
-    if not left_out:
-        return "the champion"
-    if len(left_out) == len(changes.keeps):
-        return "the baseline"
-    *others, last = map(str, left_out)
-    return f"without trials {', '.join(others)} and {last}" if others else f"without trial {last}"
-
-
-def fresh_seed(state: NightState) -> int:
-    """A seed that nothing of this night has used; the same again until its run is on record."""
-    used = {*state.champion_seeds, *(state.baseline.seeds if state.baseline else ())}
-    used.update(run.seed for run in state.fresh_runs)
-    used.update(*(trial.seeds + trial.champion_seeds for trial in state.trials))
-    first = FIRST_SEED + len(state.fresh_runs)
-    return next(seed for seed in itertools.count(first) if seed not in used)
 
 
 def _runs(state: NightState, purpose: Purpose) -> tuple[FreshRun, ...]:
@@ -334,10 +300,6 @@ def _scores(state: NightState) -> collections.defaultdict[Group, list[float]]:
         if run.val_bpb is not None:
             scores[run.left_out].append(run.val_bpb)
     return scores
-
-
-def _has_time(held: Session, until: float) -> bool:
-    return held.book.used_seconds() + night_budget.longest_run(held.state) <= until
 
 
 @contextlib.contextmanager

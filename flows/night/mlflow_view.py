@@ -207,7 +207,7 @@ def _missing(
         if (trial_id := mlflow_tags.baseline_id(state, run)) not in known:
             log_run = functools.partial(tracking.log_baseline_run, store, state, night.base, run)
             yield trial_id, log_run
-    for index, fresh in enumerate(state.fresh_runs):
+    for index, fresh in enumerate(state.all_fresh_runs):
         if fresh.purpose == "remeasurement":  # of a score that is not complete yet
             continue
         if (trial_id := mlflow_tags.fresh_id(state, index)) not in known:

@@ -34,7 +34,7 @@ from tasks.records import (
     NightHeader,
 )
 from tasks.text import score
-from tasks.trial import hardware
+from tasks.trial import conditions, hardware
 from tasks.trial.baseline import caps_after, first_caps, read_baseline
 from tasks.trial.baseline_facts import baseline_facts
 from tasks.trial.experiment import Report
@@ -245,5 +245,5 @@ def baseline_event(night: Night, start_commit: str) -> BaselineEvent:
         start_commit=start_commit,
         rows="; ".join(rows.describe() for rows in night.bench.dataset.rows),
         earlier_repeats=earlier,
-        conditions=tuple(run.conditions for run in runs if run.conditions),
+        conditions=conditions.of_runs(runs),
     )

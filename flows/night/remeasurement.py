@@ -10,14 +10,14 @@ import statistics
 
 from prefect import get_run_logger
 
-from flows.night import interruption
+from flows.night import fresh_run, interruption
 from flows.night.night import Night
 from flows.night.opening import baseline_event
 from flows.night.session import Session
 from tasks.errors import NightlyError
 from tasks.history import champion
 from tasks.records import Candidate, FreshRun, NightState, Remeasurement, RunResult
-from tasks.trial import drift
+from tasks.trial import conditions, drift
 from tasks.trial.experiment import naming, train_candidate
 
 RUNS = 3
@@ -68,18 +68,22 @@ def _is_other_hardware(night: Night, state: NightState) -> bool:
 
 def _runs_so_far(night: Night, state: NightState) -> list[FreshRun]:
     """Those of an earlier process count too, unless that ran on other hardware."""
+    return [run for run in _runs(state) if run.hardware == night.baseline.hardware]
+
+
+def _runs(state: NightState) -> list[FreshRun]:
     return [
         run
         for run in state.fresh_runs
-        if (run.purpose, run.champion, run.hardware)
-        == ("remeasurement", state.champion, night.baseline.hardware)
+        if (run.purpose, run.champion) == ("remeasurement", state.champion)
     ]
 
 
 def _run(night: Night, held: Session, number: int) -> FreshRun:
     state = held.state
     assert state.champion is not None
-    used = [run.seed for run in state.fresh_runs if run.champion == state.champion]
+    # Fresh runs of a certification have a range of their own.
+    used = [run.seed for run in _runs(state)]
     seed = max((*state.champion_seeds, *used), default=0) + 1
     what = f"the champion again, run {number}"
     run = train_candidate(
@@ -91,19 +95,7 @@ def _run(night: Night, held: Session, number: int) -> FreshRun:
         smoke=False,
         report=naming(f"{what}, seed {seed}", held.pulse.enter),
     )
-    fresh = FreshRun(
-        purpose="remeasurement",
-        champion=state.champion,
-        left_out=(),
-        seed=seed,
-        status=run.status,
-        reason=run.reason,
-        val_bpb=run.val_bpb,
-        wall_seconds=run.wall_seconds,
-        hardware=night.baseline.hardware,
-        conditions=run.conditions,
-    )
-    held.book.append("fresh", run=dataclasses.asdict(fresh))
+    fresh = fresh_run.record(night, held, run, "remeasurement")
     interruption.reached("measured afresh")
     return fresh
 
@@ -124,7 +116,7 @@ def _record(
         baseline=baseline_event(night, state.baseline.start_commit) if is_other else None,
         scores=scores,
         seeds=tuple(run.seed for run in runs if run.val_bpb is not None),
-        conditions=tuple(run.conditions for run in runs if run.conditions),
+        conditions=conditions.of_runs(runs),
     )
     held.book.append("remeasured", **dataclasses.asdict(found))
     now, before = map(statistics.fmean, (scores, state.champion_scores))

@@ -17,7 +17,7 @@ from tasks.judge.curve import Tenth
 from tasks.noise import Noise
 from tasks.records import Bench, Candidate, Conditions, RunResult, Verdict
 from tasks.statuses import Status
-from tasks.trial import verdict
+from tasks.trial import conditions, verdict
 from tasks.trial.early_run import EarlyRun
 from tasks.trial.experiment import Report, ignore, naming, train_candidate
 
@@ -90,7 +90,7 @@ class _Trainer:
             return self._run_candidate(candidate, seed, worth_audit, begun, smoke=is_first)
 
         what = f"trial {self.number}"
-        return self.quarantine.settled("candidate", what, train, conditions_of(earlier))
+        return self.quarantine.settled("candidate", what, train, conditions.of_runs(earlier))
 
     def _run_candidate(
         self,
@@ -197,7 +197,7 @@ def run_trial(
 
     def run_champion() -> None:
         seed = max(comparison.champion_seeds, default=0) + 1 + len(champion_runs)
-        earlier = (*comparison.champion_conditions, *conditions_of(champion_runs))
+        earlier = (*comparison.champion_conditions, *conditions.of_runs(champion_runs))
         if again := trainer.champion(comparison.champion, seed, earlier):
             assert again.val_bpb is not None
             champion_runs.append(again)
@@ -228,11 +228,6 @@ def run_trial(
             return tried(dataclasses.replace(decided, decision="discard", reason=late))
         if comparison.champion_is_due(len(fresh), len(runs)):
             run_champion()
-
-
-def conditions_of(runs: Sequence[RunResult]) -> tuple[Conditions, ...]:
-    """Those of the runs that began to train."""
-    return tuple(run.conditions for run in runs if run.conditions)
 
 
 def _excused(bench: Bench) -> tuple[Status, ...]:

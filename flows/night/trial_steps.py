@@ -16,7 +16,7 @@ from configs import canonical_form, traits
 from flows.night import interruption
 from flows.night.night import Night
 from flows.night.proposals import Proposals
-from flows.night.run_trial import Comparison, Tried, conditions_of, run_trial
+from flows.night.run_trial import Comparison, Tried, run_trial
 from flows.night.session import Session
 from tasks.history import champion, night_budget, trial_folder
 from tasks.history.growth import Size
@@ -24,7 +24,7 @@ from tasks.judge.curve import Tenth, slowest
 from tasks.noise import estimate, noise_of
 from tasks.records import Candidate, NightSoFar, NightState, Proposal, RunResult, Trial
 from tasks.text import unlinked
-from tasks.trial import hardware, placebo, verdict
+from tasks.trial import conditions, hardware, placebo, seeds, verdict
 from tasks.trial.baseline import unusual
 from tasks.trial.early_run import EarlyRun
 from tasks.views import margin
@@ -110,7 +110,7 @@ def run_and_judge(
     number, parent = so_far.next_trial, held.state.champion
     assert parent is not None
     folder, is_placebo = night.trial_folder(number), placebo.is_placebo(proposed)
-    seed = placebo.first_seed(night.seed, number) if is_placebo else night.seed
+    seed = seeds.of_placebo(night.seed, number) if is_placebo else night.seed
     while True:
         comparison = Comparison(
             so_far.champion,
@@ -332,8 +332,8 @@ def trial_of(night: Night, number: int, parent: str, outcome: Outcome, before: S
         noise_sd=noise.sd if noise else None,
         noise_df=noise.degrees_of_freedom if noise else None,
         hardware=hardware.label(profile.device, profile.threads) if runs else None,
-        conditions=conditions_of(runs),
-        champion_conditions=conditions_of(champion_runs),
+        conditions=conditions.of_runs(runs),
+        champion_conditions=conditions.of_runs(champion_runs),
         quarantined=tuple(aside.on_record() for aside in outcome.tried.quarantined),
         machine_change=outcome.tried.machine_change,
     )

@@ -58,14 +58,9 @@ def no_time_for_run(state: NightState, used_seconds: float) -> bool:
     return hours * 3600 - reserved_seconds(state) - used_seconds < longest_run(state)
 
 
-def kept(state: NightState) -> int:
-    """How many changes the champion has."""
-    return sum(trial.verdict == "keep" for trial in state.trials)
-
-
 def fewest_runs(state: NightState) -> int:
     """How many runs a certification needs at least: each change must be taken out once."""
-    return kept(state) + FEWEST_WHOLE_RUNS
+    return len(state.keeps) + FEWEST_WHOLE_RUNS
 
 
 def reserved_seconds(state: NightState) -> float:
@@ -75,9 +70,9 @@ def reserved_seconds(state: NightState) -> float:
     """
     settings, hours = state.header.settings.night, state.header.hours
     share, longest = settings.certify_share * (hours or 0.0) * 3600, longest_run(state)
-    if not (share and kept(state)) or share < fewest_runs(state) * longest:
+    if not (share and state.keeps) or share < fewest_runs(state) * longest:
         return 0.0
-    return min(share, worthwhile_runs(kept(state)) * longest) + end_seconds(state)
+    return min(share, worthwhile_runs(len(state.keeps)) * longest) + end_seconds(state)
 
 
 def end_seconds(state: NightState) -> float:
@@ -89,7 +84,7 @@ def end_seconds(state: NightState) -> float:
 def certification_runs(state: NightState) -> int:
     """How many runs the end of the night certifies with, if its hours have room for so many."""
     if state.header.hours and not trials_over(state):
-        return worthwhile_runs(kept(state))
+        return worthwhile_runs(len(state.keeps))
     return _share_of_runs(state, _runs_of_trials(state))
 
 
@@ -101,7 +96,7 @@ def _runs_of_trials(state: NightState) -> int:
 def _share_of_runs(state: NightState, runs: float) -> int:
     """How many runs certify, after a night whose trials had so many."""
     share = state.header.settings.night.certify_share
-    return min(round(share / (1 - share) * runs), worthwhile_runs(kept(state)))
+    return min(round(share / (1 - share) * runs), worthwhile_runs(len(state.keeps)))
 
 
 def can_certify(state: NightState, used_seconds: float) -> bool:
@@ -122,17 +117,26 @@ def can_certify(state: NightState, used_seconds: float) -> bool:
 
 def worthwhile_runs(changes: int) -> int:
     """How many runs certify so many changes; more are for those who ask for them."""
-    return FIRST_RUNS + RUNS_PER_CHANGE * changes
+    return FIRST_RUNS + RUNS_PER_CHANGE * changes if changes else 0
 
 
 def uncertified(state: NightState) -> str | None:
-    """What is left to do for a finished night whose changes nobody has certified; else None."""
-    count, found = kept(state), state.certification
+    """What is left to do for changes that nobody has certified, in a sentence without its dot.
+
+    None if nothing is left. A night that is not over may certify them at its end.
+    """
+    count, found = len(state.keeps), state.certification
     if not count or (found and found.champion == state.champion):
         return None
-    were = f"{count} changes were kept" if count > 1 else "1 change was kept"
+    known = {number for claim in found.claims for number in claim.trials} if found else set()
+    since = sum(trial.number not in known for trial in state.keeps)
+    were = "1 change was kept" if since == 1 else f"{since} changes were kept"
+    if found:
+        were += " since the last certification"
+    else:
+        were += " and is not certified" if since == 1 else " and none is certified"
     took = _minutes(worthwhile_runs(count) * longest_run(state))
-    return f"{were}, none certified: `./run certify {state.header.tag}` takes about {took}"
+    return f"{were}: `./run certify {state.header.tag}` takes about {took}"
 
 
 def is_last(state: NightState) -> bool:
@@ -164,7 +168,7 @@ def _certifying_seconds(state: NightState) -> float:
     done, trials = len(state.trials), state.header.trials or 0
     expected = _runs_of_trials(state) * max(trials / done, 1.0) if done else 0.0
     runs = _share_of_runs(state, expected)
-    if not kept(state) or runs < fewest_runs(state):
+    if not state.keeps or runs < fewest_runs(state):
         return 0.0
     made = sum(run.champion == state.champion for run in state.fresh_runs)
     planned = runs + 1 + END_FILES * state.header.settings.night.end_runs

@@ -172,7 +172,7 @@ def _remeasured(state: NightState, event: Event) -> dict[str, Any]:
         "champion_conditions": found.conditions,
         "usual": (*known, *found.conditions),
         "fresh_runs": (),
-        "fresh_before": state.fresh_before + len(state.fresh_runs),
+        "earlier_fresh_runs": state.all_fresh_runs,
         "certification": None,
         "remeasurements": (*state.remeasurements, found),
     }

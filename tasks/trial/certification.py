@@ -39,7 +39,6 @@ LEAST_NULLS = 0.5
 # The step-up rule bounds the share of false claims per night, on average over nights. Nights that
 # certify nothing count as 0 there; this makes up for them if the claims of all nights are counted.
 SPARED = 0.3
-FIRST_RUNS, RUNS_PER_CHANGE = 6, 3  # of a certification: more are seldom needed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +80,6 @@ def null_candidates(trials: Iterable[Trial]) -> float:
         for trial in trials
     )
     return max(KEPT_NULLS * near, LEAST_NULLS)
-
-
-def worthwhile_runs(changes: int) -> int:
-    """How many runs certify so many changes; the search makes better use of more."""
-    return FIRST_RUNS + RUNS_PER_CHANGE * changes if changes else 0
 
 
 def next_run(
@@ -173,9 +167,4 @@ def _claim(
         f"without {it} the champion is {change} by {abs(gain):.4f} bits per byte, {abs(z):.1f} "
         f"standard errors, over {counted(runs, 'run')} without {it} and {len(evidence.whole)} with"
     )
-    why = {
-        "certified": "",
-        "not_shown": ": not shown to help",
-        "open": ": more runs may decide",
-    }[certificate]
-    return Claim(group, certificate, gain, z, runs, figures + why)
+    return Claim(group, certificate, gain, z, runs, figures)

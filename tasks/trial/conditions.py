@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from configs import Budget
-from tasks.records import Conditions, RunResult
+from tasks.records import Conditions, FreshRun, RunResult
 
 MOST_REPEATS = 2  # of one run: then it counts, and is marked
 SPREADS = 4.0  # standard deviations of the usual runs
@@ -75,6 +75,11 @@ HELD_BACK = _Figure(
 )
 STRANGERS = _Figure(lambda run: run.gpu_others, 0.5)
 TOKENS = _Figure(lambda run: run.tokens, 0.02, of_mean=True)
+
+
+def of_runs(runs: Iterable[RunResult | FreshRun]) -> tuple[Conditions, ...]:
+    """Those of the runs that began to train."""
+    return tuple(run.conditions for run in runs if run.conditions)
 
 
 def is_repeatable(budget: Budget, run: RunResult) -> bool:

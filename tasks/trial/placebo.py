@@ -17,9 +17,6 @@ from tasks.records import Candidate, Idea, Proposal, Verdict
 NAME = "placebo"  # in a proposer's place
 WHAT = "the champion unchanged"
 CHAMPION_RUNS = 3  # that nobody chose the champion by: it is run afresh up to as many
-# A trial's seeds begin so far after those of the trial before: the same file with the same seed has
-# the same score, which says nothing new of either.
-SEEDS_APART = 1000
 
 
 def is_due(number: int, seed: int, share: float) -> bool:
@@ -43,11 +40,6 @@ def proposal(champion: Candidate) -> Proposal:
 
 def is_placebo(proposed: Proposal) -> bool:
     return proposed.idea.proposer == NAME
-
-
-def first_seed(seed: int, number: int) -> int:
-    """Of the runs of a placebo, trial `number` of a night with this seed."""
-    return seed + SEEDS_APART * number
 
 
 def never_kept(decided: Verdict) -> Verdict:

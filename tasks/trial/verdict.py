@@ -31,8 +31,7 @@ def z_score(champion: Sequence[float], candidate: Sequence[float], noise: Noise)
     """Standard errors by which the candidate's mean is better (lower).
 
     With few degrees of freedom the sd may be too small by chance: the difference is Student's t,
-    and what is returned is the z that is as unlikely (Wallace's approximation, 1959, good to 3 %).
-    Raises ValueError without scores or an sd.
+    and what is returned is the z that is as unlikely. Raises ValueError without scores or an sd.
     """
     if not (len(champion) and len(candidate) and noise.sd > 0):
         raise ValueError(
@@ -41,7 +40,15 @@ def z_score(champion: Sequence[float], candidate: Sequence[float], noise: Noise)
         )
     error = noise.sd * math.sqrt(1 / len(champion) + 1 / len(candidate))
     t = (statistics.fmean(champion) - statistics.fmean(candidate)) / error
-    if not (df := noise.degrees_of_freedom):  # the floor, which is nobody's estimate
+    return as_normal(t, noise.degrees_of_freedom)
+
+
+def as_normal(t: float, degrees_of_freedom: float) -> float:
+    """The z that is as unlikely as Student's t: Wallace's approximation (1959), good to 3 %.
+
+    With 0 degrees of freedom t is a z: the sd is the floor, which is nobody's estimate.
+    """
+    if not (df := degrees_of_freedom):
         return t
     return math.copysign(math.sqrt(df * math.log1p(t * t / df)) * (8 * df + 1) / (8 * df + 3), t)
 

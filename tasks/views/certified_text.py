@@ -5,35 +5,19 @@ A night that was not certified says so, and how it can be.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
+from tasks.history import night_budget
 from tasks.records import Certification, Claim, NightState
-from tasks.text import counted, in_markdown, numbered, one_line, score, short_commit, shortened
-from tasks.views import fresh_scores
+from tasks.text import counted, in_markdown, score, short_commit
+from tasks.views import certificates, fresh_scores
 from tasks.views.fresh_scores import CONFIDENCE, Estimate, FileScores, FreshScores
-
-LONGEST_SUMMARY = 60  # characters of a change in the table of claims
-CERTIFICATES = {"certified": "**certified**", "not_shown": "not shown to help", "open": "open"}
-
-
-def sentence(state: NightState) -> str:
-    """How much of what a night kept is certified; empty while it may be certified at its end."""
-    kept = fresh_scores.kept_trials(state)
-    found, tag = state.certification, state.header.tag
-    if not kept or not (found or state.finished):
-        return ""
-    if found is None:
-        return f"Nothing is certified yet: `./run certify {tag}` does that."
-    ours = fresh_scores.of_night(state)
-    gain = ours.certified.fresh_gain if ours and ours.certified else None
-    worth = f", {gain} bits per byte better than the baseline with fresh seeds" if gain else ""
-    return f"Certified: {len(found.certified)} of {counted(len(kept), 'keep')}{worth}."
 
 
 def section(state: NightState) -> Iterator[str]:
     """The paragraphs of the section, none for a night that has nothing to certify or to tell."""
     found, ours = state.certification, fresh_scores.of_night(state)
-    if ours is None or not fresh_scores.kept_trials(state):
+    if ours is None or not state.keeps:
         return
     if found is None:
         yield _not_certified(state)
@@ -47,33 +31,8 @@ def section(state: NightState) -> Iterator[str]:
         yield notes
 
 
-def merge_steps(state: NightState) -> Iterator[str]:
-    """What to merge, or why nothing; for a night that kept something."""
-    tag, found = state.header.tag, state.certification
-    start = short_commit(state.start_commit)
-    everything = f"`git merge autoresearch/{tag}`"
-    if found is None:
-        yield f"Certify what was kept before you merge it: `./run certify {tag}`"
-    elif found.tip:
-        branch = f"autoresearch/{tag}-certified"
-        yield f"Read what is certified: `git diff {start} {branch} -- trainer/train.py`"
-        yield f"Try it: `git switch --detach {branch}`. Merge it: `git merge {branch}`"
-    else:
-        yield (
-            "Merge nothing yet: no change is certified. More runs may show that one helps: "
-            f"`./run certify {tag}`"
-        )
-    if found is None or len(found.certified) < len(fresh_scores.kept_trials(state)):
-        yield (
-            f"The search's champion, `autoresearch/{tag}`, has changes that are not certified. "
-            "They may not help, and may make `train.py` more complex: keeping them is your "
-            f"choice. All of it: `git diff {start} autoresearch/{tag} -- trainer/train.py`, "
-            f"{everything}"
-        )
-
-
 def _not_certified(state: NightState) -> str:
-    kept = counted(len(fresh_scores.kept_trials(state)), "change")
+    kept = counted(len(state.keeps), "change")
     waits = not state.finished and state.header.settings.night.certify_share > 0
     who = "At its end the night" if waits else f"`./run certify {state.header.tag}`"
     return (
@@ -85,38 +44,24 @@ def _not_certified(state: NightState) -> str:
 
 def _missing(state: NightState, found: Certification) -> str | None:
     """What was kept since, if this is the certification of an earlier champion."""
-    known = {number for claim in found.claims for number in claim.trials}
-    others = [number for number in fresh_scores.kept_trials(state) if number not in known]
-    if not others:
-        return None
-    return (
-        f"This certification is of an earlier champion, {short_commit(found.champion)}: "
-        f"{numbered(others)} came later. `./run certify {state.header.tag}` continues."
-    )
+    left = night_budget.uncertified(state)
+    earlier = f"This certification is of an earlier champion, {short_commit(found.champion)}"
+    return f"{earlier}. {left}." if left else None
 
 
 def _claims(state: NightState, found: Certification) -> str:
     rows = [
-        "| trial | change | gain | z | runs without it | result | why |",
+        f"| {' | '.join(certificates.HEADS)} | why |",
         "|--:|---|--:|--:|--:|---|---|",
         *(f"| {' | '.join(_claim(state, claim))} |" for claim in found.claims),
         "",
-        f"Gain: by how much the champion, mean of {counted(found.whole_runs, 'fresh run')}, is "
-        "better in bits per byte than the champion without this change. Changes that cannot be "
-        "taken out alone stand or fall together. *Open*: more runs may still show that it helps.",
+        certificates.caption(found),
     ]
     return "\n".join(rows)
 
 
 def _claim(state: NightState, claim: Claim) -> Iterator[str]:
-    summaries = {trial.number: trial.idea.summary for trial in state.trials}
-    names = [shortened(one_line(summaries.get(n, "-")), LONGEST_SUMMARY) for n in claim.trials]
-    yield _listed(claim.trials)
-    yield "; ".join(map(in_markdown, names))
-    yield "-" if claim.gain is None else f"{claim.gain:.6f}"
-    yield "-" if claim.z is None else f"{claim.z:.2f}"
-    yield str(claim.runs)
-    yield CERTIFICATES[claim.certificate]
+    yield from map(in_markdown, certificates.cells(state, claim))
     yield in_markdown(claim.reason)
 
 
@@ -180,6 +125,12 @@ def _notes(state: NightState, ours: FreshScores) -> Iterator[str]:
             yield f"- A fresh run with seed {run.seed} has no score: {in_markdown(run.reason)}."
         elif run.purpose == "end" and run.holdout_bpb is None and has_holdout:
             yield f"- The run with seed {run.seed} has no holdout score: {in_markdown(run.reason)}."
+        if run.quarantined:
+            times = "once" if len(run.quarantined) == 1 else f"{len(run.quarantined)} times"
+            why = in_markdown(run.quarantined[-1].disturbance)
+            yield f"- The run with seed {run.seed} was set aside {times} and made again: {why}."
+        if run.unusual:
+            yield f"- The run with seed {run.seed}: {in_markdown(run.unusual)}."
 
 
 def _optimism(optimism: float, fresh: Estimate) -> str:
@@ -189,7 +140,3 @@ def _optimism(optimism: float, fresh: Estimate) -> str:
     if fresh.low <= fresh.mean + optimism <= fresh.high:
         return f"{said}The search's gain is within the interval of the fresh one."
     return f"{said}The search's gain is outside the interval of the fresh one."
-
-
-def _listed(values: Iterable[object]) -> str:
-    return ", ".join(map(str, values))

@@ -13,6 +13,7 @@ import math
 import statistics
 from collections.abc import Collection, Iterable, Sequence
 
+from tasks.noise import students_t
 from tasks.records import FreshRun, NightState
 from tasks.text import score
 
@@ -52,7 +53,7 @@ class Estimate:
             return cls(mean, None, None, runs)
         squares = sum(statistics.pvariance(group) * len(group) for group in groups)
         error = math.sqrt(squares / freedom * sum(1 / len(group) for group in groups))
-        half = _quantile(freedom) * error
+        half = students_t((1 - CONFIDENCE) / 2, freedom) * error
         return cls(mean, mean - half, mean + half, runs)
 
 
@@ -104,7 +105,7 @@ def of_night(state: NightState) -> FreshScores | None:
 
 
 def kept_trials(state: NightState) -> tuple[int, ...]:
-    return tuple(trial.number for trial in state.trials if trial.verdict == "keep")
+    return tuple(trial.number for trial in state.keeps)
 
 
 def _scores(state: NightState, trials: tuple[int, ...], commit: str | None) -> FileScores:
@@ -145,11 +146,10 @@ def changes(state: NightState, run: FreshRun) -> set[int] | None:
     """
     if run.champion == state.start_commit:
         return set()
-    kept = [trial for trial in state.trials if trial.verdict == "keep"]
-    last = next((trial.number for trial in kept if trial.commit == run.champion), None)
+    last = next((trial.number for trial in state.keeps if trial.commit == run.champion), None)
     if last is None:
         return None
-    return {trial.number for trial in kept if trial.number <= last} - set(run.left_out)
+    return {trial.number for trial in state.keeps if trial.number <= last} - set(run.left_out)
 
 
 def _val(runs: Iterable[FreshRun]) -> list[float]:
@@ -158,11 +158,3 @@ def _val(runs: Iterable[FreshRun]) -> list[float]:
 
 def _holdout(runs: Iterable[FreshRun]) -> list[float]:
     return [run.holdout_bpb for run in runs if run.holdout_bpb is not None]
-
-
-def _quantile(freedom: int) -> float:
-    """Of Student's distribution: CONFIDENCE of it is between this and its negative."""
-    # Not at import: it takes a second, and most nights that are looked at have no fresh runs.
-    from scipy.special import stdtrit  # type: ignore[import-untyped]
-
-    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tasks.records import TRAIN, FreshRun, NightState, RunResult, Trial
 from tasks.text import counted, in_markdown, numbered, score, short_commit, shortened, unlinked
-from tasks.views import certified_text, fresh_scores
+from tasks.views import certificates, certified_text, fresh_scores
 
 LONGEST_QUOTE = 800  # characters; a note of these stays below MLflow's limit, so that none is cut
 
@@ -12,12 +12,11 @@ LONGEST_QUOTE = 800  # characters; a note of these stays below MLflow's limit, s
 def night_tags(state: NightState) -> dict[str, str | None]:
     """Those that change with each trial; None is not known yet."""
     header, baseline, program = state.header, state.baseline, state.header.program
-    kept = sum(trial.verdict == "keep" for trial in state.trials)
-    done = f"{counted(len(state.candidates), 'trial')}, {kept} kept"
+    done = f"{counted(len(state.candidates), 'trial')}, {len(state.keeps)} kept"
     if placebos := len(state.placebos):
         done += f", {counted(placebos, 'placebo')}"
     end = in_markdown(state.finished or state.stopped or "Not finished.")
-    result = " ".join(filter(None, (f"{done}.", certified_text.sentence(state), end)))
+    result = " ".join(filter(None, (f"{done}.", certificates.sentence(state), end)))
     return {
         "profile": header.profile,
         "proposer": header.proposer,
@@ -58,7 +57,7 @@ def trial_id(state: NightState, trial: Trial) -> str:
 
 def fresh_id(state: NightState, index: int) -> str:
     """Of a fresh run, by its place in the ledger: files may share a seed."""
-    return f"{state.header.tag}:fresh:{state.fresh_before + index}"
+    return f"{state.header.tag}:fresh:{index}"
 
 
 def baseline_tags(state: NightState, run: RunResult) -> dict[str, str]:
@@ -83,9 +82,9 @@ def baseline_tags(state: NightState, run: RunResult) -> dict[str, str]:
 
 
 def fresh_tags(state: NightState, index: int) -> dict[str, str]:
-    run = state.fresh_runs[index]
+    run = state.all_fresh_runs[index]
     goal = {"certification": "for the certification", "end": "for the night's end"}[run.purpose]
-    return {
+    tags = {
         "trial_id": fresh_id(state, index),
         "commit": run.champion,
         "verdict": "fresh",
@@ -97,7 +96,9 @@ def fresh_tags(state: NightState, index: int) -> dict[str, str]:
         "mlflow.source.name": TRAIN,
         "mlflow.source.git.commit": run.champion,
         "mlflow.note.content": f"A run {goal}: {fresh_file(state, run)}, seed {run.seed}.",
+        "unusual": unlinked(run.unusual or "-"),
     }
+    return tags | ({"quarantined": str(len(run.quarantined))} if run.quarantined else {})
 
 
 def fresh_file(state: NightState, run: FreshRun) -> str:

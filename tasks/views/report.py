@@ -31,7 +31,7 @@ from tasks.text import (
     shortened,
 )
 from tasks.text import in_markdown as _text
-from tasks.views import certified_text, costs, margin, refusals
+from tasks.views import certificates, certified_text, costs, margin, refusals
 from tasks.views.leaps import leaps
 
 FILE = "report.md"
@@ -118,8 +118,8 @@ def markdown(
 
 def headline(state: NightState) -> str:
     """What was won, and how the night went, in one paragraph of Markdown."""
-    flattered = "The search chose by this score, so it is optimistic." if _kept(state) else ""
-    certified = certified_text.sentence(state)
+    flattered = "The search chose by this score, so it is optimistic." if state.keeps else ""
+    certified = certificates.sentence(state)
     parts = (f"**{_won(state)}**", flattered, certified, _progress(state), _end(state))
     return " ".join(filter(None, parts))
 
@@ -134,7 +134,7 @@ def _won(state: NightState) -> str:
     if baseline is None or best is None:
         return "There is no baseline yet."
     base = baseline.val_bpb
-    if not _kept(state):
+    if not state.keeps:
         nothing = "Nothing was kept" if state.finished else "Nothing is kept so far"
         return f"{nothing}: the baseline has {base:.6f} bits per byte."
     gain = base - best
@@ -152,7 +152,7 @@ def _progress(state: NightState) -> str:
         tried = state.candidates
         rejected = sum(trial.status == "rejected_patch" for trial in tried)
         stopped = sum(trial.status != "ok" for trial in tried) - rejected
-        kept, placebos = len(_kept(state)), len(state.placebos)
+        kept, placebos = len(state.keeps), len(state.placebos)
         trials = (
             f"{counted(len(state.trials), 'trial')}: {kept} kept, "
             f"{len(tried) - kept - stopped - rejected} discarded, "
@@ -189,7 +189,7 @@ def _trust(state: NightState) -> Iterator[str]:
         f"- The champion's score is the mean of {counted(len(state.champion_scores), 'run')}: "
         f"{_listed(map(score, state.champion_scores))}."
     )
-    if _kept(state):
+    if state.keeps:
         yield (
             f"- Selection: the best of {counted(len(state.candidates), 'trial')} was picked by "
             "this score, so part of the gain is luck, and the true gain is likely smaller. Only "
@@ -251,7 +251,7 @@ def _conditions(state: NightState) -> Iterator[str]:
 
 def _audit(state: NightState) -> str:
     audited = [trial for trial in state.trials if trial.audit_gap is not None]
-    if unaudited := [trial.number for trial in _kept(state) if trial.audit_gap is None]:
+    if unaudited := [trial.number for trial in state.keeps if trial.audit_gap is None]:
         return (
             f"NOT DONE for kept {numbered(unaudited)}. Nothing has checked what the candidate's "
             "own code claimed."
@@ -283,7 +283,7 @@ def _charged(gaps: Sequence[float], claim: str) -> str:
 
 def _size(state: NightState, baseline: BaselineEvent) -> Iterator[str]:
     """What the champion costs beside its score; nothing for a ledger that does not say."""
-    kept = _kept(state)
+    kept = state.keeps
     before = Size.of(baseline)
     size = Size.of(kept[-1]) if kept else before
     if str(size):
@@ -352,7 +352,7 @@ def _costs(state: NightState) -> Iterator[str]:
 def _price(state: NightState, dollars: float | None) -> str:
     if dollars is None:
         return "unknown, because the profile has no prices"
-    own = sum(costs.is_own(trial) for trial in _kept(state))
+    own = sum(costs.is_own(trial) for trial in state.keeps)
     return money(dollars) + (f", {money(dollars / own)} for each keep by the model" if own else "")
 
 
@@ -378,8 +378,8 @@ def _stand_ins(state: NightState) -> Iterator[str]:
 
 def _next_steps(state: NightState) -> Iterator[str]:
     tag = state.header.tag
-    if _kept(state):
-        yield from (f"- {step}" for step in certified_text.merge_steps(state))
+    if state.keeps:
+        yield from (f"- {step}" for step in certificates.merge_steps(state))
     yield "- Compare runs, knobs and loss curves in MLflow: `./run server`"
     yield f"- Compare with another night: `./run compare {tag} TAG`"
     if state.trials:
@@ -422,10 +422,6 @@ def _researcher(header: NightHeader) -> dict[str, str]:
     if header.program:
         facts["program"] = f"{header.program.name}, sha256 {header.program.sha256[:12]}"
     return facts
-
-
-def _kept(state: NightState) -> list[Trial]:
-    return [trial for trial in state.trials if trial.verdict == "keep"]
 
 
 def _listed(values: Iterable[object]) -> str:

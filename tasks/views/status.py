@@ -15,7 +15,7 @@ from tasks.records import Certification, NightState, Trial
 from tasks.statuses import Decision, Status
 from tasks.text import counted, money, score, short_commit
 from tasks.usage import Usage, total
-from tasks.views import costs, fresh_scores, refusals
+from tasks.views import certificates, costs, fresh_scores, refusals
 from tasks.views.fresh_scores import FreshScores
 
 # The fields of these records are the keys of `--json`.
@@ -82,6 +82,7 @@ class NightStatus(Results):
     seconds_left: float | None
     champion_commit: str | None
     kept: int
+    uncertified: str | None  # what is left to certify, and how; None until a night is over
     placebos: int  # trials that are none of a proposer's
     false_keeps: FalseKeeps
     false_keeps_of_all: FalseKeeps  # of all nights whose scores can be compared with this one's
@@ -135,7 +136,8 @@ def describe(folder: Path, others: Sequence[NightState] | None = None) -> NightS
         in_flight=state.in_flight,
         seconds_left=None if left is None else round(left, 1),
         champion_commit=state.champion,
-        kept=sum(trial.verdict == "keep" for trial in state.trials),
+        kept=len(state.keeps),
+        uncertified=night_budget.uncertified(state) if state.finished else None,
         placebos=len(state.placebos),
         false_keeps=false_keeps.of_night(state),
         false_keeps_of_all=false_keeps.of_all(state, others),
@@ -221,7 +223,8 @@ def text(night: NightStatus) -> str:
         night.not_in_mlflow,
         _resume(night),
         _scores(night),
-        _certified(night),
+        certificates.certified(night.certification, night.kept, night.fresh),
+        night.uncertified,
         false_keeps.sentence(night.false_keeps, night.false_keeps_of_all),
     )
     return "\n".join(line for line in lines if line)
@@ -275,16 +278,6 @@ def _now(night: NightStatus) -> str | None:
 def _resume(night: NightStatus) -> str | None:
     is_over = night.state in ("stopped", "failed", "interrupted")
     return f"`./run resume {night.tag}` resumes it" if is_over else None
-
-
-def _certified(night: NightStatus) -> str | None:
-    found = night.certification
-    if found is None:
-        return None
-    ours = night.fresh and night.fresh.certified
-    worth = ours and ours.fresh_gain
-    gain = f", gain {worth} bits per byte with fresh seeds" if worth else ""
-    return f"certified: {len(found.certified)} of {counted(night.kept, 'kept change')}{gain}"
 
 
 def _scores(night: NightStatus) -> str | None:

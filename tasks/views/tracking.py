@@ -115,8 +115,8 @@ def log_progress(store: Store, state: NightState) -> None:
 
 
 def log_fresh_run(store: Store, state: NightState, index: int) -> None:
-    """A child run for a run apart from the trials: `index` is its place in `state.fresh_runs`."""
-    run = state.fresh_runs[index]
+    """A child run for a run apart from the trials: `index` is its place among all of them."""
+    run = state.all_fresh_runs[index]
     with connect(store.uri) as client:
         night = _night(client, store, state)
         name = f"{mlflow_tags.fresh_file(state, run)}, fresh seed {run.seed}"
@@ -286,7 +286,7 @@ def _fresh_points(start: int, state: NightState) -> list[Metric]:
         known = {what: estimate.mean for what, estimate in estimates.items() if estimate}
         figures |= {f"{name}_{what}": mean for what, mean in known.items()}
         figures[f"{name}_optimism"] = file.optimism
-    step = len(state.fresh_runs)
+    step = len(state.all_fresh_runs)
     return [
         # Rounded, as MLflow's page shows all digits.
         _metric(name, round(value, SHOWN_DIGITS), start + step, step)

@@ -2,25 +2,17 @@
 
 import pytest
 
-from tasks.records import Certification, Claim, FreshRun
+from tasks.records import Certification, Claim
 from tests.benchmarks import nights_bench
 from tests.benchmarks.nights_bench import Gains
-from tests.trials import COMMIT, keep, make_state, make_trial
+from tests.trials import COMMIT, keep, make_fresh_run, make_state, make_trial
 
 CHAMPION = "c" * 40
 
 
 def fresh(score, *left_out, holdout=None):
-    return FreshRun(
-        purpose="end",
-        champion=CHAMPION,
-        left_out=left_out,
-        seed=9,
-        status="ok",
-        reason="",
-        val_bpb=score,
-        holdout_bpb=holdout,
-    )
+    fields = {"purpose": "end", "champion": CHAMPION, "left_out": left_out}
+    return make_fresh_run(**fields, val_bpb=score, holdout_bpb=holdout)
 
 
 RUNS = (

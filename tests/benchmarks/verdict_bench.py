@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from tasks.history import night_budget
 from tasks.trial import certification, verdict
 
 RUNS = 100  # of a night, the champion's fresh ones and the certification's among them
@@ -91,7 +92,7 @@ class Certifier:
     spared: float = certification.SPARED
     kept_nulls: float = certification.KEPT_NULLS
     least_nulls: float = certification.LEAST_NULLS
-    reserved: Callable[[int], int] = certification.worthwhile_runs
+    reserved: Callable[[int], int] = night_budget.worthwhile_runs
 
     def nulls(self, near: Floats) -> Floats:
         """By the number of candidates that were better in their one run and discarded."""

@@ -73,7 +73,7 @@ def test_fresh_seeds_are_judged_by_the_noise():
         "recorded 1.600000, replayed 1.601333: recorded with seeds 1 2, replayed with "
         "seeds 1000001 1000002 1000003, profile laptop",
         "sd of one run: recorded 0.005000 (df 8), in the replay 0.002517 (df 2)",
-        "9 of 10 such replays would detect a difference of 0.0188 bits per byte",
+        "9 of 10 such replays would detect a difference of 0.0187 bits per byte",
     ]
     assert told(replayed(make_recorded(), 1.63, 1.64, 1.62, fresh=3))[:2] == ("not reproduced", 3)
 

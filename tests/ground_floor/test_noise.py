@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from tasks.noise import Noise, chance_of_ratio, estimate, noise_of
+from tasks.noise import Noise, estimate, noise_of
 from tests.trials import make_baseline, make_fresh_run, make_state
 
 OWN = (1.64, 1.65, 1.66)  # sd 0.01, 2 degrees of freedom
@@ -94,15 +94,6 @@ def test_fresh_runs_of_one_file_are_repeats():
     assert state.repeats == (OWN, (1.61, 1.62), (1.7, 1.72))
     other = dataclasses.replace(state, fresh_runs=(make_fresh_run(champion="c2"), *runs))
     assert (1.6,) in other.repeats
-
-
-# Upper half per cent of F, from tables.
-@pytest.mark.parametrize(
-    ("ratio", "above", "below"),
-    [(199.0, 2, 2), (11.04, 2, 8), (199.5, 60, 2), (16211.0, 1, 1), (3.318, 20, 20)],
-)
-def test_the_chance_of_a_ratio_is_that_of_tables(ratio, above, below):
-    assert chance_of_ratio(ratio, above, below) == pytest.approx(0.005, rel=2e-3)
 
 
 def test_of_estimates_of_one_sd_one_per_cent_disagree():

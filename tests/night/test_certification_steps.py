@@ -16,21 +16,23 @@ from typing import Any
 
 import pytest
 
-from configs import Rule
-from flows.night import certification_steps, interruption
+from configs import Budget, Rule
+from flows.night import certification_steps, fresh_run, interruption, quarantine, remeasurement
 from flows.night.certification_steps import Limits
 from flows.night.session import Session
 from tasks.errors import UsageError
 from tasks.history import certified_branch, champion, night_budget
 from tasks.history.ledger import Ledger
-from tasks.records import Candidate
+from tasks.records import Candidate, Conditions
 from tasks.views import certificates
 from tests.synthetic_night import make_run
-from tests.trials import baseline_event, keep, make_trial, night_event
+from tests.trials import baseline_event, keep, make_baseline, make_trial, night_event
 
 TAG = "nov21"
 STRICT = Rule(false_discovery_rate=0.005)  # a change of nothing is next to never certified
 LUCK = 0.0003  # bits per byte by which runs of one file differ: less than the least sd
+BUDGET = Budget(kind="flops", amount=1.0)
+SLOWER = {"another CPU": 0.1}  # bits per byte
 LINES = "".join(f"    line_{n} = {n}\n" for n in range(40))
 BASE = f"def load_model(path, device):\n    pass\n\n\ndef main():\n{LINES}"
 
@@ -48,11 +50,18 @@ class World:
     gains: dict[str, float]  # by what a line becomes
     crashes: Callable[[str], bool] = lambda source: False
     trained: list[int] = dataclasses.field(default_factory=list)  # seeds
+    hardware: str = "a CPU"
+    budget: Budget = BUDGET
+    conditions: Callable[[], Conditions | None] = lambda: None  # of the next run
 
     @property
     def night(self) -> Any:
-        bench = types.SimpleNamespace(profile=types.SimpleNamespace(verdict=STRICT))
-        return types.SimpleNamespace(tag=TAG, folder=self.folder, root=self.root, bench=bench)
+        profile = types.SimpleNamespace(verdict=STRICT, budget=self.budget)
+        bench = types.SimpleNamespace(profile=profile)
+        baseline = types.SimpleNamespace(hardware=self.hardware)
+        return types.SimpleNamespace(
+            tag=TAG, folder=self.folder, root=self.root, bench=bench, baseline=baseline
+        )
 
     def train(self, what: str, candidate: Candidate, bench: object, seed: int, **how: Any) -> Any:
         self.trained.append(seed)
@@ -60,7 +69,8 @@ class World:
             return make_run(status="train_crashed", reason="boom", val_bpb=None, seed=seed)
         gain = sum(gain for text, gain in self.gains.items() if text in candidate.source)
         luck = (seed % 3 - 1) * LUCK
-        return make_run(val_bpb=1.6 - gain + luck, seed=seed)
+        luck += SLOWER.get(self.hardware, 0.0)
+        return make_run(val_bpb=1.6 - gain + luck, seed=seed, conditions=self.conditions())
 
     def open(self) -> Any:
         return Ledger.open(self.folder / "ledger.jsonl")
@@ -75,6 +85,8 @@ class World:
     def certify(self, runs: int) -> bool:
         with self.open() as book:
             held = self.session(book)
+            if not certification_steps.measure_again(self.night, held):
+                return False
             made = certification_steps.made(book.state)
             return certification_steps.certify(self.night, held, Limits(made + runs, None))
 
@@ -102,9 +114,15 @@ def git(folder: Path, *arguments: str) -> str:
 def made(tmp_path, monkeypatch):
     """Makes a world from the changes of its keeps: (line that is changed, what it becomes)."""
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
-    monkeypatch.setattr(certification_steps, "get_run_logger", lambda: logging.getLogger("test"))
+    for module in (certification_steps, fresh_run, quarantine, remeasurement):
+        monkeypatch.setattr(module, "get_run_logger", lambda: logging.getLogger("test"))
 
-    def make(*changes: tuple[str, str], gains: dict[str, float], **settings: Any) -> World:
+    def make(
+        *changes: tuple[str, str],
+        gains: dict[str, float],
+        conditions: tuple[Conditions, ...] = (),
+        **settings: Any,
+    ) -> World:
         root, folder = tmp_path / "checkout", tmp_path / "nights" / TAG
         (root / "trainer").mkdir(parents=True)
         (root / "trainer" / "train.py").write_text(BASE)
@@ -118,7 +136,8 @@ def made(tmp_path, monkeypatch):
             header = night_event(tag=TAG, trials=len(changes) + 1, settings={"night": settings})
             book.append("night", **header)
             scores = (1.599, 1.6, 1.601)
-            book.append("baseline", **baseline_event(start_commit=start, scores=scores))
+            measured = baseline_event(start_commit=start, scores=scores, conditions=conditions)
+            book.append("baseline", **measured)
             parent, source = start, BASE
             for number, (old, new) in enumerate(changes, 1):
                 assert source.count(old) == 1
@@ -128,7 +147,12 @@ def made(tmp_path, monkeypatch):
                 champion.advance(root, TAG, parent, trial.parent)
             last = make_trial(len(changes) + 1, parent=parent, scores=(1.7,))
             decide(root, book, last, source.replace("line_39 = 39", "line_39 = 0"))
-        monkeypatch.setattr(certification_steps, "train_candidate", world.train)
+        for module in (fresh_run, remeasurement):
+            monkeypatch.setattr(module, "train_candidate", world.train)
+        elsewhere = make_baseline(
+            hardware="another CPU", start_commit=start, scores=(1.699, 1.7, 1.701)
+        )
+        monkeypatch.setattr(remeasurement, "baseline_event", lambda night, start: elsewhere)
         return world
 
     return make
@@ -185,11 +209,8 @@ def test_every_run_has_a_seed_of_its_own_that_no_trial_has(made):
     world = made(GOOD, NULL, gains=GAINS)
     world.at_end()
     seeds = [seed for _, _, seed in world.runs]
-    assert seeds == list(range(10_001, 10_001 + len(seeds)))
-    taken = dataclasses.replace(
-        world.state, trials=(make_trial(1, seeds=(10_001, 10_002)),), fresh_runs=()
-    )
-    assert certification_steps.fresh_seed(taken) == 10_003
+    assert seeds == list(range(seeds[0], seeds[0] + len(seeds)))
+    assert seeds[0] > max(seed for trial in world.state.trials for seed in trial.seeds)
 
 
 def test_the_end_runs_each_different_file_in_turn(made):
@@ -212,7 +233,7 @@ def test_nothing_certified_makes_no_branch(made):
     world.at_end()
     assert world.state.certification.tip is None
     assert world.branch is None
-    assert "nothing to merge" in certificates.text(world.state)
+    assert "Merge nothing yet" in certificates.text(world.state)
 
 
 def test_a_night_that_cannot_give_each_change_a_run_makes_none(made):
@@ -220,7 +241,7 @@ def test_a_night_that_cannot_give_each_change_a_run_makes_none(made):
     assert world.at_end()
     assert world.runs == []
     assert world.state.certification is None
-    assert "2 changes were kept, none certified" in str(night_budget.uncertified(world.state))
+    assert "2 changes were kept and none is certified" in str(night_budget.uncertified(world.state))
 
 
 def test_certification_has_its_share_of_the_runs(made):
@@ -376,3 +397,125 @@ def test_hours_end_the_runs_in_time(made):
         certification_steps.certify(world.night, held, limits)
         assert [run.purpose for run in book.state.fresh_runs] == []
         assert book.state.certification.claims[0].certificate == "open"
+
+
+def test_on_other_hardware_which_is_made_up_no_evidence_from_before_counts(made):
+    world = made(GOOD, NULL, gains=GAINS)
+    world.certify(3)
+    before = world.state.fresh_runs
+    world.hardware = "another CPU"
+    assert world.certify(3)
+    state = world.state
+    assert state.earlier_fresh_runs[: len(before)] == before
+    again = state.earlier_fresh_runs[len(before) :]
+    assert {run.purpose for run in again} == {"remeasurement"}
+    assert {run.hardware for run in (*again, *state.fresh_runs)} == {"another CPU"}
+    assert state.baseline.hardware == "another CPU"
+    scored = [left_out for _, left_out, _ in world.runs]
+    assert state.certification.whole_runs == scored.count(())
+    assert [claim.runs for claim in state.certification.claims] == [
+        scored.count((1,)),
+        scored.count((2,)),
+    ]
+    # A worse score for all of them is nobody's gain.
+    assert all(abs(claim.gain or 0.0) < 0.05 for claim in state.certification.claims)
+    seeds = [run.seed for run in state.all_fresh_runs if run.purpose != "remeasurement"]
+    assert seeds == list(range(seeds[0], seeds[0] + len(seeds)))
+
+
+def test_a_night_that_resumes_in_its_certification_on_hardware_that_is_made_up_begins_it_again(
+    made, monkeypatch
+):
+    world = made(GOOD, NULL, gains=GAINS)
+    stop_after(world, monkeypatch, "fresh", 2)
+    assert not world.at_end()
+    world.hardware = "another CPU"
+    # While the champion is measured, it can be stopped as well.
+    stop_after(world, monkeypatch, "measured afresh", 2)
+    assert not world.at_end()
+    assert [run.purpose for run in world.state.fresh_runs] == [
+        *["certification"] * 2,
+        *["remeasurement"] * 2,
+    ]
+    stop_after(world, monkeypatch, "", 1)
+    assert world.at_end()
+    state = world.state
+    assert state.certification.certified == (1,)
+    assert {run.hardware for run in state.fresh_runs} == {"another CPU"}
+    assert [run.purpose for run in state.earlier_fresh_runs] == [
+        *["certification"] * 2,
+        *["remeasurement"] * 3,
+    ]
+
+
+def stop_after(world: World, monkeypatch, step: str, times: int) -> None:
+    """Asks once for an end, when this step is reached so many times."""
+    (world.folder / interruption.REQUEST).unlink(missing_ok=True)
+    reached = []
+
+    def count(name: str) -> None:
+        reached.append(name)
+        if name == step and reached.count(step) == times:
+            interruption.request(world.folder, "./run stop")
+
+    monkeypatch.setattr(interruption, "reached", count)
+
+
+def test_a_night_without_time_for_it_does_not_begin_again_on_hardware_that_is_made_up(
+    made, monkeypatch
+):
+    world = made(GOOD, NULL, gains=GAINS)
+    stop_after(world, monkeypatch, "fresh", 2)
+    assert not world.at_end()
+    stop_after(world, monkeypatch, "", 1)
+    with world.open() as book:
+        book.append("resumed", trials=None, hours=1e-3)
+    before = world.runs
+    world.hardware = "another CPU"
+    assert world.at_end()
+    assert world.runs == before
+    assert world.state.certification is None
+
+
+def test_a_night_certified_before_it_resumes_on_hardware_that_is_made_up_makes_no_more_runs(
+    made, monkeypatch
+):
+    world = made(GOOD, NULL, gains=GAINS)
+    stop_after(world, monkeypatch, "certified", 1)
+    assert not world.at_end()
+    (world.folder / interruption.REQUEST).unlink()
+    before = told(world)
+    world.hardware = "another CPU"
+    assert world.at_end()
+    assert told(world) == before
+
+
+QUIET = Conditions(20.0, cpu_used=20.0, cpu_waited=0.0, cpu_others=0.0, cpu_stolen=0.0)
+BUSY = dataclasses.replace(QUIET, cpu_waited=30.0, cpu_others=60.0)
+
+
+def test_a_fresh_run_that_a_made_up_machine_disturbs_is_made_again_with_its_seed(made):
+    world = made(GOOD, gains=GAINS, conditions=(QUIET, QUIET))
+    world.budget = Budget(kind="seconds", amount=20)
+    machine = iter([BUSY, QUIET])
+    world.conditions = lambda: next(machine)
+    with world.open() as book:
+        certification_steps.certify(world.night, world.session(book), Limits(1, None))
+    (run,) = world.state.fresh_runs
+    assert world.trained == [run.seed] * 2
+    assert run.conditions == QUIET
+    (aside,) = run.quarantined
+    assert (aside.seed, aside.of, aside.status) == (run.seed, "champion", "ok")
+    assert "its threads waited 1.50 s a second" in aside.disturbance
+    assert run.unusual is None
+
+
+def test_on_a_made_up_machine_that_stays_busy_a_fresh_run_counts_and_is_usual_from_then_on(made):
+    world = made(GOOD, gains=GAINS, conditions=(QUIET, QUIET))
+    world.budget = Budget(kind="seconds", amount=20)
+    world.conditions = lambda: BUSY
+    world.certify(2)
+    first, second = world.state.fresh_runs
+    assert len(first.quarantined) == 2
+    assert "a run counts although its threads waited" in first.unusual
+    assert second.quarantined == ()

@@ -249,10 +249,13 @@ def test_fresh_runs_are_in_mlflow_once_whoever_logs_them(night):
 
 def test_an_unfinished_measurement_of_the_champion_keeps_nothing_out_of_mlflow(night):
     measured = dataclasses.replace(END[0], purpose="remeasurement")
-    state = certified_night(finished=None, fresh_runs=(measured, END[1]), fresh_before=4)
+    state = certified_night(
+        finished=None, fresh_runs=(measured, END[1]), earlier_fresh_runs=END[2:6]
+    )
     known = mlflow_view.log_missing(night, state, None)
     assert known.refused == {}
-    assert {run for run in known.done if "fresh" in run} == {"nov21:fresh:5"}
+    fresh = {run for run in known.done if "fresh" in run}
+    assert fresh == {f"nov21:fresh:{index}" for index in (0, 1, 2, 3, 5)}
 
 
 def test_a_figure_that_the_baseline_does_not_report_is_no_chart(night):

@@ -33,12 +33,6 @@ def test_any_share_is_kept_and_two_never_follow_one_another(share, expected):
     assert all(later - earlier > 1 for earlier, later in itertools.pairwise(found))
 
 
-def test_no_two_trials_have_a_seed_in_common_nor_one_with_the_champion():
-    seeds = [placebo.first_seed(1, number) + run for number in range(13, 100) for run in range(8)]
-    assert len(set(seeds)) == len(seeds)
-    assert min(seeds) > 100
-
-
 def test_it_is_the_champion_and_says_so():
     proposed = placebo.proposal(Candidate.parse("A = 1\n"))
     assert proposed.candidate.source == "A = 1\n"

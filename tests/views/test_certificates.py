@@ -1,6 +1,7 @@
 """What `./run certify` prints of a certification."""
 
 import json
+import re
 
 from tasks.records import Certification, Claim
 from tasks.views import certificates
@@ -13,6 +14,7 @@ KEEPS = (
     keep(3, summary="a gate\nof its own, and far too many words for one line of a table"),
     keep(4, summary="DEPTH 3 -> 4"),
 )
+CUT = "a gate of its own, and far...; DEPTH 3 -> 4"
 CLAIMS = (
     Claim((1,), "certified", 0.0123456, 4.056, 2, "better"),
     Claim((3, 4), "not_shown", -0.001, -0.31, 6, "worse"),
@@ -26,30 +28,29 @@ def certified(*claims, tip="c" * 40, champion=CHAMPION, **changes):
 
 def test_the_table_has_each_change_and_what_to_merge():
     text = certificates.text(certified(*CLAIMS))
-    assert text.splitlines() == [
-        "night nov21: 1 of 3 kept changes certified, compared with 5 fresh runs of the champion "
-        "(abcdefa)",
-        "",
-        "change                                                  gain      z  runs  certificate",
-        "1: UNEMBEDDING_LR 0.004 -> 0.002                   +0.012346   4.06     2  certified",
-        "3: a gate of its own, an..., with 4: DEPTH 3 -> 4  -0.001000  -0.31     6  "
-        "not shown to help",
-        "",
-        "To merge: autoresearch/nov21-certified, the baseline with the certified changes only.",
+    head, _, *table = text.splitlines()[:5]
+    assert head == "night nov21. Certified: 1 of 3 kept changes."
+    assert [re.split(r" {2,}", row.strip()) for row in table] == [
+        ["trial", "change", "gain", "z", "runs without it", "result"],
+        ["1", "UNEMBEDDING_LR 0.004 -> 0.002", "0.012346", "4.06", "2", "certified"],
+        ["3, 4", CUT, "-0.001000", "-0.31", "6", "not shown to help"],
     ]
+    assert table[1].index("0.012346") == table[2].index("-0.001000") + 1
+    assert "mean of 5 fresh runs" in text
+    assert "`git merge autoresearch/nov21-certified`" in text
 
 
 def test_more_runs_are_offered_while_something_is_open():
     state = certified(Claim((1, 3, 4), "open", None, None, 0, "no run"), tip=None)
-    lines = certificates.text(state).splitlines()
-    assert lines[3].split()[-4:] == ["-", "-", "0", "open"]
-    assert lines[-2] == "Nothing is shown to help yet, so there is nothing to merge."
-    assert "`./run certify nov21`" in lines[-1]
+    text = certificates.text(state)
+    assert text.splitlines()[3].split()[-4:] == ["-", "-", "0", "open"]
+    assert "Merge nothing yet: no change is certified." in text
+    assert "`./run certify nov21` adds to these" in text
 
 
 def test_a_certification_of_an_earlier_champion_is_not_the_present_ones():
-    state = certified(*CLAIMS, champion="d" * 40)
-    assert "3 changes were kept, none certified" in certificates.text(state)
+    state = certified(CLAIMS[0], champion="d" * 40)
+    assert "2 changes were kept since the last certification" in certificates.text(state)
     assert certificates.as_json(state)["claims"] == []
 
 

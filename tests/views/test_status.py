@@ -13,12 +13,19 @@ import pytest
 
 from tasks.history import heartbeat, ledger, night_folder
 from tasks.judge.processes import ProcessId
-from tasks.records import Certification, Claim, FreshRun
+from tasks.records import Certification, Claim
 from tasks.usage import Usage
 from tasks.views import refusals, status
 from tests.certified_night import FOUND, certified_night
 from tests.faults.stub_checkout import PROFILE, StubCheckout
-from tests.trials import baseline_event, make_call, make_trial, night_event, write_calls
+from tests.trials import (
+    baseline_event,
+    make_call,
+    make_fresh_run,
+    make_trial,
+    night_event,
+    write_calls,
+)
 from tests.waiting import wait_for
 
 HEADER = night_event(trials=4, hours=2.0)
@@ -277,9 +284,9 @@ def test_the_keys_of_json_are_what_programs_rely_on(night):
     assert list(told) == [
         *("tag", "baseline", "champion", "trials", "certification", "fresh"),
         *("state", "phase", "phase_seconds", "trial"),
-        *("in_flight", "seconds_left", "champion_commit", "kept", "placebos", "false_keeps"),
-        *("false_keeps_of_all", "budget", "last_error", "not_in_mlflow", "stopped", "finished"),
-        *("process", "updated"),
+        *("in_flight", "seconds_left", "champion_commit", "kept", "uncertified"),
+        *("placebos", "false_keeps", "false_keeps_of_all", "budget", "last_error"),
+        *("not_in_mlflow", "stopped", "finished", "process", "updated"),
     ]
     assert list(told["trials"][0]) == [
         *("k", "status", "verdict", "reason", "val_bpb", "commit", "placebo")
@@ -505,14 +512,20 @@ def test_a_certified_night_says_how_much_of_it_holds_up():
     assert told["certification"]["claims"][0]["trials"] == [1]
 
 
+def test_a_night_that_is_over_says_what_is_left_to_certify(night):
+    assert describe(night(APPLIED))["uncertified"] is None
+    assert "1 change was kept and is not certified: `./run certify " in text(night(FINISHED))
+
+
 def test_a_person_reads_what_is_certified_in_a_line(night):
     claim = Claim((1,), "certified", 0.02, 3.1, 4, "shown to help")
     found = Certification("c1", (claim,), 3, "c9")
     runs = [
-        FreshRun("end", "c1", left_out, seed, "ok", "trained and scored", score)
+        make_fresh_run(purpose="end", left_out=left_out, seed=seed, val_bpb=score)
         for seed, (left_out, score) in enumerate([((1,), 1.65), ((), 1.55)], 10_001)
     ]
     end = [("fresh", {"run": dataclasses.asdict(run)}) for run in runs]
     certified = ("certified", {"certification": dataclasses.asdict(found)})
     said = text(night([*APPLIED, certified, *end]))
-    assert "certified: 1 of 1 kept change, gain 0.100000 bits per byte with fresh seeds" in said
+    worth = "0.100000 bits per byte better than the baseline with fresh seeds"
+    assert f"Certified: 1 of 1 kept change, {worth}" in said

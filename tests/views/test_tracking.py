@@ -1,5 +1,6 @@
 """A night in real MLflow stores: names, figures, curves, files, and nothing twice."""
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -14,14 +15,7 @@ from configs import knobs
 from flows import state_home
 from tasks.errors import NightlyError
 from tasks.judge import protocol
-from tasks.records import (
-    Candidate,
-    Conditions,
-    NightState,
-    Program,
-    RunResult,
-    Trial,
-)
+from tasks.records import Candidate, Conditions, NightState, Program, Quarantined, RunResult, Trial
 from tasks.usage import Usage
 from tasks.views import mlflow_page, mlflow_tags, report, tracking
 from tasks.views.mlflow_client import Store, connect
@@ -662,6 +656,15 @@ def test_a_fresh_run_is_a_child_with_what_was_left_out_and_no_trial(store):
     assert tracking.finished_runs(store, state) == {"nov21:fresh:0", "nov21:fresh:6"}
 
 
+def test_fresh_runs_after_a_remeasurement_are_others_than_those_before(store):
+    aside = Quarantined("champion", 4, "the hypervisor took 30% of the CPU time", "ok", 1.7)
+    run = dataclasses.replace(END[0], quarantined=(aside,))
+    state = certified_night(finished=None, earlier_fresh_runs=END[:1], fresh_runs=(run,))
+    tracking.log_fresh_run(store, state, 1)
+    assert tracking.finished_runs(store, state) == {"nov21:fresh:1"}
+    assert any(found.data.tags.get("quarantined") == "1" for found in store.runs().values())
+
+
 def test_the_nights_run_has_what_fresh_runs_and_the_certification_say(store):
     state = certified_night()
     log_night(store, state)
@@ -685,7 +688,7 @@ def test_the_nights_run_has_what_fresh_runs_and_the_certification_say(store):
     }
     assert night.data.tags.items() >= told.items()
     note = night.data.tags["mlflow.note.content"]
-    assert "5 trials, 3 kept. Certified: 2 of 3 keeps" in note
+    assert "5 trials, 3 kept. Certified: 2 of 3 kept changes" in note
     assert "| search champion c6 | 1.600000 | 1.610000 (1.585159 to 1.634841) |" in note
 
 
