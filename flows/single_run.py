@@ -7,7 +7,8 @@ import dataclasses
 from prefect import flow, get_run_logger
 
 from configs import Profile
-from flows import calibration, state_home
+from flows import state_home
+from flows.night import calibration
 from flows.night.isolation import check_device, choose_isolation, end_orphans
 from flows.preparation import prepare_dataset
 from tasks.proposers import proposal

@@ -99,7 +99,7 @@ def certify(arguments: argparse.Namespace, home: Path) -> int:
     is_keeping = state.pending is not None and state.pending.verdict == "keep"
     if state.keeps or is_keeping:
         with server.prefect_api(home):
-            from flows.later_certification import certify_night, check
+            from flows.night.later_certification import certify_night, check
             from flows.night.night_views import PrefectUnreachable
 
             check(arguments.tag)

@@ -12,8 +12,8 @@ from typing import Any
 from prefect import get_run_logger, runtime
 
 import configs
-from flows import calibration, preparation, state_home
-from flows.night import researcher
+from flows import preparation, state_home
+from flows.night import calibration, researcher
 from flows.night.isolation import check_device, choose_isolation, end_orphans
 from flows.night.night import Night, Request
 from flows.night.session import Session

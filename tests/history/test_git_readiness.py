@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import calibration
-from flows.night import opening
+from flows.night import calibration, opening
 from tasks.errors import UsageError
 from tasks.history import champion, git_readiness
 from tests.boxes import make_profile
