@@ -96,7 +96,7 @@ def _run(night: Night, held: Session, number: int) -> FreshRun:
         report=naming(f"{what}, seed {seed}", held.pulse.enter),
     )
     fresh = fresh_run.record(night, held, run, "remeasurement")
-    interruption.reached("measured afresh")
+    interruption.reached("measured_afresh")
     return fresh
 
 

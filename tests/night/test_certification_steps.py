@@ -431,7 +431,7 @@ def test_a_night_that_resumes_in_its_certification_on_hardware_that_is_made_up_b
     assert not world.at_end()
     world.hardware = "another CPU"
     # While the champion is measured, it can be stopped as well.
-    stop_after(world, monkeypatch, "measured afresh", 2)
+    stop_after(world, monkeypatch, "measured_afresh", 2)
     assert not world.at_end()
     assert [run.purpose for run in world.state.fresh_runs] == [
         *["certification"] * 2,

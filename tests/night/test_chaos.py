@@ -59,6 +59,7 @@ def test_every_milestone_of_the_night_is_one_where_it_is_killed():
     # start_ahead: test_start_ahead.py.
     names -= {"fixed", "waiting"}
     names -= {"trained", "fresh", "certified", "pointed"}  # test_certified_night.py
+    names -= {"measured_afresh", "remeasured"}  # test_remeasurement.py
     assert {place.partition(":")[0] for places in PLACES.values() for place in places} == names
 
 

@@ -28,7 +28,7 @@ from tests.synthetic_night import make_run
 from tests.trials import baseline_event, make_baseline, make_trial, night_event
 
 OTHER = {"NIGHTLY_TEST_HARDWARE": "another CPU"}
-KILLED = {"NIGHTLY_TEST_KILL_AT": "measured afresh:2"}
+KILLED = {"NIGHTLY_TEST_KILL_AT": "measured_afresh:2"}
 
 
 @pytest.fixture
