@@ -17,10 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 REQUEST = "stop"  # file in the night's folder; its text says who asked
-MESSAGE = (
-    "\nThe night ends after this {what}. Press Ctrl-C again to end it now: "
-    "this {what} is repeated when it continues.\n"
-)
+MESSAGE = "\nThe night ends after this {what}. Press Ctrl-C again to end it now: {then}.\n"
 
 
 def request(folder: Path, who: str) -> None:
@@ -64,13 +61,20 @@ def ctrl_c_handled(folder: Path, unfinished: Callable[[], str | None]) -> Iterat
         except OSError:  # the file cannot be made: there is no way to end later
             raise KeyboardInterrupt("Ctrl-C") from None
         with contextlib.suppress(OSError):  # nobody may be there to read it
-            os.write(2, MESSAGE.format(what=what).encode())
+            os.write(2, MESSAGE.format(what=what, then=_repeat(what, folder.name)).encode())
 
     before = signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _repeat(what: str, tag: str) -> str:
+    """What becomes of the work in hand. A run may be one of `./run certify`, long after a night."""
+    if what == "trial":
+        return f"`./run resume {tag}` then runs this trial again"
+    return f"this {what} is repeated when it continues"
 
 
 def reached(step: str) -> None:

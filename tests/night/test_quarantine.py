@@ -78,7 +78,7 @@ def test_a_run_slowed_by_a_busy_loop_is_run_again(tmp_path: Path, monkeypatch) -
 
     with strangers() as busy:
 
-        def train(what, candidate, bench, seed, *, worth_audit, smoke, report, early):
+        def train(what, candidate, bench, seed, *, worth_audit, smoke, report, early, champion):
             seeds.append(seed)
             if len(seeds) == 2:
                 end(busy)

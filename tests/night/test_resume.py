@@ -183,7 +183,7 @@ def test_a_missing_store_of_mlflow_is_made_while_the_data_is_prepared(night, tmp
     night(STOPPED)
     begun: list[object] = []
 
-    def no_data(held):
+    def no_data(held, **_):
         begun.append("data")
         raise UsageError("no data")
 
