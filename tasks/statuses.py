@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 Status = Literal[
@@ -30,6 +31,8 @@ Status = Literal[
 ]
 Decision = Literal["keep", "discard", "confirm"]
 Purpose = Literal["certification", "end", "remeasurement"]  # of a run apart from the trials
+# What the night's heartbeat calls the time of such runs.
+PHASES: Mapping[Purpose, str] = {"certification": "certification", "end": "end of the night"}
 Certificate = Literal[  # of a change that was kept
     "certified",  # shown to help
     "not_shown",  # has had its runs: not shown to help

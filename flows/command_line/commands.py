@@ -17,8 +17,8 @@ import configs
 from flows import state_home
 from flows.command_line import server
 from tasks.errors import UsageError
+from tasks.statuses import PHASES
 
-FRESH_PHASES = ("certification", "end of the night")  # of runs apart from the trials
 LOG_CHARACTERS = 4000  # of a stopped candidate's log, from its end
 JSON_FIELDS = (  # of a run, in the order in which they are printed
     "status",
@@ -219,7 +219,7 @@ def stop(arguments: argparse.Namespace, home: Path) -> int:
             f"`./run resume {arguments.tag}{more}` resumes it"
         )
     interruption.request(folder, "./run stop")
-    certifies = night.finished or (night.phase or "").startswith(FRESH_PHASES)
+    certifies = night.finished or (night.phase or "").startswith(tuple(PHASES.values()))
     print(f"night {arguments.tag} ends after its current {'run' if certifies else 'trial'}")
     return 0
 

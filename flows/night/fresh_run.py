@@ -16,12 +16,10 @@ from flows.night.session import Session
 from tasks.history import night_budget, trial_folder
 from tasks.proposers.ablation import Changes, Group
 from tasks.records import Conditions, FreshRun, NightState, RunResult
-from tasks.statuses import Purpose
+from tasks.statuses import PHASES, Purpose
 from tasks.text import numbered, unlinked
 from tasks.trial import conditions, seeds
 from tasks.trial.experiment import naming, train_candidate
-
-PHASES: dict[Purpose, str] = {"certification": "certification", "end": "end of the night"}
 
 
 def make(

@@ -248,7 +248,7 @@ def _facts(state: NightState) -> dict[str, object]:
         "baseline_bpb": state.baseline.val_bpb if state.baseline else None,
         "champion_commit": state.champion,
         "trials": len(state.trials),
-        "kept": sum(trial.verdict == "keep" for trial in state.trials),
+        "kept": len(state.keeps),
         "reason": state.finished or state.stopped,
     }
 

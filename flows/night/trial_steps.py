@@ -179,14 +179,15 @@ def tenths_to_match(
     is_comparable = champion.knobs.get("VOCAB_SIZE") == candidate.knobs.get("VOCAB_SIZE")
     if night.bench.profile.budget.kind != "seconds" or not is_comparable:
         return ()
-    kept = [trial.number for trial in state.trials if trial.verdict == "keep"]
-    if kept:
-        is_known = kept[-1] >= state.first_comparable
+    keeps = state.keeps
+    if keeps:
+        is_known = keeps[-1].number >= state.first_comparable
     else:  # on other hardware the baseline was run again
         is_known = not state.remeasurements or state.remeasurements[-1].baseline is not None
     if not is_known:
         return ()
-    runs = trial_folder.read_runs(night.trial_folder(kept[-1])) if kept else night.baseline.runs
+    folder = night.trial_folder(keeps[-1].number) if keeps else None
+    runs = trial_folder.read_runs(folder) if folder else night.baseline.runs
     return slowest(run.tenths for run in runs)
 
 
@@ -280,8 +281,7 @@ def _unusual(night: Night, runs: tuple[RunResult, ...]) -> str | None:
 def champion_size(state: NightState) -> Size:
     """How large the champion is, and what it took to train it."""
     assert state.baseline is not None
-    kept = [trial for trial in state.trials if trial.verdict == "keep"]
-    return Size.of(kept[-1] if kept else state.baseline)
+    return Size.of(state.keeps[-1] if state.keeps else state.baseline)
 
 
 def trial_of(night: Night, number: int, parent: str, outcome: Outcome, before: Size) -> Trial:
