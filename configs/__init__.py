@@ -61,6 +61,7 @@ Count = Annotated[StrictInt, pydantic.Field(ge=0)]
 Positive = Annotated[StrictInt, pydantic.Field(gt=0)]
 PositiveFloat = Annotated[StrictFloat, pydantic.Field(gt=0)]
 NonNegativeFloat = Annotated[StrictFloat, pydantic.Field(ge=0)]
+Share = Annotated[StrictFloat, pydantic.Field(ge=0, le=0.5)]
 ZLimits = Annotated[tuple[NonNegativeFloat, ...], pydantic.Field(min_length=1)]
 VocabSize = Annotated[StrictInt, pydantic.Field(ge=256, le=65536)]
 # A file, or some of its row groups: "all.parquet#20:".
@@ -152,13 +153,13 @@ class Night(Table):
     program: str = "program.md"
     # Share of the night's runs, or of its hours, for the certification of what was kept. 0: only
     # `./run certify` certifies.
-    certify_share: Annotated[StrictFloat, pydantic.Field(ge=0, le=0.5)] = 0.15
+    certify_share: Share = 0.15
     # Fresh runs of each of baseline, champion and certified champion after the certification, also
     # scored on the holdout.
     end_runs: Count = 3
     # Share of the trials that are placebos: the champion unchanged, to measure how often a change
     # that does nothing is kept.
-    placebo_share: Annotated[StrictFloat, pydantic.Field(ge=0, le=0.5)] = 0.04
+    placebo_share: Share = 0.04
 
 
 class Rule(Table):
@@ -243,6 +244,22 @@ class Llm(Table):
         return self
 
 
+class Search(Table):
+    """How a night searches whose proposer writes code (llm, mixed, command): docs/search.md.
+
+    A share is that of the trials; 0 turns it off. What a share leaves over is the proposer's own.
+    """
+
+    ideas: Positive = 1  # asked for in one call; those that are not run at once wait in a queue
+    queue: Count = 12  # ideas that wait at most; those that promise least are dropped
+    asks: Count = 3  # questions that a researcher may ask before a proposal
+    stack_share: Share = 0.0  # near misses whose patches merge, tested as one trial
+    archive_share: Share = 0.0  # built on another file than the champion
+    archive: Count = 3  # such files at most
+    ablation_share: Share = 0.0  # the champion without its cheapest hunks
+    constants_share: Share = 0.0  # llm and command: tpe turns the knobs of the champion
+
+
 class Command(Table):
     """A coding agent, run with your permissions in a scratch clone, the prompt on stdin."""
 
@@ -265,6 +282,7 @@ class Profile(Table):
     night: Night = Night()
     verdict: Rule = Rule()
     llm: Llm = Llm()
+    search: Search = Search()
     command: Command = Command()
     # On the Hugging Face hub. Naming one means trusting its publisher's native code.
     attention_kernels: tuple[Pin, ...] = ()

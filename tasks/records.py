@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from configs import Profile, canonical_form, knobs, traits
 from tasks.files import FileRef
-from tasks.statuses import Certificate, Decision, Outcome, Purpose, Status
+from tasks.statuses import Certificate, Decision, Outcome, Purpose, Search, Status
 from tasks.usage import Usage
 
 TRAIN = "trainer/train.py"  # the file that is edited, relative to the checkout
@@ -269,6 +269,25 @@ class Baseline:
 
 
 @dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What a proposer expects of its own idea, in bits per byte."""
+
+    gain: float  # positive is better
+    sd: float  # how unsure it is, above 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Alternative:
+    """A candidate that could have been run: what the choice between several knew of it."""
+
+    idea: str  # id of a queued idea, or what a search of its own would have tried
+    summary: str
+    expected: float  # gain by the surrogate, bits per byte
+    sd: float  # of that expectation
+    score: float  # by which it was chosen: the largest is run
+
+
+@dataclasses.dataclass(frozen=True)
 class Idea:
     """What a proposer says about a candidate, and how the candidate came about."""
 
@@ -280,6 +299,25 @@ class Idea:
     expected: str | None = None  # what effect the proposer expects
     stands_in: str | None = None  # why the model or agent whose turn it was did not propose
     note: str | None = None  # anything unusual: "made against champion ..., merged onto ..."
+    search: Search = "proposal"  # which way of searching led to it
+    estimate: Estimate | None = None  # the proposer's own; None if it gave none
+    notes: str | None = None  # the researcher's notebook, as it was left with this idea
+    # Trials whose changes it combines or takes apart; of search "archive", the trial it builds on.
+    built_on: tuple[int, ...] = ()
+    queued: str | None = None  # the idea's id in the night's queue: "7.2" was made for trial 7
+    choice: tuple[Alternative, ...] = ()  # what it was chosen from, itself first; () without one
+    contender: str | None = None  # of a tournament, by name
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> Idea:
+        """Raises KeyError, TypeError."""
+        estimate = saved.get("estimate")
+        records = {
+            "estimate": estimate and Estimate(**estimate),
+            "built_on": tuple(saved.get("built_on", ())),
+            "choice": tuple(Alternative(**one) for one in saved.get("choice", ())),
+        }
+        return cls(**{**saved, **records})
 
     def with_note(self, note: str) -> Idea:
         """The same idea with one more note."""
@@ -361,7 +399,8 @@ class Trial:
         tuples = {name: tuple(saved[name]) for name in ("scores", "seeds", "crashed")}
         fresh = ("champion_scores", "champion_seeds")  # older nights have none
         tuples |= {name: tuple(saved.get(name, ())) for name in fresh}
-        records = {"idea": Idea(**saved["idea"]), "usage": Usage(**saved["usage"]), "knobs": knobs}
+        idea, usage = Idea.from_json(saved["idea"]), Usage(**saved["usage"])
+        records = {"idea": idea, "usage": usage, "knobs": knobs}
         later = {
             "conditions": Conditions.from_json(saved.get("conditions", ())),
             "champion_conditions": Conditions.from_json(saved.get("champion_conditions", ())),
@@ -444,6 +483,15 @@ class Certification:
 
 
 @dataclasses.dataclass(frozen=True)
+class Parent:
+    """A file other than the champion that a researcher may build on: one of the night's archive."""
+
+    trial: int
+    candidate: Candidate
+    val_bpb: float
+
+
+@dataclasses.dataclass(frozen=True)
 class NightSoFar:
     """Everything a proposer is given. It keeps no state, so a resumed night proposes the same."""
 
@@ -466,6 +514,14 @@ class NightSoFar:
     # in it, its parent's.
     to_beat: Mapping[int, float] = dataclasses.field(default_factory=dict)
     placebos: int = 0  # trials before `next_trial` that no proposer hears of
+    # What the researcher is shown and edits; None: the champion. The candidate is compared with the
+    # champion all the same.
+    parent: Parent | None = None
+
+    @property
+    def shown(self) -> Candidate:
+        """The file that the next patch is made of."""
+        return self.parent.candidate if self.parent else self.champion
 
     @property
     def turn(self) -> int:
@@ -507,7 +563,13 @@ class NightHeader:
     @classmethod
     def from_json(cls, event: Mapping[str, Any]) -> NightHeader:
         """The event `night`. Raises KeyError, TypeError and ValueError for a damaged one."""
-        fields = {field.name: event[field.name] for field in dataclasses.fields(cls)}
+        every = dataclasses.fields(cls)
+        later = {field.name for field in every if field.default is not dataclasses.MISSING}
+        fields = {
+            field.name: event[field.name]
+            for field in every
+            if field.name in event or field.name not in later
+        }
         program = fields["program"] and Program(**fields["program"])
         return cls(**{**fields, "settings": Profile(**fields["settings"]), "program": program})
 

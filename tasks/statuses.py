@@ -33,6 +33,13 @@ Decision = Literal["keep", "discard", "confirm"]
 Purpose = Literal["certification", "end", "remeasurement"]  # of a run apart from the trials
 # What the night's heartbeat calls the time of such runs.
 PHASES: Mapping[Purpose, str] = {"certification": "certification", "end": "end of the night"}
+Search = Literal[  # how a candidate came about
+    "proposal",  # by the night's proposer, against the champion
+    "stack",  # near misses merged, to be tested as one
+    "archive",  # by the night's proposer, against another file than the champion
+    "ablation",  # the champion without some of its hunks
+    "constants",  # tpe turns the knobs of a researched champion
+]
 Certificate = Literal[  # of a change that was kept
     "certified",  # shown to help
     "not_shown",  # has had its runs: not shown to help

@@ -22,7 +22,7 @@ KINDS = (
     "combination",
 )
 CHARACTERS_A_TOKEN = 3.5  # of English and of code, roughly, for every tokenizer in use
-Purpose = Literal["propose", "repair", "fix", "ping"]
+Purpose = Literal["propose", "ask", "repair", "fix", "ping"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "tasks.data": (*GROUND, "trainer.prepare", "trainer.packing"),
     "tasks.trial": (*GROUND, "tasks.data", "tasks.judge", "trainer.prepare"),
     "tasks.proposers": (*HISTORY, "tasks.history"),
+    "tasks.search": (*HISTORY, "tasks.history", "tasks.proposers", "tasks.trial.verdict"),
     "tasks.views": (*GROUND, "tasks.history"),
     "trainer": (),
     "configs": (),

@@ -55,7 +55,8 @@ def read_proposal(folder: Path) -> Waiting | None:
         saved, source = json.loads(path.read_text(encoding="utf-8")), read_source(folder)
         if saved["sha256"] != _sha256(source):
             return None
-        proposal = Proposal(Candidate.parse(source), Idea(**saved["idea"]), saved["problem"])
+        idea = Idea.from_json(saved["idea"])
+        proposal = Proposal(Candidate.parse(source), idea, saved["problem"])
         return Waiting(proposal, saved["parent"])
     except FileNotFoundError:
         return None
