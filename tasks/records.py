@@ -517,6 +517,8 @@ class NightSoFar:
     # What the researcher is shown and edits; None: the champion. The candidate is compared with the
     # champion all the same.
     parent: Parent | None = None
+    # Ideas that wait for a run, the next one first, each merged onto the champion of now.
+    waiting: tuple[Proposal, ...] = ()
 
     @property
     def shown(self) -> Candidate:

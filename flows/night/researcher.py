@@ -25,6 +25,7 @@ from tasks.proposers.prompt import PROMPTS, Briefing
 from tasks.proposers.replay import ReplayProposer
 from tasks.proposers.tpe import TpeProposer
 from tasks.records import Baseline, Bench, NightHeader, Program
+from tasks.search.planner import Planner
 from tasks.statuses import Outcome
 from tasks.trial import hardware
 from tasks.usage import Call
@@ -146,11 +147,13 @@ def proposer_of(
     briefing = Briefing(_program(held), facts, earlier, profile.llm)
     if header.proposer == "command":
         home, root = state_home.locate(), state_home.ROOT
-        return CommandProposer(profile.command, home, root, briefing.brief, tpe)
+        agent = CommandProposer(profile.command, home, root, briefing.brief, tpe)
+        return Planner(agent, profile.search)
     researcher = LlmProposer(Endpoint.from_environment(profile.llm), briefing, calls, tpe)
     if header.proposer == "mixed":
-        return MixedProposer(researcher, tpe, profile.llm.share)
-    return researcher
+        share = profile.llm.share
+        return MixedProposer(Planner(researcher, profile.search, share=share), tpe, share)
+    return Planner(researcher, profile.search)
 
 
 def facts_of(bench: Bench, baseline: Baseline) -> dict[str, str]:

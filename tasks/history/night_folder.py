@@ -16,6 +16,7 @@ BASE = "base.py"  # source that the baseline is measured with; git has it later
 BASELINE = "baseline.json"  # its runs: every score of the night is compared with them
 PROGRAM = "program.md"  # the researcher's instructions as they were at the start
 CALLS = "llm_calls.jsonl"
+IDEAS = "ideas.jsonl"  # what a researcher proposed: tasks/search/idea_queue.py
 
 
 def find(home: Path, tag: str) -> Path:

@@ -15,10 +15,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtr
 
 from tasks.records import Estimate
 
@@ -30,7 +30,7 @@ MOST_PARTS = 60
 CHAMPION_RUNS = 4  # that a trial was compared with, roughly
 # Of a proposer's estimates before any came true: the share of an expected gain that is believed,
 # and the correlation with what comes of it, as sure as so many trials.
-BELIEVED, CORRELATION, TRIALS_FOR_IT = 0.25, 0.2, 6.0
+BELIEVED, CORRELATION, TRIALS_FOR_IT = 0.25, 0.4, 10.0
 # Of the variance of gains that noise does not explain, the share that kind, size and parts can.
 EXPLAINED = 0.4
 KIND, SIZE, PARTS, STALE = 1.0, 0.25, 1.0, 0.5  # distances, in length scales
@@ -77,13 +77,14 @@ class Surrogate:
         """One for each candidate, which does not depend on the others."""
         if not candidates:
             return []
-        means, sds = self._fitted.predict(candidates) if self._fitted else self._believed(candidates)
-        improvements = expected_improvement(means, sds)
+        means, sds = (
+            self._fitted.predict(candidates) if self._fitted else self._believed(candidates)
+        )
         found = []
-        for one, mean, sd, better in zip(candidates, means, sds, improvements, strict=True):
+        for one, mean, sd in zip(candidates, means.tolist(), sds.tolist(), strict=True):
             fails = self._fails(one.kind)
-            score = (1 - fails) * float(better) / self._relative_seconds(fails)
-            found.append(Expectation(float(mean), float(sd), score))
+            better = (1 - fails) * expected_improvement(mean, sd)
+            found.append(Expectation(mean, sd, better / self._relative_seconds(fails)))
         return found
 
     def _believed(self, candidates: Sequence[Features]) -> tuple[Floats, Floats]:
@@ -131,8 +132,13 @@ class _Fitted:
         rest = gains - self._means([one.features for one in scored])
         self._own = (1 - EXPLAINED) * real  # variance of what no feature tells
         # Slow to import, and most commands choose nothing.
-        from sklearn.gaussian_process import GaussianProcessRegressor
-        from sklearn.gaussian_process.kernels import RBF, ConstantKernel
+        from sklearn.gaussian_process import (  # type: ignore[import-untyped]
+            GaussianProcessRegressor,
+        )
+        from sklearn.gaussian_process.kernels import (  # type: ignore[import-untyped]
+            RBF,
+            ConstantKernel,
+        )
 
         kernel = ConstantKernel(EXPLAINED * real, "fixed") * RBF(1.0, "fixed")
         self._process = GaussianProcessRegressor(kernel, alpha=noises + self._own, optimizer=None)
@@ -179,9 +185,7 @@ class _Fitted:
         return rows
 
 
-def expected_improvement(means: Floats, sds: Floats) -> Floats:
-    """Of a normal number over 0, where it counts as 0 below; the sds are above 0."""
-    z = means / sds
-    density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
-    improvement: Floats = means * ndtr(z) + sds * density
-    return improvement
+def expected_improvement(mean: float, sd: float) -> float:
+    """Of a normal number, sd above 0, that counts as 0 where it is below 0."""
+    normal, z = NormalDist(), mean / sd
+    return mean * normal.cdf(z) + sd * normal.pdf(z)
