@@ -96,6 +96,8 @@ class IdeaQueue:
 
         Raises NightlyError if the disk does not take it: nothing was added then.
         """
+        if not made:
+            return
         known = self.read().every
         before = sum(idea.trial == trial for idea in known)
         key = hashlib.sha256(_encoded(base.source)).hexdigest()

@@ -188,16 +188,16 @@ class Planner:
             if not table.waiting:
                 queue.drop(table.gone)
                 return made[0] if made else None
-        best, *others = table.waiting
+        kept = table.waiting[: 1 + self.settings.queue]  # one is run
         too_many = {
             str(each.proposal.idea.queued): f"more than {self.settings.queue} ideas waited, and it "
             f"promised least: {each.expectation.score:.2g} bits per byte"
-            for each in others[self.settings.queue :]
+            for each in table.waiting[len(kept) :]
         }
         queue.drop({**table.gone, **too_many})
-        choice = tuple(each.alternative for each in table.waiting[:MOST_ALTERNATIVES])
-        idea = dataclasses.replace(best.proposal.idea, choice=choice)
-        return dataclasses.replace(best.proposal, idea=idea)
+        choice = tuple(each.alternative for each in kept[:MOST_ALTERNATIVES])
+        best = kept[0].proposal
+        return dataclasses.replace(best, idea=dataclasses.replace(best.idea, choice=choice))
 
 
 def _marked(proposed: Proposal | None, researcher: str, night: NightSoFar) -> Proposal | None:

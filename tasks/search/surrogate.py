@@ -84,7 +84,9 @@ class Surrogate:
         for one, mean, sd in zip(candidates, means.tolist(), sds.tolist(), strict=True):
             fails = self._fails(one.kind)
             better = (1 - fails) * expected_improvement(mean, sd)
-            found.append(Expectation(mean, sd, better / self._relative_seconds(fails)))
+            figures = (mean, sd, better / self._relative_seconds(fails))
+            # The last digits depend on what else is asked, and equals must stay equal.
+            found.append(Expectation(*(float(f"{each:.6g}") for each in figures)))
         return found
 
     def _believed(self, candidates: Sequence[Features]) -> tuple[Floats, Floats]:
