@@ -15,9 +15,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tasks.files import FileRef
-from tasks.history import false_keeps
+from tasks.history import false_keeps, notebook
 from tasks.history.false_keeps import FalseKeeps
 from tasks.history.growth import Size
+from tasks.history.notebook import Notes
 from tasks.noise import estimate, noise_of
 from tasks.records import BaselineEvent, NightHeader, NightState, Trial
 from tasks.text import (
@@ -37,6 +38,7 @@ from tasks.views.leaps import leaps
 FILE = "report.md"
 PICTURE = "progress.png"  # the chart, beside the report
 LONGEST_REASON = 200  # characters
+LONGEST_NOTE, MOST_NOTES = 500, 40  # characters of a line of the notes, and lines
 MOST_NUMBERS = 8  # of trials that are listed for one reason
 # karpathy/autoresearch, program.md
 COLUMNS = ("commit", "val_bpb", "memory_gb", "status", "description")
@@ -111,6 +113,8 @@ def markdown(
     ]
     if state.trials and state.header.is_researched:
         parts += ["## What it cost", "\n".join(_costs(state))]
+    if notes := notebook.of_trials(state.candidates):
+        parts += ["## The researcher's notes", "\n".join(_notes(state, notes))]
     parts += ["## Next steps", "\n".join([*_next_steps(state), *_refused(state, refused)])]
     parts += ["## Provenance", "\n".join(_provenance(state))]
     return "\n\n".join(parts) + "\n"
@@ -374,6 +378,26 @@ def _stand_ins(state: NightState) -> Iterator[str]:
         more = ", ..." if len(trials) > MOST_NUMBERS else ""
         reason = _text(shortened(one_line(why), LONGEST_REASON))
         yield f"  - {counted(len(trials), 'trial')} ({numbers}{more}): {reason}"
+
+
+def _notes(state: NightState, notes: Notes) -> Iterator[str]:
+    """The last ones, as a quotation; a trial's own are in its story."""
+    others = [t.number for t in state.candidates if t.idea.notes and t.number != notes.trial]
+    yield (
+        f"As it left them when it was asked for trial {notes.trial}; its next prompt shows them "
+        "again."
+    )
+    yield ""
+    lines = [line for line in notes.text.splitlines() if line.strip()]
+    yield from (
+        f"> {_text(shortened(one_line(line), LONGEST_NOTE))}\\" for line in lines[:MOST_NOTES]
+    )
+    more = len(lines) - MOST_NOTES
+    yield f"> ({counted(more, 'more line')})" if more > 0 else "> (end)"
+    if others:
+        shown = f"`./run show {state.header.tag} {others[-1]}`"
+        yield ""
+        yield f"{counted(len(others), 'other trial')} has notes of its own, as {shown} shows."
 
 
 def _next_steps(state: NightState) -> Iterator[str]:
