@@ -25,7 +25,11 @@ from tasks.proposers.prompt import PROMPTS, Briefing
 from tasks.proposers.replay import ReplayProposer
 from tasks.proposers.tpe import TpeProposer
 from tasks.records import Baseline, Bench, NightHeader, Program
-from tasks.search.planner import Planner
+from tasks.search.archive import Archive
+from tasks.search.constants import Constants
+from tasks.search.hunk_ablation import HunkAblation
+from tasks.search.planner import Planner, Strategy, Thinker
+from tasks.search.stacking import Stacking
 from tasks.statuses import Outcome
 from tasks.trial import hardware
 from tasks.usage import Call
@@ -170,12 +174,21 @@ def proposer_of(
     if header.proposer == "command":
         home, root = state_home.locate(), state_home.ROOT
         agent = CommandProposer(profile.command, home, root, briefing.brief, tpe)
-        return Planner(agent, profile.search)
+        return _planner(agent, profile)
     researcher = LlmProposer(Endpoint.from_environment(profile.llm), briefing, calls, tpe)
     if header.proposer == "mixed":
         share = profile.llm.share
-        return MixedProposer(Planner(researcher, profile.search, share=share), tpe, share)
-    return Planner(researcher, profile.search)
+        return MixedProposer(_planner(researcher, profile, share), tpe, share)
+    return _planner(researcher, profile)
+
+
+def _planner(researcher: Thinker, profile: configs.Profile, share: float | None = None) -> Planner:
+    """Before a researcher that has this share of the night's trials, or all of them."""
+    strategies: tuple[Strategy, ...] = (Stacking(profile.verdict), HunkAblation())
+    if share is None:  # else tpe has the other trials
+        strategies += (Constants(TpeProposer(device=profile.device, new_first=True)),)
+    parents = Archive(profile.search.archive)
+    return Planner(researcher, profile.search, strategies, parents, share or 1.0)
 
 
 def facts_of(bench: Bench, baseline: Baseline) -> dict[str, str]:

@@ -269,7 +269,11 @@ def turn_of(turn: int, shares: Mapping[Search, float]) -> Search | None:
     Each has its share of the turns, evenly spread. Of several that are due, the one that is most
     behind has the turn, and the others have the next.
     """
-    exact = {name: Fraction(share).limit_denominator(1000) for name, share in shares.items()}
+    exact = {
+        name: Fraction(share).limit_denominator(1000) for name, share in shares.items() if share
+    }
+    if not exact:
+        return None
     behind, due = dict.fromkeys(exact, Fraction(0)), None
     for _ in range(turn):
         behind = {name: behind[name] + exact[name] for name in exact}
@@ -302,8 +306,9 @@ def _carried(one: Queued, night: NightSoFar) -> Proposal | str:
         source = merged
         idea = idea.with_note(f"made for trial {one.trial}, merged onto the present champion")
     candidate = _parsed(source)
-    problem = proposal.check(candidate, night.seen)
-    return problem or Proposal(candidate, idea)
+    if (tried := night.seen.get(str(candidate.digest))) is not None:
+        return f"the same as trial {tried}" if tried else "the same as the baseline"
+    return proposal.check(candidate, {}) or Proposal(candidate, idea)
 
 
 @functools.lru_cache(maxsize=64)

@@ -80,11 +80,12 @@ class Surrogate:
         means, sds = (
             self._fitted.predict(candidates) if self._fitted else self._believed(candidates)
         )
+        fails = {kind: self._fails(kind) for kind in {one.kind for one in candidates}}
+        seconds = {kind: self._relative_seconds(chance) for kind, chance in fails.items()}
         found = []
         for one, mean, sd in zip(candidates, means.tolist(), sds.tolist(), strict=True):
-            fails = self._fails(one.kind)
-            better = (1 - fails) * expected_improvement(mean, sd)
-            figures = (mean, sd, better / self._relative_seconds(fails))
+            better = (1 - fails[one.kind]) * expected_improvement(mean, sd)
+            figures = (mean, sd, better / seconds[one.kind])
             # The last digits depend on what else is asked, and equals must stay equal.
             found.append(Expectation(*(float(f"{each:.6g}") for each in figures)))
         return found

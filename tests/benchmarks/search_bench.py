@@ -12,16 +12,21 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
+import multiprocessing
+import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from tasks.noise import Noise
 from tasks.records import Estimate
-from tasks.search import expectation, planner, stacking
+from tasks.search import archive, expectation, planner, stacking
 from tasks.search.expectation import Measured
 from tasks.search.surrogate import Features, Surrogate, Tried
 from tasks.trial import verdict
@@ -32,6 +37,7 @@ NIGHTS = 90
 SDS = (0.25, 1.0, 2.0)  # of one run
 FREEDOM = 8  # of its estimate, at the start
 QUEUE = 12  # ideas that wait at most
+ARCHIVE = 3  # files at most
 GOOD = (0.36, 0.22, 0.14, 0.09, 0.06, 0.03)  # share of good ideas by kind: 15 % of all
 NULL = 0.3  # of the others, that change nothing
 CRASH = (0.02, 0.05, 0.08, 0.10, 0.15, 0.2)  # by kind
@@ -46,6 +52,7 @@ CARRIED = 0.5  # of what was found already, the share that helps there too
 SPOILED = 0.4  # of the good ideas have a part that does harm
 SPOILING = 0.3  # its mean, as a share of the mean gain
 Order = Literal["surrogate", "estimate", "model"]
+WAYS = ("stack", "archive", "ablation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +101,8 @@ class Family:
     truth: float
     found: float  # good ideas, for what is left
     changes: list[frozenset[str]] = dataclasses.field(default_factory=list)  # parts, in order
-    measured: float = -math.inf
+    measured: float = -math.inf  # minus its score
+    built: int = 0  # trials on it, of an archive's file
 
 
 class Researcher:
@@ -164,10 +172,11 @@ class Night:
         self.queue: list[Idea] = []
         self.made: dict[int, list[Features]] = {}  # by call
         self.measured: list[Measured] = []
+        self.brought: list[tuple[int, bool, int]] = []  # trial, whether it was kept, runs
         self.missed: dict[int, Idea] = {}  # near misses, by trial
         self.failed: list[frozenset[int]] = []
         self.near = self.used = self.turn = self.trials = 0
-        self.gains = {"proposal": 0.0, "stack": 0.0, "archive": 0.0, "ablation": 0.0}
+        self.gains = dict.fromkeys(("proposal", *WAYS), 0.0)
         self.reserved = [min(verdict_bench.OURS.reserved(n), RESERVED) for n in range(RUNS + 1)]
 
     @property
@@ -224,6 +233,8 @@ class Night:
 
     def _propose(self, parent: int | None) -> None:
         idea = self._choose(self.family if parent is None else parent)
+        if parent is not None:
+            self.families[parent].built += 1
         way = "proposal" if parent is None else "archive"
         if idea.crashes:
             self.used += 1
@@ -233,7 +244,9 @@ class Night:
         effect = idea.gain * self._overlap(idea)
         truth = base.truth + (-idea.switch if idea.switch is not None else effect)
         before, old = self.file.truth, self.family
+        used = self.used
         is_kept, scores, gain = self._judge(truth)
+        self.brought.append((self.trials, is_kept, self.used - used))
         self.tried.append(Tried(idea.features, gain, len(scores)))
         measured = -statistics.fmean(scores)
         if idea.switch is not None:
@@ -316,9 +329,13 @@ class Night:
         self.queue = left
 
     def _parent(self) -> int | None:
+        """As Archive.parent: of the files that are nearly as good, what was built on least."""
+        least = -statistics.fmean(self.champion) - archive.NEAR * self.noise.sd
         others = [i for i in range(len(self.families)) if i != self.family]
-        best = sorted(others, key=lambda i: -self.families[i].measured)[:3]
-        return best[(self.turn // 10) % len(best)] if best else None
+        near = [i for i in others if self.families[i].measured >= least]
+        best = sorted(near, key=lambda i: -self.families[i].measured)[:ARCHIVE]
+        left = [i for i in best if self.families[i].built < archive.MOST_BUILT]
+        return min(left, key=lambda i: self.families[i].built, default=None)
 
     def _stack(self) -> bool:
         sd = self.noise.sd
@@ -337,7 +354,12 @@ class Night:
             parts = [self.missed[number].features.parts for number in group]
             return len(frozenset().union(*parts)) < sum(map(len, parts))
 
-        chosen = stacking.choose(near, conflicts, self.failed, sd)
+        brought = [
+            (max(found[n].gain, 0.0) if is_kept and n in found else 0.0, runs)
+            for n, is_kept, runs in self.brought[-stacking.RECENT :]
+        ]
+        least = stacking.usual(brought)
+        chosen = stacking.choose(near, conflicts, self.failed, sd, least)
         if chosen is None:
             return False
         members = [self.missed[number] for number in chosen]
@@ -380,40 +402,65 @@ def _now(idea: Idea, file: Family) -> Features:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A way of searching at one noise; gains are of 100 runs, with standard errors."""
+    """A way of searching at one noise; gains are means over nights."""
 
     searcher: str
     sd: float
     search: float
     certified: float
-    certified_error: float
-    ratio: float | None  # certified, of the first way's; None: that one is it
-    ratio_error: float | None
-    search_ratio: float | None
+    error: float  # standard, of that; as the next
+    ratio: float  # certified, of the first way's
+    ratio_error: float
     false_claims: float
     trials: float
     calls: float
-    stacked: float  # share of the search's gain; these three
-    archived: float
-    ablated: float
+    # Shares of the search's gain.
+    stacks: float
+    archive: float
+    ablation: float
+
+    def __str__(self) -> str:
+        columns = (
+            f"{self.sd:g}",
+            self.searcher,
+            f"{self.trials:.0f}",
+            f"{self.calls:.0f}",
+            f"{self.search:.1f}",
+            f"{self.certified:.1f} ± {self.error:.1f}",
+            f"{self.ratio:.2f} ± {self.ratio_error:.2f}",
+            f"{self.false_claims:.1%}",
+            *(f"{share:.0%}" for share in (self.stacks, self.archive, self.ablation)),
+        )
+        return f"| {' | '.join(columns)} |"
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The same many nights of one way; arrays have one element a night."""
+    """Many nights of one way of searching; arrays have one element a night, the rest are means."""
 
     search: verdict_bench.Floats
     certified: verdict_bench.Floats
-    false_claims: float
-    nights: Sequence[Night]
+    false_claims: float  # as a share of the certified
+    trials: float
+    calls: float
+    shares: tuple[float, ...]  # of the search's gain, that each of WAYS has
 
 
 def outcome(searcher: Searcher, sd: float, count: int) -> Outcome:
     found = [Night(searcher, sd, seed) for seed in range(count)]
     for night in found:
         night.run()
+    search = np.array([night.file.truth for night in found])
     certified, false_claims = _certify(found, sd)
-    return Outcome(np.array([n.file.truth for n in found]), certified, false_claims, found)
+    whole = max(float(search.sum()), 1e-9)
+    return Outcome(
+        search,
+        certified,
+        false_claims,
+        statistics.fmean(night.trials for night in found),
+        statistics.fmean(night.researcher.calls for night in found),
+        tuple(math.fsum(night.gains[way] for night in found) / whole for way in WAYS),
+    )
 
 
 def _certify(found: Sequence[Night], sd: float) -> tuple[verdict_bench.Floats, float]:
@@ -438,35 +485,59 @@ def _certify(found: Sequence[Night], sd: float) -> tuple[verdict_bench.Floats, f
     return (effects * chosen).sum(axis=1), verdict_bench._false_share(chosen, effects)
 
 
-def row(
-    searcher: Searcher, sd: float, count: int, first: Outcome | None = None
-) -> tuple[Row, Outcome]:
-    found = outcome(searcher, sd, count)
-    root = math.sqrt(count)
-    ratio = ratio_error = search_ratio = None
-    if first is not None:
-        ratio = float(found.certified.mean() / first.certified.mean())
-        search_ratio = float(found.search.mean() / first.search.mean())
-        # Of a ratio of means over the same seeds.
-        ratio_error = float(
-            (found.certified - ratio * first.certified).std() / first.certified.mean() / root
-        )
-    total = max(float(found.search.mean()), 1e-9)
-    ways = {
-        way: statistics.fmean(night.gains[way] for night in found.nights) / total
-        for way in ("stack", "archive", "ablation")
-    }
+def row(searcher: Searcher, sd: float, found: Outcome, first: Outcome) -> Row:
+    """`first` is the outcome that ratios are of, with the same seeds."""
+    root = math.sqrt(len(found.search))
+    ratio = found.certified.mean() / first.certified.mean()
+    error = (found.certified - ratio * first.certified).std() / first.certified.mean() / root
     return Row(
         searcher.name,
         sd,
         float(found.search.mean()),
         float(found.certified.mean()),
         float(found.certified.std() / root),
-        ratio,
-        ratio_error,
-        search_ratio,
+        float(ratio),
+        float(error),
         found.false_claims,
-        statistics.fmean(night.trials for night in found.nights),
-        statistics.fmean(night.researcher.calls for night in found.nights),
-        *ways.values(),
-    ), found
+        found.trials,
+        found.calls,
+        *found.shares,
+    )
+
+
+def rows(count: int) -> Iterator[Row]:
+    """In several processes, each a way of searching and a noise."""
+    # A night solves small systems: threads would only wait for each other.
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
+    jobs = list(itertools.product(SDS, SEARCHERS))
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        waiting = [pool.submit(outcome, searcher, sd, count) for sd, searcher in jobs]
+        first: Outcome | None = None
+        for (sd, searcher), each in zip(jobs, waiting, strict=True):
+            found = each.result()
+            first = found if first is None or searcher is SEARCHERS[0] else first
+            yield row(searcher, sd, found, first)
+
+
+HEADINGS = (
+    *("sd", "search", "trials", "calls", "search gain", "certified gain", "ratio"),
+    *("false claims", "by stacks", "by the archive", "by ablation"),
+)
+
+
+def run(repeats: int, json_file: Path | None = None) -> bool:
+    """Prints the table; always True, as it measures and demands nothing."""
+    count = repeats * NIGHTS // 3
+    print(
+        f"Nights of {RUNS} runs, {count} of each; gains in the mean gain of a night's first good "
+        f"idea, with\nstandard errors; sd: of one run, in the same unit. Ratio: of the certified "
+        f"gain to that of\n'{SEARCHERS[0].name}'. The last three: shares of the search gain."
+    )
+    print(f"| {' | '.join(HEADINGS)} |\n|{'---|' * len(HEADINGS)}")
+    table = []
+    for found in rows(count):
+        print(found, flush=True)
+        table.append(dataclasses.asdict(found))
+    if json_file:
+        json_file.write_text(json.dumps(table, indent=1) + "\n")
+    return True

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from tasks.history import trial_folder
+from tasks.history import night_folder, trial_folder
 from tasks.records import Candidate, Estimate, Idea, NightSoFar
 from tasks.search import features
 from tasks.search.surrogate import Features
@@ -31,7 +31,7 @@ def parts(*changes: tuple[str, str]) -> tuple[int, set[str]]:
     for old, new in changes:
         assert old in source
         source = source.replace(old, new)
-    found = features.of_idea(BASE, source, Idea("x", "llm", kind="systems"), is_stale=False)
+    found = features.of_idea(BASE, source, Idea("x", "llm", kind="systems"))
     assert found.kind == "systems"
     return found.lines, set(found.parts)
 
@@ -45,28 +45,28 @@ def test_a_patch_touches_the_knobs_functions_and_classes_whose_lines_it_changes(
     assert parts(("    print(DEPTH)\n", "    print(DEPTH)\n    print(1)\n")) == (1, {"main"})
 
 
-def test_a_file_that_does_not_parse_touches_nothing_that_has_a_name():
-    assert parts(("DEPTH = 3", "DEPTH = = 3")) == (2, set())
-
-
 def test_the_record_is_what_trials_gained_on_the_file_that_they_were_made_of(tmp_path):
-    proposed = make_proposal(BASE.replace("heads = 4", "heads = 8"))
-    trial_folder.write_proposal(tmp_path / "trials" / "1", BASE, proposed, "c0")
+    changed = BASE.replace("heads = 4", "heads = 8")
+    for number, source in ((1, changed), (3, changed.replace("DEPTH = 3", "DEPTH = 4"))):
+        proposed = make_proposal(source)
+        trial_folder.write_proposal(tmp_path / "trials" / str(number), BASE, proposed, "c0")
+    (tmp_path / night_folder.BASE).write_text(BASE)
     own = Estimate(0.02, 0.01)
+    llm = {"proposer": "llm"}
     trials = (
-        keep(1, 1.5, proposer="llm", kind="architecture", estimate=own, queued="1.2"),
-        crash(2, proposer="llm", kind="systems", wall_seconds=9.0),
-        make_trial(3, proposer="llm", val_bpb=1.62, search="archive", built_on=(9,), queued="1.1"),
+        keep(1, 1.5, kind="architecture", estimate=own, queued="1.2", commit="c1", **llm),
+        crash(2, kind="systems", wall_seconds=9.0, parent="c1", **llm),
+        make_trial(3, val_bpb=1.46, search="archive", built_on=(1,), queued="1.1", **llm),
         make_trial(4, search="stack", val_bpb=1.4),
         make_trial(5, status="rejected_patch", val_bpb=None),
-        make_trial(9, val_bpb=1.66, scores=(1.65, 1.67)),
+        make_trial(9, val_bpb=1.66, scores=(1.65, 1.67), parent="c1"),
     )
-    to_beat = {1: 1.6, 3: 1.5, 4: 1.5, 9: 1.5}
+    to_beat = {1: 1.6, 3: 1.4, 4: 1.5, 9: 1.5}
     night = dataclasses.replace(NIGHT, trials=trials, to_beat=to_beat, folder=tmp_path)
     kept, crashed, built, other = features.tried(night)
     assert kept.features == Features("architecture", 2, frozenset({"Attention"}), own)
     assert round(kept.gain or 0, 9) == 0.1
-    assert (crashed.gain, crashed.seconds) == (None, 9.0)
-    assert round(built.gain or 0, 9) == 0.04  # on trial 9, not on the champion
-    assert built.features.is_stale  # trial 1 was kept since
+    assert (crashed.gain, crashed.seconds, crashed.features.parts) == (None, 9.0, frozenset())
+    assert round(built.gain or 0, 9) == 0.04  # on trial 1, not on the champion
+    assert built.features == Features("llm", 2, frozenset({"DEPTH"}), is_stale=True)
     assert (round(other.gain or 0, 9), other.runs, other.features.kind) == (-0.16, 2, "tpe")

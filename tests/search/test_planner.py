@@ -189,7 +189,7 @@ def test_ideas_that_conflict_or_were_tried_are_dropped_with_their_reason(tmp_pat
     assert queue.read().dropped == {
         "1.1": "made for trial 1, it conflicts with the present champion",
         "1.3": "the same as idea 1.2",
-        "1.4": "the same as trial 1 apart from names, seeds or comments",
+        "1.4": "the same as trial 1",
     }
 
 
