@@ -32,7 +32,7 @@ from tasks.text import (
     shortened,
 )
 from tasks.text import in_markdown as _text
-from tasks.views import certificates, certified_text, costs, margin, refusals
+from tasks.views import certificates, certified_text, costs, margin, refusals, search_yield
 from tasks.views.leaps import leaps
 
 FILE = "report.md"
@@ -111,6 +111,8 @@ def markdown(
         "## Trials",
         _table(state),
     ]
+    if searched := search_yield.section(state):
+        parts += ["## What each way of searching brought", *searched]
     if state.trials and state.header.is_researched:
         parts += ["## What it cost", "\n".join(_costs(state))]
     if notes := notebook.of_trials(state.candidates):
@@ -299,7 +301,7 @@ def _size(state: NightState, baseline: BaselineEvent) -> Iterator[str]:
 def _table(state: NightState) -> str:
     if not state.trials:
         return "None yet."
-    several = len({trial.idea.proposer for trial in state.candidates}) > 1
+    several = len({search_yield.by(trial.idea) for trial in state.candidates}) > 1
     by, rule = (" by |", "---|") if several else ("", "")
     champions = margin.to_beat(state)
     rows = [
@@ -321,7 +323,7 @@ def _cells(
     yield str(trial.number)
     yield _text(trial.idea.summary)
     if several:
-        yield _text(trial.idea.proposer)
+        yield _text(search_yield.by(trial.idea))
     outcome = margin.outcome(trial)
     yield f"**{outcome}**" if trial.verdict == "keep" else outcome
     yield score(trial.val_bpb)
