@@ -44,8 +44,7 @@ CRASH = (0.02, 0.05, 0.08, 0.10, 0.15, 0.2)  # by kind
 PARTS, MOST_TOUCHED = 12, 3
 CORRELATION = 0.3  # of estimates with true gains
 OPTIMISM = 3.0  # estimates are so many times the gain, and as much too high
-CONFLICT = 0.5  # the chance that a stale idea conflicts if it touches a part that changed since
-OVERLAP = 0.5  # what it brings otherwise, as a share
+OVERLAP = 0.5  # of a stale idea's gain, if it touches a part that changed since and can be merged
 SWITCH = 0.04  # of the ideas lead to another family
 DEFICIT = 1.5  # by which its first file is worse, in mean gains
 CARRIED = 0.5  # of what was found already, the share that helps there too
@@ -111,7 +110,7 @@ class Researcher:
         self.searcher, self.random = searcher, np.random.default_rng(seed)
         self.kinds = self.random.permutation(len(GOOD))
         self.calls = 0
-        self.spread = 1.6  # sd of true gains at the beginning
+        self.spread = 1.14  # sd of true gains at the beginning
 
     def ideas(self, family: int, file: Family, count: int) -> list[Idea]:
         self.calls += 1
@@ -319,10 +318,8 @@ class Night:
         for idea in self.queue:
             since = changes[idea.made :]
             is_hit = any(idea.features.parts & parts for parts in since)
-            # Half of the pairs of parts conflict: always the same ones.
-            clashes = (
-                is_hit and (len(idea.features.parts) + idea.features.lines) % 2 < 2 * CONFLICT - 0.5
-            )
+            # Half of them conflict, always the same ones.
+            clashes = is_hit and (len(idea.features.parts) + idea.features.lines) % 2 == 0
             if not (idea.family == family and clashes):
                 left.append(idea)
         self.queue = left
