@@ -248,8 +248,8 @@ class Search(Table):
     """How a night searches whose proposer writes code (llm, mixed, command): docs/search.md.
 
     A share is that of the trials; 0 turns it off. What a share leaves over is the proposer's own.
-    The defaults are what wins in `./run bench search`: four ideas a call certify 1.6 to 1.9 times
-    the gain of one, at equal runs.
+    In `./run bench search` four ideas a call certify 1.6 to 1.9 times the gain of one, at equal
+    runs, unless the one is the model's favourite of four; no share wins beyond its error.
     """
 
     ideas: Positive = 4  # asked for in one call; those that are not run at once wait in a queue

@@ -33,7 +33,7 @@ from tasks.trial import verdict
 from tests.benchmarks import verdict_bench
 
 RUNS, RESERVED = verdict_bench.RUNS, verdict_bench.RESERVED
-NIGHTS = 30  # the table of docs/search.md: --repeats 12
+NIGHTS = 30  # the table of docs/search.md: --repeats 6
 SDS = (0.25, 1.0, 2.0)  # of one run
 FREEDOM = 8  # of its estimate, at the start
 QUEUE = 12  # ideas that wait at most
