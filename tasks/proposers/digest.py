@@ -258,7 +258,7 @@ def _touches(names: Sequence[str], lines: Sequence[Lines]) -> str:
 
 def _sections(
     night: NightSoFar, earlier: Sequence[EarlierTrial], room: float
-) -> Iterator[tuple[float, str, Iterable[str]]]:
+) -> Iterator[tuple[float, str, Iterable[str | _Entry]]]:
     """Share of the room, title and entries of each section; the most useful entries come first."""
     newest, gains = night.trials[::-1], _gains(night)
     kept = [trial for trial in newest if trial.verdict == "keep"]
@@ -277,13 +277,13 @@ def _sections(
         return _Entry(line, _patch(night.folder, trial.number), int(share * room))
 
     flying = _patch(night.folder, night.next_trial - 1) if night.in_flight else ""
-    in_flight = [_Entry(f"- trial {night.next_trial - 1}:", flying, int(0.08 * room))]
+    in_flight = _Entry(f"- trial {night.next_trial - 1}:", flying, int(0.08 * room))
     patches = (with_patch(_line(trial, gains), trial, 0.08) for trial in patched.values())
     misses = (with_patch(_miss(night, trial, gains), trial, 0.035) for trial in near.values())
     dead = _in_turn([_line(trial, gains) for trial in those[:OF_A_KIND]] for those in ends.values())
     stories = (_story(night, trial, gains) for trial in latest.values())
     yield 0.12, "Kept, newest first", (_line(trial, gains) for trial in kept)
-    yield 0.10, "The patch that trains right now", in_flight if flying else []
+    yield 0.10, "The patch that trains right now", [in_flight] if flying else []
     yield 0.20, "Patches of the newest and the best of them", patches
     yield 0.17, "Near misses: not kept, at most a standard error worse than the champion", misses
     yield 0.11, "Dead ends, the latest of each kind", dead

@@ -42,8 +42,8 @@ def touched(old: str, new: str) -> Touched:
     before, after = _owners(old), _owners(new)
     names: dict[str, None] = {}
     for a, b, c, d in changed:
-        for owners, lines in ((after, range(c, d)), (before, range(a, b))):
-            names.update((name, None) for line in lines for name in owners.get(line, ()))
+        for owners, part in ((after, range(c, d)), (before, range(a, b))):
+            names.update((name, None) for line in part for name in owners.get(line, ()))
     last = old.count("\n") + 1
     lines = [(a + 1, b) if a < b else (max(a, 1), min(a + 1, last)) for a, b, _, _ in changed]
     return Touched(tuple(names), _joined(lines))

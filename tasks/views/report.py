@@ -30,6 +30,7 @@ from tasks.text import (
     score,
     short_commit,
     shortened,
+    unlinked,
 )
 from tasks.text import in_markdown as _text
 from tasks.views import certificates, certified_text, costs, margin, refusals
@@ -381,23 +382,20 @@ def _stand_ins(state: NightState) -> Iterator[str]:
 
 
 def _notes(state: NightState, notes: Notes) -> Iterator[str]:
-    """The last ones, as a quotation; a trial's own are in its story."""
-    others = [t.number for t in state.candidates if t.idea.notes and t.number != notes.trial]
+    """The last ones as a block of code, in which nothing is Markdown."""
     yield (
-        f"As it left them when it was asked for trial {notes.trial}; its next prompt shows them "
-        "again."
+        f"As it left them when it was asked for trial {notes.trial}; they come back in its next "
+        "prompt."
     )
     yield ""
     lines = [line for line in notes.text.splitlines() if line.strip()]
-    yield from (
-        f"> {_text(shortened(one_line(line), LONGEST_NOTE))}\\" for line in lines[:MOST_NOTES]
-    )
-    more = len(lines) - MOST_NOTES
-    yield f"> ({counted(more, 'more line')})" if more > 0 else "> (end)"
-    if others:
-        shown = f"`./run show {state.header.tag} {others[-1]}`"
-        yield ""
-        yield f"{counted(len(others), 'other trial')} has notes of its own, as {shown} shows."
+    for line in lines[:MOST_NOTES]:
+        yield f"    {shortened(unlinked(line), LONGEST_NOTE)}"
+    yield from ["    ..."] if len(lines) > MOST_NOTES else []
+    with_notes = [trial.number for trial in state.candidates if trial.idea.notes]
+    if len(with_notes) > 1:
+        latest = numbered(with_notes[-MOST_NUMBERS:])
+        yield f"\nThose of each trial: `./run show {state.header.tag} K`, the latest for {latest}."
 
 
 def _next_steps(state: NightState) -> Iterator[str]:

@@ -145,7 +145,11 @@ class TrialStory:
     folder: str
 
 
-# Fields of a Trial and of a RunResult that are taken over as they are.
+# Fields of an Idea, a Trial and a RunResult that are taken over as they are.
+SAID = (
+    *("summary", "proposer", "kind", "hypothesis", "expected", "stands_in", "note", "notes"),
+    "outcome",
+)
 JUDGED = (
     *("status", "verdict", "placebo", "reason", "z", "val_bpb", "unusual", "grown", "isolation"),
     *("audit_gap", "wall_seconds", "fixes"),
@@ -210,12 +214,13 @@ def _trial(
     diff = files.diff(trial)
     usage = trial.usage if trial else costs.of_calls(calls)
     judged: dict[str, Any] = {name: getattr(trial, name, None) for name in JUDGED}
+    said: dict[str, Any] = {name: getattr(idea, name) for name in SAID}
     return TrialStory(
         **_night(state, files.number),
         k=files.number,
         to_beat=margin.to_beat(state).get(files.number, state.champion_bpb),
         **judged,
-        **vars(idea),
+        **said,
         state=("decided" if trial.commit else "pending") if trial else "in flight",
         parent=parent,
         commit=trial.commit if trial else None,
