@@ -179,7 +179,7 @@ def test_the_facts_have_the_limits_and_how_the_baseline_trained():
 
 
 def test_the_facts_have_no_speed_where_it_buys_nothing():
-    told = " ".join(facts("laptop", flops_per_token=1e6).values())
+    told = " ".join(facts("laptop", counted_flops_per_token=1e6).values())
     assert "291,840 tokens" in told
     assert "tokens/s" not in told
     assert "(14,236 tokens/s)" in facts("h100")["baseline's tokens"]

@@ -35,7 +35,7 @@ TITLES = (
     "Near misses: not kept, at most a standard error worse than the champion",
     "Dead ends, the latest of each kind",
     "Without a score",
-    "Mended after a crash, carried over or repaired",
+    "Mended, carried over, repaired, or made of other trials",
     "How the champion and the latest trained",
     "Earlier nights on the same data, best and worst of each kind",
 )
@@ -112,7 +112,7 @@ def test_what_changes_touch_is_whole_and_the_length_is_bounded(
     for number in kept:
         place = lines.index(next(line for line in lines if f"own_{number} = 0" in line)) + 1
         name = names[number % len(names)]
-        assert f"\n- trial {number}: {name}; lines {place}\n" in f"{text}\n"
+        assert f"\n- trial {number}: {name}; line {place}\n" in f"{text}\n"
     for number in range(waiting):
         own = changed(night.champion.source, 1000 + number)[0].split("\n")
         place = own.index(next(line for line in own if f"own_{1000 + number} = 0" in line))
@@ -152,13 +152,14 @@ def test_a_near_miss_has_its_gain_against_todays_champion_if_that_is_another(tmp
 
 def test_mends_carry_overs_and_repairs_are_told():
     notes = "fixed after train_crashed; made against champion abc1234, merged onto def5678"
-    trials = make_trial(1, note=notes, fixes=2), make_trial(2)
-    text = digest(make_night(*trials), (), 6000)
+    stack = make_trial(2, search="stack", built_on=(5, 7))
+    text = digest(make_night(make_trial(1, note=notes, fixes=2), stack), (), 6000)
+    assert "- trial 2, discard: stack of trials 5, 7\n" in text
     assert f"- trial 1, discard: crashed and was mended 2 times; {notes}\n" in text
 
 
 def test_the_speed_of_a_run_is_told_only_where_it_counts(tmp_path):
-    write_trial(tmp_path, 1, make_run(flops_per_token=1e6))
+    write_trial(tmp_path, 1, make_run(counted_flops_per_token=1e6))
     text = digest(make_night(make_trial(1), folder=tmp_path), (), 6000)
     assert "tokens/s" not in text
     assert " 20 s" not in text
