@@ -204,7 +204,7 @@ class LlmProposer:
         except EditError as error:
             failed = dataclasses.replace(reply, outcome=error.outcome, error=str(error))
             return _Judged(failed, read, None)
-        if refused := refusal(candidate, night.seen):
+        if refused := refusal(candidate, night.seen, night.trials):
             outcome, why = refused
             return _Judged(dataclasses.replace(reply, outcome=outcome, error=why), read, None)
         return _Judged(reply, read, candidate)

@@ -151,7 +151,7 @@ def test_code_that_was_measured_already_is_not_proposed_again(researcher, tmp_pa
     assert proposed.idea.outcome == "ok"
     assert [outcome for _, _, outcome in outcomes(tmp_path)] == ["already_tried", "unfit", "ok"]
     assert read(tmp_path / "llm_calls.jsonl")[0].error == (
-        "the same as trial 3 apart from names, seeds or comments"
+        "the same as trial 3 apart from names, seeds or comments: propose another idea"
     )
 
 
