@@ -6,7 +6,7 @@ import contextlib
 import platform
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tasks.judge.processes import ProcessId
@@ -25,6 +25,7 @@ FIXED_FILES = (  # beside the candidate in a box
     "speed.py",
     "flops.py",
 )
+STUDY_FILES = ("study.py", "step_parts.py")  # in a study box, too: no score depends on them
 
 
 @contextlib.contextmanager
@@ -55,11 +56,14 @@ def _remove(work: Path) -> None:
         shutil.rmtree(work)
 
 
-def assemble(source: str, work: Path) -> Path:
-    """The package `trainer` as a box sees it: our fixed files and the candidate, all readable."""
+def assemble(source: str, work: Path, more: Sequence[str] = ()) -> Path:
+    """The package `trainer` as a box sees it: our fixed files and the candidate, all readable.
+
+    `more` of our files are beside them.
+    """
     package = work / "code" / "trainer"
     package.mkdir(parents=True)
-    for name in FIXED_FILES:
+    for name in (*FIXED_FILES, *more):
         shutil.copyfile(TRAINER / name, package / name)
     (package / "train.py").write_text(source, encoding="utf-8", errors="surrogatepass", newline="")
     for path in (package.parent, package, *package.iterdir()):

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -71,6 +71,7 @@ def run_experiment(
     early: EarlyRun | None = None,
     holdout: bool = False,
     champion: tuple[Tenth, ...] = (),
+    keep_checkpoint: Path | None = None,
 ) -> RunResult:
     """Trains the candidate with one seed and scores it.
 
@@ -80,6 +81,7 @@ def run_experiment(
     waits for its trial once it is ready. With `holdout`, a run that is ok is scored on the holdout,
     too, if the dataset has one. Where that is stopped, the run stays ok and its reason says why.
     With `champion`, the tenths of its runs, a training that falls far behind them is stopped.
+    `keep_checkpoint` is where to put the checkpoint of a run that is ok.
 
     Raises:
         BoxError: this machine cannot run boxes.
@@ -105,6 +107,8 @@ def run_experiment(
                 attempt.run(spec, folder, worth_audit, export_kernels)
                 if holdout and bench.dataset.holdout:
                     attempt.score_holdout(spec, folder, Path(bench.dataset.holdout))
+                if keep_checkpoint:
+                    attempt.checkpoint_in(folder).replace(keep_checkpoint)
         except protocol.Stopped as end:
             problem = nvml.lost() if bench.profile.device == "cuda" else None
             if problem is not None:
@@ -152,12 +156,16 @@ def train_box(
     seed: int,
     folder: Path,
     native: tuple[NativeKernel, ...],
+    more: Sequence[str] = (),
 ) -> BoxSpec:
-    """The box of a training, with the profile's limits; its parts are made in `folder`."""
+    """The box of a training, with the profile's limits; its parts are made in `folder`.
+
+    `more` names files of ours that are beside the harness.
+    """
     profile, kernels = bench.profile, bench.caps.kernels
     return BoxSpec(
         role="train",
-        code=assemble(candidate.source, folder),
+        code=assemble(candidate.source, folder, more),
         public=Path(bench.dataset.public),
         gate=Gate.closed(folder / "train-gate", Path(bench.dataset.train)),
         home=bench.home,
@@ -219,7 +227,7 @@ class _Attempt:
             found = protocol.smoke(
                 trying,
                 gate,
-                _budget(self.bench),
+                budget_of(self.bench),
                 startup_seconds=self._startup_seconds,
                 max_bytes=self._checkpoint_bytes,
                 when_up=self._when_up,
@@ -292,9 +300,13 @@ class _Attempt:
         finally:
             self.note(judge_log=self.result.judge_log + again.result.judge_log)
 
+    @staticmethod
+    def checkpoint_in(folder: Path) -> Path:
+        return folder / "checkpoint" / "model.pt"
+
     def _checks(self, spec: BoxSpec, folder: Path, text: Path, name: str) -> _Checks:
         """How the checkpoint that is, or will be, in `folder` is scored on a text."""
-        checkpoint = folder / "checkpoint" / "model.pt"
+        checkpoint = self.checkpoint_in(folder)
         claim, again = (
             Gate.closed(folder / f"{name}-{role}-gate", checkpoint.parent)
             for role in ("claim", "audit")
@@ -362,7 +374,7 @@ class _Attempt:
             before, now = self.result.flops_per_token, started.flops_per_token
             if problem := flop_count.other_word(before, now):
                 raise protocol.Stopped("dishonest_flops", problem)
-        budget = _budget(self.bench)
+        budget = budget_of(self.bench)
         if self.early is not None:
             self.waited_seconds = self.early.await_trial(box)
             self.champion = self.early.champion
@@ -536,7 +548,8 @@ def _scoring_box(train_box: BoxSpec, role: Literal["claim", "audit"], gate: Gate
     return dataclasses.replace(train_box, role=role, gate=gate, export_cache=False)
 
 
-def _budget(bench: Bench) -> protocol.Budget:
+def budget_of(bench: Bench) -> protocol.Budget:
+    """What a run on this bench may spend."""
     budget = bench.profile.budget
     if budget.kind == "seconds":
         slack = bench.caps.slack_seconds
@@ -589,14 +602,24 @@ def without_figures(
 
 
 def start_early(
-    candidate: Candidate, bench: Bench, seed: int, when_ready: Callable[[], None]
+    candidate: Candidate,
+    bench: Bench,
+    seed: int,
+    when_ready: Callable[[], None],
+    keep_checkpoint: Path | None = None,
 ) -> EarlyRun:
     """Begins a trial's first run before its trial: see early_run.py."""
 
     def work(early: EarlyRun) -> RunResult:
-        worth_audit, report = early.worth_audit, early.report
         return run_experiment(
-            candidate, bench, seed, worth_audit=worth_audit, smoke=True, report=report, early=early
+            candidate,
+            bench,
+            seed,
+            worth_audit=early.worth_audit,
+            smoke=True,
+            report=early.report,
+            early=early,
+            keep_checkpoint=keep_checkpoint,
         )
 
     return EarlyRun(work, when_ready)
@@ -615,6 +638,7 @@ def train_candidate(
     early: EarlyRun | None = None,
     holdout: bool = False,
     champion: tuple[Tenth, ...] = (),
+    keep_checkpoint: Path | None = None,
 ) -> RunResult:
     """`run_experiment` as a Prefect task; `what` names it on Prefect's page.
 
@@ -631,4 +655,5 @@ def train_candidate(
         report=report,
         holdout=holdout,
         champion=champion,
+        keep_checkpoint=keep_checkpoint,
     )
