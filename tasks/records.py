@@ -127,6 +127,8 @@ class Bench:
     home: Path  # the state folder
     isolation: str  # bwrap, docker or none
     caps: Caps
+    # A folder for the checkpoints of runs that are ok, one of each candidate; None keeps none.
+    checkpoints: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)

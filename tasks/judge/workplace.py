@@ -6,7 +6,7 @@ import contextlib
 import platform
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from tasks.judge.processes import ProcessId
@@ -56,19 +56,23 @@ def _remove(work: Path) -> None:
         shutil.rmtree(work)
 
 
-def assemble(source: str, work: Path, more: Sequence[str] = ()) -> Path:
-    """The package `trainer` as a box sees it: our fixed files and the candidate, all readable.
-
-    `more` of our files are beside them.
-    """
+def assemble(source: str, work: Path) -> Path:
+    """The package `trainer` as a box sees it: our fixed files and the candidate, all readable."""
     package = work / "code" / "trainer"
     package.mkdir(parents=True)
-    for name in (*FIXED_FILES, *more):
+    for name in FIXED_FILES:
         shutil.copyfile(TRAINER / name, package / name)
     (package / "train.py").write_text(source, encoding="utf-8", errors="surrogatepass", newline="")
     for path in (package.parent, package, *package.iterdir()):
         path.chmod(0o755 if path.is_dir() else 0o644)
     return package.parent
+
+
+def add_study_files(code: Path) -> None:
+    """Puts those of a study box beside the others."""
+    for name in STUDY_FILES:
+        shutil.copyfile(TRAINER / name, code / "trainer" / name)
+        (code / "trainer" / name).chmod(0o644)
 
 
 def read_whole(path: Path) -> None:

@@ -22,7 +22,13 @@ from tasks.judge.workplace import workplace
 from tasks.records import Baseline, Bench, Candidate, Caps, RunResult
 from tasks.trial import allowance, inspection
 from tasks.trial.early_run import PATIENCE
-from tasks.trial.experiment import Report, ignore, naming, run_experiment
+from tasks.trial.experiment import (
+    Report,
+    checkpoint_of,
+    ignore,
+    naming,
+    run_experiment,
+)
 
 SEEDS = (1, 2, 3)
 # Multiples of the baseline's own wall clock and start-up that a candidate may use.
@@ -187,7 +193,7 @@ def measure_baseline(
         audit_position=audit.LAX.position,
     )
     with workplace(bench.home) as place:
-        checkpoint = place / "model.pt"
+        bench = dataclasses.replace(bench, checkpoints=place)
         for seed in SEEDS:
             exported = kernels if bench.profile.device == "cuda" and len(runs) < 2 else None
             run = run_experiment(
@@ -198,7 +204,6 @@ def measure_baseline(
                 export_kernels=exported,
                 keep_claims=claims.append,
                 report=naming(f"baseline, seed {seed} of {len(SEEDS)}", report),
-                keep_checkpoint=checkpoint,
             )
             if run.val_bpb is None:
                 raise BaselineStopped(
@@ -209,7 +214,7 @@ def measure_baseline(
             runs.append(run)
             caps = dataclasses.replace(caps, kernels=str(kernels) if kernels.is_file() else None)
         report("baseline: being studied")
-        trained = inspection.Checkpoint(checkpoint, runs[-1].tokens or 0)
+        trained = inspection.Checkpoint(checkpoint_of(place, candidate), runs[-1].tokens or 0)
         study = inspection.study(candidate, dataclasses.replace(bench, caps=caps), trained)
     kept = FileRef.write(reference, Reference.mean(claims).save)
     return Baseline(tuple(runs), hardware, caps.kernels, kept, study)

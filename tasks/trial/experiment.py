@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import secrets
+import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -71,7 +73,6 @@ def run_experiment(
     early: EarlyRun | None = None,
     holdout: bool = False,
     champion: tuple[Tenth, ...] = (),
-    keep_checkpoint: Path | None = None,
 ) -> RunResult:
     """Trains the candidate with one seed and scores it.
 
@@ -81,7 +82,7 @@ def run_experiment(
     waits for its trial once it is ready. With `holdout`, a run that is ok is scored on the holdout,
     too, if the dataset has one. Where that is stopped, the run stays ok and its reason says why.
     With `champion`, the tenths of its runs, a training that falls far behind them is stopped.
-    `keep_checkpoint` is where to put the checkpoint of a run that is ok.
+    A bench that keeps checkpoints gets that of a run that is ok.
 
     Raises:
         BoxError: this machine cannot run boxes.
@@ -107,8 +108,8 @@ def run_experiment(
                 attempt.run(spec, folder, worth_audit, export_kernels)
                 if holdout and bench.dataset.holdout:
                     attempt.score_holdout(spec, folder, Path(bench.dataset.holdout))
-                if keep_checkpoint:
-                    attempt.checkpoint_in(folder).replace(keep_checkpoint)
+                if bench.checkpoints:
+                    _keep(_checkpoint_in(folder), checkpoint_of(bench.checkpoints, candidate))
         except protocol.Stopped as end:
             problem = nvml.lost() if bench.profile.device == "cuda" else None
             if problem is not None:
@@ -126,6 +127,22 @@ def run_experiment(
     raise BoxError(
         f"no box could be run, {BOX_TRIES} tries: {problem}. `./run doctor` looks closer"
     )
+
+
+def checkpoint_of(checkpoints: Path, candidate: Candidate) -> Path:
+    """Where a folder of checkpoints has this candidate's."""
+    source = candidate.source.encode("utf-8", "surrogatepass")
+    return checkpoints / f"{hashlib.sha256(source).hexdigest()[:16]}.pt"
+
+
+def _checkpoint_in(folder: Path) -> Path:
+    return folder / "checkpoint" / "model.pt"
+
+
+def _keep(checkpoint: Path, kept: Path) -> None:
+    """Moves it. On a full disk it is not kept: questions go without, and no run is lost by that."""
+    with contextlib.suppress(OSError):
+        shutil.move(checkpoint, kept)
 
 
 def native_kernels(dataset: Dataset) -> tuple[NativeKernel, ...]:
@@ -156,16 +173,12 @@ def train_box(
     seed: int,
     folder: Path,
     native: tuple[NativeKernel, ...],
-    more: Sequence[str] = (),
 ) -> BoxSpec:
-    """The box of a training, with the profile's limits; its parts are made in `folder`.
-
-    `more` names files of ours that are beside the harness.
-    """
+    """The box of a training, with the profile's limits; its parts are made in `folder`."""
     profile, kernels = bench.profile, bench.caps.kernels
     return BoxSpec(
         role="train",
-        code=assemble(candidate.source, folder, more),
+        code=assemble(candidate.source, folder),
         public=Path(bench.dataset.public),
         gate=Gate.closed(folder / "train-gate", Path(bench.dataset.train)),
         home=bench.home,
@@ -300,13 +313,9 @@ class _Attempt:
         finally:
             self.note(judge_log=self.result.judge_log + again.result.judge_log)
 
-    @staticmethod
-    def checkpoint_in(folder: Path) -> Path:
-        return folder / "checkpoint" / "model.pt"
-
     def _checks(self, spec: BoxSpec, folder: Path, text: Path, name: str) -> _Checks:
         """How the checkpoint that is, or will be, in `folder` is scored on a text."""
-        checkpoint = self.checkpoint_in(folder)
+        checkpoint = _checkpoint_in(folder)
         claim, again = (
             Gate.closed(folder / f"{name}-{role}-gate", checkpoint.parent)
             for role in ("claim", "audit")
@@ -602,24 +611,14 @@ def without_figures(
 
 
 def start_early(
-    candidate: Candidate,
-    bench: Bench,
-    seed: int,
-    when_ready: Callable[[], None],
-    keep_checkpoint: Path | None = None,
+    candidate: Candidate, bench: Bench, seed: int, when_ready: Callable[[], None]
 ) -> EarlyRun:
     """Begins a trial's first run before its trial: see early_run.py."""
 
     def work(early: EarlyRun) -> RunResult:
+        worth_audit, report = early.worth_audit, early.report
         return run_experiment(
-            candidate,
-            bench,
-            seed,
-            worth_audit=early.worth_audit,
-            smoke=True,
-            report=early.report,
-            early=early,
-            keep_checkpoint=keep_checkpoint,
+            candidate, bench, seed, worth_audit=worth_audit, smoke=True, report=report, early=early
         )
 
     return EarlyRun(work, when_ready)
@@ -638,7 +637,6 @@ def train_candidate(
     early: EarlyRun | None = None,
     holdout: bool = False,
     champion: tuple[Tenth, ...] = (),
-    keep_checkpoint: Path | None = None,
 ) -> RunResult:
     """`run_experiment` as a Prefect task; `what` names it on Prefect's page.
 
@@ -655,5 +653,4 @@ def train_candidate(
         report=report,
         holdout=holdout,
         champion=champion,
-        keep_checkpoint=keep_checkpoint,
     )

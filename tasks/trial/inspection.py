@@ -20,7 +20,7 @@ from tasks.judge.box import Box, open_box
 from tasks.judge.bwrap import BoxUnavailable
 from tasks.judge.flop_count import number
 from tasks.judge.protocol import is_whole
-from tasks.judge.workplace import STUDY_FILES, workplace
+from tasks.judge.workplace import add_study_files, workplace
 from tasks.records import Bench, Candidate, LossBin, StepPart, Study
 from tasks.statuses import Status
 from tasks.trial.early_run import PATIENCE
@@ -88,8 +88,8 @@ def study(
     limits = _Limits.of(bench, beside=beside)
     try:
         with workplace(bench.home) as folder:
-            native = native_kernels(bench.dataset)
-            spec = train_box(candidate, bench, 1, folder, native, more=STUDY_FILES)
+            spec = train_box(candidate, bench, 1, folder, native_kernels(bench.dataset))
+            add_study_files(spec.code)
             studied = checkpoint.path if checkpoint else None
             spec = dataclasses.replace(spec, role="study", studied=studied)
             with open_box(spec, study_box.ENTRY) as box, account.of(box):
