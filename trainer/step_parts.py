@@ -38,6 +38,7 @@ class Parts:
         self.counts: dict[str, flops.Counts] = defaultdict(flops.Counts)
         self.kept_bytes: dict[str, int] = defaultdict(int)
         self._names: dict[int, str] = {}  # of modules, by id
+        self._weights: set[int] = set()  # addresses: what is kept is there anyway
         self._outer: list[str] = []  # parts that wait for the one within them
         self._now = OUTSIDE
         self._since = self._clock()
@@ -76,7 +77,7 @@ class Parts:
 
         def keep(tensor: Any) -> Any:
             storage = tensor.untyped_storage()
-            if not isinstance(tensor, torch.nn.Parameter) and storage.data_ptr() not in seen:
+            if storage.data_ptr() not in seen | self._weights:
                 seen.add(storage.data_ptr())
                 self.kept_bytes[self._now] += storage.nbytes()
             return tensor
@@ -129,6 +130,8 @@ class Parts:
             if not self._outer:  # the outermost one is the model
                 found = {id(inner): collapsed(name) for name, inner in module.named_modules()}
                 self._names.update(found)
+                storages = (weight.untyped_storage() for weight in module.parameters())
+                self._weights |= {storage.data_ptr() for storage in storages}
             else:
                 self._names[id(module)] = type(module).__name__
             name = self._names[id(module)]
