@@ -279,6 +279,7 @@ class Study:
     parts: tuple[StepPart, ...] = ()
     operations: tuple[tuple[str, float], ...] = ()  # and milliseconds, the dearest first
     peak_gpu_bytes: int | None = None
+    state: tuple[tuple[str, int], ...] = ()  # elements of the checkpoint's largest tensors
     # The loss on training rows: of all there are, those that no gradient has seen.
     rows: int | None = None  # that were looked at
     unread_rows: int | None = None  # 0: all were read, and so were those that were looked at
@@ -294,6 +295,7 @@ class Study:
             "problems": tuple(saved["problems"]),
             "parts": tuple(StepPart(**part) for part in saved["parts"]),
             "operations": tuple((name, spent) for name, spent in saved["operations"]),
+            "state": tuple((name, size) for name, size in saved["state"]),
             "by_frequency": tuple(LossBin(**one) for one in saved["by_frequency"]),
             "by_position": tuple(LossBin(**one) for one in saved["by_position"]),
             "samples": tuple(saved["samples"]),

@@ -154,9 +154,14 @@ def collapsed(name: str) -> str:
 
     "h.0.attn.c_v" is h.*.attn, and "" the model itself.
     """
-    names = re.sub(r"(?<![^.])\d+(?![^.])", "*", name).split(".")
+    names = starred(name).split(".")
     stars = [place for place, each in enumerate(names) if each == "*"]
     return ".".join(names[: stars[0] + 2 if stars else NAMES]) or MODEL
+
+
+def starred(name: str) -> str:
+    """A name with `*` for numbers."""
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
 
 
 class _EveryFlop(flops.Counter):  # type: ignore[no-untyped-call]

@@ -34,6 +34,7 @@ WARM_STEPS, TIMED_STEPS = 2, 4  # then one whose FLOPs are counted, and one for 
 RANKS = (10, 50, 200, 1000)
 HALVINGS = 5  # of a row: its second half, its second quarter, ...
 RANKED_TOKENS = 1 << 24  # of the training rows, for the ranks
+MOST_NAMES = 20  # of a checkpoint's tensors
 PROBLEM = 300  # characters
 
 
@@ -111,7 +112,7 @@ class _StepWatch:
         self.steps = 0  # begun
         self.seconds: list[float] = []  # of the timed steps
         self.operations: list[tuple[str, float]] = []
-        self.state: dict[str, Any] = {}
+        self.state: dict[str, int] = {}  # of the checkpoint: elements by name, numbers as `*`
         self.peak_gpu_bytes: int | None = None
         self._parts: step_parts.Parts | None = None
         self._step = contextlib.ExitStack()
@@ -126,7 +127,11 @@ class _StepWatch:
             return budget
 
         def finish(state_dict: dict[str, Any], **metrics: float) -> None:
-            self.state = {name: list(tensor.shape) for name, tensor in state_dict.items()}
+            from trainer import step_parts
+
+            for name, tensor in state_dict.items():
+                name = step_parts.starred(name)
+                self.state[name] = self.state.get(name, 0) + tensor.numel()
             raise Over
 
         harness.ready, harness.finish = ready, finish
@@ -158,7 +163,7 @@ class _StepWatch:
             "parts": self._parts.found(len(self.seconds)),
             "operations": self.operations,
             "peak_gpu_bytes": self.peak_gpu_bytes,
-            "state": dict(itertools.islice(self.state.items(), 60)),
+            "state": sorted(self.state.items(), key=lambda pair: -pair[1])[:MOST_NAMES],
         }
 
     def next_step(self) -> None:

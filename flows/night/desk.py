@@ -34,8 +34,8 @@ class NightDesk:
     def answer(self, question: Question, night: NightSoFar) -> Answered:
         started = time.monotonic()
         text, cpu_seconds = self._answer(question, night)
-        cut = text if len(text) <= LONGEST_ANSWER else f"{text[: LONGEST_ANSWER - 8]} ... (cut)"
-        return Answered(cut[:LONGEST_ANSWER], time.monotonic() - started, cpu_seconds)
+        cut = shortened(text, LONGEST_ANSWER)
+        return Answered(cut, time.monotonic() - started, cpu_seconds)
 
     def _answer(self, question: Question, night: NightSoFar) -> tuple[str, float | None]:
         """The text, and the CPU-seconds of the box if there was one."""
@@ -86,7 +86,8 @@ class NightDesk:
             return measured_facts.step(found), found.cpu_seconds
         trained = studies.checkpoint(self.folder, number, shown)
         found = inspection.study(shown, self.bench, trained, beside=beside)
-        if trained is not None and not found.problems:
+        is_answered = found.milliseconds is not None or found.bits_per_byte is not None
+        if trained is not None and is_answered:
             studies.write(self.folder, number, found)
         return _told(question, found) or _NO_CHECKPOINT, found.cpu_seconds
 

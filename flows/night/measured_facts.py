@@ -90,12 +90,16 @@ def step(study: Study) -> str:
         if part.kept_bytes >= 1e5:
             figures.append(f"keeps {part.kept_bytes / 1e6:.3g} MB for backward")
         told.append(f"{part.name}: {', '.join(figures) or 'next to nothing'}")
-    lines = [] if whole is None else [f"a step takes {whole:.3g} ms"]
+    unit = "ms of processor time" if any(part.milliseconds for part in study.parts) else "ms"
+    lines = [] if whole is None else [f"a step takes {whole:.3g} {unit}"]
     lines += [f"{of_flops / 1e9:.3g} GFLOP by part", *told]
     if study.operations:
         spent = sum(milliseconds for _, milliseconds in study.operations) or 1.0
         dearest = (f"{name} {ms / spent:.0%}" for name, ms in study.operations)
         lines.append(f"the dearest operations, as shares of each other: {', '.join(dearest)}")
+    if study.state:
+        sizes = (f"{name} {size:,}" for name, size in study.state)
+        lines.append(f"the checkpoint's largest tensors, * for numbers: {', '.join(sizes)}")
     if study.peak_gpu_bytes:
         lines.append(f"peak {study.peak_gpu_bytes / 2**30:.1f} GiB on the GPU")
     return "; ".join([*lines, *filter(None, [problems(study)])])
@@ -111,7 +115,7 @@ def losses(study: Study) -> str:
         return problems(study)
     which = f"of the {study.unread_rows:,} rows that come after those it trained on"
     if not study.unread_rows:
-        which = "the last rows, which were trained on: its budget reads all rows"
+        which = "of the last rows, which were trained on: its budget reads all rows"
     by_rank = _binned(study.by_frequency, "rank")
     by_place = _binned(study.by_position, "token")
     return (

@@ -190,6 +190,7 @@ def _study(message: Mapping[str, Any], account: _Account) -> Study:
     """The record of what a box said: whatever has not the form is left out."""
     loss, profile = _table(message.get("loss")), _table(message.get("profile"))
     operations = ((_name(row[0]), number(row[1])) for row in _rows(profile, "operations", list))
+    state = ((_name(row[0]), _whole(row[1])) for row in _rows(profile, "state", list))
     named = _table(message.get("problems")).items()
     said = message.get("sample")
     samples = said if isinstance(said, list) else []
@@ -210,6 +211,7 @@ def _study(message: Mapping[str, Any], account: _Account) -> Study:
         ),
         operations=tuple((name, spent) for name, spent in operations if spent is not None),
         peak_gpu_bytes=_whole(profile.get("peak_gpu_bytes")),
+        state=tuple((name, size) for name, size in state if size is not None),
         rows=_whole(loss.get("rows")),
         unread_rows=_whole(loss.get("unread_rows")),
         bits_per_byte=number(loss.get("bits_per_byte")),

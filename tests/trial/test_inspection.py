@@ -73,6 +73,7 @@ def trained(bench, folder, source=HONEST) -> Checkpoint:
     keeping = dataclasses.replace(bench, checkpoints=folder)
     run = experiment.run_experiment(candidate, keeping, 1, worth_audit=lambda claimed: False)
     assert run.status == "ok", run.reason
+    assert run.tokens is not None
     [path] = folder.glob("*.pt")
     assert path == experiment.checkpoint_of(folder, candidate)
     return Checkpoint(path, run.tokens)
@@ -109,6 +110,7 @@ def test_a_model_goes_on_after_a_prompt_and_its_steps_are_timed(bench, tmp_path)
     assert found.samples[0] == "\0" * (LENGTH // 2)  # of equal logits the first
     assert "\0" not in measured_facts.samples(found, inspection.TEMPERATURES)
     assert found.milliseconds is not None
+    assert found.state == (("logits", VOCAB),)
     assert [part.name for part in found.parts] == ["optimizer and the rest"]  # it has no module
 
 
