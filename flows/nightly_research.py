@@ -29,6 +29,7 @@ from flows.night import (
     researcher,
     resume,
     session,
+    studies,
 )
 from flows.night.next_run import NextRun
 from flows.night.night import Night, Request
@@ -313,6 +314,7 @@ def step(night: Night, held: Session, views: Views, proposals: Proposals) -> Non
     state = held.state
     if state.pending:
         apply_verdict(night, held, state.pending)
+        studies.after_trial(night, held.state)
         proposals.next_run.aside(lambda: views.show(held.state))
         if held.state.trials[-1].verdict == "keep":
             night_views.notify("new-champion", held.state)
@@ -350,6 +352,7 @@ def finish(night: Night, held: Session, proposals: Proposals, reason: str) -> No
     if not certification_steps.at_end(night, held):
         stop(held)
         return
+    studies.end(night.folder)
     held.book.append("finished", reason=reason)
     interruption.reached("finished")
 

@@ -127,6 +127,8 @@ class Bench:
     home: Path  # the state folder
     isolation: str  # bwrap, docker or none
     caps: Caps
+    # A folder for the checkpoints of runs that are ok, one of each candidate; None keeps none.
+    checkpoints: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,6 +260,67 @@ class RunResult:
 
 
 @dataclasses.dataclass(frozen=True)
+class StepPart:
+    """What a part of a model, or of the training step, has in one step; self-reported."""
+
+    name: str
+    milliseconds: float | None  # of CPU time; None on a GPU, and FLOPs are those of a forward pass
+    flops: float
+    kept_bytes: int  # of results, for the backward pass
+
+
+@dataclasses.dataclass(frozen=True)
+class LossBin:
+    """The mean loss of some targets: those from one rank or position up to the next."""
+
+    first: int
+    stop: int
+    targets: int
+    nats: float | None  # None: there are none
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What a study box says of a candidate: shown to researchers, and never part of a score.
+
+    All but what the box cost is the candidate's own word. A part that was not asked for, or has
+    failed, is empty.
+    """
+
+    seconds: float  # of the box, from its start to its end
+    cpu_seconds: float
+    peak_memory_bytes: int | None
+    problems: tuple[str, ...] = ()
+    # Where a training step goes; milliseconds are of CPU time on a CPU.
+    milliseconds: float | None = None
+    parts: tuple[StepPart, ...] = ()
+    operations: tuple[tuple[str, float], ...] = ()  # and milliseconds, the dearest first
+    peak_gpu_bytes: int | None = None
+    state: tuple[tuple[str, int], ...] = ()  # elements of the checkpoint's largest tensors
+    # The loss on training rows: of all there are, those that no gradient has seen.
+    rows: int | None = None  # that were looked at
+    unread_rows: int | None = None  # 0: all were read, and so were those that were looked at
+    bits_per_byte: float | None = None
+    by_frequency: tuple[LossBin, ...] = ()  # by the target's rank among the tokens
+    by_position: tuple[LossBin, ...] = ()
+    samples: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> Study:
+        """Raises KeyError, TypeError."""
+        records = {
+            "problems": tuple(saved["problems"]),
+            "parts": tuple(StepPart(**part) for part in saved["parts"]),
+            "operations": tuple((name, spent) for name, spent in saved["operations"]),
+            "state": tuple((name, size) for name, size in saved["state"]),
+            "by_frequency": tuple(LossBin(**one) for one in saved["by_frequency"]),
+            "by_position": tuple(LossBin(**one) for one in saved["by_position"]),
+            "samples": tuple(saved["samples"]),
+        }
+        return cls(**{**saved, **records})
+
+
+@dataclasses.dataclass(frozen=True)
 class Baseline:
     """The unpatched train.py on this dataset, budget and hardware: runs with seeds 1, 2, 3."""
 
@@ -265,12 +328,14 @@ class Baseline:
     hardware: str  # hardware.describe(): scores of different hardware are never compared
     kernels: str | None = None  # file: what it compiled; None on a CPU
     reference: FileRef | None = None  # the mean of its runs' claims; older versions kept none
+    study: Study | None = None  # of its last run's checkpoint; older versions made none
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Baseline:
         """A baseline from its JSON. Raises KeyError, TypeError."""
-        reference = saved.get("reference")
+        reference, study = saved.get("reference"), saved.get("study")
         records = {
+            "study": study and Study.from_json(study),
             "runs": tuple(map(RunResult.from_json, saved["runs"])),
             "reference": FileRef(**reference) if reference else None,
         }

@@ -241,6 +241,15 @@ def _add_single_runs(add: Add) -> None:
 
 def _add_preparation(add: Add) -> None:
     _add_profile(add("prepare", commands.prepare, "Fetch, tokenize and pack a profile's data."))
+    brief = add(
+        "brief",
+        commands.brief,
+        "Print what a researcher is told about data, limits and baseline: for who writes patches. "
+        "The baseline is measured first unless it is in the cache.",
+    )
+    _add_profile(brief)
+    _add_json(brief, "the text")
+    _add_unsandboxed(brief)
     _add_profile(
         add("doctor", commands.doctor, "Check what would fail on this machine; print the remedy.")
     )

@@ -287,6 +287,18 @@ def prepare(arguments: argparse.Namespace, home: Path) -> int:
     return 0
 
 
+def brief(arguments: argparse.Namespace, home: Path) -> int:
+    profile = configs.load(arguments.profile)
+    with server.prefect_api(home):
+        from flows.night.brief import brief
+        from flows.single_run import check
+
+        check(profile)
+        told = brief(profile, arguments.allow_unsandboxed)
+    print(json.dumps(dataclasses.asdict(told)) if arguments.json else told.text())
+    return 0
+
+
 def doctor(arguments: argparse.Namespace, home: Path) -> int:
     from flows.command_line import doctor
 

@@ -10,6 +10,8 @@ from prefect import get_run_logger
 
 import configs
 from flows import state_home
+from flows.night import measured_facts, studies
+from flows.night.desk import NightDesk
 from flows.night.session import Session
 from tasks.errors import NightlyError, UsageError
 from tasks.files import FileRef
@@ -22,6 +24,7 @@ from tasks.proposers.command import CommandProposer
 from tasks.proposers.llm import LlmProposer
 from tasks.proposers.mixed import MixedProposer
 from tasks.proposers.prompt import PROMPTS, Briefing
+from tasks.proposers.questions import Desk, NoDesk
 from tasks.proposers.replay import ReplayProposer
 from tasks.proposers.tpe import TpeProposer
 from tasks.records import Baseline, Bench, NightHeader, Program
@@ -169,7 +172,12 @@ def proposer_of(
     if header.proposer == "command":
         home, root = state_home.locate(), state_home.ROOT
         return CommandProposer(profile.command, home, root, briefing.brief, tpe)
-    researcher = LlmProposer(Endpoint.from_environment(profile.llm), briefing, calls, tpe)
+    desk: Desk = NoDesk()
+    if profile.search.asks:
+        studies.allow(held.folder)
+        desk = NightDesk(held.folder, bench, baseline, facts)
+    endpoint = Endpoint.from_environment(profile.llm)
+    researcher = LlmProposer(endpoint, briefing, calls, tpe, desk=desk)
     if header.proposer == "mixed":
         return MixedProposer(researcher, tpe, profile.llm.share)
     return researcher
@@ -192,6 +200,7 @@ def facts_of(bench: Bench, baseline: Baseline) -> dict[str, str]:
         f"baseline's training, seed {runs[0].seed}": digest.training(runs[0]),
         "memory": _memory(baseline, profile),
         "baseline's size": str(Size.of_runs(runs)),
+        **measured_facts.measured_facts(bench, baseline),
     }
 
 

@@ -20,6 +20,7 @@ from tasks.proposers.answer import Answer, EditError
 from tasks.proposers.chat import Endpoint
 from tasks.proposers.prompt import Briefing, Message
 from tasks.proposers.proposal import Proposer, no_patch, refusal, stand_in
+from tasks.proposers.questions import Desk, NoDesk
 from tasks.proposers.reply import Reply
 from tasks.records import Candidate, Idea, NightSoFar, Proposal, RunResult
 from tasks.statuses import Outcome
@@ -78,6 +79,7 @@ class LlmProposer:
     briefing: Briefing
     calls: CallLog
     fallback: Proposer
+    desk: Desk = dataclasses.field(default_factory=NoDesk)
     name: str = "llm"
 
     @property
