@@ -143,7 +143,7 @@ def proposer_of(
         hardware=baseline.hardware,
     )
     facts = facts_of(bench, baseline)
-    briefing = Briefing(_program(held), facts, earlier, profile.llm, profile.search)
+    briefing = Briefing(_program(held), facts, earlier, profile.llm, search=profile.search)
     if header.proposer == "command":
         home, root = state_home.locate(), state_home.ROOT
         return CommandProposer(profile.command, home, root, briefing.brief, tpe)

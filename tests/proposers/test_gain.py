@@ -35,7 +35,7 @@ from tasks.proposers.gain import LEAST_SD, MOST, estimate_of
 def test_a_gain_and_its_uncertainty(words, gain, sd):
     estimate = estimate_of(words)
     assert estimate is not None
-    assert (estimate.gain, estimate.sd) == (pytest.approx(gain), pytest.approx(sd))
+    assert [estimate.gain, estimate.sd] == pytest.approx([gain, sd])
 
 
 @pytest.mark.parametrize(

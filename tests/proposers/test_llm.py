@@ -97,7 +97,7 @@ def researcher(tmp_path):
             calls = CallLog(tmp_path / "llm_calls.jsonl")
             return LlmProposer(
                 Endpoint(profile, server.url, FAKE_KEY),
-                Briefing("Improve it.", {}, (), profile, search or Search(asks=0)),
+                Briefing("Improve it.", {}, (), profile, search=search or Search(asks=0)),
                 calls,
                 Fallback(),
                 desk or NoDesk(),

@@ -130,7 +130,7 @@ def form_in(text: str) -> str:
 @pytest.mark.parametrize("ideas", [1, 4])
 def test_the_form_at_the_end_of_each_prompt_is_what_the_parser_reads(ideas, crashed):
     search = configs.Search(ideas=ideas)
-    briefing = Briefing(PROGRAM, FACTS, (), SETTINGS, search)
+    briefing = Briefing(PROGRAM, FACTS, (), SETTINGS, search=search)
     texts = [
         briefing.proposal(make_night(), 6000)[1]["content"],
         prompt.repair("x", whole_file=False, ideas=ideas)["content"],
@@ -147,7 +147,7 @@ def test_the_form_at_the_end_of_each_prompt_is_what_the_parser_reads(ideas, cras
 
 def test_several_ideas_and_questions_are_mentioned_only_where_they_may_be_given():
     def system(**search) -> str:
-        briefing = Briefing(PROGRAM, FACTS, (), SETTINGS, configs.Search(**search))
+        briefing = Briefing(PROGRAM, FACTS, (), SETTINGS, search=configs.Search(**search))
         return briefing.proposal(make_night(), 6000)[0]["content"]
 
     plain = system(ideas=1, asks=0)
