@@ -73,6 +73,7 @@ def nightly_research(
     seed: int = 1,
     allow_unsandboxed: bool = False,
     model: str | None = None,
+    notes: str | None = None,
 ) -> str:
     """Runs a research night, or resumes one, and returns its tag.
 
@@ -87,12 +88,15 @@ def nightly_research(
         seed: first training seed of every candidate, and the proposer's.
         allow_unsandboxed: continue without a sandbox if none can be made; every trial says so.
         model: llm and mixed only: the model, as the endpoint names it. Default: the profile's.
+        notes: the tag of a night, with whose last notes the researcher of this one begins.
 
     Raises:
         NightlyError: a subclass says who must act; the text has the value, the limit and the
             remedy.
     """
-    request = Request(profile, trials, hours, proposer, patches, seed, allow_unsandboxed, model)
+    request = Request(
+        profile, trials, hours, proposer, patches, seed, allow_unsandboxed, model, notes
+    )
     return research(tag or resume.choose_tag(request), request)
 
 
@@ -185,6 +189,7 @@ def begin(held: Session, header: NightHeader, base: str) -> None:
     held.book.clear()
     FileRef.write(held.folder / night_folder.BASE, base.encode())
     researcher.keep_program(held.folder, header)
+    researcher.keep_notes(held.folder, researcher.read_notes(header))
     held.book.append("night", **header.to_json())
     interruption.reached("opened")
 

@@ -228,6 +228,23 @@ class RunResult:
     tenths: tuple[tuple[int, float], ...] = ()
     conditions: Conditions | None = None  # None: it never began to train
 
+    @property
+    def curve_in_tenths(self) -> tuple[tuple[int, int, float], ...]:
+        """The curve in ten points, one for each tenth of the tokens that it was trained on.
+
+        Each has the step and tokens of the last point in its tenth, and the mean loss there: single
+        points are noise. A tenth without a point is left out.
+        """
+        most = max((tokens for _, tokens, _ in self.curve), default=0)
+        tenths: list[list[tuple[int, int, float]]] = [[] for _ in range(10)]
+        for point in self.curve:
+            tenths[min(max(10 * point[1] - 1, 0) // max(most, 1), 9)].append(point)
+        return tuple(
+            (points[-1][0], points[-1][1], statistics.fmean(loss for *_, loss in points))
+            for points in tenths
+            if points
+        )
+
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> RunResult:
         """A run from its JSON, where tuples have become lists and costs tables."""
@@ -517,6 +534,8 @@ class NightSoFar:
     # What the researcher is shown and edits; None: the champion. The candidate is compared with the
     # champion all the same.
     parent: Parent | None = None
+    # Ideas that wait for a run, the next one first, each merged onto the champion of now.
+    waiting: tuple[Proposal, ...] = ()
 
     @property
     def shown(self) -> Candidate:
@@ -559,6 +578,7 @@ class NightHeader:
     flow_run: str
     deployment: str | None
     program: Program | None  # None: its proposer reads none
+    notes_of: str | None = None  # the night whose last notes its researcher was given
 
     @classmethod
     def from_json(cls, event: Mapping[str, Any]) -> NightHeader:

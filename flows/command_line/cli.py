@@ -107,6 +107,11 @@ def _add_night(add: Add) -> None:
         "--patches", metavar="DIR|TAG", help="replay: a folder of patches, or the tag of a night"
     )
     night.add_argument(
+        "--notes",
+        metavar="TAG",
+        help="llm, mixed, command: begin with the last notes of that night's researcher",
+    )
+    night.add_argument(
         "--seed",
         type=int,
         default=1,

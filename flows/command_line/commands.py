@@ -54,6 +54,7 @@ def night(arguments: argparse.Namespace, home: Path) -> int:
             seed=arguments.seed,
             allow_unsandboxed=arguments.allow_unsandboxed,
             model=arguments.model,
+            notes=arguments.notes,
         )
         check(arguments.tag or choose_tag(request), request)
         try:

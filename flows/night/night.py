@@ -21,6 +21,7 @@ class Request:
     seed: int
     allow_unsandboxed: bool
     model: str | None = None
+    notes: str | None = None  # a night, whose researcher's last notes this one's is given
 
 
 @dataclasses.dataclass(frozen=True)

@@ -92,8 +92,10 @@ def plan(tag: str, request: Request) -> tuple[NightHeader, str]:
         flow_run=str(runtime.flow_run.id),
         deployment=runtime.deployment.name,
         program=None,
+        notes_of=request.notes,
     )
     researcher.check(header)  # a missing key or folder is reported now, not after the baseline
+    researcher.read_notes(header)
     check_device(settings)
     header = dataclasses.replace(header, program=researcher.program_of(header))
     return header, base_source(checkout.root, settings)

@@ -13,7 +13,7 @@ from flows import state_home
 from flows.night.session import Session
 from tasks.errors import NightlyError, UsageError
 from tasks.files import FileRef
-from tasks.history import night_folder
+from tasks.history import night_folder, notebook
 from tasks.history.growth import Size
 from tasks.history.llm_calls import CallLog
 from tasks.proposers import digest, llm, past_nights, proposal
@@ -43,6 +43,12 @@ def check(header: NightHeader) -> None:
     name, settings = header.proposer, header.settings
     if name not in configs.PROPOSERS:
         raise UsageError(f"unknown proposer {name!r}: choose one of {', '.join(configs.PROPOSERS)}")
+    if header.notes_of and not header.is_researched:
+        takers = [taker for taker, traits in configs.PROPOSERS.items() if traits.writes_code]
+        raise UsageError(
+            f"--notes {header.notes_of} is for the proposers {', '.join(takers)}; this night's is "
+            f"{name}"
+        )
     if configs.traits(name).asks_a_model:
         Endpoint.from_environment(settings.llm)
     elif name == "command":
@@ -87,6 +93,20 @@ def keep_program(folder: Path, header: NightHeader) -> None:
     """Copies the program into the night's folder: edits made during a night affect the next one."""
     if header.program:
         FileRef.write(folder / night_folder.PROGRAM, read_program(header.settings).encode())
+
+
+def read_notes(header: NightHeader) -> str | None:
+    """The last notes of the night that this one continues; None if it continues none.
+
+    Raises UsageError if there is no such night, or it left none.
+    """
+    return notebook.of_night(state_home.locate(), header.notes_of) if header.notes_of else None
+
+
+def keep_notes(folder: Path, notes: str | None) -> None:
+    """Copies them into the night's folder: a resumed night needs the other one no more."""
+    if notes is not None:
+        FileRef.write(folder / night_folder.NOTES, notes.encode("utf-8", "replace"))
 
 
 def ping(header: NightHeader, *, unattended: bool = False) -> Call | None:
@@ -143,7 +163,11 @@ def proposer_of(
         hardware=baseline.hardware,
     )
     facts = facts_of(bench, baseline)
-    briefing = Briefing(_program(held), facts, earlier, profile.llm, search=profile.search)
+    notes = _kept(held, night_folder.NOTES) if header.notes_of else None
+    program = _kept(held, night_folder.PROGRAM)
+    briefing = Briefing(
+        program, facts, earlier, profile.llm, profile.device, notes, search=profile.search
+    )
     if header.proposer == "command":
         home, root = state_home.locate(), state_home.ROOT
         return CommandProposer(profile.command, home, root, briefing.brief, tpe)
@@ -166,12 +190,18 @@ def facts_of(bench: Bench, baseline: Baseline) -> dict[str, str]:
         "data": f"tokenizers prepared: VOCAB_SIZE {vocab_sizes}",
         "training rows": _rows(bench),
         "baseline": f"val_bpb {baseline.val_bpb:.4f}, {len(runs)} seeds",
-        "baseline's speed": f"{tokens:,.0f} tokens in {seconds:.0f} s "
-        f"({tokens / max(seconds, 1e-9):,.0f} tokens/s)",
+        "baseline's tokens": _length(profile.budget, tokens, seconds),
         f"baseline's training, seed {runs[0].seed}": digest.training(runs[0]),
         "memory": _memory(baseline, profile),
         "baseline's size": str(Size.of_runs(runs)),
     }
+
+
+def _length(budget: configs.Budget, tokens: float, seconds: float) -> str:
+    """How fast it was only where speed counts: elsewhere what else the machine does decides it."""
+    if budget.kind == "flops":
+        return f"{tokens:,.0f} tokens"
+    return f"{tokens:,.0f} tokens in {seconds:.0f} s ({tokens / max(seconds, 1e-9):,.0f} tokens/s)"
 
 
 def _rows(bench: Bench) -> str:
@@ -207,8 +237,8 @@ def _memory(baseline: Baseline, profile: configs.Profile) -> str:
     return f"the baseline's peak is {peak:.1f} {box}{gpu}"
 
 
-def _program(held: Session) -> str:
-    path = held.folder / night_folder.PROGRAM
+def _kept(held: Session, name: str) -> str:
+    path = held.folder / name
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:

@@ -74,6 +74,7 @@ def request_of(tag: str, trials: int | None, hours: float | None) -> Request:
         seed=header.seed,
         allow_unsandboxed=header.isolation == "none",
         model=header.model,
+        notes=header.notes_of,
     )
 
 
@@ -103,6 +104,7 @@ def check_request(state: NightState, request: Request) -> None:
         "profile": (request.profile, header.profile),
         "seed": (request.seed, header.seed),
         "proposer": (request.proposer, header.proposer),
+        "notes": (request.notes, header.notes_of),
     }
     if header.proposer == "replay":
         asked["patches"] = (request.patches, header.patches)
@@ -146,6 +148,7 @@ def _is_same(header: NightHeader, request: Request) -> bool:
         and request.model in (None, header.model)
         and request.proposer in (None, header.proposer)
         and request.patches in (None, header.patches)
+        and request.notes in (None, header.notes_of)
     )
 
 

@@ -15,6 +15,7 @@ PULSE = "heartbeat.json"
 BASE = "base.py"  # source that the baseline is measured with; git has it later
 BASELINE = "baseline.json"  # its runs: every score of the night is compared with them
 PROGRAM = "program.md"  # the researcher's instructions as they were at the start
+NOTES = "notes.md"  # an earlier night's last notes, which its researcher begins with
 CALLS = "llm_calls.jsonl"
 
 

@@ -70,6 +70,6 @@ def _question(asked: Asked, night: NightSoFar) -> Question | Answered:
         candidate = edit_blocks.apply(tried, night.shown)
     except EditError as error:
         return Answered(f"not tried: {error}", 0.0)
-    if refused := refusal(candidate, night.seen):
+    if refused := refusal(candidate, night.seen, night.trials):
         return Answered(f"not tried: {refused[1]}", 0.0)
     return Question(kind, candidate=candidate)

@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
+from tasks.proposers import folding
 from tasks.proposers.answer import Answer, Block, EditError, Problem
 from tasks.records import Candidate
 
@@ -39,7 +40,8 @@ def apply(answer: Answer, current: Candidate) -> Candidate:
     source = current.source
     carriage = "\r" if source.count("\r\n") * 2 > source.count("\n") else ""
     if answer.whole_file is not None:
-        result = answer.whole_file.replace("\n", f"{carriage}\n")
+        whole = folding.unfolded(answer.whole_file, source)
+        result = whole.replace("\n", f"{carriage}\n")
     else:
         # The last line is "" if the file ends with a line end, so a block can change that, too.
         lines = source.split("\n")
@@ -97,6 +99,12 @@ def _places(blocks: tuple[Block, ...], lines: list[str]) -> list[_Place]:
                 f"at lines {where}{more}: add neighbouring lines to it."
             )
             problems.append(Problem("ambiguous", what))
+        elif fold := next(filter(folding.FOLD.fullmatch, wanted), None):
+            what = (
+                f'Block {number}: its SEARCH has the line "{fold.strip()}". That stands for '
+                "lines that you are not shown and cannot change: choose other lines."
+            )
+            problems.append(Problem("not_found", what))
         else:
             explained = sum(problem.outcome == "not_found" for problem in problems) < MOST_EXPLAINED
             detail = _explanation(bare_wanted, bare) if explained else ""

@@ -73,7 +73,7 @@ def _made(
         candidate = edit_blocks.apply(idea, current)
     except EditError as error:
         return error.outcome, str(error)
-    return refusal(candidate, night.seen) or candidate
+    return refusal(candidate, night.seen, night.trials) or candidate
 
 
 def fits(source: str, tokens: int) -> bool:

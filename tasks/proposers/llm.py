@@ -18,6 +18,7 @@ from tasks.history.llm_calls import CallLog
 from tasks.proposers import asking, harvest, prompt
 from tasks.proposers.answer import Answer
 from tasks.proposers.chat import Endpoint
+from tasks.proposers.folding import folded
 from tasks.proposers.harvest import Harvest
 from tasks.proposers.prompt import Briefing, Message
 from tasks.proposers.proposal import Proposer, no_patch, stand_in
@@ -237,7 +238,8 @@ class LlmProposer:
     def _repair(self, talk: _Talk, reply: Reply) -> list[Message]:
         """An unusable answer and its problem, for the next request."""
         room = self.endpoint.answer_tokens(sum(len(each["content"]) for each in talk.messages))
-        whole_file = talk.repairs > WHOLE_FILE_AFTER and harvest.fits(talk.current.source, room)
+        shown = folded(talk.current.source, self.briefing.device)
+        whole_file = talk.repairs > WHOLE_FILE_AFTER and harvest.fits(shown, room)
         problem = reply.error or reply.outcome
         return [_echo(reply), prompt.repair(problem, whole_file=whole_file, ideas=talk.ideas)]
 

@@ -15,9 +15,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tasks.files import FileRef
-from tasks.history import false_keeps
+from tasks.history import false_keeps, notebook
 from tasks.history.false_keeps import FalseKeeps
 from tasks.history.growth import Size
+from tasks.history.notebook import Notes
 from tasks.noise import estimate, noise_of
 from tasks.records import BaselineEvent, NightHeader, NightState, Trial
 from tasks.text import (
@@ -29,6 +30,7 @@ from tasks.text import (
     score,
     short_commit,
     shortened,
+    unlinked,
 )
 from tasks.text import in_markdown as _text
 from tasks.views import certificates, certified_text, costs, margin, refusals
@@ -37,6 +39,7 @@ from tasks.views.leaps import leaps
 FILE = "report.md"
 PICTURE = "progress.png"  # the chart, beside the report
 LONGEST_REASON = 200  # characters
+LONGEST_NOTE, MOST_NOTES = 500, 40  # characters of a line of the notes, and lines
 MOST_NUMBERS = 8  # of trials that are listed for one reason
 # karpathy/autoresearch, program.md
 COLUMNS = ("commit", "val_bpb", "memory_gb", "status", "description")
@@ -111,6 +114,8 @@ def markdown(
     ]
     if state.trials and state.header.is_researched:
         parts += ["## What it cost", "\n".join(_costs(state))]
+    if notes := notebook.of_trials(state.candidates):
+        parts += ["## The researcher's notes", "\n".join(_notes(state, notes))]
     parts += ["## Next steps", "\n".join([*_next_steps(state), *_refused(state, refused)])]
     parts += ["## Provenance", "\n".join(_provenance(state))]
     return "\n\n".join(parts) + "\n"
@@ -374,6 +379,23 @@ def _stand_ins(state: NightState) -> Iterator[str]:
         more = ", ..." if len(trials) > MOST_NUMBERS else ""
         reason = _text(shortened(one_line(why), LONGEST_REASON))
         yield f"  - {counted(len(trials), 'trial')} ({numbers}{more}): {reason}"
+
+
+def _notes(state: NightState, notes: Notes) -> Iterator[str]:
+    """The last ones as a block of code, in which nothing is Markdown."""
+    yield (
+        f"As it left them when it was asked for trial {notes.trial}; they come back in its next "
+        "prompt."
+    )
+    yield ""
+    lines = [line for line in notes.text.splitlines() if line.strip()]
+    for line in lines[:MOST_NOTES]:
+        yield f"    {shortened(unlinked(line), LONGEST_NOTE)}"
+    yield from ["    ..."] if len(lines) > MOST_NOTES else []
+    with_notes = [trial.number for trial in state.candidates if trial.idea.notes]
+    if len(with_notes) > 1:
+        latest = numbered(with_notes[-MOST_NUMBERS:])
+        yield f"\nThose of each trial: `./run show {state.header.tag} K`, the latest for {latest}."
 
 
 def _next_steps(state: NightState) -> Iterator[str]:

@@ -16,6 +16,7 @@ from tasks.views.trial_story import BaselineStory, Request, Run, SeedScore, Tria
 
 LEVELS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 LOG_LINES = 15
+NOTES_LINES = 60
 LONGEST_ERROR = 160  # characters of what was wrong with an answer
 
 
@@ -30,6 +31,9 @@ def text(story: BaselineStory | TrialStory) -> str:
             times = counted(len(again), "fresh run")
             title = f"{times} of the champion, to compare with:"
             parts.append("\n".join([title, *map(_run, again)]))
+        if story.notes:
+            lines = plain(story.notes).strip().split("\n")[:NOTES_LINES]
+            parts.append("\n".join(["the researcher's notes:", *(f"  | {line}" for line in lines)]))
         parts += _crashes(story)
         parts += _requests(story)
         if story.diff is not None:

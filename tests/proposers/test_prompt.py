@@ -206,7 +206,7 @@ def test_the_facts_have_the_limits_and_how_the_baseline_trained():
         "start-up 60 s, training 30 CPU-seconds and 62 s, scoring 120 s, checkpoint 4096 MiB, "
         "256 processes and threads"
     )
-    curve = " ".join(f"{make_run().curve[285 * tenth // 10 - 1][2]:.4g}" for tenth in range(1, 11))
+    curve = " ".join(f"{loss:.4g}" for _, _, loss in make_run().curve_in_tenths)
     assert (
         told["baseline's training, seed 1"]
         == f"loss {curve}, 285 steps, 20 s, 1.5 GiB of host memory"
