@@ -56,3 +56,14 @@ def test_a_run_comes_back_from_json_and_an_older_one_has_no_tenths():
     assert RunResult.from_json(saved) == run
     del saved["tenths"]
     assert RunResult.from_json(saved).tenths == ()
+
+
+def test_a_curve_becomes_the_mean_loss_of_each_tenth_of_the_tokens():
+    curve = tuple((step, 100 * (step + 1), float(step % 5)) for step in range(50))
+    tenths = make_run(curve=curve).curve_in_tenths
+    assert tenths == tuple((5 * k + 4, 500 * (k + 1), 2.0) for k in range(10))
+    # By tokens, whatever the steps: in this one the second half of them has one point.
+    uneven = make_run(curve=((0, 1, 4.0), (1, 2, 2.0), (2, 20, 1.0))).curve_in_tenths
+    assert uneven == ((1, 2, 3.0), (2, 20, 1.0))
+    assert make_run(curve=()).curve_in_tenths == ()
+    assert make_run(curve=((0, 0, 5.0), (1, 0, 3.0))).curve_in_tenths == ((1, 0, 4.0),)

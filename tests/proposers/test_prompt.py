@@ -214,6 +214,13 @@ def test_the_facts_have_the_limits_and_how_the_baseline_trained():
     assert told["memory"] == "the baseline's peak is 1.5 of the 4 GiB of host memory that a box has"
 
 
+def test_the_facts_have_no_speed_where_it_buys_nothing():
+    told = " ".join(facts("laptop", flops_per_token=1e6).values())
+    assert "291,840 tokens" in told
+    assert "tokens/s" not in told
+    assert "(14,236 tokens/s)" in facts("h100")["baseline's tokens"]
+
+
 def test_the_facts_say_how_much_of_the_text_is_trained_on_at_any_length():
     assert facts("laptop")["training rows"] == (
         "14,000 rows of 128 + 1 tokens hold 99.99 % of the training text, which has 1,806,500 "
