@@ -108,12 +108,12 @@ class Exchange(BaseHTTPRequestHandler):
         """The list of models, and llama.cpp's properties."""
         self.llm.looked_up.append(self.path.partition("?")[0])
         models = [{"id": "scripted", "object": "model", **self.llm.about}]
-        if self.llm.looked_up[-1] == "/v1/models":
+        if self.llm.looked_up[-1] != "/props":
             self.send(200, {"object": "list", "data": models})
-        elif self.llm.looked_up[-1] == "/props" and self.llm.props is not None:
-            self.send(200, self.llm.props)
+        elif self.llm.props is None:
+            self.send(404, {"error": "there is no /props"})
         else:
-            self.send(404, {"error": "no such path"})
+            self.send(200, self.llm.props)
 
     def send(self, code: int, body: Any, headers: dict[str, str] | None = None) -> None:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
