@@ -168,7 +168,9 @@ def proposer_of(
     facts = facts_of(bench, baseline)
     notes = _kept(held, night_folder.NOTES) if header.notes_of else None
     program = _kept(held, night_folder.PROGRAM)
-    briefing = Briefing(program, facts, earlier, profile.llm, profile.device, notes)
+    briefing = Briefing(
+        program, facts, earlier, profile.llm, profile.device, notes, search=profile.search
+    )
     if header.proposer == "command":
         home, root = state_home.locate(), state_home.ROOT
         return CommandProposer(profile.command, home, root, briefing.brief, tpe)

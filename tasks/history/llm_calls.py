@@ -134,7 +134,8 @@ class CallLog:
             self._failures, self._failure = 0, None
             if call.purpose != "ping":
                 patched = self._patched.get(call.trial, False)
-                self._patched[call.trial] = patched or call.outcome == "ok"
+                has_patch = call.outcome == "ok" and call.purpose != "ask"
+                self._patched[call.trial] = patched or has_patch
                 self._answered = _ended(call)
 
 
