@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from prefect import get_run_logger
@@ -25,6 +26,7 @@ from tasks.proposers.prompt import PROMPTS, Briefing
 from tasks.proposers.replay import ReplayProposer
 from tasks.proposers.tpe import TpeProposer
 from tasks.records import Baseline, Bench, NightHeader, Program
+from tasks.search.tournament import Tournament
 from tasks.statuses import Outcome
 from tasks.trial import hardware
 from tasks.usage import Call
@@ -40,6 +42,11 @@ REMEDIES: dict[Outcome, str] = {
 
 def check(header: NightHeader) -> None:
     """Raises UsageError if this night cannot have its proposer here, before any work is done."""
+    for part in header.parts:
+        _check(part)
+
+
+def _check(header: NightHeader) -> None:
     name, settings = header.proposer, header.settings
     if name not in configs.PROPOSERS:
         raise UsageError(f"unknown proposer {name!r}: choose one of {', '.join(configs.PROPOSERS)}")
@@ -83,20 +90,44 @@ def program_of(header: NightHeader) -> Program | None:
     )
 
 
+def with_programs(header: NightHeader) -> NightHeader:
+    """The header of a new night, with its program or those of its contenders.
+
+    Raises UsageError if one cannot be read.
+    """
+    contenders = tuple(
+        dataclasses.replace(contender, program=program_of(header.of(contender)))
+        for contender in header.contenders
+    )
+    program = None if contenders else program_of(header)
+    return dataclasses.replace(header, program=program, contenders=contenders)
+
+
 def keep_program(folder: Path, header: NightHeader) -> None:
-    """Copies the program into the night's folder: edits made during a night affect the next one."""
-    if header.program:
-        FileRef.write(folder / night_folder.PROGRAM, read_program(header.settings).encode())
+    """Copies programs into the night's folder: edits made during a night affect the next one."""
+    for file, part in _program_files(header):
+        if part.program:
+            FileRef.write(folder / file, read_program(part.settings).encode())
 
 
-def ping(header: NightHeader, *, unattended: bool = False) -> Call | None:
-    """Asks the model for one word before anything is measured, so that a wrong key is reported now.
+def _program_files(header: NightHeader) -> list[tuple[str, NightHeader]]:
+    """Each contender's header, or the night's, with the name of the file that has its program."""
+    numbers = range(1, len(header.contenders) + 1) if header.contenders else (None,)
+    return list(zip(map(night_folder.program_file, numbers), header.parts, strict=True))
 
-    None if the night has no model. Raises UsageError for what only a person can fix, unless the
+
+def ping(header: NightHeader, *, unattended: bool = False) -> tuple[Call, ...]:
+    """Asks every model for one word before anything is measured: a wrong key is reported now.
+
+    Empty if the night has no model. Raises UsageError for what only a person can fix, unless the
     night starts `unattended`. All other failures are logged, as the night can do without the model.
     """
-    if not configs.traits(header.proposer).asks_a_model:
-        return None
+    asking = [part for part in header.parts if configs.traits(part.proposer).asks_a_model]
+    each = {part.settings.llm.model: part for part in asking}.values()
+    return tuple(_ping(part, unattended=unattended) for part in each)
+
+
+def _ping(header: NightHeader, *, unattended: bool) -> Call:
     get_run_logger().info(f"night {header.tag}: asking the model for a word")
     call = llm.ping(Endpoint.from_environment(header.settings.llm))
     if call.outcome in REMEDIES and not unattended:
@@ -116,9 +147,9 @@ def ping(header: NightHeader, *, unattended: bool = False) -> Call | None:
     return call
 
 
-def keep_ping(folder: Path, call: Call | None) -> None:
-    """Appends the ping to the calls of the night in `folder`."""
-    if call is not None:
+def keep_pings(folder: Path, pings: Iterable[Call]) -> None:
+    """Appends the pings to the calls of the night in `folder`."""
+    for call in pings:
         calls = CallLog(folder / night_folder.CALLS)
         calls.append(dataclasses.replace(call, id=calls.next_id(call.trial)))
 
@@ -130,20 +161,35 @@ def proposer_of(
 
     Raises UsageError if it is not available with these settings and this environment.
     """
-    header, profile = held.state.header, bench.profile
+    header = held.state.header
+    made = [
+        _proposer(part, held.folder / file, bench, baseline, calls)
+        for file, part in _program_files(header)
+    ]
+    if not header.contenders:
+        return made[0]
+    names = [contender.name for contender in header.contenders]
+    return Tournament(dict(zip(names, made, strict=True)), header.settings.search.machine_price)
+
+
+def _proposer(
+    header: NightHeader, program: Path, bench: Bench, baseline: Baseline, calls: CallLog
+) -> proposal.Proposer:
+    """The one of this header; its program is in that file of the night's folder."""
+    profile = header.settings
     if header.proposer == "replay":
         return _replay(header)
     tpe = TpeProposer(device=profile.device)
     if header.proposer == "tpe":
         return tpe
     earlier = past_nights.trials(
-        held.folder.parent,
+        program.parent.parent,
         but=header.tag,
         dataset=bench.dataset.fingerprint,
         hardware=baseline.hardware,
     )
     facts = facts_of(bench, baseline)
-    briefing = Briefing(_program(held), facts, earlier, profile.llm)
+    briefing = Briefing(_program(program), facts, earlier, profile.llm)
     if header.proposer == "command":
         home, root = state_home.locate(), state_home.ROOT
         return CommandProposer(profile.command, home, root, briefing.brief, tpe)
@@ -207,8 +253,7 @@ def _memory(baseline: Baseline, profile: configs.Profile) -> str:
     return f"the baseline's peak is {peak:.1f} {box}{gpu}"
 
 
-def _program(held: Session) -> str:
-    path = held.folder / night_folder.PROGRAM
+def _program(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
