@@ -265,6 +265,7 @@ def _program(path: Path) -> str:
 def _replay(header: NightHeader) -> ReplayProposer:
     if not header.patches:
         raise UsageError(
-            "proposer replay needs --patches DIR, a folder of patches, or --patches TAG, a night"
+            "proposer replay needs --patches DIR, a folder of patches, or --patches TAG, a night "
+            "([night] patches in a profile)"
         )
     return ReplayProposer.of(configs.FOLDER / Path(header.patches).expanduser(), state_home.ROOT)
