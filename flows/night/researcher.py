@@ -189,7 +189,7 @@ def _proposer(
         hardware=baseline.hardware,
     )
     facts = facts_of(bench, baseline)
-    briefing = Briefing(_program(program), facts, earlier, profile.llm)
+    briefing = Briefing(_program(program), facts, earlier, profile.llm, search=profile.search)
     if header.proposer == "command":
         home, root = state_home.locate(), state_home.ROOT
         return CommandProposer(profile.command, home, root, briefing.brief, tpe)

@@ -13,14 +13,14 @@ import dataclasses
 import hashlib
 import itertools
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from string import Template
 
 import configs
 from tasks.proposers.digest import by_kind, digest, patch_of, plain, reason_of, short
 from tasks.proposers.past_nights import EarlierTrial
 from tasks.records import NightSoFar, Proposal, RunResult
-from tasks.text import one_line
+from tasks.text import counted, one_line
 from tasks.usage import KINDS
 
 PROMPTS = configs.FOLDER / "prompts"
@@ -40,12 +40,14 @@ class Briefing:
     facts: Mapping[str, str]  # hardware, budget, limits, data, baseline
     earlier: tuple[EarlierTrial, ...]  # of other nights on the same data
     settings: configs.Llm
+    search: configs.Search = dataclasses.field(default_factory=configs.Search)
 
     def proposal(self, night: NightSoFar, digest_tokens: int) -> list[Message]:
         """Asks for the next change of the champion."""
         file = _file("train.py, the champion", night.champion.source)
         situation = self._situation(night, file, digest_tokens)
-        return _messages(self.program, situation, _task(night, self.settings))
+        task = _task(night, self.settings)
+        return self._messages(situation, task, form(self.search.ideas))
 
     def fix(
         self, night: NightSoFar, digest_tokens: int, proposal: Proposal, run: RunResult
@@ -64,7 +66,7 @@ class Briefing:
         ]
         fenced = _fenced("crash", "\n".join(crash))
         task = _text("fix", crash=fenced, fixes=str(self.settings.fixes))
-        return _messages(self.program, situation, task)
+        return self._messages(situation, task, form())
 
     def brief(self, night: NightSoFar) -> str:
         """The same for a coding agent, which edits train.py in place."""
@@ -72,6 +74,16 @@ class Briefing:
         situation = self._situation(night, file, self.settings.digest_tokens)
         task = _task(night, self.settings)
         return "\n".join([self.program, _text("reading"), situation, task, _text("agent")])
+
+    def _messages(self, *content: str) -> list[Message]:
+        how = [_text("answer")]
+        if self.search.ideas > 1:
+            how.append(_text("several", ideas=str(self.search.ideas)))
+        if self.search.asks:
+            how.append(_text("ask", asks=str(self.search.asks)))
+        system = "\n".join([self.program, *how, _text("reading")])
+        user = "\n".join(content)
+        return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
     def _situation(self, night: NightSoFar, file: str, digest_tokens: int) -> str:
         kept = [trial.number for trial in night.trials if trial.verdict == "keep"]
@@ -94,15 +106,31 @@ class Briefing:
         )
 
 
-def repair(problem: str, *, whole_file: bool) -> Message:
+def form(ideas: int = 1) -> str:
+    """The form of an answer, short, for the end of a prompt: small models forget its beginning."""
+    several = f"IDEA 2\n... (and so on, up to IDEA {ideas})\n" if ideas > 1 else ""
+    return _text("form", first="IDEA 1\n" if ideas > 1 else "", more=several)
+
+
+def repair(problem: str, *, whole_file: bool, ideas: int = 1) -> Message:
     """Follows an unusable answer. As a last resort, `whole_file` asks for the whole file."""
     task = _text("repair", problem=_fenced("problem", plain(problem)[:PROBLEM]))
-    return {"role": "user", "content": f"{task}\n{_text('whole_file')}" if whole_file else task}
+    how = _text("whole_file") if whole_file else form(ideas)
+    return {"role": "user", "content": f"{task}\n{how}"}
 
 
-def _messages(program: str, *content: str) -> list[Message]:
-    system = "\n".join([program, _text("answer"), _text("reading")])
-    return [{"role": "system", "content": system}, {"role": "user", "content": "\n".join(content)}]
+def answered(exchanges: Sequence[tuple[str, str]], left: int, ideas: int) -> Message:
+    """Follows questions, with their answers: what of both is data is fenced."""
+    told = (
+        _fenced("answer", f"{short(asked, WORDS)}\n\n{plain(text)}") for asked, text in exchanges
+    )
+    more = f"You may ask {counted(left, 'more question')}, or propose."
+    text = _text(
+        "answered",
+        answers="\n\n".join(told),
+        left=more if left else "No questions are left: propose now.",
+    )
+    return {"role": "user", "content": f"{text}\n{form(ideas)}"}
 
 
 def _task(night: NightSoFar, settings: configs.Llm) -> str:

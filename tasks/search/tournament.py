@@ -25,12 +25,14 @@ class Tournament:
     name: str = "tournament"
 
     def propose(self, night: NightSoFar) -> Proposal | None:
-        """That of the contender whose turn it is; another's if it has nothing left."""
+        return next(iter(self.ideas(night)), None)
+
+    def ideas(self, night: NightSoFar) -> tuple[Proposal, ...]:
+        """Those of the contender whose turn it is; another's if it has nothing left."""
         for name in self._order(night):
-            proposed = self.contenders[name].propose(_as_seen_by(name, night))
-            if proposed is not None:
-                return _marked(proposed, name)
-        return None
+            if ideas := _ideas(self.contenders[name], _as_seen_by(name, night)):
+                return tuple(_marked(idea, name) for idea in ideas)
+        return ()
 
     def thinks(self, night: NightSoFar) -> bool:
         name = self._order(night)[0]
@@ -57,6 +59,13 @@ class Tournament:
         known = trials if night.in_flight else trials[:-1]
         record = bandit.record_of(self.contenders, known, night.to_beat, self.machine_price)
         return bandit.order(record, had, f"tournament/{night.seed}/{night.turn}")
+
+
+def _ideas(contender: Proposer, night: NightSoFar) -> tuple[Proposal, ...]:
+    if isinstance(contender, Researcher):
+        return contender.ideas(night)
+    proposed = contender.propose(night)
+    return (proposed,) if proposed else ()
 
 
 def _before(night: NightSoFar) -> tuple[Trial, ...]:

@@ -210,6 +210,9 @@ def test_a_proposers_own_problem_is_final():
 
 def test_a_researcher_is_not_asked_again_after_a_refused_patch():
     class Slow(Listed):
+        def ideas(self, night):
+            return tuple(filter(None, (self.propose(night),)))
+
         def thinks(self, night):
             return True
 
