@@ -2,9 +2,11 @@
 
 import pytest
 
-from tasks.records import Certification, Claim, Contender, Program
+from tasks.records import Certification, Claim, Contender, NightState, Program
+from tasks.statuses import Certificate
 from tasks.usage import Usage
 from tasks.views import report, standings
+from tasks.views.standings import Standings
 from tests.links import links
 from tests.trials import keep, make_state, make_trial
 
@@ -13,7 +15,11 @@ CONTENDERS = tuple(
     Contender(name, "llm", file=f"/programs/{name}", program=Program(name, digest * 32, ""))
     for name, digest in ((A, "a1"), (B, "b2"))
 )
-HEADER = {"proposer": "tournament", "contenders": CONTENDERS, "settings": {"llm": {"model": "m1"}}}
+HEADER: dict[str, object] = {
+    "proposer": "tournament",
+    "contenders": CONTENDERS,
+    "settings": {"llm": {"model": "m1"}},
+}
 HOUR = {"wall_seconds": 3600.0, "proposer": "llm", "usage": Usage(1, 100, 10, 0.25)}
 TRIALS = (
     keep(1, 1.61, z=4.0, contender=A, **HOUR),
@@ -25,9 +31,15 @@ TRIALS = (
 )
 
 
-def certified(*claims: tuple[int, str, float | None]) -> Certification:
+def certified(*claims: tuple[int, Certificate, float | None]) -> Certification:
     made = tuple(Claim((number,), word, gain, 1.0, 2, "") for number, word, gain in claims)
     return Certification("c", made, 3, None)
+
+
+def standing(state: NightState) -> Standings:
+    found = standings.of_night(state)
+    assert found is not None
+    return found
 
 
 @pytest.fixture
@@ -36,7 +48,7 @@ def state():
 
 
 def test_each_trial_counts_for_its_contender_but_not_those_of_a_stand_in(state):
-    first, second = standings.of_night(state).contenders
+    first, second = standing(state).contenders
     assert (first.name, first.trials, first.stood_in, first.kept, first.runs) == (A, 3, 1, 1, 2)
     assert (second.name, second.trials, second.stood_in, second.kept) == (B, 2, 0, 1)
     assert (first.hours, first.dollars) == (2.0, 0.5)
@@ -50,19 +62,20 @@ def test_each_trial_counts_for_its_contender_but_not_those_of_a_stand_in(state):
 def test_what_fresh_runs_say_counts_in_place_of_the_search():
     claims = certified((1, "not_shown", 0.03), (3, "certified", 0.008))
     state = make_state(*TRIALS, header=HEADER, certification=claims)
-    first, second = standings.of_night(state).contenders
+    first, second = standing(state).contenders
     assert (first.counted_gain, first.certified_gain) == (0.0, 0.0)
     assert (second.counted_gain, second.certified_gain) == (0.008, 0.008)
     assert second.chance > first.chance
     undecided = make_state(
         *TRIALS, header=HEADER, certification=certified((1, "open", 0.03), (3, "open", None))
     )
-    first, _ = standings.of_night(undecided).contenders
-    assert (first.counted_gain, first.certified_gain) == (pytest.approx(0.0375), 0.0)
+    first, _ = standing(undecided).contenders
+    assert first.counted_gain == pytest.approx(0.0375)
+    assert first.certified_gain == 0.0
 
 
 def test_the_verdict_says_how_sure_it_is_and_what_would_decide(state):
-    found = standings.of_night(state)
+    found = standing(state)
     assert not found.decided
     assert found.verdict.startswith(f"{A} is better than ")
     assert f"with probability {found.chance:.2f}: not decided." in found.verdict
@@ -71,10 +84,10 @@ def test_the_verdict_says_how_sure_it_is_and_what_would_decide(state):
         keep(k, next(gains), contender=A, **HOUR) if k % 2 else make_trial(k, contender=B, **HOUR)
         for k in range(1, 101)
     ]
-    decided = standings.of_night(make_state(*many, header=HEADER))
+    decided = standing(make_state(*many, header=HEADER))
     assert decided.decided
     assert decided.verdict.endswith(": decided.")
-    nothing = standings.of_night(make_state(*many[1::2], header=HEADER))
+    nothing = standing(make_state(*many[1::2], header=HEADER))
     assert nothing.verdict == "Undecided: no contender has a gain that counts."
 
 
