@@ -623,6 +623,23 @@ class Program:
 
 
 @dataclasses.dataclass(frozen=True)
+class Contender:
+    """One of those that compete in a night: another program, another model or another proposer."""
+
+    name: str  # unique in the night
+    proposer: str
+    model: str | None = None  # None: the night's
+    file: str | None = None  # of its program, as it was asked for; None: the profile's
+    program: Program | None = None  # None: not read yet, or its proposer reads none
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> Contender:
+        """Raises KeyError, TypeError."""
+        program = saved["program"] and Program(**saved["program"])
+        return cls(**{**saved, "program": program})
+
+
+@dataclasses.dataclass(frozen=True)
 class NightHeader:
     """A night's first event: every choice that it was started with."""
 
@@ -644,6 +661,7 @@ class NightHeader:
     deployment: str | None
     program: Program | None  # None: its proposer reads none
     notes_of: str | None = None  # the night whose last notes its researcher was given
+    contenders: tuple[Contender, ...] = ()  # of a tournament, whose proposer is TOURNAMENT
 
     @classmethod
     def from_json(cls, event: Mapping[str, Any]) -> NightHeader:
@@ -655,27 +673,53 @@ class NightHeader:
             for field in every
             if field.name in event or field.name not in later
         }
-        program = fields["program"] and Program(**fields["program"])
-        return cls(**{**fields, "settings": Profile(**fields["settings"]), "program": program})
+        records = {
+            "settings": Profile(**fields["settings"]),
+            "program": fields["program"] and Program(**fields["program"]),
+            "contenders": tuple(map(Contender.from_json, fields.get("contenders", ()))),
+        }
+        return cls(**{**fields, **records})
 
     def to_json(self) -> dict[str, Any]:
         program = self.program and dataclasses.asdict(self.program)
         settings = self.settings.model_dump(mode="json")
-        return {**vars(self), "settings": settings, "program": program}
+        contenders = [dataclasses.asdict(contender) for contender in self.contenders]
+        records = {"settings": settings, "program": program, "contenders": contenders}
+        return {**vars(self), **records}
+
+    def of(self, contender: Contender) -> NightHeader:
+        """The header of the same night if it were this contender's alone."""
+        llm, night = self.settings.llm, self.settings.night
+        llm = llm.model_copy(update={"model": contender.model or llm.model})
+        night = night.model_copy(update={"program": contender.file or night.program})
+        return dataclasses.replace(
+            self,
+            settings=self.settings.model_copy(update={"llm": llm, "night": night}),
+            proposer=contender.proposer,
+            program=contender.program,
+            contenders=(),
+        )
+
+    @property
+    def parts(self) -> tuple[NightHeader, ...]:
+        """One for each contender of a tournament; of any other night, itself alone."""
+        return tuple(map(self.of, self.contenders)) or (self,)
 
     @property
     def model(self) -> str | None:
-        """The language model that the night asks; None if it asks none."""
-        return self.settings.llm.model if traits(self.proposer).asks_a_model else None
+        """The language model that the night asks, or several; None if it asks none."""
+        asking = (part for part in self.parts if traits(part.proposer).asks_a_model)
+        models = dict.fromkeys(part.settings.llm.model for part in asking)
+        return ", ".join(filter(None, models)) or None
 
     @property
     def asks_an_agent(self) -> bool:
-        return traits(self.proposer).has_own_account
+        return any(traits(part.proposer).has_own_account for part in self.parts)
 
     @property
     def is_researched(self) -> bool:
-        """Whether its proposer writes patches of code."""
-        return traits(self.proposer).writes_code
+        """Whether a proposer of it writes patches of code."""
+        return any(traits(part.proposer).writes_code for part in self.parts)
 
 
 @dataclasses.dataclass(frozen=True)

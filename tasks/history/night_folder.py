@@ -19,6 +19,11 @@ NOTES = "notes.md"  # an earlier night's last notes, which its researcher begins
 CALLS = "llm_calls.jsonl"
 
 
+def program_file(contender: int | None) -> str:
+    """The name of the program's copy; in a tournament, of that of a contender, from 1."""
+    return PROGRAM if contender is None else f"program-{contender}.md"
+
+
 def find(home: Path, tag: str) -> Path:
     """The folder of a night that exists. Raises UsageError if there is none."""
     folder = home / "nights" / tag

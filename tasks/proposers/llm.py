@@ -151,9 +151,9 @@ class LlmProposer:
         """Why the model must not be asked now."""
         if spent := self._spent():
             return spent
-        pause, trial = self.settings.pause_seconds, night.next_trial
-        if (closed := self.calls.closed_for(datetime.now(UTC), pause, trial)) > 0:
-            after = self.calls.last_failure(trial)
+        pause, trial, model = self.settings.pause_seconds, night.next_trial, self.endpoint.model
+        if (closed := self.calls.closed_for(datetime.now(UTC), pause, trial, model)) > 0:
+            after = self.calls.last_failure(trial, model)
             return f"the model is not asked for {closed:.0f} s more after {after}"
         return None
 

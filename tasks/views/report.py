@@ -33,7 +33,7 @@ from tasks.text import (
     unlinked,
 )
 from tasks.text import in_markdown as _text
-from tasks.views import certificates, certified_text, costs, margin, refusals
+from tasks.views import certificates, certified_text, costs, margin, refusals, standings
 from tasks.views.leaps import leaps
 
 FILE = "report.md"
@@ -107,6 +107,7 @@ def markdown(
         headline(state),
         f"![Progress]({PICTURE})",
         *_certified(state),
+        *_contenders(state),
         "## How far to trust it",
         "\n".join([*_trust(state), *_false_keeps(state, everywhere)]),
         "## Trials",
@@ -132,6 +133,11 @@ def headline(state: NightState) -> str:
 def _certified(state: NightState) -> list[str]:
     parts = list(certified_text.section(state))
     return ["## What is certified", *parts] if parts else []
+
+
+def _contenders(state: NightState) -> list[str]:
+    parts = list(standings.section(state))
+    return ["## Which contender is better", *parts] if parts else []
 
 
 def _won(state: NightState) -> str:
@@ -300,7 +306,7 @@ def _size(state: NightState, baseline: BaselineEvent) -> Iterator[str]:
 def _table(state: NightState) -> str:
     if not state.trials:
         return "None yet."
-    several = len({trial.idea.proposer for trial in state.candidates}) > 1
+    several = len({_proposer(trial) for trial in state.candidates}) > 1
     by, rule = (" by |", "---|") if several else ("", "")
     champions = margin.to_beat(state)
     rows = [
@@ -315,6 +321,14 @@ def _table(state: NightState) -> str:
     return "\n".join(rows)
 
 
+def _proposer(trial: Trial) -> str:
+    """Who proposed it; in a tournament which contender, and its stand-in."""
+    if not trial.idea.contender:
+        return trial.idea.proposer
+    stood_in = f", {trial.idea.proposer} stood in" if trial.idea.stands_in else ""
+    return f"{trial.idea.contender}{stood_in}"
+
+
 def _cells(
     state: NightState, trial: Trial, champions: Mapping[int, float], several: bool
 ) -> Iterator[str]:
@@ -322,7 +336,7 @@ def _cells(
     yield str(trial.number)
     yield _text(trial.idea.summary)
     if several:
-        yield _text(trial.idea.proposer)
+        yield _text(_proposer(trial))
     outcome = margin.outcome(trial)
     yield f"**{outcome}**" if trial.verdict == "keep" else outcome
     yield score(trial.val_bpb)
@@ -441,8 +455,10 @@ def _provenance(state: NightState) -> Iterator[str]:
 def _researcher(header: NightHeader) -> dict[str, str]:
     """The model and the instructions of a night that had them."""
     facts = {"model": header.model} if header.model else {}
-    if header.program:
-        facts["program"] = f"{header.program.name}, sha256 {header.program.sha256[:12]}"
+    for number, part in enumerate(header.parts, start=1):
+        if part.program:
+            name = f"program of contender {number}" if header.contenders else "program"
+            facts[name] = f"{part.program.name}, sha256 {part.program.sha256[:12]}"
     return facts
 
 
