@@ -96,13 +96,13 @@ def section(state: NightState) -> list[str]:
     if not choices and all(row.search == "proposal" for row in found):
         return []
     rows = [
-        "| way | trials | runs | hours | kept | gain kept | an hour | certified | an hour |",
+        "| way | trials | runs | hours | kept | gain kept | an hour | certified gain | an hour |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
         *(f"| {' | '.join(_cells(row))} |" for row in found),
         "",
         "Gains in bits per byte. *gain kept*: by the scores that the search chose by. "
-        "*certified*: by fresh runs; changes that are tied share theirs. *hours*: from a trial's "
-        "start to its verdict.",
+        "*certified gain*: by fresh runs; changes that are tied share theirs. *hours*: from a "
+        "trial's start to its verdict.",
     ]
     return ["\n".join(rows), *choices]
 
