@@ -175,8 +175,8 @@ class Rule(Table):
 
     # By the number of a candidate's runs, in standard errors: above `keep` it is kept, below `drop`
     # discarded, in between it is run again. The last run decides, so the last two are equal.
-    keep: ZLimits = (3.0, 2.3, 1.8, 1.45)
-    drop: ZLimits = (0.9, 1.1, 1.25, 1.45)
+    keep: ZLimits = (3.0, 2.3, 2.1, 1.6, 1.35)
+    drop: ZLimits = (0.9, 1.05, 1.1, 1.2, 1.35)
     champion_runs: Positive = 5  # most runs of the champion, which is run again meanwhile
     # Expected share of luck among the certified changes, at most.
     false_discovery_rate: Annotated[StrictFloat, pydantic.Field(gt=0, le=0.5)] = 0.05

@@ -1,6 +1,6 @@
 """The search rule: keep a candidate, discard it, or run it again. Pure, no I/O.
 
-A sequential test: one run decides what is clear, and what may be luck gets up to three more, with
+A sequential test: one run decides what is clear, and what may be luck gets up to four more, with
 fresh runs of the champion in between. So a champion that was kept on one lucky run loses its luck,
 and a machine that has drifted has drifted for both. Gains are measured in standard errors of the
 difference. Everything else being equal, a better score never gets a worse verdict.
@@ -51,6 +51,14 @@ def as_normal(t: float, degrees_of_freedom: float) -> float:
     if not (df := degrees_of_freedom):
         return t
     return math.copysign(math.sqrt(df * math.log1p(t * t / df)) * (8 * df + 1) / (8 * df + 3), t)
+
+
+def as_students_t(z: float, degrees_of_freedom: float) -> float:
+    """The inverse of `as_normal`."""
+    if not (df := degrees_of_freedom):
+        return z
+    exponent = (z * (8 * df + 3) / (8 * df + 1)) ** 2 / df
+    return math.copysign(math.sqrt(df * math.expm1(exponent)), z)
 
 
 def thresholds(runs: int, statements_added: int, rule: Rule = RULE) -> tuple[float, float]:
