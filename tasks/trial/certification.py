@@ -36,7 +36,7 @@ HOPELESS_Z = (-0.5, 0.0, 0.5)
 # as often for each run of the file that has most.
 WHOLE_RUNS = 1.5
 # Candidates that do nothing, for each that was better in its one run and discarded; and at least so
-# many. Twice as many and more are tried, but most meet a champion whose luck hides theirs.
+# many. More are tried, but most meet a champion whose luck hides theirs. Set by the simulation.
 NULLS = 0.9
 LEAST_NULLS = 2.0
 # The step-up rule bounds the share of false claims per night, on average over nights. Nights that

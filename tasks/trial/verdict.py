@@ -6,7 +6,7 @@ and a machine that has drifted has drifted for both. Gains are measured in stand
 difference. Everything else being equal, a better score never gets a worse verdict.
 
 `./run bench verdict` simulates it beside other rules: of changes that change nothing it keeps 4 to
-5 % against a champion that was not lucky, and a night of 100 runs makes at least 90 % of the
+5 % against a champion that was not lucky, and a night of 100 runs makes about 90 % or more of the
 progress of one that keeps every better score, half of whose keeps are luck.
 """
 
