@@ -29,6 +29,7 @@ from flows.night import (
     researcher,
     resume,
     session,
+    studies,
 )
 from flows.night.next_run import NextRun
 from flows.night.night import Night, Request
@@ -100,6 +101,12 @@ def nightly_research(
     return research(tag or resume.choose_tag(request), request)
 
 
+@flow(name="tournament", flow_run_name="tournament {tag}")
+def tournament(tag: Tag, request: Request) -> str:
+    """Runs a night in which the request's contenders compete, or resumes it; returns its tag."""
+    return research(tag, request)
+
+
 @flow(name="resume-night", flow_run_name="resume {tag}")
 def resume_night(tag: Tag, trials: Trials | None = None, hours: Hours | None = None) -> str:
     """Resumes a night: finishes what was decided, runs only the trial in flight again.
@@ -151,12 +158,12 @@ def research(tag: str, request: Request, *, is_resume: bool = False) -> str:
     night_views.name_flow_run(tag)
     new = new_night(tag, request) if resume.starts_over(folder) else None
     # A model that refuses ends a new night before it has a folder.
-    ping = researcher.ping(new[0]) if new else None
+    pings = researcher.ping(new[0]) if new else ()
     with session.hold(folder, new[0] if new else None) as held:
         if new:
             try_gpu(held, new[0])
             begin(held, *new)
-            researcher.keep_ping(folder, ping)
+            researcher.keep_pings(folder, pings)
         else:
             resume.check_request(held.state, request)
             continue_night(held, request, is_resume=is_resume)
@@ -206,7 +213,7 @@ def continue_night(held: Session, request: Request, *, is_resume: bool) -> None:
     researcher.check(state.header)
     try_gpu(held, state.header)
     held.pulse.enter("asking the model for a word")
-    researcher.keep_ping(held.folder, researcher.ping(state.header, unattended=not is_resume))
+    researcher.keep_pings(held.folder, researcher.ping(state.header, unattended=not is_resume))
     held.book.append("resumed", **limits)
     is_over = night_budget.over(held.state, held.book.used_seconds())
     where = "its end" if is_over else f"trial {len(held.state.trials) + 1}"
@@ -313,6 +320,7 @@ def step(night: Night, held: Session, views: Views, proposals: Proposals) -> Non
     state = held.state
     if state.pending:
         apply_verdict(night, held, state.pending)
+        studies.after_trial(night, held.state)
         proposals.next_run.aside(lambda: views.show(held.state))
         if held.state.trials[-1].verdict == "keep":
             night_views.notify("new-champion", held.state)
@@ -350,6 +358,7 @@ def finish(night: Night, held: Session, proposals: Proposals, reason: str) -> No
     if not certification_steps.at_end(night, held):
         stop(held)
         return
+    studies.end(night.folder)
     held.book.append("finished", reason=reason)
     interruption.reached("finished")
 

@@ -20,6 +20,11 @@ CALLS = "llm_calls.jsonl"
 IDEAS = "ideas.jsonl"  # what a researcher proposed: tasks/search/idea_queue.py
 
 
+def program_file(contender: int | None) -> str:
+    """The name of the program's copy; in a tournament, of that of a contender, from 1."""
+    return PROGRAM if contender is None else f"program-{contender}.md"
+
+
 def find(home: Path, tag: str) -> Path:
     """The folder of a night that exists. Raises UsageError if there is none."""
     folder = home / "nights" / tag

@@ -22,7 +22,7 @@ from tasks.proposers.changes import kept as kept_changes
 from tasks.proposers.past_nights import KNOBS, EarlierTrial, kind_of
 from tasks.proposers.touched import Lines, grouped, ranges_of, touched
 from tasks.records import Candidate, NightSoFar, RunResult, Trial
-from tasks.text import one_line, shortened
+from tasks.text import numbered, one_line, shortened
 from tasks.usage import CHARACTERS_A_TOKEN, KINDS
 
 # Statuses whose reason comes from a training box or from our own checks. A scoring box has seen
@@ -253,12 +253,13 @@ def _of_champion(night: NightSoFar, candidate: Candidate) -> str:
 def _touches(names: Sequence[str], lines: Sequence[Lines]) -> str:
     """All of them, however many: beyond some they are grouped."""
     named = ", ".join(short(name, NAME) for name in grouped(names)) or "nothing that has a name"
-    return f"{named}; {f'lines {ranges_of(lines)}' if lines else 'no lines'}"
+    where = ranges_of(lines) or "none"
+    return f"{named}; {'line' if where.isdecimal() else 'lines'} {where}"
 
 
 def _sections(
     night: NightSoFar, earlier: Sequence[EarlierTrial], room: float
-) -> Iterator[tuple[float, str, Iterable[str]]]:
+) -> Iterator[tuple[float, str, Iterable[str | _Entry]]]:
     """Share of the room, title and entries of each section; the most useful entries come first."""
     newest, gains = night.trials[::-1], _gains(night)
     kept = [trial for trial in newest if trial.verdict == "keep"]
@@ -277,18 +278,18 @@ def _sections(
         return _Entry(line, _patch(night.folder, trial.number), int(share * room))
 
     flying = _patch(night.folder, night.next_trial - 1) if night.in_flight else ""
-    in_flight = [_Entry(f"- trial {night.next_trial - 1}:", flying, int(0.08 * room))]
+    in_flight = _Entry(f"- trial {night.next_trial - 1}:", flying, int(0.08 * room))
     patches = (with_patch(_line(trial, gains), trial, 0.08) for trial in patched.values())
     misses = (with_patch(_miss(night, trial, gains), trial, 0.035) for trial in near.values())
     dead = _in_turn([_line(trial, gains) for trial in those[:OF_A_KIND]] for those in ends.values())
     stories = (_story(night, trial, gains) for trial in latest.values())
     yield 0.12, "Kept, newest first", (_line(trial, gains) for trial in kept)
-    yield 0.10, "The patch that trains right now", in_flight if flying else []
+    yield 0.10, "The patch that trains right now", [in_flight] if flying else []
     yield 0.20, "Patches of the newest and the best of them", patches
     yield 0.17, "Near misses: not kept, at most a standard error worse than the champion", misses
     yield 0.11, "Dead ends, the latest of each kind", dead
     yield 0.08, "Without a score", _failures(dropped)
-    yield 0.03, "Mended after a crash, carried over or repaired", _mended(newest)
+    yield 0.03, "Mended, carried over, repaired, or made of other trials", _mended(newest)
     yield 0.11, "How the champion and the latest trained", stories
     yield 0.08, "Earlier nights on the same data, best and worst of each kind", _earlier(earlier)
 
@@ -349,6 +350,8 @@ def _mended(newest: Iterable[Trial]) -> Iterator[str]:
     """How candidates came about that are not what was proposed at first."""
     for trial in newest:
         told = [f"crashed and was mended {trial.fixes} times"] if trial.fixes > 1 else []
+        if trial.idea.built_on:
+            told.append(f"{trial.idea.search} of {numbered(trial.idea.built_on)}")
         told += [trial.idea.note] if trial.idea.note else []
         if told:
             decided = trial.verdict if trial.val_bpb is not None else trial.status
@@ -404,7 +407,7 @@ def training(run: RunResult) -> str:
     figures = []
     if run.curve:
         figures.append("loss " + " ".join(f"{loss:.4g}" for *_, loss in run.curve_in_tenths))
-    in_seconds = run.flops_per_token is None
+    in_seconds = run.counted_flops_per_token is None  # counted for budgets of operations alone
     figures += [
         form.format(run.metrics[name])
         for name, form in FIGURES.items()

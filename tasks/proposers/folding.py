@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,6 +39,7 @@ class _Span:
         return self.first <= line <= self.last
 
 
+@functools.lru_cache(maxsize=8)
 def folded(source: str, device: str) -> str:
     """The file as a researcher is shown it on this device, a profile's."""
     lines = source.split("\n")

@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import itertools
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from string import Template
 
 import configs
@@ -22,7 +22,7 @@ from tasks.proposers.digest import by_kind, digest, patch_of, plain, reason_of, 
 from tasks.proposers.folding import folded
 from tasks.proposers.past_nights import EarlierTrial
 from tasks.records import NightSoFar, Proposal, RunResult
-from tasks.text import one_line
+from tasks.text import counted, one_line
 from tasks.usage import KINDS
 
 PROMPTS = configs.FOLDER / "prompts"
@@ -45,12 +45,14 @@ class Briefing:
     settings: configs.Llm
     device: str = "cuda"  # the profile's: parts of train.py that do not run there are not shown
     notes: str | None = None  # with which an earlier night ended; until this night has its own
+    search: configs.Search = dataclasses.field(default_factory=configs.Search)
 
     def proposal(self, night: NightSoFar, digest_tokens: int) -> list[Message]:
         """Asks for the next change of the champion, or of the archive's file that is shown."""
         file = _file(f"train.py, {_shown(night)}", night.shown.source, self.device)
         situation = self._situation(night, file, digest_tokens)
-        return _messages(self.program, situation, _task(night, self.settings))
+        task = _task(night, self.settings)
+        return self._messages(situation, task, form(self.search.ideas))
 
     def fix(
         self, night: NightSoFar, digest_tokens: int, proposal: Proposal, run: RunResult
@@ -69,7 +71,7 @@ class Briefing:
         ]
         fenced = _fenced("crash", "\n".join(crash))
         task = _text("fix", crash=fenced, fixes=str(self.settings.fixes))
-        return _messages(self.program, situation, task)
+        return self._messages(situation, task, form())
 
     def brief(self, night: NightSoFar) -> str:
         """The same for a coding agent, which edits train.py in place."""
@@ -77,6 +79,16 @@ class Briefing:
         situation = self._situation(night, file, self.settings.digest_tokens)
         task = _task(night, self.settings)
         return "\n".join([self.program, _text("reading"), situation, task, _text("agent")])
+
+    def _messages(self, *content: str) -> list[Message]:
+        how = [_text("answer")]
+        if self.search.ideas > 1:
+            how.append(_text("several", ideas=str(self.search.ideas)))
+        if self.search.asks:
+            how.append(_text("ask", asks=str(self.search.asks)))
+        system = "\n".join([self.program, *how, _text("reading")])
+        user = "\n".join(content)
+        return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
     def _situation(self, night: NightSoFar, file: str, digest_tokens: int) -> str:
         noise = "unknown"
@@ -115,15 +127,31 @@ class Briefing:
         return _fenced("notes", whole if len(whole) <= NOTES else f"{whole[:NOTES]}\n... (cut)")
 
 
-def repair(problem: str, *, whole_file: bool) -> Message:
+def form(ideas: int = 1) -> str:
+    """The form of an answer, short, for the end of a prompt: small models forget its beginning."""
+    several = f"IDEA 2\n... (and so on, up to IDEA {ideas})\n" if ideas > 1 else ""
+    return _text("form", first="IDEA 1\n" if ideas > 1 else "", more=several)
+
+
+def repair(problem: str, *, whole_file: bool, ideas: int = 1) -> Message:
     """Follows an unusable answer. As a last resort, `whole_file` asks for the whole file."""
     task = _text("repair", problem=_fenced("problem", plain(problem)[:PROBLEM]))
-    return {"role": "user", "content": f"{task}\n{_text('whole_file')}" if whole_file else task}
+    how = _text("whole_file") if whole_file else form(ideas)
+    return {"role": "user", "content": f"{task}\n{how}"}
 
 
-def _messages(program: str, *content: str) -> list[Message]:
-    system = "\n".join([program, _text("answer"), _text("reading")])
-    return [{"role": "system", "content": system}, {"role": "user", "content": "\n".join(content)}]
+def answered(exchanges: Sequence[tuple[str, str]], left: int, ideas: int) -> Message:
+    """Follows questions, with their answers: what of both is data is fenced."""
+    told = (
+        _fenced("answer", f"{short(asked, WORDS)}\n\n{plain(text)}") for asked, text in exchanges
+    )
+    more = f"You may ask {counted(left, 'more question')}, or propose."
+    text = _text(
+        "answered",
+        answers="\n\n".join(told),
+        left=more if left else "No questions are left: propose now.",
+    )
+    return {"role": "user", "content": f"{text}\n{form(ideas)}"}
 
 
 def _task(night: NightSoFar, settings: configs.Llm) -> str:

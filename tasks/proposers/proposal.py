@@ -46,7 +46,16 @@ class Proposer(Protocol):
 
 @runtime_checkable
 class Researcher(Proposer, Protocol):
-    """A slow proposer that can fix its own crashes. `propose` may run in a thread of its own."""
+    """A slow proposer that can fix its own crashes. `propose` is the first of its `ideas`.
+
+    Both may run in a thread of their own.
+    """
+
+    def ideas(self, night: NightSoFar) -> tuple[Proposal, ...]:
+        """All candidates of one turn, in its order, each made of the file that it is shown.
+
+        A single one with a `problem` if none can be run; () if it has nothing left to propose.
+        """
 
     def thinks(self, night: NightSoFar) -> bool:
         """Whether its next proposal takes long: it is then made while the previous trial trains."""

@@ -8,8 +8,11 @@ champion's, and what is built on one of these is compared with the champion.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
+from typing import Any
 
+from configs import knobs
 from tasks.proposers.touched import touched
 from tasks.records import Candidate, NightSoFar, Parent, Trial
 from tasks.search import trial_sources
@@ -92,6 +95,11 @@ def _distance(one: frozenset[str], other: frozenset[str]) -> float:
     return 1 - len(one & other) / len(one | other)
 
 
+@functools.lru_cache(maxsize=16)
+def _knobs(source: str) -> Mapping[str, Any]:
+    return knobs.read(source)
+
+
 def _design(night: NightSoFar, trial: Trial) -> frozenset[str]:
     """What a candidate is made of otherwise than its champion: knobs with values, parts of code.
 
@@ -100,7 +108,7 @@ def _design(night: NightSoFar, trial: Trial) -> frozenset[str]:
     before, after = trial_sources.before(night, trial), trial_sources.after(night, trial)
     if before is None or after is None:
         return frozenset()
-    old, new = Candidate.parse(before).knobs, Candidate.parse(after).knobs
+    old, new = _knobs(before), trial.knobs
     turned = {name for name in new if name in old and new[name] != old[name]}
     rates = {name for name in turned if isinstance(new[name], float | tuple)}
     values = {f"{name} = {new[name]}" for name in turned - rates}

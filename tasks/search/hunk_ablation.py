@@ -8,6 +8,7 @@ are taken out together or not at all.
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import difflib
 import io
@@ -25,6 +26,7 @@ from tasks.text import counted, one_line, shortened
 
 LEAST_HUNKS = 3  # of a keep that is worth it
 CONTEXT = 3  # equal lines between two hunks, at least twice as many, as in patch.diff
+KNOWN = {*dir(builtins), *keyword.kwlist}  # names that tie no hunks
 LONGEST_NAME = 60  # characters of the kept trial in the words for its ablation
 
 
@@ -112,7 +114,7 @@ class Hunks:
     def _tied(self) -> Iterator[tuple[int, ...]]:
         """The hunks in groups that share no name which one of the two files does not have."""
         old, new = _names(self.old), _names(self.new)
-        only_one = set().union(*old) ^ set().union(*new)
+        only_one = (set().union(*old) ^ set().union(*new)) - KNOWN
         groups: list[tuple[set[int], set[str]]] = []
         for number, edits in enumerate(self.hunks):
             lines = [line for a, b, c, d in edits for line in (*old[a:b], *new[c:d])]
@@ -133,7 +135,7 @@ def _names(lines: Sequence[str]) -> list[set[str]]:
     before = ""
     for token in tokenize.generate_tokens(iter(lines).__next__):
         here, word = token.start[0] - 1, token.string
-        if token.type == tokenize.NAME and not keyword.iskeyword(word):
+        if token.type == tokenize.NAME:
             found[here].add(f".{word}" if before == "." else word)
         if before in ("def", "class"):
             found[here].add(f".{word}")

@@ -54,13 +54,6 @@ class Parents(Protocol):
         """The one to build on now; None if none is worth it."""
 
 
-class Thinker(Researcher, Protocol):
-    """A researcher that may have several ideas in one call."""
-
-    def ideas(self, night: NightSoFar) -> tuple[Proposal, ...]:
-        """All that can be run of one call, or one with a `problem`; () if nothing is left."""
-
-
 @dataclasses.dataclass(frozen=True)
 class _Waiting:
     """An idea that can be run now: against the file that is shown, with what is expected of it."""
@@ -93,11 +86,12 @@ class _Table:
 class Planner:
     """A researcher whose ideas wait in a queue, and strategies that have some of its turns."""
 
-    researcher: Thinker
+    researcher: Researcher
     settings: configs.Search
     strategies: tuple[Strategy, ...] = ()
     parents: Parents | None = None
     share: float = 1.0  # of the night's turns that come here, as MixedProposer spreads them
+    contender: str | None = None  # of a tournament: its ideas wait apart from the others'
 
     @property
     def name(self) -> str:
@@ -123,7 +117,7 @@ class Planner:
         if self.settings.ideas == 1:
             return True
         night = self._on_parent(due, night)
-        return night.folder is None or _table(night, IdeaQueue.of(night.folder).read()).is_call_due
+        return night.folder is None or self._table(night, IdeaQueue.of(night.folder)).is_call_due
 
     def fix(self, night: NightSoFar, proposal: Proposal, run: RunResult) -> Proposal | None:
         """By the researcher. It stays the same idea of the queue."""
@@ -176,15 +170,15 @@ class Planner:
         What the fallback proposes while the model cannot be asked, or an answer without a patch, is
         only taken if nothing waits.
         """
-        table = _table(night, queue.read())
+        table = self._table(night, queue)
         if table.is_call_due:
             queue.drop(table.gone)
             made = self.researcher.ideas(dataclasses.replace(night, waiting=table.proposals))
             if any(each.idea.outcome == "cancelled" for each in made):
                 return made[0]
             own = [each for each in made if each.idea.proposer == self.name and not each.problem]
-            queue.add(night.next_trial, night.shown, [_as(each, night) for each in own])
-            table = _table(night, queue.read())
+            queue.add(night.next_trial, night.shown, [self._as_own(each, night) for each in own])
+            table = self._table(night, queue)
             if not table.waiting:
                 queue.drop(table.gone)
                 return made[0] if made else None
@@ -198,6 +192,17 @@ class Planner:
         choice = tuple(each.alternative for each in kept[:MOST_ALTERNATIVES])
         best = kept[0].proposal
         return dataclasses.replace(best, idea=dataclasses.replace(best.idea, choice=choice))
+
+    def _as_own(self, proposed: Proposal, night: NightSoFar) -> Proposal:
+        idea = dataclasses.replace(proposed.idea, contender=self.contender)
+        return _as(dataclasses.replace(proposed, idea=idea), night)
+
+    def _table(self, night: NightSoFar, queue: IdeaQueue) -> _Table:
+        """The own ideas that were made against the file that is shown, or an older champion."""
+        ideas = queue.read()
+        parent = night.parent.trial if night.parent else None
+        own = (one for one in ideas.every if one.said.contender == self.contender)
+        return _table(night, ideas, [one for one in own if _parent_of(one.said) == parent])
 
 
 def _marked(proposed: Proposal | None, researcher: str, night: NightSoFar) -> Proposal | None:
@@ -213,17 +218,12 @@ def _as(proposed: Proposal, night: NightSoFar) -> Proposal:
     return dataclasses.replace(proposed, idea=idea)
 
 
-def _table(night: NightSoFar, ideas: Ideas) -> _Table:
-    """The ideas that wait and were made against the file that is shown, or an older champion."""
+def _table(night: NightSoFar, ideas: Ideas, mine: Sequence[Queued]) -> _Table:
     gone: dict[str, str] = {}
     usable: dict[str, Proposal] = {}
     by_digest: dict[str | None, str] = {}
-    mine = [
-        one
-        for one in ideas.every
-        if _parent_of(one.said) == (night.parent.trial if night.parent else None)
-    ]
-    waiting = {one.id: one for one in ideas.waiting(night) if one in mine}
+    free = {one.id for one in ideas.waiting(night)}
+    waiting = {one.id: one for one in mine if one.id in free}
     for one in waiting.values():
         carried = _carried(one, night)
         if isinstance(carried, str):

@@ -158,7 +158,6 @@ def _near_misses(night: NightSoFar) -> list[int]:
         for trial in night.trials
         if trial.verdict == "discard"
         and trial.idea.search != "stack"
-        and trial.number >= night.first_comparable
         and trial.val_bpb is not None
         and (trial.z or 0.0) > 0
         and trial.number not in kept

@@ -30,9 +30,18 @@ from tasks.text import (
     score,
     short_commit,
     shortened,
+    unlinked,
 )
 from tasks.text import in_markdown as _text
-from tasks.views import certificates, certified_text, costs, margin, refusals, search_yield
+from tasks.views import (
+    certificates,
+    certified_text,
+    costs,
+    margin,
+    refusals,
+    search_yield,
+    standings,
+)
 from tasks.views.leaps import leaps
 
 FILE = "report.md"
@@ -106,6 +115,7 @@ def markdown(
         headline(state),
         f"![Progress]({PICTURE})",
         *_certified(state),
+        *_contenders(state),
         "## How far to trust it",
         "\n".join([*_trust(state), *_false_keeps(state, everywhere)]),
         "## Trials",
@@ -133,6 +143,11 @@ def headline(state: NightState) -> str:
 def _certified(state: NightState) -> list[str]:
     parts = list(certified_text.section(state))
     return ["## What is certified", *parts] if parts else []
+
+
+def _contenders(state: NightState) -> list[str]:
+    parts = list(standings.section(state))
+    return ["## Which contender is better", *parts] if parts else []
 
 
 def _won(state: NightState) -> str:
@@ -383,23 +398,20 @@ def _stand_ins(state: NightState) -> Iterator[str]:
 
 
 def _notes(state: NightState, notes: Notes) -> Iterator[str]:
-    """The last ones, as a quotation; a trial's own are in its story."""
-    others = [t.number for t in state.candidates if t.idea.notes and t.number != notes.trial]
+    """The last ones as a block of code, in which nothing is Markdown."""
     yield (
-        f"As it left them when it was asked for trial {notes.trial}; its next prompt shows them "
-        "again."
+        f"As it left them when it was asked for trial {notes.trial}; they come back in its next "
+        "prompt."
     )
     yield ""
     lines = [line for line in notes.text.splitlines() if line.strip()]
-    yield from (
-        f"> {_text(shortened(one_line(line), LONGEST_NOTE))}\\" for line in lines[:MOST_NOTES]
-    )
-    more = len(lines) - MOST_NOTES
-    yield f"> ({counted(more, 'more line')})" if more > 0 else "> (end)"
-    if others:
-        shown = f"`./run show {state.header.tag} {others[-1]}`"
-        yield ""
-        yield f"{counted(len(others), 'other trial')} has notes of its own, as {shown} shows."
+    for line in lines[:MOST_NOTES]:
+        yield f"    {shortened(unlinked(line), LONGEST_NOTE)}"
+    yield from ["    ..."] if len(lines) > MOST_NOTES else []
+    with_notes = [trial.number for trial in state.candidates if trial.idea.notes]
+    if len(with_notes) > 1:
+        latest = numbered(with_notes[-MOST_NUMBERS:])
+        yield f"\nThose of each trial: `./run show {state.header.tag} K`, the latest for {latest}."
 
 
 def _next_steps(state: NightState) -> Iterator[str]:
@@ -445,8 +457,10 @@ def _provenance(state: NightState) -> Iterator[str]:
 def _researcher(header: NightHeader) -> dict[str, str]:
     """The model and the instructions of a night that had them."""
     facts = {"model": header.model} if header.model else {}
-    if header.program:
-        facts["program"] = f"{header.program.name}, sha256 {header.program.sha256[:12]}"
+    for number, part in enumerate(header.parts, start=1):
+        if part.program:
+            name = f"program of contender {number}" if header.contenders else "program"
+            facts[name] = f"{part.program.name}, sha256 {part.program.sha256[:12]}"
     return facts
 
 

@@ -96,13 +96,13 @@ def section(state: NightState) -> list[str]:
     if not choices and all(row.search == "proposal" for row in found):
         return []
     rows = [
-        "| way | trials | runs | hours | kept | gain kept | an hour | certified | an hour |",
+        "| way | trials | runs | hours | kept | gain kept | an hour | certified gain | an hour |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
         *(f"| {' | '.join(_cells(row))} |" for row in found),
         "",
         "Gains in bits per byte. *gain kept*: by the scores that the search chose by. "
-        "*certified*: by fresh runs; changes that are tied share theirs. *hours*: from a trial's "
-        "start to its verdict.",
+        "*certified gain*: by fresh runs; changes that are tied share theirs. *hours*: from a "
+        "trial's start to its verdict.",
     ]
     return ["\n".join(rows), *choices]
 
@@ -146,10 +146,13 @@ def origin(idea: Idea | TrialStory) -> str | None:
 
 
 def by(idea: Idea) -> str:
-    """Who proposed it, and on which other file: "llm, on trial 3"."""
+    """Who proposed it, in a tournament which contender, and on which file: "llm, on trial 3"."""
+    who = idea.contender or idea.proposer
+    if idea.contender and idea.stands_in:
+        who += f", {idea.proposer} stood in"
     if idea.search == "archive":
-        return f"{idea.proposer}, on {numbered(idea.built_on)}"
-    return f"{idea.proposer}, constants" if idea.search == "constants" else idea.proposer
+        return f"{who}, on {numbered(idea.built_on)}"
+    return f"{who}, constants" if idea.search == "constants" else who
 
 
 def choice(idea: Idea | TrialStory) -> str | None:

@@ -99,6 +99,7 @@ class Request:
     dollars: float | None
     seconds: float
     error: str | None
+    remark: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -188,7 +188,8 @@ def _requests(story: TrialStory) -> Iterator[str]:
     rows = [_row(call) for call in story.calls]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  " + "  ".join(map(str.ljust, row, widths)) for row in rows]
-    errors = [shortened(one_line(call.error or ""), LONGEST_ERROR) for call in story.calls]
+    said = [call.error or call.remark or "" for call in story.calls]
+    errors = [shortened(one_line(words), LONGEST_ERROR) for words in said]
     table = [f"{line}  {error}".rstrip() for line, error in zip(lines, errors, strict=True)]
     yield "\n".join([title, *table])
 

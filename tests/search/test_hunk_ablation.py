@@ -11,7 +11,8 @@ CALLED = ("def load_model(path, device):\n", "def load_model(path, device):\n   
 LATER = ("    return LR\n", "    return -LR\n")
 
 
-def test_the_smallest_hunks_are_taken_out_once_for_each_keep(tmp_path):
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_the_smallest_hunks_are_taken_out_once_for_each_keep(tmp_path, is_kept):
     kept = changed(BASE, ADDED, LONGER, DEFINED, CALLED)
     night = after(start(tmp_path), kept, 4.0, keep=True)
     proposed = HunkAblation().propose(night)
@@ -20,7 +21,9 @@ def test_the_smallest_hunks_are_taken_out_once_for_each_keep(tmp_path):
     assert proposed.candidate.source == changed(BASE, DEFINED, CALLED)
     assert (proposed.idea.search, proposed.idea.built_on) == ("ablation", (1,))
     assert proposed.idea.summary == "trial 1 without 2 of its 4 hunks"
-    done = after(night, proposed.candidate.source, 0.0, keep=True, search="ablation", built_on=(1,))
+    done = after(
+        night, proposed.candidate.source, 0.0, keep=is_kept, search="ablation", built_on=(1,)
+    )
     assert HunkAblation().propose(done) is None
 
 

@@ -254,6 +254,20 @@ def test_a_night_killed_between_any_steps_loses_no_idea_and_runs_none_twice(tmp_
     assert len(ideas.every) == model.made
 
 
+def test_contenders_of_a_tournament_run_their_own_ideas_only(tmp_path):
+    night = night_of(tmp_path)
+    one, other = Model(), Model(made=20)
+    ids = []
+    for contender, model in [("one", one), ("other", other)] * 2:
+        proposed = planner(model, contender=contender).propose(night)
+        assert proposed is not None
+        ids.append((proposed.idea.contender, int(proposed.idea.summary.split()[1]) >= 20))
+        night = after(night, proposed, 0.0)
+    assert ids == [("one", False), ("other", True)] * 2
+    every = [each.id for each in IdeaQueue.of(tmp_path).read().every]
+    assert len(set(every)) == len(every)
+
+
 def test_a_fixed_crash_stays_the_same_idea_of_the_queue(tmp_path):
     proposed = planner().propose(night_of(tmp_path))
     assert proposed is not None
