@@ -29,7 +29,8 @@ from tasks.records import Estimate
 from tasks.search import archive, expectation, planner, stacking
 from tasks.search.expectation import Measured
 from tasks.search.surrogate import Features, Surrogate, Tried
-from tasks.trial import verdict
+from tasks.statuses import Search
+from tasks.trial import certification, verdict
 from tests.benchmarks import verdict_bench
 
 RUNS, RESERVED = verdict_bench.RUNS, verdict_bench.RESERVED
@@ -151,7 +152,8 @@ class Kept:
     """A change that the champion has, as the certification will take it out."""
 
     effect: float
-    spoiled: float = 0.0
+    seen: tuple[float, float]  # by the search: gain and certainty, as verdict_bench.Kept
+    spoiled: float = 0.0  # of the effect, what a part of the change costs
 
 
 class Night:
@@ -166,6 +168,7 @@ class Night:
         self.family = 0  # the champion's
         self.champion = [self._score(0.0) for _ in range(verdict_bench.BASELINE_RUNS)]
         self.kept: list[Kept] = []
+        self.seen = 0.0, 0.0  # of the last candidate, as Kept.seen
         self.tried: list[Tried] = []
         self.queue: list[Idea] = []
         self.made: dict[int, list[Features]] = {}  # by call
@@ -187,7 +190,7 @@ class Night:
 
     def run(self) -> None:
         searcher = self.searcher
-        shares = {
+        shares: dict[Search, float] = {
             "stack": searcher.stack,
             "archive": searcher.archive,
             "ablation": searcher.ablation,
@@ -223,6 +226,9 @@ class Night:
                 self.squares += statistics.variance(repeats) * (len(repeats) - 1)
                 self.df += len(repeats) - 1
         is_kept = decided.decision == "keep"
+        variance = 1 / certification.CHAMPION_RUNS + 1 / len(scores)
+        seen = gain * math.sqrt(variance / (1 / len(self.champion) + 1 / len(scores)))
+        self.seen = seen, 1 / variance
         self.near += not is_kept and len(scores) == 1 and (decided.z or 0) > 0
         if is_kept:
             self.champion = scores
@@ -262,7 +268,7 @@ class Night:
             self.missed[self.trials] = idea
         if is_kept:
             self.gains[way] += truth - before
-            self.kept.append(Kept(truth - before, idea.spoiled if effect > 0 else 0.0))
+            self.kept.append(Kept(truth - before, self.seen, idea.spoiled if effect > 0 else 0.0))
             if self.family != old:
                 self.missed.clear()
         if idea.switch is None and idea.family == old:
@@ -370,7 +376,7 @@ class Night:
         for number in chosen:
             self.file.changes.append(self.missed.pop(number).features.parts)
         self.file.found += sum(idea.gain > 0 for idea in members)
-        self.kept.append(Kept(effect))
+        self.kept.append(Kept(effect, self.seen))
         return True
 
     def _ablate(self) -> bool:
@@ -388,7 +394,7 @@ class Night:
         if is_kept:
             self.file.truth += effect
             self.gains["ablation"] += effect
-            self.kept.append(Kept(effect, math.nan))
+            self.kept.append(Kept(effect, self.seen, math.nan))
         return True
 
 
@@ -461,24 +467,27 @@ def outcome(searcher: Searcher, sd: float, count: int) -> Outcome:
 
 def _certify(found: Sequence[Night], sd: float) -> tuple[verdict_bench.Floats, float]:
     """The certified true gain of each night; and the share of claims that are false."""
-    width = max(1, *(len(night.kept) for night in found))
-    effects, real = np.zeros((len(found), width)), np.zeros((len(found), width), dtype=bool)
+    kept = verdict_bench.Kept(len(found))
     for i, night in enumerate(found):
-        effects[i, : len(night.kept)] = [kept.effect for kept in night.kept]
-        real[i, : len(night.kept)] = True
+        kept.number[i] = len(night.kept)
+        for j, change in enumerate(night.kept):
+            kept.effects[i, j] = change.effect
+            kept.gains[i, j], kept.certainties[i, j] = change.seen
+    kept.cut()
     near = np.array([float(night.near) for night in found])
     search = verdict_bench._Nights(verdict_bench.RULES[-1], sd, FREEDOM, len(found), 1)
     search.squares = np.array([night.squares for night in found])
     search.df = np.array([float(night.df) for night in found])
     used = np.array([float(night.used) for night in found])
     certifier = verdict_bench.OURS
-    work = verdict_bench.Certifications(certifier, effects, real, certifier.nulls(near))
+    work = verdict_bench.Certifications(certifier, kept, certifier.nulls(near))
     for spent in range(RUNS):
         if not (left := used + spent < RUNS).any():
             break
         work.run(search, left)
-    chosen = work.certified(work.z_scores(*search.noise))
-    return (effects * chosen).sum(axis=1), verdict_bench._false_share(chosen, effects)
+    chosen = work.certified(*work.z_scores(*search.noise))
+    gains = (work.effects * chosen).sum(axis=1)
+    return gains, verdict_bench._false_share(chosen, work.effects)
 
 
 def row(searcher: Searcher, sd: float, found: Outcome, first: Outcome) -> Row:

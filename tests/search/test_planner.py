@@ -12,6 +12,7 @@ from tasks.proposers.proposal import Researcher, no_patch
 from tasks.records import Candidate, Estimate, NightSoFar, Parent, Proposal, RunResult
 from tasks.search.idea_queue import IdeaQueue
 from tasks.search.planner import Planner, is_call_due, turn_of
+from tasks.statuses import Search
 from tests.trials import make_proposal, make_trial
 
 KNOBS = "".join(f"KNOB_{i} = 0\n\n\n" for i in range(40))
@@ -71,7 +72,7 @@ class Model:
 class Always:
     """A strategy that has something each time, or never."""
 
-    name: configs.Any = "stack"
+    name: Search = "stack"
     source: str | None = patched(SOURCE, 37)
 
     def propose(self, night: NightSoFar) -> Proposal | None:
@@ -94,20 +95,21 @@ def planner(model: Model | None = None, ideas: int = 4, queue: int = 12, **chang
 
 
 def after(night: NightSoFar, proposed: Proposal, gain: float, *, kept: bool = False) -> NightSoFar:
-    number, score = night.next_trial, night.champion_bpb - gain
+    number, beaten = night.next_trial, night.champion_bpb
+    score = beaten - gain
     trial = dataclasses.replace(
         make_trial(number, val_bpb=score, scores=(score,), verdict="keep" if kept else "discard"),
         idea=proposed.idea,
         digest=proposed.candidate.digest,
     )
-    champion = {"champion": proposed.candidate, "champion_bpb": score} if kept else {}
+    if kept:
+        night = dataclasses.replace(night, champion=proposed.candidate, champion_bpb=score)
     return dataclasses.replace(
         night,
         next_trial=number + 1,
         trials=(*night.trials, trial),
         seen={**night.seen, str(proposed.candidate.digest): number},
-        to_beat={**night.to_beat, number: night.champion_bpb},
-        **champion,
+        to_beat={**night.to_beat, number: beaten},
     )
 
 

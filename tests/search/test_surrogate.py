@@ -79,8 +79,7 @@ def test_candidates_that_fail_cost_their_kind_its_turn():
 
 
 def test_a_trial_that_fails_early_is_cheap():
-    costs = {"seconds": 100.0}
-    scored = [Tried(one.features, one.gain, **costs) for one in record(10)]
+    scored = [Tried(one.features, one.gain, seconds=100.0) for one in record(10)]
     dear, cheap = (
         Surrogate([*scored, *(Tried(Features("x"), None, seconds=s) for _ in range(5))], SD)
         for s in (1000.0, 1.0)
