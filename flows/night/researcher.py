@@ -29,6 +29,11 @@ from tasks.proposers.questions import Desk, NoDesk
 from tasks.proposers.replay import ReplayProposer
 from tasks.proposers.tpe import TpeProposer
 from tasks.records import Baseline, Bench, NightHeader, Program
+from tasks.search.archive import Archive
+from tasks.search.constants import Constants
+from tasks.search.hunk_ablation import HunkAblation
+from tasks.search.planner import Planner, Strategy
+from tasks.search.stacking import Stacking
 from tasks.search.tournament import Tournament
 from tasks.statuses import Outcome
 from tasks.trial import hardware
@@ -185,14 +190,26 @@ def proposer_of(
     Raises UsageError if it is not available with these settings and this environment.
     """
     header = held.state.header
-    made = [
-        _proposer(part, held.folder / file, bench, baseline, calls)
-        for file, part in _program_files(header)
-    ]
+    files = _program_files(header)
+    made = [_proposer(part, held.folder / file, bench, baseline, calls) for file, part in files]
     if not header.contenders:
         return made[0]
-    names = [contender.name for contender in header.contenders]
-    return Tournament(dict(zip(names, made, strict=True)), header.settings.search.machine_price)
+    contenders = {
+        contender.name: _apart(each, contender.name)
+        for contender, each in zip(header.contenders, made, strict=True)
+    }
+    return Tournament(contenders, header.settings.search.machine_price)
+
+
+def _apart(proposer: proposal.Proposer, contender: str) -> proposal.Proposer:
+    """The same proposer, whose ideas wait apart from those of others."""
+    match proposer:
+        case Planner():
+            return dataclasses.replace(proposer, contender=contender)
+        case MixedProposer(researcher=Planner() as planner):
+            researcher = dataclasses.replace(planner, contender=contender)
+            return dataclasses.replace(proposer, researcher=researcher)
+    return proposer
 
 
 def _proposer(
@@ -218,7 +235,8 @@ def _proposer(
     )
     if header.proposer == "command":
         home, root = state_home.locate(), state_home.ROOT
-        return CommandProposer(profile.command, home, root, briefing.brief, tpe)
+        agent = CommandProposer(profile.command, home, root, briefing.brief, tpe)
+        return _planner(agent, profile)
     desk: Desk = NoDesk()
     if profile.search.asks:
         studies.allow(program.parent)
@@ -226,8 +244,20 @@ def _proposer(
     endpoint = Endpoint.from_environment(profile.llm)
     researcher = LlmProposer(endpoint, briefing, calls, tpe, desk=desk)
     if header.proposer == "mixed":
-        return MixedProposer(researcher, tpe, profile.llm.share)
-    return researcher
+        share = profile.llm.share
+        return MixedProposer(_planner(researcher, profile, share), tpe, share)
+    return _planner(researcher, profile)
+
+
+def _planner(
+    researcher: proposal.Researcher, profile: configs.Profile, share: float | None = None
+) -> Planner:
+    """Before a researcher that has this share of the night's trials, or all of them."""
+    strategies: tuple[Strategy, ...] = (Stacking(profile.verdict), HunkAblation())
+    if share is None:  # else tpe has the other trials
+        strategies += (Constants(TpeProposer(device=profile.device, new_first=True)),)
+    parents = Archive(profile.search.archive)
+    return Planner(researcher, profile.search, strategies, parents, share or 1.0)
 
 
 def facts_of(bench: Bench, baseline: Baseline) -> dict[str, str]:

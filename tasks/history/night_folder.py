@@ -17,6 +17,7 @@ BASELINE = "baseline.json"  # its runs: every score of the night is compared wit
 PROGRAM = "program.md"  # the researcher's instructions as they were at the start
 NOTES = "notes.md"  # an earlier night's last notes, which its researcher begins with
 CALLS = "llm_calls.jsonl"
+IDEAS = "ideas.jsonl"  # what a researcher proposed: tasks/search/idea_queue.py
 
 
 def program_file(contender: int | None) -> str:
