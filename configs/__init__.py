@@ -44,8 +44,13 @@ PROPOSERS: Mapping[str, ProposerTraits] = {
 }
 
 
+TOURNAMENT = "tournament"  # in a proposer's place: several compete
+
+
 def traits(proposer: str) -> ProposerTraits:
     """A proposer's traits; those of an unknown one are all False."""
+    if proposer == TOURNAMENT:  # any of its contenders may
+        return ProposerTraits(asks_a_model=True)
     return PROPOSERS.get(proposer, ProposerTraits())
 
 
@@ -258,6 +263,9 @@ class Search(Table):
     archive: Count = 3  # such files at most
     ablation_share: Share = 0.0  # the champion without its cheapest hunks
     constants_share: Share = 0.0  # llm and command: tpe turns the knobs of the champion
+    # Tournaments: dollars an hour of this machine. With it, what a model charges counts as the
+    # hours that the same money would pay for; without it, only hours count.
+    machine_price: PositiveFloat | None = None
 
 
 class Command(Table):

@@ -29,6 +29,7 @@ from flows.night import (
     researcher,
     resume,
     session,
+    studies,
 )
 from flows.night.next_run import NextRun
 from flows.night.night import Night, Request
@@ -73,6 +74,7 @@ def nightly_research(
     seed: int = 1,
     allow_unsandboxed: bool = False,
     model: str | None = None,
+    notes: str | None = None,
 ) -> str:
     """Runs a research night, or resumes one, and returns its tag.
 
@@ -87,13 +89,22 @@ def nightly_research(
         seed: first training seed of every candidate, and the proposer's.
         allow_unsandboxed: continue without a sandbox if none can be made; every trial says so.
         model: llm and mixed only: the model, as the endpoint names it. Default: the profile's.
+        notes: the tag of a night, with whose last notes the researcher of this one begins.
 
     Raises:
         NightlyError: a subclass says who must act; the text has the value, the limit and the
             remedy.
     """
-    request = Request(profile, trials, hours, proposer, patches, seed, allow_unsandboxed, model)
+    request = Request(
+        profile, trials, hours, proposer, patches, seed, allow_unsandboxed, model, notes
+    )
     return research(tag or resume.choose_tag(request), request)
+
+
+@flow(name="tournament", flow_run_name="tournament {tag}")
+def tournament(tag: Tag, request: Request) -> str:
+    """Runs a night in which the request's contenders compete, or resumes it; returns its tag."""
+    return research(tag, request)
 
 
 @flow(name="resume-night", flow_run_name="resume {tag}")
@@ -147,12 +158,12 @@ def research(tag: str, request: Request, *, is_resume: bool = False) -> str:
     night_views.name_flow_run(tag)
     new = new_night(tag, request) if resume.starts_over(folder) else None
     # A model that refuses ends a new night before it has a folder.
-    ping = researcher.ping(new[0]) if new else None
+    pings = researcher.ping(new[0]) if new else ()
     with session.hold(folder, new[0] if new else None) as held:
         if new:
             try_gpu(held, new[0])
             begin(held, *new)
-            researcher.keep_ping(folder, ping)
+            researcher.keep_pings(folder, pings)
         else:
             resume.check_request(held.state, request)
             continue_night(held, request, is_resume=is_resume)
@@ -185,6 +196,7 @@ def begin(held: Session, header: NightHeader, base: str) -> None:
     held.book.clear()
     FileRef.write(held.folder / night_folder.BASE, base.encode())
     researcher.keep_program(held.folder, header)
+    researcher.keep_notes(held.folder, researcher.read_notes(header))
     held.book.append("night", **header.to_json())
     interruption.reached("opened")
 
@@ -201,7 +213,7 @@ def continue_night(held: Session, request: Request, *, is_resume: bool) -> None:
     researcher.check(state.header)
     try_gpu(held, state.header)
     held.pulse.enter("asking the model for a word")
-    researcher.keep_ping(held.folder, researcher.ping(state.header, unattended=not is_resume))
+    researcher.keep_pings(held.folder, researcher.ping(state.header, unattended=not is_resume))
     held.book.append("resumed", **limits)
     is_over = night_budget.over(held.state, held.book.used_seconds())
     where = "its end" if is_over else f"trial {len(held.state.trials) + 1}"
@@ -308,6 +320,7 @@ def step(night: Night, held: Session, views: Views, proposals: Proposals) -> Non
     state = held.state
     if state.pending:
         apply_verdict(night, held, state.pending)
+        studies.after_trial(night, held.state)
         proposals.next_run.aside(lambda: views.show(held.state))
         if held.state.trials[-1].verdict == "keep":
             night_views.notify("new-champion", held.state)
@@ -345,6 +358,7 @@ def finish(night: Night, held: Session, proposals: Proposals, reason: str) -> No
     if not certification_steps.at_end(night, held):
         stop(held)
         return
+    studies.end(night.folder)
     held.book.append("finished", reason=reason)
     interruption.reached("finished")
 

@@ -127,6 +127,8 @@ class Bench:
     home: Path  # the state folder
     isolation: str  # bwrap, docker or none
     caps: Caps
+    # A folder for the checkpoints of runs that are ok, one of each candidate; None keeps none.
+    checkpoints: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,6 +230,23 @@ class RunResult:
     tenths: tuple[tuple[int, float], ...] = ()
     conditions: Conditions | None = None  # None: it never began to train
 
+    @property
+    def curve_in_tenths(self) -> tuple[tuple[int, int, float], ...]:
+        """The curve in ten points, one for each tenth of the tokens that it was trained on.
+
+        Each has the step and tokens of the last point in its tenth, and the mean loss there: single
+        points are noise. A tenth without a point is left out.
+        """
+        most = max((tokens for _, tokens, _ in self.curve), default=0)
+        tenths: list[list[tuple[int, int, float]]] = [[] for _ in range(10)]
+        for point in self.curve:
+            tenths[min(max(10 * point[1] - 1, 0) // max(most, 1), 9)].append(point)
+        return tuple(
+            (points[-1][0], points[-1][1], statistics.fmean(loss for *_, loss in points))
+            for points in tenths
+            if points
+        )
+
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> RunResult:
         """A run from its JSON, where tuples have become lists and costs tables."""
@@ -241,6 +260,67 @@ class RunResult:
 
 
 @dataclasses.dataclass(frozen=True)
+class StepPart:
+    """What a part of a model, or of the training step, has in one step; self-reported."""
+
+    name: str
+    milliseconds: float | None  # of CPU time; None on a GPU, and FLOPs are those of a forward pass
+    flops: float
+    kept_bytes: int  # of results, for the backward pass
+
+
+@dataclasses.dataclass(frozen=True)
+class LossBin:
+    """The mean loss of some targets: those from one rank or position up to the next."""
+
+    first: int
+    stop: int
+    targets: int
+    nats: float | None  # None: there are none
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What a study box says of a candidate: shown to researchers, and never part of a score.
+
+    All but what the box cost is the candidate's own word. A part that was not asked for, or has
+    failed, is empty.
+    """
+
+    seconds: float  # of the box, from its start to its end
+    cpu_seconds: float
+    peak_memory_bytes: int | None
+    problems: tuple[str, ...] = ()
+    # Where a training step goes; milliseconds are of CPU time on a CPU.
+    milliseconds: float | None = None
+    parts: tuple[StepPart, ...] = ()
+    operations: tuple[tuple[str, float], ...] = ()  # and milliseconds, the dearest first
+    peak_gpu_bytes: int | None = None
+    state: tuple[tuple[str, int], ...] = ()  # elements of the checkpoint's largest tensors
+    # The loss on training rows: of all there are, those that no gradient has seen.
+    rows: int | None = None  # that were looked at
+    unread_rows: int | None = None  # 0: all were read, and so were those that were looked at
+    bits_per_byte: float | None = None
+    by_frequency: tuple[LossBin, ...] = ()  # by the target's rank among the tokens
+    by_position: tuple[LossBin, ...] = ()
+    samples: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> Study:
+        """Raises KeyError, TypeError."""
+        records = {
+            "problems": tuple(saved["problems"]),
+            "parts": tuple(StepPart(**part) for part in saved["parts"]),
+            "operations": tuple((name, spent) for name, spent in saved["operations"]),
+            "state": tuple((name, size) for name, size in saved["state"]),
+            "by_frequency": tuple(LossBin(**one) for one in saved["by_frequency"]),
+            "by_position": tuple(LossBin(**one) for one in saved["by_position"]),
+            "samples": tuple(saved["samples"]),
+        }
+        return cls(**{**saved, **records})
+
+
+@dataclasses.dataclass(frozen=True)
 class Baseline:
     """The unpatched train.py on this dataset, budget and hardware: runs with seeds 1, 2, 3."""
 
@@ -248,12 +328,14 @@ class Baseline:
     hardware: str  # hardware.describe(): scores of different hardware are never compared
     kernels: str | None = None  # file: what it compiled; None on a CPU
     reference: FileRef | None = None  # the mean of its runs' claims; older versions kept none
+    study: Study | None = None  # of its last run's checkpoint; older versions made none
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Baseline:
         """A baseline from its JSON. Raises KeyError, TypeError."""
-        reference = saved.get("reference")
+        reference, study = saved.get("reference"), saved.get("study")
         records = {
+            "study": study and Study.from_json(study),
             "runs": tuple(map(RunResult.from_json, saved["runs"])),
             "reference": FileRef(**reference) if reference else None,
         }
@@ -517,6 +599,8 @@ class NightSoFar:
     # What the researcher is shown and edits; None: the champion. The candidate is compared with the
     # champion all the same.
     parent: Parent | None = None
+    # Ideas that wait for a run, the next one first, each merged onto the champion of now.
+    waiting: tuple[Proposal, ...] = ()
 
     @property
     def shown(self) -> Candidate:
@@ -536,6 +620,23 @@ class Program:
     name: str
     sha256: str
     prompts_sha256: str  # of configs/prompts
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """One of those that compete in a night: another program, another model or another proposer."""
+
+    name: str  # unique in the night
+    proposer: str
+    model: str | None = None  # None: the night's
+    file: str | None = None  # of its program, as it was asked for; None: the profile's
+    program: Program | None = None  # None: not read yet, or its proposer reads none
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> Contender:
+        """Raises KeyError, TypeError."""
+        program = saved["program"] and Program(**saved["program"])
+        return cls(**{**saved, "program": program})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -559,6 +660,8 @@ class NightHeader:
     flow_run: str
     deployment: str | None
     program: Program | None  # None: its proposer reads none
+    notes_of: str | None = None  # the night whose last notes its researcher was given
+    contenders: tuple[Contender, ...] = ()  # of a tournament, whose proposer is TOURNAMENT
 
     @classmethod
     def from_json(cls, event: Mapping[str, Any]) -> NightHeader:
@@ -570,27 +673,53 @@ class NightHeader:
             for field in every
             if field.name in event or field.name not in later
         }
-        program = fields["program"] and Program(**fields["program"])
-        return cls(**{**fields, "settings": Profile(**fields["settings"]), "program": program})
+        records = {
+            "settings": Profile(**fields["settings"]),
+            "program": fields["program"] and Program(**fields["program"]),
+            "contenders": tuple(map(Contender.from_json, fields.get("contenders", ()))),
+        }
+        return cls(**{**fields, **records})
 
     def to_json(self) -> dict[str, Any]:
         program = self.program and dataclasses.asdict(self.program)
         settings = self.settings.model_dump(mode="json")
-        return {**vars(self), "settings": settings, "program": program}
+        contenders = [dataclasses.asdict(contender) for contender in self.contenders]
+        records = {"settings": settings, "program": program, "contenders": contenders}
+        return {**vars(self), **records}
+
+    def of(self, contender: Contender) -> NightHeader:
+        """The header of the same night if it were this contender's alone."""
+        llm, night = self.settings.llm, self.settings.night
+        llm = llm.model_copy(update={"model": contender.model or llm.model})
+        night = night.model_copy(update={"program": contender.file or night.program})
+        return dataclasses.replace(
+            self,
+            settings=self.settings.model_copy(update={"llm": llm, "night": night}),
+            proposer=contender.proposer,
+            program=contender.program,
+            contenders=(),
+        )
+
+    @property
+    def parts(self) -> tuple[NightHeader, ...]:
+        """One for each contender of a tournament; of any other night, itself alone."""
+        return tuple(map(self.of, self.contenders)) or (self,)
 
     @property
     def model(self) -> str | None:
-        """The language model that the night asks; None if it asks none."""
-        return self.settings.llm.model if traits(self.proposer).asks_a_model else None
+        """The language model that the night asks, or several; None if it asks none."""
+        asking = (part for part in self.parts if traits(part.proposer).asks_a_model)
+        models = dict.fromkeys(part.settings.llm.model for part in asking)
+        return ", ".join(filter(None, models)) or None
 
     @property
     def asks_an_agent(self) -> bool:
-        return traits(self.proposer).has_own_account
+        return any(traits(part.proposer).has_own_account for part in self.parts)
 
     @property
     def is_researched(self) -> bool:
-        """Whether its proposer writes patches of code."""
-        return traits(self.proposer).writes_code
+        """Whether a proposer of it writes patches of code."""
+        return any(traits(part.proposer).writes_code for part in self.parts)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ KINDS = (
     "combination",
 )
 CHARACTERS_A_TOKEN = 3.5  # of English and of code, roughly, for every tokenizer in use
+# "ask": for any of the others, and the answer was a question.
 Purpose = Literal["propose", "ask", "repair", "fix", "ping"]
 
 
@@ -47,6 +48,8 @@ class Call:
     dollars: float | None  # None while a price is unknown
     request_id: str | None = None
     retry_after: float | None = None  # seconds that the endpoint asks us to wait
+    # A line: what of a good answer is not used, and what the answers in its messages have cost.
+    remark: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ import json
 import random
 from pathlib import Path
 
+from tasks.history import night_folder
 from tasks.records import Candidate, NightSoFar, RunResult
 from tasks.usage import KINDS
 from tests.trials import crash, keep, make_trial
@@ -42,6 +43,28 @@ PATCH = """--- a/trainer/train.py
 """
 
 
+# Lines that occur once in train.py, each in another function or class, and what that is called.
+PLACES = {
+    "        self.n_head, self.n_kv_head = config.n_head, config.n_kv_head": (
+        "CausalSelfAttention.__init__"
+    ),
+    "        x = lambdas[0] * x + lambdas[1] * x0": "Block.forward",
+    "    scale = (model.config.n_embd / 768) ** -0.5  # rates were tuned at a width of 768": (
+        "build_optimizers"
+    ),
+    "    lr, momentum, decay = rates": "muon_update",
+    "    left = (1 - done) / WARMDOWN_RATIO": "lr_multiplier",
+    "    torch.manual_seed(harness.seed())": "main",
+}
+
+
+def changed(source: str, number: int) -> tuple[str, str]:
+    """The file with one statement more, and the name of the function that has it."""
+    place, name = list(PLACES.items())[number % len(PLACES)]
+    indent = place[: len(place) - len(place.lstrip())]
+    return source.replace(f"\n{place}\n", f"\n{place}\n{indent}own_{number} = 0\n", 1), name
+
+
 def make_run(**changes) -> RunResult:
     curve = tuple((step, 1024 * step, 7.6 / (1 + step / 40) + 2) for step in range(285))
     fields = {
@@ -75,12 +98,18 @@ def _result(run: RunResult) -> str:
 
 
 def write_trial(
-    folder: Path, number: int, run: RunResult | None = None, patch: str | None = None
+    folder: Path,
+    number: int,
+    run: RunResult | None = None,
+    patch: str | None = None,
+    source: str | None = None,
 ) -> None:
     place = folder / "trials" / str(number)
     place.mkdir(parents=True, exist_ok=True)
     (place / "patch.diff").write_text(patch or PATCH.format(number=number, line=100 + number % 50))
     (place / "result.json").write_text(_result(run) if run else _usual_result())
+    if source is not None:
+        (place / "train.py").write_text(source)
 
 
 def make_night(*trials, folder: Path | None = None, **changes) -> NightSoFar:
@@ -103,6 +132,8 @@ def long_night(count: int, folder: Path) -> NightSoFar:
     """A mixed night: knobs on 4 trials of 10, a keep now and then, every fifth without a score. The
     same for the same count."""
     chance, trials, champion, best = random.Random(7), [], "c0", 1.65
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / night_folder.BASE).write_text(source := TRAIN)
     kinds = [kind for kind in KINDS if kind != EARLY_KIND]
     for number in range(1, count + 1):
         kind = EARLY_KIND if number == EARLY else chance.choice([*kinds, *4 * [None]])
@@ -132,8 +163,10 @@ def long_night(count: int, folder: Path) -> NightSoFar:
             best -= 0.0021
             trials.append(keep(number, best, **{**words, "z": chance.uniform(2, 5)}))
             champion = f"c{number}"
+            source, _ = changed(source, number)
         else:
             z = chance.gauss(-1.5, 1.5)
             trials.append(make_trial(number, val_bpb=best - z * 0.0011, **{**words, "z": z}))
-        write_trial(folder, number)
-    return make_night(*trials, folder=folder, champion_bpb=best)
+        write_trial(folder, number, source=source)
+    champion_now = Candidate.parse(source)
+    return make_night(*trials, folder=folder, champion=champion_now, champion_bpb=best)

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "tasks.trial": (*GROUND, "tasks.data", "tasks.judge", "trainer.prepare"),
     "tasks.proposers": (*HISTORY, "tasks.history"),
     "tasks.search": (*HISTORY, "tasks.history", "tasks.proposers", "tasks.trial.verdict"),
-    "tasks.views": (*GROUND, "tasks.history"),
+    "tasks.views": (*GROUND, "tasks.history", "tasks.search.bandit"),
     "trainer": (),
     "configs": (),
     "configs.corpus": (),

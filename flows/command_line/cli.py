@@ -68,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
         return command
 
     _add_night(add)
+    _add_tournament(add)
     _add_resume_and_stop(add)
     _add_certify(add)
     _add_results(add)
@@ -83,6 +84,49 @@ def _add_night(add: Add) -> None:
         commands.night,
         "Run a whole night: data, tokenizer, baseline, trials, certification, report.",
     )
+    _add_start(night)
+    night.add_argument(
+        "--proposer",
+        choices=configs.PROPOSERS,
+        help="what proposes the patches (default: the profile's)",
+    )
+    night.add_argument(
+        "--model", metavar="M", help="llm, mixed: the model, by the name its endpoint uses"
+    )
+    night.add_argument(
+        "--patches", metavar="DIR|TAG", help="replay: a folder of patches, or the tag of a night"
+    )
+    night.add_argument(
+        "--notes",
+        metavar="TAG",
+        help="llm, mixed, command: begin with the last notes of that night's researcher",
+    )
+
+
+def _add_tournament(add: Add) -> None:
+    tournament = add(
+        "tournament",
+        commands.tournament,
+        "Run a night in which programs, models or proposers compete: all build on one champion and "
+        "see one record, and the one that gains most for its cost has most trials. The report says "
+        "which is better and how sure that is. Give one of the three lists.",
+    )
+    _add_start(tournament)
+    for what, metavar, text in (
+        ("programs", "A.md,B.md", "files with instructions, in place of configs/program.md"),
+        ("models", "M1,M2", "models, by the names that their endpoint uses"),
+        ("proposers", "P1,P2", f"of {', '.join(configs.PROPOSERS)}"),
+    ):
+        tournament.add_argument(
+            f"--{what}", type=_list, default=(), metavar=metavar, help=f"two or more {text}"
+        )
+    tournament.add_argument(
+        "--model", metavar="M", help="programs, proposers: the model that each of them asks"
+    )
+
+
+def _add_start(night: argparse.ArgumentParser) -> None:
+    """What a night and a tournament begin with."""
     _add_profile(night)
     night.add_argument(
         "--tag",
@@ -95,17 +139,6 @@ def _add_night(add: Add) -> None:
         help="end after N trials (default without --hours: the profile's)",
     )
     night.add_argument("--hours", type=_hours, metavar="H", help="end within H hours of work")
-    night.add_argument(
-        "--proposer",
-        choices=configs.PROPOSERS,
-        help="what proposes the patches (default: the profile's)",
-    )
-    night.add_argument(
-        "--model", metavar="M", help="llm, mixed: the model, by the name its endpoint uses"
-    )
-    night.add_argument(
-        "--patches", metavar="DIR|TAG", help="replay: a folder of patches, or the tag of a night"
-    )
     night.add_argument(
         "--seed",
         type=int,
@@ -236,6 +269,15 @@ def _add_single_runs(add: Add) -> None:
 
 def _add_preparation(add: Add) -> None:
     _add_profile(add("prepare", commands.prepare, "Fetch, tokenize and pack a profile's data."))
+    brief = add(
+        "brief",
+        commands.brief,
+        "Print what a researcher is told about data, limits and baseline: for who writes patches. "
+        "The baseline is measured first unless it is in the cache.",
+    )
+    _add_profile(brief)
+    _add_json(brief, "the text")
+    _add_unsandboxed(brief)
     _add_profile(
         add("doctor", commands.doctor, "Check what would fail on this machine; print the remedy.")
     )
@@ -306,6 +348,13 @@ def _positive_number(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and int(text)):
         raise argparse.ArgumentTypeError(f"{text!r}: should be a whole number, 1 or more")
     return int(text)
+
+
+def _list(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"{text!r}: should be names with a comma between two")
+    return names
 
 
 def _hours(text: str) -> float:

@@ -54,12 +54,44 @@ def night(arguments: argparse.Namespace, home: Path) -> int:
             seed=arguments.seed,
             allow_unsandboxed=arguments.allow_unsandboxed,
             model=arguments.model,
+            notes=arguments.notes,
         )
         check(arguments.tag or choose_tag(request), request)
+        asked = {name: value for name, value in vars(request).items() if name != "contenders"}
         try:
-            tag = nightly_research(tag=arguments.tag, **vars(request))
+            tag = nightly_research(tag=arguments.tag, **asked)
         except PrefectUnreachable as over:
             tag = over.tag
+    return _print_night(home, tag, as_json=arguments.json)
+
+
+def tournament(arguments: argparse.Namespace, home: Path) -> int:
+    from tasks.search import contenders
+
+    lists = {name: getattr(arguments, name) for name in ("programs", "models", "proposers")}
+    competing = contenders.of(configs.load(arguments.profile), lists, arguments.model)
+    _check_request(arguments, home)
+    with server.prefect_api(home):
+        from flows.night.night import Request
+        from flows.night.night_views import PrefectUnreachable
+        from flows.night.resume import choose_tag
+        from flows.nightly_research import check, tournament
+
+        request = Request(
+            profile=arguments.profile,
+            trials=arguments.trials,
+            hours=arguments.hours,
+            proposer=None,
+            patches=None,
+            seed=arguments.seed,
+            allow_unsandboxed=arguments.allow_unsandboxed,
+            model=arguments.model,
+            contenders=competing,
+        )
+        tag = arguments.tag or choose_tag(request)
+        check(tag, request)
+        with contextlib.suppress(PrefectUnreachable):
+            tournament(tag, request)
     return _print_night(home, tag, as_json=arguments.json)
 
 
@@ -283,6 +315,18 @@ def prepare(arguments: argparse.Namespace, home: Path) -> int:
 
         dataset = prepare(profile)
     print(f"prepared {profile.name}: {dataset.public.removesuffix('/public')}")
+    return 0
+
+
+def brief(arguments: argparse.Namespace, home: Path) -> int:
+    profile = configs.load(arguments.profile)
+    with server.prefect_api(home):
+        from flows.night.brief import brief
+        from flows.single_run import check
+
+        check(profile)
+        told = brief(profile, arguments.allow_unsandboxed)
+    print(json.dumps(dataclasses.asdict(told)) if arguments.json else told.text())
     return 0
 
 

@@ -46,7 +46,7 @@ def measured(base: Candidate, bench: Bench, report: Report) -> Baseline:
     profile = bench.profile
     facts = {**baseline_facts(base, bench), "home": str(bench.home)}
     fingerprint = hardware.fingerprint(profile.device, profile.threads)
-    key = cache.key("baseline", 6, **facts, hardware=fingerprint)
+    key = cache.key("baseline", 7, **facts, hardware=fingerprint)
     machine = hardware.describe(profile.device, profile.threads)
     files, cached = cache.ensure(baseline_files, key, base, bench, machine, report)
     baseline = read_baseline(Path(files[0].path))

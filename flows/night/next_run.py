@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from prefect import get_run_logger
 
-from flows.night import interruption
+from flows.night import interruption, studies
 from flows.night.night import Night
 from tasks.records import Candidate, Proposal
 from tasks.trial import experiment
@@ -131,7 +131,7 @@ class NextRun:
         if due and self._run is None and self._proposed is not None:
             self._run = experiment.start_early(
                 self._proposed.candidate,
-                self._night.bench,
+                studies.keeping(self._night),
                 self._night.seed,
                 lambda: interruption.reached("waiting"),
             )

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from tasks.history.llm_calls import CallLog
-from tasks.records import Baseline, Bench, Candidate
+from tasks.records import Baseline, Bench, Candidate, Contender
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +21,8 @@ class Request:
     seed: int
     allow_unsandboxed: bool
     model: str | None = None
+    notes: str | None = None  # a night, whose researcher's last notes this one's is given
+    contenders: tuple[Contender, ...] = ()  # of a tournament
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,11 @@ from tasks.records import (
     BaselineEvent,
     Bench,
     Candidate,
+    Contender,
     Dataset,
     NightHeader,
 )
+from tasks.search import bandit
 from tasks.text import score
 from tasks.trial import conditions, hardware
 from tasks.trial.baseline import caps_after, first_caps, read_baseline
@@ -68,7 +70,11 @@ def plan(tag: str, request: Request) -> tuple[NightHeader, str]:
     if not (trials or hours):  # eight hours asked for are not the profile's four trials
         trials, hours = settings.night.trials, settings.night.hours
     proposer = request.proposer or settings.night.proposer
-    if request.model and not configs.traits(proposer).asks_a_model:
+    if request.contenders:
+        proposer = configs.TOURNAMENT
+        _check_trials(request.contenders, trials)
+    asking = {contender.proposer for contender in request.contenders} or {proposer}
+    if request.model and not any(configs.traits(name).asks_a_model for name in asking):
         takers = [name for name, traits in configs.PROPOSERS.items() if traits.asks_a_model]
         raise UsageError(
             f"--model {request.model} is for the proposers {' and '.join(takers)}; "
@@ -92,11 +98,22 @@ def plan(tag: str, request: Request) -> tuple[NightHeader, str]:
         flow_run=str(runtime.flow_run.id),
         deployment=runtime.deployment.name,
         program=None,
+        notes_of=request.notes,
+        contenders=request.contenders,
     )
     researcher.check(header)  # a missing key or folder is reported now, not after the baseline
+    researcher.read_notes(header)
     check_device(settings)
-    header = dataclasses.replace(header, program=researcher.program_of(header))
-    return header, base_source(checkout.root, settings)
+    return researcher.with_programs(header), base_source(checkout.root, settings)
+
+
+def _check_trials(contenders: Sequence[Contender], trials: int | None) -> None:
+    fewest = bandit.FIRST_ROUNDS * len(contenders)
+    if trials is not None and trials < fewest:
+        raise UsageError(
+            f"{trials} trials are too few for {len(contenders)} contenders, each of which has at "
+            f"least {bandit.FIRST_ROUNDS}: ask for --trials {fewest} or more, or for --hours"
+        )
 
 
 def _settings(request: Request) -> configs.Profile:

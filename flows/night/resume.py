@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from flows import state_home
 from flows.night.night import Night, Request
 from tasks.errors import NightlyError, UsageError
 from tasks.history import champion, heartbeat, ledger, night_folder, trial_folder
-from tasks.records import NightHeader, NightState
+from tasks.records import Contender, NightHeader, NightState
 
 # A deployment's run without a tag resumes that deployment's last night if it died so recently ...
 RESTART_HOURS = 12.0
@@ -73,7 +73,9 @@ def request_of(tag: str, trials: int | None, hours: float | None) -> Request:
         patches=header.patches,
         seed=header.seed,
         allow_unsandboxed=header.isolation == "none",
-        model=header.model,
+        model=_model(header),
+        notes=header.notes_of,
+        contenders=header.contenders,
     )
 
 
@@ -94,24 +96,40 @@ def is_retry(state: NightState) -> bool:
 def check_request(state: NightState, request: Request) -> None:
     """Raises UsageError if the request asks for another night than the one it would resume."""
     header, tag = state.header, state.header.tag
-    if request.model not in (None, header.model):
+    model = _model(header)
+    if request.model not in (None, model):
         raise UsageError(
-            f"night {tag} exists and was started with model {header.model!r}, not "
+            f"night {tag} exists and was started with model {model!r}, not "
             f"{request.model!r}: choose another --tag"
         )
     asked: dict[str, tuple[object, object]] = {
         "profile": (request.profile, header.profile),
         "seed": (request.seed, header.seed),
         "proposer": (request.proposer, header.proposer),
+        "notes": (request.notes, header.notes_of),
     }
     if header.proposer == "replay":
         asked["patches"] = (request.patches, header.patches)
+    if request.contenders:
+        asked["contenders"] = (_competing(request.contenders), _competing(header.contenders))
     for name, (value, began) in asked.items():
         if value not in (None, began):
             raise UsageError(
                 f"night {tag} exists and was started with {name} {began!r}, not {value!r}: "
                 f"`./run resume {tag}` resumes it, or choose another --tag"
             )
+
+
+def _model(header: NightHeader) -> str | None:
+    """The model as a request names it: None if each contender has its own."""
+    return None if any(contender.model for contender in header.contenders) else header.model
+
+
+def _competing(contenders: Iterable[Contender]) -> str:
+    """Who competes, as it was asked for."""
+    return ", ".join(
+        contender.file or contender.model or contender.proposer for contender in contenders
+    )
 
 
 def repair(night: Night, state: NightState) -> None:
@@ -146,6 +164,7 @@ def _is_same(header: NightHeader, request: Request) -> bool:
         and request.model in (None, header.model)
         and request.proposer in (None, header.proposer)
         and request.patches in (None, header.patches)
+        and request.notes in (None, header.notes_of)
     )
 
 

@@ -13,7 +13,7 @@ import time
 from prefect import get_run_logger
 
 from configs import canonical_form, traits
-from flows.night import interruption
+from flows.night import interruption, studies
 from flows.night.night import Night
 from flows.night.proposals import Proposals
 from flows.night.run_trial import Comparison, Tried, run_trial
@@ -128,7 +128,7 @@ def run_and_judge(
         tried = run_trial(
             number,
             proposed.candidate,
-            night.bench,
+            studies.keeping(night),
             seed,
             comparison,
             held.pulse.enter,

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import threading
+from collections import defaultdict
 from collections.abc import Container, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -51,11 +52,8 @@ class CallLog:
         self.path = path
         self._lock = threading.Lock()
         self._usages: dict[int, Usage] = {}  # by trial
-        self._failures = 0  # of the endpoint, in a row
-        self._failure: Call | None = None  # the last of them, without its texts
-        # Trials that got an answer, in their order: whether any answer had a patch.
-        self._patched: dict[int, bool] = {}
-        self._answered: datetime | None = None  # when the last answer arrived
+        self._last = ""  # model that was asked
+        self._models = defaultdict[str, _Model](_Model)  # by name
         written = path.read_bytes() if path.exists() else b""
         if (whole := written.rfind(b"\n") + 1) < len(written):
             os.truncate(path, whole)
@@ -90,22 +88,18 @@ class CallLog:
                 return self._usages.get(trial, Usage())
             return total(self._usages.values())
 
-    def closed_for(self, now: datetime, pause: float = 30.0, trial: int | None = None) -> float:
+    def closed_for(
+        self, now: datetime, pause: float = 30.0, trial: int | None = None, model: str | None = None
+    ) -> float:
         """Seconds before the model may be asked again; 0 if it may be asked now.
 
         After a failure of the endpoint: `pause`, doubled with each further one in a row up to
         LONGEST_PAUSE, or as long as the endpoint asks for. After MOST_DRY trials in a row with
         answers but no patch: LONGEST_PAUSE, and again after each further one; `trial` is not over
-        yet and does not count.
+        yet and does not count. None: of the model that was asked last.
         """
         with self._lock:
-            pauses = []
-            if self._failure:
-                doubled = min(pause * 2 ** min(self._failures - 1, 10), LONGEST_PAUSE)
-                wanted = min(self._failure.retry_after or 0.0, LONGEST_RETRY_AFTER)
-                pauses.append((_ended(self._failure), max(doubled, wanted)))
-            if self._answered and self._dry(trial) >= MOST_DRY:
-                pauses.append((self._answered, LONGEST_PAUSE))
+            pauses = self._of(model).pauses(pause, trial)
         left = [0.0]
         for since, seconds in pauses:
             passed = (now - since).total_seconds()
@@ -113,29 +107,60 @@ class CallLog:
                 left.append(seconds - max(passed, 0.0))
         return max(left)
 
-    def last_failure(self, trial: int | None = None) -> str:
+    def last_failure(self, trial: int | None = None, model: str | None = None) -> str:
         """What the pause of `closed_for` follows, in words."""
         with self._lock:
-            if self._failure:
-                return f"{self._failure.outcome}: {self._failure.error}"
-            return f"{self._dry(trial)} trials in a row without a patch that can be run"
+            found = self._of(model)
+            if found.failure:
+                return f"{found.failure.outcome}: {found.failure.error}"
+            return f"{found.dry(trial)} trials in a row without a patch that can be run"
 
-    def _dry(self, but: int | None = None) -> int:
-        """How many trials in a row, up to the last one, got answers but no patch."""
-        patched = [patched for trial, patched in self._patched.items() if patched or trial != but]
-        return next((n for n, found in enumerate(reversed(patched)) if found), len(patched))
+    def _of(self, model: str | None) -> _Model:
+        return self._models[self._last if model is None else model]
 
     def _count(self, call: Call) -> None:
         self._usages[call.trial] = total((self._usages.get(call.trial, Usage()), usage_of(call)))
+        self._last = call.model
+        self._models[call.model].count(call)
+
+
+@dataclasses.dataclass
+class _Model:
+    """What the pauses of one model depend on."""
+
+    failures: int = 0  # of its endpoint, in a row
+    failure: Call | None = None  # the last of them, without its texts
+    # Trials that got an answer, in their order: whether any answer had a patch.
+    patched: dict[int, bool] = dataclasses.field(default_factory=dict)
+    answered: datetime | None = None  # when the last answer arrived
+
+    def count(self, call: Call) -> None:
         if call.outcome in FAILURES:
-            self._failures += 1
-            self._failure = dataclasses.replace(call, messages=(), answer=None)
+            self.failures += 1
+            self.failure = dataclasses.replace(call, messages=(), answer=None)
         elif call.outcome != "cancelled":
-            self._failures, self._failure = 0, None
+            self.failures, self.failure = 0, None
             if call.purpose != "ping":
-                patched = self._patched.get(call.trial, False)
-                self._patched[call.trial] = patched or call.outcome == "ok"
-                self._answered = _ended(call)
+                patched = self.patched.get(call.trial, False)
+                has_patch = call.outcome == "ok" and call.purpose != "ask"
+                self.patched[call.trial] = patched or has_patch
+                self.answered = _ended(call)
+
+    def pauses(self, pause: float, trial: int | None) -> list[tuple[datetime, float]]:
+        """Since when and for how many seconds it is not to be asked."""
+        found = []
+        if self.failure:
+            doubled = min(pause * 2 ** min(self.failures - 1, 10), LONGEST_PAUSE)
+            wanted = min(self.failure.retry_after or 0.0, LONGEST_RETRY_AFTER)
+            found.append((_ended(self.failure), max(doubled, wanted)))
+        if self.answered and self.dry(trial) >= MOST_DRY:
+            found.append((self.answered, LONGEST_PAUSE))
+        return found
+
+    def dry(self, but: int | None = None) -> int:
+        """How many trials in a row, up to the last one, got answers but no patch."""
+        patched = [patched for trial, patched in self.patched.items() if patched or trial != but]
+        return next((n for n, found in enumerate(reversed(patched)) if found), len(patched))
 
 
 def read(path: Path, trials: Container[int] | None = None) -> tuple[Call, ...]:

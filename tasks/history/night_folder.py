@@ -15,7 +15,13 @@ PULSE = "heartbeat.json"
 BASE = "base.py"  # source that the baseline is measured with; git has it later
 BASELINE = "baseline.json"  # its runs: every score of the night is compared with them
 PROGRAM = "program.md"  # the researcher's instructions as they were at the start
+NOTES = "notes.md"  # an earlier night's last notes, which its researcher begins with
 CALLS = "llm_calls.jsonl"
+
+
+def program_file(contender: int | None) -> str:
+    """The name of the program's copy; in a tournament, of that of a contender, from 1."""
+    return PROGRAM if contender is None else f"program-{contender}.md"
 
 
 def find(home: Path, tag: str) -> Path:

@@ -24,6 +24,7 @@ from tasks.judge.native_code import NativeKernel
 Isolation = Literal["bwrap", "docker", "none"]
 COMMANDS = "/usr/bin:/bin"  # where a box finds them
 SEED_CACHE = "/seed-cache"
+STUDIED = "/studied/model.pt"
 NATIVE = "/kernels"  # native kernels, numbered from 0
 BOX_UID = 64998  # the user of a box's processes on the host if we are root; has no account
 TMPFS = ("/dev/shm", "/tmp", "/scratch")  # all that a box can write to, tmp_bytes each
@@ -77,10 +78,10 @@ class Gate:
 class BoxSpec:
     """Everything a box is made of. Paths are the host's; those inside are fixed, see `paths`."""
 
-    role: Literal["train", "smoke", "claim", "audit", "probe"]
+    role: Literal["train", "smoke", "claim", "audit", "study", "probe"]
     code: Path  # folder with the package `trainer`, the candidate in train.py's place
     public: Path  # the dataset's meta and tokenizers
-    gate: Gate  # training rows (train, smoke) or the checkpoint's folder (claim, audit)
+    gate: Gate  # training rows (train, smoke, study) or the checkpoint's folder (claim, audit)
     home: Path  # our state folder: names the box, to tell our orphans from other people's
     isolation: Isolation
     seed: int
@@ -94,10 +95,12 @@ class BoxSpec:
         None  # one file, read-only in the box: the baseline's compiled kernels
     )
     native: tuple[NativeKernel, ...] = ()  # checked by the caller, read-only in the box
+    studied: Path | None = None  # study: a checkpoint, read-only in the box
 
     def paths(self) -> dict[str, str]:
         """Where the box finds its files: environment variables for trainer.prepare and .harness."""
-        gated = "NIGHTLY_TRAIN" if self.role in ("train", "smoke") else "NIGHTLY_CHECKPOINT"
+        sees_rows = self.role in ("train", "smoke", "study")
+        gated = "NIGHTLY_TRAIN" if sees_rows else "NIGHTLY_CHECKPOINT"
         outside = self.isolation == "none"
         paths = {
             "PYTHONPATH": str(self.code) if outside else "/box",
@@ -106,6 +109,8 @@ class BoxSpec:
         }
         if self.seed_cache:
             paths["NIGHTLY_SEED_CACHE"] = str(self.seed_cache) if outside else SEED_CACHE
+        if self.studied:
+            paths["NIGHTLY_STUDIED"] = str(self.studied) if outside else STUDIED
         if self.native:  # where the package `kernels` looks before it asks a hub
             paths["LOCAL_KERNELS"] = ":".join(
                 f"{kernel.repository}={kernel.folder if outside else f'{NATIVE}/{i}'}"
@@ -152,6 +157,8 @@ def mounts(spec: BoxSpec) -> list[tuple[Path, str]]:
     ]
     if spec.seed_cache:
         found.append((spec.seed_cache, SEED_CACHE))
+    if spec.studied:
+        found.append((spec.studied, STUDIED))
     found += [(kernel.folder, f"{NATIVE}/{i}") for i, kernel in enumerate(spec.native)]
     if not base.is_relative_to("/usr"):
         found.insert(0, (base, str(base)))

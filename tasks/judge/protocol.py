@@ -9,8 +9,10 @@ clock. Nothing that a box says is believed beyond what is checked here; a violat
     smoke box   up, ready  ->  go    ->  log*, smoked       (smoked may come at any time after up)
     claim box   up, warm   ->  load  ->  ready  ->  nll + rows  ->  nats of every target
     audit box   up, warm   ->  load  ->  ready  ->  (logits + prefixes + positions  ->  logits)*
+    study box   up         ->  study ->  studied
 
-scoring.py has the rest of the claim box's part, audit.py that of the audit box.
+scoring.py has the rest of the claim box's part, audit.py that of the audit box. Nothing that a
+study box says is part of a score: see study_box.py.
 """
 
 from __future__ import annotations
@@ -125,6 +127,7 @@ PHASES = {  # the first part of a status, and what a box was doing
     "eval": ("eval", "scoring"),
     "audit_startup": ("audit_startup", "loading its checkpoint for the audit"),
     "audit": ("audit", "being audited"),
+    "study": ("startup", "being studied"),
     "probe": ("startup", "trying this"),
 }
 SAW_VALIDATION = ("eval", "audit_startup", "audit")  # their logs must not reach a proposer

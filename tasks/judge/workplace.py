@@ -25,6 +25,7 @@ FIXED_FILES = (  # beside the candidate in a box
     "speed.py",
     "flops.py",
 )
+STUDY_FILES = ("study.py", "step_parts.py")  # in a study box, too: no score depends on them
 
 
 @contextlib.contextmanager
@@ -65,6 +66,13 @@ def assemble(source: str, work: Path) -> Path:
     for path in (package.parent, package, *package.iterdir()):
         path.chmod(0o755 if path.is_dir() else 0o644)
     return package.parent
+
+
+def add_study_files(code: Path) -> None:
+    """Puts those of a study box beside the others."""
+    for name in STUDY_FILES:
+        shutil.copyfile(TRAINER / name, code / "trainer" / name)
+        (code / "trainer" / name).chmod(0o644)
 
 
 def read_whole(path: Path) -> None:

@@ -1,6 +1,6 @@
 """A language model's answer: its headers and its SEARCH/REPLACE blocks, or the whole file.
 
-    SUMMARY, KIND, HYPOTHESIS, EXPECTED: ...    the form that configs/prompts/answer.md asks for
+    SUMMARY, KIND, GAIN, HYPOTHESIS, EXPECTED: ...   the form of configs/prompts/answer.md
     <<<<<<< SEARCH
     lines of train.py
     =======
@@ -18,8 +18,9 @@ import difflib
 import re
 from dataclasses import dataclass
 
-from tasks.proposers import thinking
+from tasks.proposers import gain, thinking
 from tasks.proposers.thinking import FENCE, HEADER, REPLACE, SEARCH
+from tasks.records import Estimate
 from tasks.statuses import Outcome
 from tasks.text import one_line, shortened
 from tasks.usage import KINDS
@@ -79,7 +80,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer's words, a line each, and its change: either blocks or the whole file."""
+    """One idea's words, a line each, and its change: either blocks or the whole file."""
 
     hypothesis: str  # "" if it gives none
     kind: str | None  # one of usage.KINDS
@@ -87,18 +88,31 @@ class Answer:
     summary: str
     blocks: tuple[Block, ...]
     whole_file: str | None
+    estimate: Estimate | None = None  # of its gain; None if it gives none that can be read
 
 
 def parse(text: str) -> Answer:
-    """The answer in a model's text, without its thinking.
+    """The only idea in a model's text, without its thinking.
 
     Raises EditError: malformed, or no_edit if it changes nothing.
     """
+    check_size(text)
+    return idea_of(*thinking.last_answer(text.replace("\r\n", "\n")))
+
+
+def check_size(text: str) -> None:
+    """Raises EditError for a text that is too long to be read."""
     if (size := len(text.encode("utf-8", "surrogatepass"))) > MOST_BYTES:
         raise EditError(
             Problem("malformed", f"The answer has {size} bytes, the limit is {MOST_BYTES}.")
         )
-    lines, doubt = thinking.last_answer(text.replace("\r\n", "\n"))
+
+
+def idea_of(lines: list[str], doubt: str | None = None) -> Answer:
+    """The idea in these lines, which hold no other.
+
+    Raises EditError: malformed, also if there is a doubt about them; no_edit.
+    """
     outside, blocks, problems = _blocks(lines)
     problems += [doubt] if doubt else []
     fenced = thinking.whole_files(outside)
@@ -128,6 +142,7 @@ def parse(text: str) -> Answer:
         summary=shortened(summary or "a change without a summary", MOST_SUMMARY),
         blocks=tuple(blocks),
         whole_file=files[0] if files else None,
+        estimate=gain.estimate_of(said.get("gain", "").partition("\n")[0]),
     )
 
 

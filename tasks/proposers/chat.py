@@ -11,15 +11,17 @@ import asyncio
 import contextlib
 import dataclasses
 import ipaddress
+import math
 import os
 import re
 import time
 import urllib.parse
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from configs import Llm
 from tasks.errors import UsageError
+from tasks.proposers import context_length
 from tasks.proposers import reply as replies
 from tasks.proposers.reply import Reply
 from tasks.text import one_line
@@ -33,6 +35,10 @@ NEAR = (".localhost", ".local", ".internal", ".lan", ".home.arpa")  # names of n
 # Characters. Shorter keys ("ollama", "EMPTY") are words that an answer may contain.
 SHORTEST_SECRET = 8
 CONNECT_SECONDS = 10.0
+CONTEXT_SECONDS = 10.0  # for all that the endpoint tells of the model's context
+# With a known context: characters of a prompt's token, fewer than on average, so that the answer
+# fits; and tokens of an answer that are asked for even so, as the endpoint then refuses.
+FEWEST_A_TOKEN, LEAST_ANSWER = 3.0, 1024
 MOST_ERROR = 500  # characters
 UNSUPPORTED = re.compile(
     r"unsupported|not support|deprecated|only the default|not permitted|unrecognized", re.IGNORECASE
@@ -44,6 +50,8 @@ OUT_OF_RANGE = re.compile(
 )
 # Of a refusal that is about [llm] max_tokens; the last is vLLM's.
 LIMIT = re.compile(r"max_(completion_|new_|output_)?tokens|in the completion", re.IGNORECASE)
+
+Result = TypeVar("Result")
 
 
 class Endpoint:
@@ -64,6 +72,8 @@ class Endpoint:
         # OpenAI's reasoning models refuse this name; other servers do not know the newer one.
         self._limit = "max_tokens"
         self._temperature = settings.temperature
+        self._context: int | None = None  # tokens of prompt and answer; None: unknown
+        self._is_context_asked = False
         self._cancelled = False
         self._stops: set[Callable[[], object]] = set()  # one for each request in progress
 
@@ -109,6 +119,8 @@ class Endpoint:
         began = time.monotonic()
         with asyncio.Runner(loop_factory=_Loop) as runner:
             reply = runner.run(self._bounded(messages, seconds))
+        if reply.outcome == "truncated":
+            reply = dataclasses.replace(reply, error=self._about_room(messages, reply.error or ""))
         return dataclasses.replace(
             reply,
             text=None if reply.text is None else self.redact(reply.text),
@@ -116,6 +128,25 @@ class Endpoint:
             request_id=None if reply.request_id is None else self._line(reply.request_id),
             seconds=time.monotonic() - began,
         )
+
+    def learn_context(self) -> None:
+        """Asks the endpoint for the length of the model's context, once. Many do not say."""
+        if self._is_context_asked or self._cancelled:
+            return
+        self._is_context_asked = True
+        with (
+            contextlib.suppress(TimeoutError),
+            asyncio.Runner(loop_factory=_Loop) as runner,
+        ):
+            self._context = runner.run(self._said_context())
+
+    def answer_tokens(self, characters: int) -> int:
+        """The most tokens of an answer to a prompt of so many characters: both fit the context."""
+        most = self.settings.max_tokens
+        if self._context is None:
+            return most
+        left = self._context - math.ceil(characters / FEWEST_A_TOKEN)
+        return min(most, max(left, LEAST_ANSWER))
 
     def cancel(self) -> None:
         """Ends all requests, present and future. For other threads and signals: takes no lock."""
@@ -138,22 +169,23 @@ class Endpoint:
             return error
         return f"[llm] max_tokens = {self.settings.max_tokens} is not accepted: {error}"
 
+    def _about_room(self, messages: Sequence[dict[str, str]], error: str) -> str:
+        """The error of a cut answer, which had fewer tokens than the setting allows."""
+        room = self.answer_tokens(_characters(messages))
+        if room == self.settings.max_tokens:
+            return error
+        return (
+            f"the answer reached the {room:,} tokens that the model's context of {self._context:,} "
+            "leaves for it, and is not complete"
+        )
+
     def _line(self, text: str) -> str:
         return one_line(self.redact(text))[:MOST_ERROR]  # cut last: half a key is not redacted
 
     async def _bounded(self, messages: Sequence[dict[str, str]], seconds: float) -> Reply:
         refused: list[httpx2.Response] = []
-        loop = asyncio.get_running_loop()
-        request = asyncio.ensure_future(self._request(messages, refused))
-
-        def stop() -> None:
-            loop.call_soon_threadsafe(request.cancel)
-
-        self._stops.add(stop)
         try:
-            if self._cancelled:  # read after `stop` was added, so that no cancel is missed
-                request.cancel()
-            return await asyncio.wait_for(request, seconds)
+            return await self._stoppable(self._request(messages, refused), seconds)
         except TimeoutError:
             if refused:  # it waited to try again: the refusal says more than the timeout
                 return replies.read(refused[-1], 0, self.redact)
@@ -163,8 +195,35 @@ class Endpoint:
             if not self._cancelled:  # Ctrl-C
                 raise
             return Reply("cancelled", error="cancelled")
+
+    async def _stoppable(self, work: Coroutine[Any, Any, Result], seconds: float) -> Result:
+        """The result of `work`. Raises TimeoutError, and CancelledError after `cancel`."""
+        loop = asyncio.get_running_loop()
+        task = asyncio.ensure_future(work)
+
+        def stop() -> None:
+            loop.call_soon_threadsafe(task.cancel)
+
+        self._stops.add(stop)
+        try:
+            if self._cancelled:  # read after `stop` was added, so that no cancel is missed
+                task.cancel()
+            return await asyncio.wait_for(task, seconds)
         finally:
             self._stops.discard(stop)
+
+    async def _said_context(self) -> int | None:
+        headers = {"Authorization": f"Bearer {self._key}"}
+        async with _http_client(CONTEXT_SECONDS, self._login, []) as client:
+            client.headers.update(headers)
+            client.params = client.params.merge(self._query)
+            asked = context_length.asked(client, self.url, self.model)
+            try:
+                return await self._stoppable(asked, CONTEXT_SECONDS)
+            except asyncio.CancelledError:
+                if not self._cancelled:  # Ctrl-C
+                    raise
+                return None
 
     async def _request(
         self, messages: Sequence[dict[str, str]], refused: list[httpx2.Response]
@@ -177,7 +236,7 @@ class Endpoint:
             {name: text.encode("utf-8", "replace").decode() for name, text in each.items()}
             for each in messages
         ]
-        characters = sum(len(each["content"]) for each in sent)
+        characters = _characters(sent)
         try:
             async with openai.AsyncOpenAI(
                 base_url=self.url,
@@ -187,7 +246,8 @@ class Endpoint:
                 http_client=_http_client(self.settings.answer_seconds, self._login, refused),
             ) as client:
                 while True:
-                    options: dict[str, Any] = {self._limit: self.settings.max_tokens}
+                    room = self.answer_tokens(characters)
+                    options: dict[str, Any] = {self._limit: room}
                     if self._temperature is not None:
                         options["temperature"] = self._temperature
                     try:
@@ -279,6 +339,10 @@ def _http_client(
     return Bounded(
         timeout=httpx2.Timeout(seconds, connect=min(CONNECT_SECONDS, seconds)), auth=login
     )
+
+
+def _characters(messages: Sequence[dict[str, str]]) -> int:
+    return sum(len(each["content"]) for each in messages)
 
 
 def _visible(text: str) -> bool:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import configs
 from tasks.errors import NightlyError, UsageError
-from tasks.proposers import agent_process, answer, three_way_merge
+from tasks.proposers import agent_process, answer, gain, reading, three_way_merge
 from tasks.proposers.proposal import MAX_BYTES, Proposer, no_patch, stand_in
 from tasks.records import TRAIN, Candidate, Idea, NightSoFar, Proposal, RunResult
 from tasks.statuses import Outcome
@@ -79,12 +79,15 @@ class CommandProposer:
         """Ends the running agent, from another thread; none is started afterwards."""
         self._cancelled.set()
 
-    def propose(self, night: NightSoFar) -> Proposal | None:
+    def ideas(self, night: NightSoFar) -> tuple[Proposal, ...]:
+        return (self.propose(night),)
+
+    def propose(self, night: NightSoFar) -> Proposal:
         """The agent's train.py; the champion's with a `problem` if the agent left none to run."""
         if self._cancelled.is_set():
             return self._problem(night, "cancelled", "the agent was not started")
         folder = self.home / "agents" / f"{night.tag}-{night.next_trial}"
-        prompt, source = self.prompt(night), night.champion.source
+        prompt, source = self.prompt(night), night.shown.source
         try:
             with _scratch_clone(folder / "clone", self.root, source, prompt) as clone:
                 visit, left = self._run(clone), _take(clone)
@@ -125,7 +128,7 @@ class CommandProposer:
 
     def _judged(
         self, night: NightSoFar, visit: agent_process.Visit, left: str | _Unfit
-    ) -> Proposal | None:
+    ) -> Proposal:
         """The proposal of an agent that ended by itself."""
         command = Path(self.settings.argv[0]).name
         tail = one_line(visit.log[-2 * QUOTED :])[-QUOTED:]
@@ -133,12 +136,12 @@ class CommandProposer:
         log = f"; its log ends: {tail}" if tail else ""
         if isinstance(left, _Unfit):
             return self._problem(night, "unfit", f"{TRAIN} {left.why}{log}")
-        if left == night.champion.source:
+        if left == night.shown.source:
             # It may lack a key. A night of such trials would be over in minutes.
             unchanged = f"{status or f'{command} is done'} and has changed nothing{log}"
             return self._instead(night, unchanged, "no_change")
         for name, value in self._secrets():
-            if value in left and value not in night.champion.source:
+            if value in left and value not in night.shown.source:
                 return self._problem(night, "unfit", f"{TRAIN} holds the value of {name}")
         said = _headers(visit.stdout)
         idea = Idea(
@@ -149,6 +152,8 @@ class CommandProposer:
             kind=answer.kind_of(said.get("kind", "")),
             hypothesis=shortened(said.get("hypothesis", ""), answer.MOST_WORDS) or None,
             expected=shortened(said.get("expected", ""), answer.MOST_WORDS) or None,
+            estimate=gain.estimate_of(said.get("gain", "")),
+            notes=reading.notes_of(visit.stdout.splitlines()),
             note=status,
         )
         if visit.survivors:

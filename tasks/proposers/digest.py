@@ -1,13 +1,15 @@
 """A night's record for a language model, of bounded length however long the night.
 
-Each section has a share of the room: kinds of change with their counts, keeps, the trial that
-trains now, near misses, dead ends, failures, how the latest trials trained, earlier nights. The
-words are those of candidates or earlier answers, so they are cleaned here and fenced in the prompt.
-No output of a scoring box is in it.
+Whole, whatever the room: the counts of each kind of change, and what every change touches that was
+kept, trains now or waits for a run. Each other section has a share of what room is left: keeps,
+patches, near misses, dead ends, failures, how the latest trials trained, earlier nights; what they
+do not need goes to patches that were cut. The words are those of candidates or earlier answers, so
+they are cleaned here and fenced in the prompt. No output of a scoring box is in it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 import unicodedata
@@ -16,9 +18,11 @@ from pathlib import Path
 
 from tasks.errors import NightlyError
 from tasks.history.trial_folder import read_runs
+from tasks.proposers.changes import kept as kept_changes
 from tasks.proposers.past_nights import KNOBS, EarlierTrial, kind_of
-from tasks.records import NightSoFar, RunResult, Trial
-from tasks.text import one_line, shortened
+from tasks.proposers.touched import Lines, grouped, ranges_of, touched
+from tasks.records import Candidate, NightSoFar, RunResult, Trial
+from tasks.text import numbered, one_line, shortened
 from tasks.usage import CHARACTERS_A_TOKEN, KINDS
 
 # Statuses whose reason comes from a training box or from our own checks. A scoring box has seen
@@ -48,6 +52,10 @@ FIGURES = {  # self-reported metrics of a run
     "peak_vram_mb": "{:,.0f} MiB on the GPU",
     "num_params_M": "{:.3g} M parameters",
 }
+SPEED = ("tokens_per_second", "mfu_percent")
+LONGEST_PATCH = 20_000  # characters read of one
+CUT = "\n    ... (cut)"
+NAME = 60  # characters of a name in a file
 
 Gains = Mapping[int, float]  # trial -> val_bpb minus its champion's
 
@@ -88,29 +96,83 @@ def patch_of(folder: Path | None, number: int, most: int) -> str:
 
 
 def digest(night: NightSoFar, earlier: Sequence[EarlierTrial], tokens: int) -> str:
-    """The record in at most so many estimated tokens, but at least the overview, about 300."""
-    text = _overview(night)
-    room = max(tokens * CHARACTERS_A_TOKEN - len(text), 0.0)
-    left = 0.0
+    """The record in at most so many estimated tokens.
+
+    Always whole, so that it may need more: the overview of about 300 tokens, and what each kept or
+    waiting change touches.
+    """
+    text = _always(night)
+    room = left = max(tokens * CHARACTERS_A_TOKEN - len(text), 0.0)
+    given = 0.0
+    sections = []
     for share, title, entries in _sections(night, earlier, room):
-        left += share * room  # added to what earlier sections left over
-        section = _section(title, entries, left)
-        left -= len(section)
-        text += section
-    return text
+        given += share * room  # added to what earlier sections left over
+        chosen = _fitting(title, entries, given)
+        length = len(_section(title, chosen))
+        given, left = given - length, left - length
+        sections.append((title, chosen))
+    return text + "".join(_section(title, each) for title, each in _widened(sections, left))
 
 
-def _section(title: str, entries: Iterable[str], room: float) -> str:
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    """A line or a few, and perhaps a patch below them."""
+
+    text: str
+    patch: str = ""  # whole, indented
+    most: int = 0  # characters of it that are shown
+
+    def __str__(self) -> str:
+        return self.text + self.shown
+
+    @property
+    def shown(self) -> str:
+        """The patch; cut at a line, if it is longer than may be shown."""
+        if len(self.patch) <= self.most:
+            return self.patch
+        cut = self.patch[: max(self.most - len(CUT), 0)].rpartition("\n")[0]
+        return cut + CUT if cut else ""
+
+
+Section = tuple[str, list[_Entry]]  # its title and entries
+
+
+def _fitting(title: str, entries: Iterable[str | _Entry], room: float) -> list[_Entry]:
     """As many entries as there is room for; the files of the others are not read."""
-    text = f"\n\n## {title}"
+    chosen: list[_Entry] = []
+    length = len(_section(title, [_Entry("")]))
     for entry in entries:
-        if len(text) + 1 + len(entry) > room:
+        made = _Entry(entry) if isinstance(entry, str) else entry
+        length += 1 + len(str(made))
+        if length > room:
             break
-        text += f"\n{entry}"
-    return text if "\n- " in text else ""
+        chosen.append(made)
+    return chosen
 
 
-def _overview(night: NightSoFar) -> str:
+def _section(title: str, entries: Sequence[_Entry]) -> str:
+    return f"\n\n## {title}\n" + "\n".join(map(str, entries)) if entries else ""
+
+
+def _widened(sections: Iterable[Section], room: float) -> Iterator[Section]:
+    """The same sections; patches that were cut get the room that is left, the first ones first."""
+    for title, entries in sections:
+        wider = []
+        for entry in entries:
+            before = len(entry.shown)
+            grown = dataclasses.replace(entry, most=max(before + int(room), entry.most))
+            room -= len(grown.shown) - before
+            wider.append(grown)
+        yield title, wider
+
+
+def _always(night: NightSoFar) -> str:
+    """What is whole however little room there is."""
+    lines = [*_overview(night), *_parent(night), *_in_flight(night), *_waiting(night)]
+    return "\n".join([*lines, *_kept(night)])
+
+
+def _overview(night: NightSoFar) -> list[str]:
     trials = night.trials
     kept = sum(trial.verdict == "keep" for trial in trials)
     unscored = sum(trial.val_bpb is None for trial in trials)
@@ -127,7 +189,19 @@ def _overview(night: NightSoFar) -> str:
         at_best = "" if best is None else f"{_z(best)} at best"
         figures = f"{counts}{at_best}, last in trial {those[-1].number}" if those else "never tried"
         lines.append(f"- {kind}: {figures}")
-    return "\n".join([*lines, *_in_flight(night)])
+    return lines
+
+
+def _parent(night: NightSoFar) -> Iterator[str]:
+    """How the file that is shown differs from the champion, if it is another."""
+    if night.parent is not None:
+        change = touched(night.shown.source, night.champion.source)
+        yield ""
+        yield (
+            f"The train.py that you are shown is trial {night.parent.trial}'s, not the champion's. "
+            f"What the champion has and it lacks: {_touches(change.names, change.lines)} of the "
+            "file that you are shown"
+        )
 
 
 def _in_flight(night: NightSoFar) -> Iterator[str]:
@@ -140,15 +214,52 @@ def _in_flight(night: NightSoFar) -> Iterator[str]:
     yield f"Trial {night.next_trial - 1} trains right now; do not propose it again: {what}"
     if idea.hypothesis:
         yield f"    why: {short(idea.hypothesis, WORDS)}"
+    yield f"    touches {_of_champion(night, night.in_flight.candidate)}"
     yield (
         "    If it is kept, your change is merged onto it; keep off the lines of its patch and "
         "those next to them."
     )
 
 
+def _waiting(night: NightSoFar) -> Iterator[str]:
+    """The queue, a line for each idea."""
+    if night.waiting:
+        yield "\n## Ideas that wait for a run: do not propose them again"
+    for proposed in night.waiting:
+        idea, guess = proposed.idea, proposed.idea.estimate
+        name = short(idea.queued or "an idea", 20)
+        gain = f", expected gain {guess.gain:+.4f} (sd {guess.sd:.4f})" if guess else ""
+        what = f"{short(idea.kind or idea.proposer, SUMMARY)}{gain}: {short(idea.summary, SUMMARY)}"
+        yield f"- {name}, {what}; touches {_of_champion(night, proposed.candidate)}"
+
+
+def _kept(night: NightSoFar) -> Iterator[str]:
+    """What each kept change touched, and which lines of the champion are its, the newest first."""
+    changes = kept_changes(night)
+    if changes:
+        yield "\n## What each kept change touched, and its lines in today's champion"
+    for change in changes:
+        if change.names is None:
+            yield f"- trial {change.trial}: unknown, its files are gone"
+        else:
+            yield f"- trial {change.trial}: {_touches(change.names, change.lines)}"
+
+
+def _of_champion(night: NightSoFar, candidate: Candidate) -> str:
+    change = touched(night.champion.source, candidate.source)
+    return f"{_touches(change.names, change.lines)} of the champion"
+
+
+def _touches(names: Sequence[str], lines: Sequence[Lines]) -> str:
+    """All of them, however many: beyond some they are grouped."""
+    named = ", ".join(short(name, NAME) for name in grouped(names)) or "nothing that has a name"
+    where = ranges_of(lines) or "none"
+    return f"{named}; {'line' if where.isdecimal() else 'lines'} {where}"
+
+
 def _sections(
     night: NightSoFar, earlier: Sequence[EarlierTrial], room: float
-) -> Iterator[tuple[float, str, Iterable[str]]]:
+) -> Iterator[tuple[float, str, Iterable[str | _Entry]]]:
     """Share of the room, title and entries of each section; the most useful entries come first."""
     newest, gains = night.trials[::-1], _gains(night)
     kept = [trial for trial in newest if trial.verdict == "keep"]
@@ -161,27 +272,25 @@ def _sections(
     ends = by_kind(trial for trial in dropped if trial.number not in near)
     latest = {trial.number: trial for trial in (*kept[:1], *newest[:LATEST])}
 
-    def with_patch(trial: Trial, most: float) -> str:
-        line = _line(trial, gains)
+    def with_patch(line: str, trial: Trial, share: float) -> _Entry:
         if kind_of(trial) == KNOBS:  # its summary says it all
-            return line
-        return line + _patch(night.folder, trial.number, int(most))
+            return _Entry(line)
+        return _Entry(line, _patch(night.folder, trial.number), int(share * room))
 
-    flying = ""
-    if night.in_flight:
-        flying = _patch(night.folder, night.next_trial - 1, int(0.08 * room))
-    in_flight = [f"- trial {night.next_trial - 1}:{flying}"] if flying else []
-    patches = (with_patch(trial, 0.08 * room) for trial in patched.values())
-    misses = (with_patch(trial, 0.035 * room) for trial in near.values())
+    flying = _patch(night.folder, night.next_trial - 1) if night.in_flight else ""
+    in_flight = _Entry(f"- trial {night.next_trial - 1}:", flying, int(0.08 * room))
+    patches = (with_patch(_line(trial, gains), trial, 0.08) for trial in patched.values())
+    misses = (with_patch(_miss(night, trial, gains), trial, 0.035) for trial in near.values())
     dead = _in_turn([_line(trial, gains) for trial in those[:OF_A_KIND]] for those in ends.values())
     stories = (_story(night, trial, gains) for trial in latest.values())
     yield 0.12, "Kept, newest first", (_line(trial, gains) for trial in kept)
-    yield 0.10, "The patch that trains right now", in_flight
+    yield 0.10, "The patch that trains right now", [in_flight] if flying else []
     yield 0.20, "Patches of the newest and the best of them", patches
     yield 0.17, "Near misses: not kept, at most a standard error worse than the champion", misses
-    yield 0.13, "Dead ends, the latest of each kind", dead
+    yield 0.11, "Dead ends, the latest of each kind", dead
     yield 0.08, "Without a score", _failures(dropped)
-    yield 0.12, "How the champion and the latest trained", stories
+    yield 0.03, "Mended, carried over, repaired, or made of other trials", _mended(newest)
+    yield 0.11, "How the champion and the latest trained", stories
     yield 0.08, "Earlier nights on the same data, best and worst of each kind", _earlier(earlier)
 
 
@@ -220,10 +329,33 @@ def _indented(text: str) -> str:
     return "".join(f"\n    {line}" for line in text.split("\n")) if text else ""
 
 
-def _patch(folder: Path | None, number: int, most: int) -> str:
-    """A trial's patch below its entry, cut after indenting: a longer one would end its section."""
-    text = _indented(patch_of(folder, number, most))
-    return text if len(text) <= most else f"{text[:most].rpartition(chr(10))[0]}\n    ... (cut)"
+def _patch(folder: Path | None, number: int) -> str:
+    """A trial's patch below its entry."""
+    return _indented(patch_of(folder, number, LONGEST_PATCH))
+
+
+def _miss(night: NightSoFar, trial: Trial, gains: Gains) -> str:
+    """A near miss against the champion of its time, and against today's if that differs."""
+    line = _line(trial, gains)
+    if trial.val_bpb is None or trial.number < night.first_comparable:
+        return line
+    today = f"{trial.val_bpb - night.champion_bpb:+.4f}"
+    if today == f"{gains[trial.number]:+.4f}":
+        return line
+    head, separator, summary = line.partition(": ")
+    return f"{head}, against today's champion {today}{separator}{summary}"
+
+
+def _mended(newest: Iterable[Trial]) -> Iterator[str]:
+    """How candidates came about that are not what was proposed at first."""
+    for trial in newest:
+        told = [f"crashed and was mended {trial.fixes} times"] if trial.fixes > 1 else []
+        if trial.idea.built_on:
+            told.append(f"{trial.idea.search} of {numbered(trial.idea.built_on)}")
+        told += [trial.idea.note] if trial.idea.note else []
+        if told:
+            decided = trial.verdict if trial.val_bpb is not None else trial.status
+            yield f"- trial {trial.number}, {decided}: {short('; '.join(told), WORDS)}"
 
 
 def reason_of(status: str, reason: str) -> str:
@@ -267,16 +399,24 @@ def _last_run(folder: Path) -> RunResult | None:
 
 
 def training(run: RunResult) -> str:
-    """The training loss at ten evenly spaced points of the curve, and the run's figures."""
+    """The training loss in each tenth of the run, and the run's figures.
+
+    Not how fast it was, if its budget is in operations: that depends on what else the machine does,
+    and buys nothing.
+    """
     figures = []
     if run.curve:
-        points = sorted({max(len(run.curve) * tenth // 10 - 1, 0) for tenth in range(1, 11)})
-        figures.append("loss " + " ".join(f"{run.curve[point][2]:.4g}" for point in points))
+        figures.append("loss " + " ".join(f"{loss:.4g}" for *_, loss in run.curve_in_tenths))
+    in_seconds = run.counted_flops_per_token is None  # counted for budgets of operations alone
     figures += [
-        form.format(run.metrics[name]) for name, form in FIGURES.items() if name in run.metrics
+        form.format(run.metrics[name])
+        for name, form in FIGURES.items()
+        if name in run.metrics and (in_seconds or name not in SPEED)
     ]
-    if run.seconds is not None:
+    if in_seconds and run.seconds is not None:
         figures.append(f"{run.seconds:.0f} s")
+    if not in_seconds and run.cpu_seconds is not None:
+        figures.append(f"{run.cpu_seconds:.0f} CPU-seconds")
     if run.peak_memory_bytes:
         figures.append(f"{run.peak_memory_bytes / 2**30:.1f} GiB of host memory")
     return ", ".join(figures)

@@ -1,18 +1,21 @@
 """A language model's SEARCH/REPLACE blocks applied to train.py: all of them or none.
 
 A SEARCH is whole lines and must be in the file exactly once, apart from white space at the ends of
-lines: an edit in the wrong place would be scored as if it were the right one. All blocks are looked
-up in the file as it was, so their order does not matter. Lines end at "\\n", as in git;
-str.splitlines knows more line ends.
+lines: an edit in the wrong place would be scored as if it were the right one. One that is there
+only with another indentation or spacing is taken if it is there once and all its lines are shifted
+alike; its REPLACE is shifted as much. All blocks are looked up in the file as it was, so their
+order does not matter. Lines end at "\\n", as in git; str.splitlines knows more line ends.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator
 
+from tasks.proposers import folding
 from tasks.proposers.answer import Answer, Block, EditError, Problem
 from tasks.records import Candidate
 
@@ -25,6 +28,7 @@ LEFT_OUT = 8  # lines that a SEARCH may lack or have too many, and its place is 
 QUOTED = 3  # lines of the SEARCH
 SHOWN, BEFORE = 6, 2  # lines of the file, and those of them before the first difference
 WIDTH = 100  # characters quoted of a line; words are taken from twice as many
+TAB = 4  # columns
 WORD = re.compile(r"\w+")
 
 
@@ -36,15 +40,14 @@ def apply(answer: Answer, current: Candidate) -> Candidate:
     source = current.source
     carriage = "\r" if source.count("\r\n") * 2 > source.count("\n") else ""
     if answer.whole_file is not None:
-        result = answer.whole_file.replace("\n", f"{carriage}\n")
+        whole = folding.unfolded(answer.whole_file, source)
+        result = whole.replace("\n", f"{carriage}\n")
     else:
         # The last line is "" if the file ends with a line end, so a block can change that, too.
         lines = source.split("\n")
         places = _places(answer.blocks, [line.removesuffix("\r") for line in lines])
-        for start, stop, number in reversed(places):
-            lines[start:stop] = [
-                line + carriage for line in answer.blocks[number].replace.split("\n")[:-1]
-            ]
+        for place in reversed(places):
+            lines[place.start : place.stop] = [line + carriage for line in place.replace]
         result = "\n".join(lines)
         if not source.endswith("\r"):  # the new last line must not keep half a line end
             result = result.removesuffix("\r")
@@ -57,43 +60,103 @@ def apply(answer: Answer, current: Candidate) -> Candidate:
     return candidate
 
 
-def _places(blocks: tuple[Block, ...], lines: list[str]) -> list[tuple[int, int, int]]:
-    """Each block's first line, the line after its last one, and its index, in the file's order."""
-    places: list[tuple[int, int, int]] = []
+@dataclasses.dataclass(frozen=True, order=True)
+class _Place:
+    """Where a block goes: its first line, the line after its last one, and the lines for them."""
+
+    start: int
+    stop: int
+    number: int  # the block's, from 1
+    replace: list[str] = dataclasses.field(compare=False)
+
+
+def _places(blocks: tuple[Block, ...], lines: list[str]) -> list[_Place]:
+    """The places of all blocks, in the file's order. Raises EditError."""
+    places: list[_Place] = []
     problems: list[Problem] = []
     bare = [line.rstrip() for line in lines]
     text, bare_text = _joined(lines), _joined(bare)
-    for number, block in enumerate(blocks):
-        wanted = block.search.split("\n")[:-1]
+    dense_text = _joined(list(map(_dense, lines)))
+    for number, block in enumerate(blocks, start=1):
+        wanted, replace = (part.split("\n")[:-1] for part in (block.search, block.replace))
         bare_wanted = [line.rstrip() for line in wanted]
         found = _find(_joined(wanted), text) or _find(_joined(bare_wanted), bare_text)
+        shifted = None
+        if not found:
+            dense = _find(_joined(list(map(_dense, wanted))), dense_text)
+            if len(dense) == 1:
+                there = bare[dense[0] : dense[0] + len(wanted)]
+                shifted = _shifted(bare_wanted, there, replace)
+            found = [] if shifted is None else dense
         if len(found) == 1:
-            places.append((found[0], found[0] + len(wanted), number))
+            lines_in_place = replace if shifted is None else shifted
+            places.append(_Place(found[0], found[0] + len(wanted), number, lines_in_place))
         elif found:
             where = ", ".join(str(start + 1) for start in found)
             more = ", ..." if len(found) == MOST_PLACES else ""
             what = (
-                f"Block {number + 1}: its SEARCH is in train.py more than once, "
+                f"Block {number}: its SEARCH is in train.py more than once, "
                 f"at lines {where}{more}: add neighbouring lines to it."
             )
             problems.append(Problem("ambiguous", what))
+        elif fold := next(filter(folding.FOLD.fullmatch, wanted), None):
+            what = (
+                f'Block {number}: its SEARCH has the line "{fold.strip()}". That stands for '
+                "lines that you are not shown and cannot change: choose other lines."
+            )
+            problems.append(Problem("not_found", what))
         else:
             explained = sum(problem.outcome == "not_found" for problem in problems) < MOST_EXPLAINED
             detail = _explanation(bare_wanted, bare) if explained else ""
             problems.append(
-                Problem("not_found", f"Block {number + 1}: its SEARCH is not in train.py.", detail)
+                Problem("not_found", f"Block {number}: its SEARCH is not in train.py.", detail)
             )
     places.sort()
-    for (_, stop, one), (start, _, other) in itertools.pairwise(places):
-        if start < stop:
+    for one, other in itertools.pairwise(places):
+        if other.start < one.stop:
             what = (
-                f"Blocks {one + 1} and {other + 1} both change line {start + 1} of train.py: "
-                "make one block of them."
+                f"Blocks {one.number} and {other.number} both change line {other.start + 1} of "
+                "train.py: make one block of them."
             )
             problems.append(Problem("malformed", what))
     if problems:
         raise EditError(*problems)
     return places
+
+
+def _dense(line: str) -> str:
+    """A line without its blanks."""
+    return line.replace(" ", "").replace("\t", "")
+
+
+def _shifted(search: list[str], there: list[str], replace: list[str]) -> list[str] | None:
+    """The lines for REPLACE, moved as far as SEARCH is moved from the lines that are there.
+
+    A line that REPLACE has from SEARCH is left as it is there, with its spacing. None if the lines
+    of SEARCH are moved by different widths, or a line of REPLACE would begin left of the margin.
+    """
+    pairs = [(wanted, found) for wanted, found in zip(search, there, strict=True) if found.strip()]
+    widths = {_indent(found) - _indent(wanted) for wanted, found in pairs}
+    if len(widths) != 1 or any("\t" in line[: len(line) - len(line.lstrip())] for line in there):
+        return None
+    by = widths.pop()
+    own: dict[str, set[str]] = {}
+    for wanted, found in pairs:
+        own.setdefault(wanted, set()).add(found)
+    lines = []
+    for line in replace:
+        text, begin = line.strip(" \t"), _indent(line) + by
+        if text and begin < 0:
+            return None
+        same = own.get(line.rstrip(), set())
+        moved = " " * begin + text if text else ""
+        lines.append(next(iter(same)) if len(same) == 1 else moved)
+    return lines
+
+
+def _indent(line: str) -> int:
+    """Columns before a line's first character."""
+    return len(line.expandtabs(TAB)) - len(line.expandtabs(TAB).lstrip(" "))
 
 
 def _joined(lines: list[str]) -> str:

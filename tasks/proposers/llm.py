@@ -15,11 +15,14 @@ from datetime import UTC, datetime
 
 import configs
 from tasks.history.llm_calls import CallLog
-from tasks.proposers import answer, edit_blocks, prompt
-from tasks.proposers.answer import Answer, EditError
+from tasks.proposers import asking, harvest, prompt
+from tasks.proposers.answer import Answer
 from tasks.proposers.chat import Endpoint
+from tasks.proposers.folding import folded
+from tasks.proposers.harvest import Harvest
 from tasks.proposers.prompt import Briefing, Message
-from tasks.proposers.proposal import Proposer, no_patch, refusal, stand_in
+from tasks.proposers.proposal import Proposer, no_patch, stand_in
+from tasks.proposers.questions import Desk, NoDesk
 from tasks.proposers.reply import Reply
 from tasks.records import Candidate, Idea, NightSoFar, Proposal, RunResult
 from tasks.statuses import Outcome
@@ -39,7 +42,8 @@ GOES_BACK = (
 # The model was asked and had nothing that can be run.
 NO_PATCH = (*GOES_BACK, "refusal", "content_filter", "empty")
 WHOLE_FILE_AFTER = 2  # failed repairs; then the whole file is asked for
-LONGEST_ECHO = 8000  # characters of an unusable answer that go back with its problem
+LONGEST_ECHO = 8000  # characters of an answer that go back with what follows it
+NO_QUESTIONS = "There are no questions left. Propose a change now, in the form that you were given."
 PING = [{"role": "user", "content": "Answer with the word ready."}]
 
 
@@ -58,16 +62,24 @@ class _Asking:
     trial: int
     purpose: Purpose
     messages: list[Message]
+    remark: str = ""  # about the messages
     began: datetime = dataclasses.field(default_factory=lambda: datetime.now(UTC))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Judged:
-    """A reply with what can be made of it."""
+@dataclasses.dataclass
+class _Talk:
+    """Where the requests for one proposal stand."""
 
-    reply: Reply  # its outcome and error are those of the patch
-    answer: Answer | None
-    candidate: Candidate | None  # one that can be run
+    night: NightSoFar
+    purpose: Purpose
+    current: Candidate  # the file that it changes
+    until: float  # by the monotonic clock, for another request
+    ideas: int = 1  # at most
+    questions: int = 0  # left
+    messages: list[Message] = dataclasses.field(default_factory=list)
+    repairs: int = 0
+    notes: str | None = None  # the last
+    remark: str = ""  # about the messages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,27 +90,42 @@ class LlmProposer:
     briefing: Briefing
     calls: CallLog
     fallback: Proposer
+    desk: Desk = dataclasses.field(default_factory=NoDesk)
     name: str = "llm"
 
     @property
     def settings(self) -> configs.Llm:
         return self.briefing.settings
 
+    @property
+    def search(self) -> configs.Search:
+        return self.briefing.search
+
     def thinks(self, night: NightSoFar) -> bool:
         return self.settings.ahead and self._obstacle(night) is None
 
     def propose(self, night: NightSoFar) -> Proposal | None:
-        """The model's patch against the champion; with a `problem` if no repair made it usable."""
+        return next(iter(self.ideas(night)), None)
+
+    def ideas(self, night: NightSoFar) -> tuple[Proposal, ...]:
+        """The model's ideas for the file shown; one with a `problem` if no repair made any usable.
+
+        The fallback's proposal if the model cannot be asked; () if that has none left either.
+        """
         if why := self._obstacle(night):
             return self._instead(night, why)
 
         messages = functools.partial(self.briefing.proposal, night)
+        until = time.monotonic() + self.settings.seconds
+        search = self.search
+        talk = _Talk(night, "propose", night.shown, until, search.ideas, search.asks)
         try:
-            proposed = self._converse(night, "propose", messages, night.champion)
+            proposed = self._converse(talk, messages)
         except GivenUp as given_up:
             return self._instead(night, str(given_up), given_up.outcome)
-        if proposed.idea.outcome not in ("ok", *NO_PATCH):
-            return self._instead(night, proposed.problem or "", proposed.idea.outcome)
+        first = proposed[0]
+        if first.idea.outcome not in ("ok", *NO_PATCH):
+            return self._instead(night, first.problem or "", first.idea.outcome)
         return proposed
 
     def fix(self, night: NightSoFar, proposal: Proposal, run: RunResult) -> Proposal | None:
@@ -106,13 +133,15 @@ class LlmProposer:
             return None
 
         messages = functools.partial(self.briefing.fix, night, proposal=proposal, run=run)
+        until = time.monotonic() + self.settings.seconds
         try:
-            fixed = self._converse(night, "fix", messages, proposal.candidate)
+            fixed = self._converse(_Talk(night, "fix", proposal.candidate, until), messages)[0]
         except GivenUp:
             return None
         if fixed.idea.outcome != "ok":
             return None
-        idea = dataclasses.replace(proposal.idea, outcome=fixed.idea.outcome)
+        notes = fixed.idea.notes or proposal.idea.notes
+        idea = dataclasses.replace(proposal.idea, outcome=fixed.idea.outcome, notes=notes)
         return dataclasses.replace(fixed, idea=idea.with_note(f"fixed after {run.status}"))
 
     def cancel(self) -> None:
@@ -122,9 +151,9 @@ class LlmProposer:
         """Why the model must not be asked now."""
         if spent := self._spent():
             return spent
-        pause, trial = self.settings.pause_seconds, night.next_trial
-        if (closed := self.calls.closed_for(datetime.now(UTC), pause, trial)) > 0:
-            after = self.calls.last_failure(trial)
+        pause, trial, model = self.settings.pause_seconds, night.next_trial, self.endpoint.model
+        if (closed := self.calls.closed_for(datetime.now(UTC), pause, trial, model)) > 0:
+            after = self.calls.last_failure(trial, model)
             return f"the model is not asked for {closed:.0f} s more after {after}"
         return None
 
@@ -140,87 +169,107 @@ class LlmProposer:
 
     def _instead(
         self, night: NightSoFar, why: str, outcome: Outcome | None = None
-    ) -> Proposal | None:
-        """The fallback's proposal. None if it has none left and the model is not asked again."""
+    ) -> tuple[Proposal, ...]:
+        """The fallback's proposal. () if it has none left and the model is not asked again."""
         proposed = stand_in(self.fallback, night, why, outcome)
         if proposed or self._spent():
-            return proposed
+            return (proposed,) if proposed else ()
         why = f"{one_line(why)}; {self.fallback.name} has nothing left to propose"
-        return no_patch(night, self.name, outcome, why)
+        return (no_patch(night, self.name, outcome, why),)
 
     def _converse(
-        self,
-        night: NightSoFar,
-        purpose: Purpose,
-        messages_with: Callable[[int], list[Message]],
-        current: Candidate,
-    ) -> Proposal:
-        """Asks for a patch of `current` until one can be run, or asking again would not help.
+        self, talk: _Talk, messages_with: Callable[[int], list[Message]]
+    ) -> tuple[Proposal, ...]:
+        """Asks for ideas until one can be run, or asking again would not help.
 
         `messages_with` makes the prompt with a record of at most so many tokens. Raises GivenUp if
         the model would be asked again and must not.
         """
-        until = time.monotonic() + self.settings.seconds
-        digest_tokens, repairs = self.settings.digest_tokens, 0
-        messages = messages_with(digest_tokens)
+        digest_tokens = self.settings.digest_tokens
+        talk.messages = messages_with(digest_tokens)
+        got = self._ask(talk)
+        if got.reply.outcome == "context_overflow":
+            talk.messages = messages_with(digest_tokens // 4)
+            got = self._ask(talk)
         while True:
-            asking = _Asking(night.next_trial, "repair" if repairs else purpose, messages)
-            reply = self.endpoint.ask(messages, self.settings.answer_seconds)
-            judged = self._judged(reply, current, night)
-            name = self.calls.next_id(night.next_trial)
-            self.calls.append(_call(self.endpoint, name, asking, judged.reply))
-            outcome = judged.reply.outcome
-            is_first = digest_tokens == self.settings.digest_tokens and not repairs
-            if outcome == "context_overflow" and is_first:
-                digest_tokens //= 4
-                messages = messages_with(digest_tokens)
-                continue
-            if outcome not in GOES_BACK or repairs == self.settings.repairs:
-                return self._proposal(judged, current)
-            is_late = time.monotonic() >= until
+            outcome = got.reply.outcome
+            if got.asked:
+                outcome = "no_edit"
+                self._answer(talk, got)
+            elif outcome not in GOES_BACK or talk.repairs == self.settings.repairs:
+                return self._proposals(talk, got)
+            is_late = time.monotonic() >= talk.until
             late = f"no patch after {self.settings.seconds:g} s" if is_late else None
-            if given_up := late or self._obstacle(night):
+            if given_up := late or self._obstacle(talk.night):
                 raise GivenUp(f"{given_up}; the last answer: {outcome}", outcome)
-            repairs += 1
-            messages = [*messages, *self._repair(judged.reply, repairs)]
+            if not got.asked:
+                talk.repairs += 1
+                talk.messages = [*talk.messages, *self._repair(talk, got.reply)]
+            got = self._ask(talk)
 
-    def _repair(self, reply: Reply, repairs: int) -> list[Message]:
+    def _ask(self, talk: _Talk) -> Harvest:
+        """Sends the messages and reads the answer. The call is on record when it returns."""
+        self.endpoint.learn_context()
+        purpose: Purpose = "repair" if talk.repairs else talk.purpose
+        request = _Asking(talk.night.next_trial, purpose, talk.messages, talk.remark)
+        reply = self.endpoint.ask(talk.messages, self.settings.answer_seconds)
+        may_ask = self.search.asks > 0
+        got = Harvest.of(reply, talk.current, talk.night, most=talk.ideas, may_ask=may_ask)
+        if got.asked and talk.questions:
+            request = dataclasses.replace(request, purpose="ask")
+        elif got.asked:
+            refused = dataclasses.replace(got.reply, outcome="no_edit", error=NO_QUESTIONS)
+            got = dataclasses.replace(got, reply=refused, asked=())
+        talk.notes, talk.remark = got.notes or talk.notes, ""
+        name = self.calls.next_id(talk.night.next_trial)
+        self.calls.append(_call(self.endpoint, name, request, got.reply, got.remarks))
+        return got
+
+    def _answer(self, talk: _Talk, got: Harvest) -> None:
+        """Has the questions answered, as many as are left, for the next request."""
+        asked = got.asked[: talk.questions]
+        exchanges = asking.answers(self.desk, asked, talk.night)
+        talk.questions -= len(asked)
+        talk.remark = asking.said(exchanges)
+        told = [(each.question, each.answered.text) for each in exchanges]
+        answered = prompt.answered(told, talk.questions, talk.ideas)
+        talk.messages = [*talk.messages, _echo(got.reply), answered]
+
+    def _repair(self, talk: _Talk, reply: Reply) -> list[Message]:
         """An unusable answer and its problem, for the next request."""
-        echo = (reply.text or "")[:LONGEST_ECHO] or "(nothing)"
-        whole_file = repairs > WHOLE_FILE_AFTER
-        return [
-            {"role": "assistant", "content": echo},
-            prompt.repair(reply.error or reply.outcome, whole_file=whole_file),
-        ]
+        room = self.endpoint.answer_tokens(sum(len(each["content"]) for each in talk.messages))
+        shown = folded(talk.current.source, self.briefing.device)
+        whole_file = talk.repairs > WHOLE_FILE_AFTER and harvest.fits(shown, room)
+        problem = reply.error or reply.outcome
+        return [_echo(reply), prompt.repair(problem, whole_file=whole_file, ideas=talk.ideas)]
 
-    def _judged(self, reply: Reply, current: Candidate, night: NightSoFar) -> _Judged:
-        """Reads the answer in a reply, applies it and checks the candidate."""
-        if reply.outcome != "ok" or reply.text is None:
-            return _Judged(reply, None, None)
-        read = None
-        try:
-            read = answer.parse(reply.text)
-            candidate = edit_blocks.apply(read, current)
-        except EditError as error:
-            failed = dataclasses.replace(reply, outcome=error.outcome, error=str(error))
-            return _Judged(failed, read, None)
-        if refused := refusal(candidate, night.seen):
-            outcome, why = refused
-            return _Judged(dataclasses.replace(reply, outcome=outcome, error=why), read, None)
-        return _Judged(reply, read, candidate)
+    def _proposals(self, talk: _Talk, got: Harvest) -> tuple[Proposal, ...]:
+        """A proposal for each idea; the champion with the problem if there is none."""
+        outcome = got.reply.outcome
+        found = tuple(
+            Proposal(candidate, self._idea(read, outcome, talk.notes))
+            for read, candidate in got.ideas
+        )
+        problem = f"{outcome}: {one_line(got.reply.error or 'no reason given')}"
+        idea = self._idea(got.failed, outcome, talk.notes)
+        return found or (Proposal(talk.night.champion, idea, problem),)
 
-    def _proposal(self, judged: _Judged, current: Candidate) -> Proposal:
-        read, outcome = judged.answer, judged.reply.outcome
-        problem = f"{outcome}: {one_line(judged.reply.error or 'no reason given')}"
-        idea = Idea(
+    def _idea(self, read: Answer | None, outcome: Outcome, notes: str | None) -> Idea:
+        return Idea(
             summary=read.summary if read else "no usable patch",
             proposer=self.name,
             outcome=outcome,
             kind=read.kind if read else None,
             hypothesis=read.hypothesis if read else None,
             expected=read.expected if read else None,
+            estimate=read.estimate if read else None,
+            notes=notes,
         )
-        return Proposal(judged.candidate or current, idea, None if judged.candidate else problem)
+
+
+def _echo(reply: Reply) -> Message:
+    """An answer, in the conversation that goes on after it."""
+    return {"role": "assistant", "content": (reply.text or "")[:LONGEST_ECHO] or "(nothing)"}
 
 
 def ping(endpoint: Endpoint) -> Call:
@@ -228,26 +277,30 @@ def ping(endpoint: Endpoint) -> Call:
 
     The call is for the caller to log, as the first one of the night.
     """
-    asking = _Asking(0, "ping", PING)
+    endpoint.learn_context()
+    request = _Asking(0, "ping", PING)
     reply = endpoint.ask(PING, endpoint.settings.answer_seconds)
     if reply.outcome in NO_PATCH and reply.text:  # it answers, and the answer does not matter
         reply = dataclasses.replace(reply, outcome="ok", error=None)
-    return _call(endpoint, "0.1", asking, reply)
+    return _call(endpoint, "0.1", request, reply)
 
 
-def _call(endpoint: Endpoint, name: str, asking: _Asking, reply: Reply) -> Call:
+def _call(
+    endpoint: Endpoint, name: str, request: _Asking, reply: Reply, remarks: tuple[str, ...] = ()
+) -> Call:
     """The record of a request and its reply."""
     fields = {field.name: getattr(reply, field.name) for field in dataclasses.fields(reply)}
     counts = (reply.prompt_tokens, reply.cached_tokens, reply.completion_tokens)
     return Call(
         id=name,
-        trial=asking.trial,
-        purpose=asking.purpose,
-        time=asking.began.isoformat(),
+        trial=request.trial,
+        purpose=request.purpose,
+        time=request.began.isoformat(),
         endpoint=endpoint.url,
         model=endpoint.model,
-        messages=tuple(asking.messages),
+        messages=tuple(request.messages),
         answer=fields.pop("text"),
         dollars=dollars(endpoint.settings, *counts),
+        remark="; ".join(filter(None, (request.remark, *remarks))) or None,
         **{**fields, "error": reply.error and one_line(reply.error)},
     )

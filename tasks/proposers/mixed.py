@@ -31,6 +31,11 @@ class MixedProposer:
             return self.researcher.propose(night)
         return self.tpe.propose(night) or self.researcher.propose(night)
 
+    def ideas(self, night: NightSoFar) -> tuple[Proposal, ...]:
+        """The researcher's if it is its trial, otherwise the one proposal of tpe."""
+        proposed = None if self._is_researchers(night.turn) else self.tpe.propose(night)
+        return (proposed,) if proposed else self.researcher.ideas(night)
+
     def thinks(self, night: NightSoFar) -> bool:
         return self._is_researchers(night.turn) and self.researcher.thinks(night)
 

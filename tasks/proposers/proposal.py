@@ -6,7 +6,7 @@ import ast
 import dataclasses
 import io
 import tokenize
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from prefect import task
@@ -46,7 +46,16 @@ class Proposer(Protocol):
 
 @runtime_checkable
 class Researcher(Proposer, Protocol):
-    """A slow proposer that can fix its own crashes. `propose` may run in a thread of its own."""
+    """A slow proposer that can fix its own crashes. `propose` is the first of its `ideas`.
+
+    Both may run in a thread of their own.
+    """
+
+    def ideas(self, night: NightSoFar) -> tuple[Proposal, ...]:
+        """All candidates of one turn, in its order, each made of the file that it is shown.
+
+        A single one with a `problem` if none can be run; () if it has nothing left to propose.
+        """
 
     def thinks(self, night: NightSoFar) -> bool:
         """Whether its next proposal takes long: it is then made while the previous trial trains."""
@@ -58,10 +67,13 @@ class Researcher(Proposer, Protocol):
         """Ends what it is doing, from another thread: the result is no longer needed."""
 
 
-def check(candidate: Candidate, seen: Mapping[str, int]) -> str | None:
+def check(
+    candidate: Candidate, seen: Mapping[str, int], trials: Sequence[Trial] = ()
+) -> str | None:
     """Why this candidate cannot be run, in one line, or None. Runs none of its code.
 
-    `seen` has the digest of every candidate so far and its trial number; the baseline's is 0.
+    `seen` has the digest of every candidate so far and its trial number; the baseline's is 0. What
+    came of it is said of those that are in `trials`.
     """
     source = candidate.source
     if (size := _bytes(source)) > MAX_BYTES:
@@ -82,10 +94,25 @@ def check(candidate: Candidate, seen: Mapping[str, int]) -> str | None:
     if (depth := _depth(tree)) > MAX_DEPTH:
         return f"train.py is nested {depth} levels deep, the limit is {MAX_DEPTH}"
     if candidate.digest in seen:
-        trial = seen[str(candidate.digest)]
-        name = f"trial {trial}" if trial else "the baseline"
-        return f"the same as {name} apart from names, seeds or comments"
+        same = _as_tried(str(candidate.digest), seen, trials)
+        return f"the same as {same} apart from names, seeds or comments: propose another idea"
     return _check_batch(candidate.knobs)
+
+
+def _as_tried(digest: str, seen: Mapping[str, int], trials: Sequence[Trial]) -> str:
+    """The trial that had this code, and what came of it if it is among `trials`."""
+    number = seen[digest]
+    if number == 0:
+        return "the baseline"
+    trial = next((trial for trial in trials if trial.number == number), None)
+    if trial is None:
+        return f"trial {number}"
+    if digest in trial.crashed:
+        return f"trial {number} before its fix (crashed)"
+    if trial.val_bpb is None:
+        return f"trial {number} ({trial.status})"
+    z = "" if trial.z is None else f", z {trial.z:+.1f}"
+    return f"trial {number} ({'kept' if trial.verdict == 'keep' else 'discarded'}{z})"
 
 
 def _check_size(candidate: Candidate) -> str | None:
@@ -134,9 +161,11 @@ def _depth(tree: ast.AST) -> int:
     return deepest
 
 
-def refusal(candidate: Candidate, seen: Mapping[str, int]) -> tuple[Outcome, str] | None:
+def refusal(
+    candidate: Candidate, seen: Mapping[str, int], trials: Sequence[Trial] = ()
+) -> tuple[Outcome, str] | None:
     """`check` as the outcome of an answer and its reason; None for a candidate that can be run."""
-    problem = check(candidate, seen)
+    problem = check(candidate, seen, trials)
     if problem is None:
         return None
     return ("already_tried" if candidate.digest in seen else "unfit"), problem
@@ -174,7 +203,8 @@ def ask(proposer: Proposer, night: NightSoFar) -> Proposal | None:
         proposed = proposer.propose(night)
         if proposed is None or (refused and proposed.candidate == refused.candidate):
             break
-        problem = None if proposed.problem else refusal(proposed.candidate, night.seen)
+        candidate = proposed.candidate
+        problem = None if proposed.problem else refusal(candidate, night.seen, night.trials)
         if problem is None:
             return proposed
         outcome, why = problem

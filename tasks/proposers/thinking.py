@@ -9,6 +9,7 @@ block or a fenced whole file. All functions take linear time.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 
@@ -18,8 +19,14 @@ SEARCH = re.compile(r"^ {0,3}<{5,9}[ \t]*SEARCH\b", re.IGNORECASE | re.MULTILINE
 REPLACE = re.compile(r"^ {0,3}>{5,9}[ \t]*REPLACE\b", re.IGNORECASE | re.MULTILINE)
 FENCE = re.compile(r" {0,3}(`{3,}|~{3,})([^`]*)")
 HEADER = re.compile(
-    r"^[ \t>*#_`+\d.)-]{0,12}(SUMMARY|KIND|HYPOTHESIS|EXPECTED)[ \t*_`]*(?::|$)",
+    r"^[ \t>*#_`+\d.)-]{0,12}(SUMMARY|KIND|GAIN|HYPOTHESIS|EXPECTED|NOTES)[ \t*_`]*(?::|$)",
     re.IGNORECASE | re.MULTILINE,
+)
+# The line before one of several ideas: its number and perhaps a title.
+IDEA = re.compile(
+    r"^[ \t>*#_`+\[(<-]{0,12}IDEA[ \t]*#?[ \t]*(\d{1,2})(?:[ \t]+of[ \t]+\d{1,2})?[ \t]*"
+    r"(?:[^\w\s](.{0,300}))?$",
+    re.IGNORECASE,
 )
 # A block with more on its last line, and a header right behind a tag or a word, as where a chat's
 # control tokens were taken out.
@@ -56,7 +63,7 @@ def without_thinking(text: str) -> str:
     """
     if not NAMED.search(text):
         return text
-    lines = _lines(text)
+    lines = lines_of(text)
     text = "\n".join(lines)
     kept: list[str] = []
     start, opened = 0, -1  # of the text that comes next; of the section, -1 outside of one
@@ -76,15 +83,16 @@ def without_thinking(text: str) -> str:
 
 
 def at_the_end(thinking: str) -> str | None:
-    """The answer that thinking ends with: from its last SUMMARY, and no words after its edits.
+    """The answer that thinking ends with: from its last SUMMARY, and only NOTES after its edits.
 
     None if there is none: words after an edit may reject it.
     """
-    lines = _lines(thinking)
+    lines = lines_of(thinking)
     found = edits(lines)
     last = found[-1] if found else range(0)
     summaries = _summaries(lines, found)
-    if not summaries or not all(map(_is_blank, lines[last.stop :])):
+    behind = itertools.takewhile(lambda line: header_of(line) != "NOTES", lines[last.stop :])
+    if not summaries or not all(map(_is_blank, behind)):
         return None
     return "\n".join(lines[summaries[-1] :])
 
@@ -94,7 +102,7 @@ def last_answer(text: str) -> tuple[list[str], str | None]:
 
     All lines if nothing before that SUMMARY is an answer.
     """
-    lines = _lines(text)
+    lines = lines_of(text)
     found = edits(lines)
     summaries = _summaries(lines, found)
     start = summaries[-1] if summaries else 0
@@ -105,6 +113,41 @@ def last_answer(text: str) -> tuple[list[str], str | None]:
     lines = lines[start:]
     found = [range(edit.start - start, edit.stop - start) for edit in found if edit.start >= start]
     return lines, next(_doubts(lines, found), None)
+
+
+def ideas(text: str) -> tuple[list[list[str]], str | None]:
+    """The lines of each idea of the last numbered answer, and why they may hold a rejected draft.
+
+    A numbering that begins again at 1 is another answer, and the last one with an edit counts. Each
+    part begins with its IDEA line. None if no edit comes after such a line.
+    """
+    lines = lines_of(text)
+    found = edits(lines)
+    last = found[-1].start if found else 0
+    outside = outside_of(lines[:last], [edit for edit in found if edit.stop <= last])
+    numbered = [(place, int(idea[1])) for place in outside if (idea := IDEA.match(lines[place]))]
+    if not numbered:
+        return [], None
+    start = next((place for place, number in reversed(numbered) if number == 1), None)
+    parts = [(place, number) for place, number in numbered if place >= (start or 0)]
+    begins = [place for place, _ in parts]
+    stops = [*begins[1:], len(lines)]
+    sections = [lines[begin:stop] for begin, stop in zip(begins, stops, strict=True)]
+    if opened := _unclosed(lines[:last]):
+        return sections, UNCLEAR.format(f"{opened!r} begins a section that does not end")
+    if start is None and found[0].start < begins[0]:
+        return sections, UNCLEAR.format("an edit stands before the first idea")
+    for (_, before), (_, number) in itertools.pairwise(parts):
+        if number <= before:
+            return sections, UNCLEAR.format(f"IDEA {number} comes after IDEA {before}")
+    own = [range(e.start - begins[0], e.stop - begins[0]) for e in found if e.start >= begins[0]]
+    return sections, next(_doubts(lines[begins[0] :], own, is_numbered=True), None)
+
+
+def header_of(line: str) -> str:
+    """The name of the header that a line begins with, in capitals; empty if there is none."""
+    header = HEADER.match(line)
+    return header[1].upper() if header else ""
 
 
 def edits(lines: list[str]) -> list[range]:
@@ -119,7 +162,7 @@ def edits(lines: list[str]) -> list[range]:
             found.append(range(place if begin is None else begin, place + 1))
             begin = None
     found += [] if begin is None else [range(begin, begin + 1)]
-    places = _outside(lines, found)
+    places = outside_of(lines, found)
     files = whole_files([lines[place] for place in places])
     found += [range(places[file.start], places[file.stop - 1] + 1) for file in files]
     return sorted(found, key=lambda edit: edit.start)
@@ -148,17 +191,17 @@ def _is_whole(lines: list[str]) -> bool:
     return all(any(line.startswith(f"def {name}(") for line in lines) for name in CONTRACT)
 
 
-def _lines(text: str) -> list[str]:
+def lines_of(text: str) -> list[str]:
     """The text's lines, parted where a header, or a word after a block, begins within one."""
     lines = ENDED.sub(r"\g<0>\n", text).split("\n")
     if not GLUED.search(text):
         return lines
-    outside = set(_outside(lines, edits(lines)))
+    outside = set(outside_of(lines, edits(lines)))
     parts = [GLUED.split(line) if i in outside else [line] for i, line in enumerate(lines)]
     return [part for each in parts for part in each]
 
 
-def _outside(lines: list[str], found: list[range]) -> list[int]:
+def outside_of(lines: list[str], found: list[range]) -> list[int]:
     """The places of the lines outside of edits."""
     inside = {place for edit in found for place in edit}
     return [place for place in range(len(lines)) if place not in inside]
@@ -169,14 +212,14 @@ def _summaries(lines: list[str], found: list[range]) -> list[int]:
     last = found[-1].start if found else 0
     return [
         place
-        for place in _outside(lines[:last], [edit for edit in found if edit.stop <= last])
-        if (header := HEADER.match(lines[place])) and header[1].upper() == "SUMMARY"
+        for place in outside_of(lines[:last], [edit for edit in found if edit.stop <= last])
+        if header_of(lines[place]) == "SUMMARY"
     ]
 
 
 def _named_tags(lines: list[str]) -> Iterator[tuple[re.Match[str], int, int]]:
     """Each tag of thinking outside of edits, and where it begins and ends in the joined lines."""
-    outside = set(_outside(lines, edits(lines)))
+    outside = set(outside_of(lines, edits(lines)))
     start = 0
     for place, line in enumerate(lines):
         if place in outside:
@@ -200,12 +243,12 @@ def _closes(tag: re.Match[str]) -> bool:
     return bool(tag[1] or ENDING.search(tag[2]))
 
 
-def _doubts(lines: list[str], found: list[range]) -> Iterator[str]:
+def _doubts(lines: list[str], found: list[range], is_numbered: bool = False) -> Iterator[str]:
     """What makes it unclear whether all of these edits are the answer."""
     if not found:
         return
     passed, words = 0, []  # each line outside of edits with the number of edits before it
-    for place in _outside(lines, found):
+    for place in outside_of(lines, found):
         while passed < len(found) and found[passed].stop <= place:
             passed += 1
         words.append((passed, lines[place]))
@@ -213,7 +256,7 @@ def _doubts(lines: list[str], found: list[range]) -> Iterator[str]:
     for name, within in spans.items():
         if sum(stop - start for start, stop in within) not in (0, len(found)):
             yield UNCLEAR.format(f"the tag {name!r} is around some of them and not around all")
-    yield from _between(words, len(found), set(spans))
+    yield from _between(words, len(found), set(spans), is_numbered)
     yield from _behind(words, len(found), set(spans))
 
 
@@ -239,15 +282,22 @@ def _spans(words: list[tuple[int, str]]) -> dict[str, list[tuple[int, int]]]:
     return spans
 
 
-def _between(words: list[tuple[int, str]], count: int, paired: set[str]) -> Iterator[str]:
+def _between(
+    words: list[tuple[int, str]], count: int, paired: set[str], is_numbered: bool
+) -> Iterator[str]:
     """The lines between two edits where one answer may end and another begin."""
     seen: set[str] = set()
+    before = 0  # edits before the idea that a line belongs to
     for passed, line in words:
         is_between = 0 < passed < count
-        if header := HEADER.match(line):
-            if is_between and header[1].upper() in seen:
-                yield UNCLEAR.format(f"{header[1].upper()} comes again between them")
-            seen.add(header[1].upper())
+        if is_numbered and IDEA.match(line):
+            seen, before = set(), passed
+            continue
+        if (header := header_of(line)) and header != "NOTES":
+            is_another = is_numbered and header == "SUMMARY" and passed > before
+            if is_between and (header in seen or is_another):
+                yield UNCLEAR.format(f"{header} comes again between them")
+            seen.add(header)
         if is_between and (_mark(line, paired) is not None or IN_A_LINE.search(line)):
             yield UNCLEAR.format(f"{line.strip()[:80]!r} stands between them")
 

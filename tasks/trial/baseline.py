@@ -18,10 +18,17 @@ from tasks.files import FileRef
 from tasks.judge import audit, meter
 from tasks.judge.protocol import PHASES
 from tasks.judge.reference import Reference
+from tasks.judge.workplace import workplace
 from tasks.records import Baseline, Bench, Candidate, Caps, RunResult
-from tasks.trial import allowance
+from tasks.trial import allowance, inspection
 from tasks.trial.early_run import PATIENCE
-from tasks.trial.experiment import Report, ignore, naming, run_experiment
+from tasks.trial.experiment import (
+    Report,
+    checkpoint_of,
+    ignore,
+    naming,
+    run_experiment,
+)
 
 SEEDS = (1, 2, 3)
 # Multiples of the baseline's own wall clock and start-up that a candidate may use.
@@ -170,7 +177,8 @@ def measure_baseline(
 ) -> Baseline:
     """Runs the unpatched train.py with seeds 1, 2 and 3, each audited.
 
-    What they claim on average is left in the new file `reference`. On a GPU a run leaves what it
+    A study box looks at the last one's checkpoint; where that fails, the study says why. What they
+    claim on average is left in the new file `reference`. On a GPU a run leaves what it
     compiled in the new file `kernels`, and each later run starts from a copy. The second run writes
     it again: torch gives its kernels other names where some were loaded before, as for every run
     after it.
@@ -184,27 +192,32 @@ def measure_baseline(
         audit_gap=audit.LAX.gap,
         audit_position=audit.LAX.position,
     )
-    for seed in SEEDS:
-        exported = kernels if bench.profile.device == "cuda" and len(runs) < 2 else None
-        run = run_experiment(
-            candidate,
-            dataclasses.replace(bench, caps=caps),
-            seed,
-            worth_audit=lambda claimed: True,
-            export_kernels=exported,
-            keep_claims=claims.append,
-            report=naming(f"baseline, seed {seed} of {len(SEEDS)}", report),
-        )
-        if run.val_bpb is None:
-            raise BaselineStopped(
-                f"the baseline itself was stopped: {run.status}: {run.reason}. "
-                f"Fix trainer/train.py or the table [train] of profile {bench.profile.name!r}\n"
-                f"Its log ends:\n{run.log[-LOG_SHOWN:]}"
+    with workplace(bench.home) as place:
+        bench = dataclasses.replace(bench, checkpoints=place)
+        for seed in SEEDS:
+            exported = kernels if bench.profile.device == "cuda" and len(runs) < 2 else None
+            run = run_experiment(
+                candidate,
+                dataclasses.replace(bench, caps=caps),
+                seed,
+                worth_audit=lambda claimed: True,
+                export_kernels=exported,
+                keep_claims=claims.append,
+                report=naming(f"baseline, seed {seed} of {len(SEEDS)}", report),
             )
-        runs.append(run)
-        caps = dataclasses.replace(caps, kernels=str(kernels) if kernels.is_file() else None)
+            if run.val_bpb is None:
+                raise BaselineStopped(
+                    f"the baseline itself was stopped: {run.status}: {run.reason}. "
+                    f"Fix trainer/train.py or the table [train] of profile {bench.profile.name!r}\n"
+                    f"Its log ends:\n{run.log[-LOG_SHOWN:]}"
+                )
+            runs.append(run)
+            caps = dataclasses.replace(caps, kernels=str(kernels) if kernels.is_file() else None)
+        report("baseline: being studied")
+        trained = inspection.Checkpoint(checkpoint_of(place, candidate), runs[-1].tokens or 0)
+        study = inspection.study(candidate, dataclasses.replace(bench, caps=caps), trained)
     kept = FileRef.write(reference, Reference.mean(claims).save)
-    return Baseline(tuple(runs), hardware, caps.kernels, kept)
+    return Baseline(tuple(runs), hardware, caps.kernels, kept, study)
 
 
 def read_baseline(path: Path) -> Baseline:

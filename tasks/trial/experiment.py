@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -80,6 +82,7 @@ def run_experiment(
     waits for its trial once it is ready. With `holdout`, a run that is ok is scored on the holdout,
     too, if the dataset has one. Where that is stopped, the run stays ok and its reason says why.
     With `champion`, the tenths of its runs, a training that falls far behind them is stopped.
+    A bench that keeps checkpoints gets that of a run that is ok.
 
     Raises:
         BoxError: this machine cannot run boxes.
@@ -105,6 +108,8 @@ def run_experiment(
                 attempt.run(spec, folder, worth_audit, export_kernels)
                 if holdout and bench.dataset.holdout:
                     attempt.score_holdout(spec, folder, Path(bench.dataset.holdout))
+                if bench.checkpoints:
+                    _keep(_checkpoint_in(folder), checkpoint_of(bench.checkpoints, candidate))
         except protocol.Stopped as end:
             problem = nvml.lost() if bench.profile.device == "cuda" else None
             if problem is not None:
@@ -122,6 +127,22 @@ def run_experiment(
     raise BoxError(
         f"no box could be run, {BOX_TRIES} tries: {problem}. `./run doctor` looks closer"
     )
+
+
+def checkpoint_of(checkpoints: Path, candidate: Candidate) -> Path:
+    """Where a folder of checkpoints has this candidate's."""
+    source = candidate.source.encode("utf-8", "surrogatepass")
+    return checkpoints / f"{hashlib.sha256(source).hexdigest()[:16]}.pt"
+
+
+def _checkpoint_in(folder: Path) -> Path:
+    return folder / "checkpoint" / "model.pt"
+
+
+def _keep(checkpoint: Path, kept: Path) -> None:
+    """Moves it. On a full disk it is not kept: questions go without, and no run is lost by that."""
+    with contextlib.suppress(OSError):
+        shutil.move(checkpoint, kept)
 
 
 def native_kernels(dataset: Dataset) -> tuple[NativeKernel, ...]:
@@ -219,7 +240,7 @@ class _Attempt:
             found = protocol.smoke(
                 trying,
                 gate,
-                _budget(self.bench),
+                budget_of(self.bench),
                 startup_seconds=self._startup_seconds,
                 max_bytes=self._checkpoint_bytes,
                 when_up=self._when_up,
@@ -294,7 +315,7 @@ class _Attempt:
 
     def _checks(self, spec: BoxSpec, folder: Path, text: Path, name: str) -> _Checks:
         """How the checkpoint that is, or will be, in `folder` is scored on a text."""
-        checkpoint = folder / "checkpoint" / "model.pt"
+        checkpoint = _checkpoint_in(folder)
         claim, again = (
             Gate.closed(folder / f"{name}-{role}-gate", checkpoint.parent)
             for role in ("claim", "audit")
@@ -362,7 +383,7 @@ class _Attempt:
             before, now = self.result.flops_per_token, started.flops_per_token
             if problem := flop_count.other_word(before, now):
                 raise protocol.Stopped("dishonest_flops", problem)
-        budget = _budget(self.bench)
+        budget = budget_of(self.bench)
         if self.early is not None:
             self.waited_seconds = self.early.await_trial(box)
             self.champion = self.early.champion
@@ -536,7 +557,8 @@ def _scoring_box(train_box: BoxSpec, role: Literal["claim", "audit"], gate: Gate
     return dataclasses.replace(train_box, role=role, gate=gate, export_cache=False)
 
 
-def _budget(bench: Bench) -> protocol.Budget:
+def budget_of(bench: Bench) -> protocol.Budget:
+    """What a run on this bench may spend."""
     budget = bench.profile.budget
     if budget.kind == "seconds":
         slack = bench.caps.slack_seconds

@@ -22,6 +22,7 @@ def night_tags(state: NightState) -> dict[str, str | None]:
         "proposer": header.proposer,
         "isolation": header.isolation,
         "model": header.model,
+        "contenders": unlinked(", ".join(c.name for c in header.contenders)) or None,
         "program": program.name if program else None,
         "program_sha256": program.sha256[:12] if program else None,
         "champion": state.champion,
@@ -112,6 +113,7 @@ def fresh_file(state: NightState, run: FreshRun) -> str:
 def trial_tags(state: NightState, trial: Trial) -> dict[str, str]:
     commit = trial.commit or "-"
     known = {
+        "contender": trial.idea.contender and unlinked(trial.idea.contender),
         "kind": trial.idea.kind,
         "outcome": trial.idea.outcome,
         "fixes": str(trial.fixes) if trial.fixes else None,

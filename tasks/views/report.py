@@ -15,9 +15,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tasks.files import FileRef
-from tasks.history import false_keeps
+from tasks.history import false_keeps, notebook
 from tasks.history.false_keeps import FalseKeeps
 from tasks.history.growth import Size
+from tasks.history.notebook import Notes
 from tasks.noise import estimate, noise_of
 from tasks.records import BaselineEvent, NightHeader, NightState, Trial
 from tasks.text import (
@@ -29,14 +30,16 @@ from tasks.text import (
     score,
     short_commit,
     shortened,
+    unlinked,
 )
 from tasks.text import in_markdown as _text
-from tasks.views import certificates, certified_text, costs, margin, refusals
+from tasks.views import certificates, certified_text, costs, margin, refusals, standings
 from tasks.views.leaps import leaps
 
 FILE = "report.md"
 PICTURE = "progress.png"  # the chart, beside the report
 LONGEST_REASON = 200  # characters
+LONGEST_NOTE, MOST_NOTES = 500, 40  # characters of a line of the notes, and lines
 MOST_NUMBERS = 8  # of trials that are listed for one reason
 # karpathy/autoresearch, program.md
 COLUMNS = ("commit", "val_bpb", "memory_gb", "status", "description")
@@ -104,6 +107,7 @@ def markdown(
         headline(state),
         f"![Progress]({PICTURE})",
         *_certified(state),
+        *_contenders(state),
         "## How far to trust it",
         "\n".join([*_trust(state), *_false_keeps(state, everywhere)]),
         "## Trials",
@@ -111,6 +115,8 @@ def markdown(
     ]
     if state.trials and state.header.is_researched:
         parts += ["## What it cost", "\n".join(_costs(state))]
+    if notes := notebook.of_trials(state.candidates):
+        parts += ["## The researcher's notes", "\n".join(_notes(state, notes))]
     parts += ["## Next steps", "\n".join([*_next_steps(state), *_refused(state, refused)])]
     parts += ["## Provenance", "\n".join(_provenance(state))]
     return "\n\n".join(parts) + "\n"
@@ -127,6 +133,11 @@ def headline(state: NightState) -> str:
 def _certified(state: NightState) -> list[str]:
     parts = list(certified_text.section(state))
     return ["## What is certified", *parts] if parts else []
+
+
+def _contenders(state: NightState) -> list[str]:
+    parts = list(standings.section(state))
+    return ["## Which contender is better", *parts] if parts else []
 
 
 def _won(state: NightState) -> str:
@@ -295,7 +306,7 @@ def _size(state: NightState, baseline: BaselineEvent) -> Iterator[str]:
 def _table(state: NightState) -> str:
     if not state.trials:
         return "None yet."
-    several = len({trial.idea.proposer for trial in state.candidates}) > 1
+    several = len({_proposer(trial) for trial in state.candidates}) > 1
     by, rule = (" by |", "---|") if several else ("", "")
     champions = margin.to_beat(state)
     rows = [
@@ -310,6 +321,14 @@ def _table(state: NightState) -> str:
     return "\n".join(rows)
 
 
+def _proposer(trial: Trial) -> str:
+    """Who proposed it; in a tournament which contender, and its stand-in."""
+    if not trial.idea.contender:
+        return trial.idea.proposer
+    stood_in = f", {trial.idea.proposer} stood in" if trial.idea.stands_in else ""
+    return f"{trial.idea.contender}{stood_in}"
+
+
 def _cells(
     state: NightState, trial: Trial, champions: Mapping[int, float], several: bool
 ) -> Iterator[str]:
@@ -317,7 +336,7 @@ def _cells(
     yield str(trial.number)
     yield _text(trial.idea.summary)
     if several:
-        yield _text(trial.idea.proposer)
+        yield _text(_proposer(trial))
     outcome = margin.outcome(trial)
     yield f"**{outcome}**" if trial.verdict == "keep" else outcome
     yield score(trial.val_bpb)
@@ -376,6 +395,23 @@ def _stand_ins(state: NightState) -> Iterator[str]:
         yield f"  - {counted(len(trials), 'trial')} ({numbers}{more}): {reason}"
 
 
+def _notes(state: NightState, notes: Notes) -> Iterator[str]:
+    """The last ones as a block of code, in which nothing is Markdown."""
+    yield (
+        f"As it left them when it was asked for trial {notes.trial}; they come back in its next "
+        "prompt."
+    )
+    yield ""
+    lines = [line for line in notes.text.splitlines() if line.strip()]
+    for line in lines[:MOST_NOTES]:
+        yield f"    {shortened(unlinked(line), LONGEST_NOTE)}"
+    yield from ["    ..."] if len(lines) > MOST_NOTES else []
+    with_notes = [trial.number for trial in state.candidates if trial.idea.notes]
+    if len(with_notes) > 1:
+        latest = numbered(with_notes[-MOST_NUMBERS:])
+        yield f"\nThose of each trial: `./run show {state.header.tag} K`, the latest for {latest}."
+
+
 def _next_steps(state: NightState) -> Iterator[str]:
     tag = state.header.tag
     if state.keeps:
@@ -419,8 +455,10 @@ def _provenance(state: NightState) -> Iterator[str]:
 def _researcher(header: NightHeader) -> dict[str, str]:
     """The model and the instructions of a night that had them."""
     facts = {"model": header.model} if header.model else {}
-    if header.program:
-        facts["program"] = f"{header.program.name}, sha256 {header.program.sha256[:12]}"
+    for number, part in enumerate(header.parts, start=1):
+        if part.program:
+            name = f"program of contender {number}" if header.contenders else "program"
+            facts[name] = f"{part.program.name}, sha256 {part.program.sha256[:12]}"
     return facts
 
 

@@ -15,8 +15,9 @@ from tasks.records import Certification, NightState, Trial
 from tasks.statuses import Decision, Status
 from tasks.text import counted, money, score, short_commit
 from tasks.usage import Usage, total
-from tasks.views import certificates, costs, fresh_scores, refusals
+from tasks.views import certificates, costs, fresh_scores, refusals, standings
 from tasks.views.fresh_scores import FreshScores
+from tasks.views.standings import Standings
 
 # The fields of these records are the keys of `--json`.
 
@@ -42,6 +43,7 @@ class Results:
     trials: tuple[TrialResult, ...]
     certification: Certification | None  # the last one; None: not certified
     fresh: FreshScores | None  # baseline, champion and certified champion; None: no fresh run
+    tournament: Standings | None  # None: a night without contenders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +105,7 @@ def results(state: NightState) -> Results:
         trials=tuple(map(_result, state.trials)),
         certification=state.certification,
         fresh=fresh_scores.of_night(state) if state.fresh_runs else None,
+        tournament=standings.of_night(state),
     )
 
 
@@ -225,6 +228,7 @@ def text(night: NightStatus) -> str:
         _scores(night),
         certificates.certified(night.certification, night.kept, night.fresh),
         night.uncertified,
+        night.tournament.verdict if night.tournament else None,
         false_keeps.sentence(night.false_keeps, night.false_keeps_of_all),
     )
     return "\n".join(line for line in lines if line)

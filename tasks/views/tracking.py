@@ -366,7 +366,10 @@ def _conditions(runs: Sequence[RunResult]) -> dict[str, float | None]:
 
 
 def _curves(child: Run, runs: Sequence[RunResult]) -> list[Metric]:
-    """Training loss in nats by step: `train_loss`, and `train_loss_seed_N` for a second run."""
+    """Training loss in nats by step: `train_loss`, and `train_loss_seed_N` for a second run.
+
+    And, as `..._in_tenths`, the ten points that a researcher and `./run show` get of it.
+    """
     points = []
     start = child.info.start_time
     for i, run in enumerate(runs):
@@ -376,6 +379,12 @@ def _curves(child: Run, runs: Sequence[RunResult]) -> list[Metric]:
         points += [
             _metric(name, loss, start + int(j * pace), step)
             for j, (step, loss) in enumerate(by_step.items())
+        ]
+        tenths = {step: loss for step, _, loss in run.curve_in_tenths}
+        pace = 100.0 * (run.seconds or 0.0)
+        points += [
+            _metric(f"{name}_in_tenths", loss, start + int(j * pace), step)
+            for j, (step, loss) in enumerate(tenths.items(), start=1)
         ]
     return points
 

@@ -21,7 +21,6 @@ from tasks.statuses import Decision, Outcome, Status
 from tasks.usage import Call, Usage
 from tasks.views import costs, margin
 
-POINTS = 10  # of a training curve
 LOG_TAIL = 3000  # characters
 SUMMARY = "the unpatched train.py, with the profile's knobs"  # of the baseline
 
@@ -73,7 +72,7 @@ class Run:
     checkpoint_bytes: int | None = None
     peak_gpu_bytes: int | None = None  # by NVIDIA's driver
     tokens_per_second: float | None = None
-    # Step, tokens and training loss in nats, at POINTS equal parts of the training.
+    # In ten points: RunResult.curve_in_tenths. The loss is in nats.
     curve: tuple[tuple[int, int, float], ...] = ()
 
 
@@ -100,6 +99,7 @@ class Request:
     dollars: float | None
     seconds: float
     error: str | None
+    remark: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +130,7 @@ class TrialStory:
     expected: str | None
     stands_in: str | None
     note: str | None
+    notes: str | None  # the researcher's notebook, as it left it with this idea
     outcome: Outcome | None
     state: str  # decided, pending (decided and not in git yet) or in flight
     parent: str
@@ -145,7 +146,11 @@ class TrialStory:
     folder: str
 
 
-# Fields of a Trial and of a RunResult that are taken over as they are.
+# Fields of an Idea, a Trial and a RunResult that are taken over as they are.
+SAID = (
+    *("summary", "proposer", "kind", "hypothesis", "expected", "stands_in", "note", "notes"),
+    "outcome",
+)
 JUDGED = (
     *("status", "verdict", "placebo", "reason", "z", "val_bpb", "unusual", "grown", "isolation"),
     *("audit_gap", "wall_seconds", "fixes"),
@@ -210,12 +215,13 @@ def _trial(
     diff = files.diff(trial)
     usage = trial.usage if trial else costs.of_calls(calls)
     judged: dict[str, Any] = {name: getattr(trial, name, None) for name in JUDGED}
+    said: dict[str, Any] = {name: getattr(idea, name) for name in SAID}
     return TrialStory(
         **_night(state, files.number),
         k=files.number,
         to_beat=margin.to_beat(state).get(files.number, state.champion_bpb),
         **judged,
-        **vars(idea),
+        **said,
         state=("decided" if trial.commit else "pending") if trial else "in flight",
         parent=parent,
         commit=trial.commit if trial else None,
@@ -317,12 +323,10 @@ class _Files:
 
 
 def _run(run: RunResult) -> Run:
-    last = len(run.curve) - 1
-    points = range(POINTS) if last >= POINTS else range(last + 1)
     return Run(
         **{name: getattr(run, name) for name in MEASURED},
         tokens_per_second=run.tokens / run.seconds if run.tokens and run.seconds else None,
-        curve=tuple(run.curve[round(i * last / max(len(points) - 1, 1))] for i in points),
+        curve=run.curve_in_tenths,
     )
 
 

@@ -16,6 +16,7 @@ from tasks.views.trial_story import BaselineStory, Request, Run, SeedScore, Tria
 
 LEVELS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 LOG_LINES = 15
+NOTES_LINES = 60
 LONGEST_ERROR = 160  # characters of what was wrong with an answer
 
 
@@ -30,6 +31,9 @@ def text(story: BaselineStory | TrialStory) -> str:
             times = counted(len(again), "fresh run")
             title = f"{times} of the champion, to compare with:"
             parts.append("\n".join([title, *map(_run, again)]))
+        if story.notes:
+            lines = plain(story.notes).strip().split("\n")[:NOTES_LINES]
+            parts.append("\n".join(["the researcher's notes:", *(f"  | {line}" for line in lines)]))
         parts += _crashes(story)
         parts += _requests(story)
         if story.diff is not None:
@@ -174,7 +178,8 @@ def _requests(story: TrialStory) -> Iterator[str]:
     rows = [_row(call) for call in story.calls]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  " + "  ".join(map(str.ljust, row, widths)) for row in rows]
-    errors = [shortened(one_line(call.error or ""), LONGEST_ERROR) for call in story.calls]
+    said = [call.error or call.remark or "" for call in story.calls]
+    errors = [shortened(one_line(words), LONGEST_ERROR) for words in said]
     table = [f"{line}  {error}".rstrip() for line, error in zip(lines, errors, strict=True)]
     yield "\n".join([title, *table])
 

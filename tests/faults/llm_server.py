@@ -41,7 +41,10 @@ class LlmServer:
     ) -> None:
         self.requests: list[Body] = []
         self.authorizations: list[str | None] = []  # one for each request
-        self.answered: list[int] = []  # status of each answer that was begun
+        self.looked_up: list[str] = []  # paths of GET requests
+        self.about: Body = {}  # what /v1/models says of the model, besides its name
+        self.props: Body | None = None  # what /props says; None: it is not there
+        self.answered: list[int] = []  # status of each answer to such a request that was begun
         self.arrived = threading.Event()  # set by each request
         self.closing = threading.Event()
         self._steps = steps if callable(steps) else iter(steps)
@@ -102,8 +105,15 @@ class Exchange(BaseHTTPRequestHandler):
         return self.llm.step(self.body, self.headers["Authorization"])(self)
 
     def do_GET(self) -> None:
-        """Of /v1/models, the only thing that anybody gets."""
-        self.send(200, {"object": "list", "data": [{"id": "scripted", "object": "model"}]})
+        """The list of models, and llama.cpp's properties."""
+        self.llm.looked_up.append(self.path.partition("?")[0])
+        models = [{"id": "scripted", "object": "model", **self.llm.about}]
+        if self.llm.looked_up[-1] != "/props":
+            self.send(200, {"object": "list", "data": models})
+        elif self.llm.props is None:
+            self.send(404, {"error": "there is no /props"})
+        else:
+            self.send(200, self.llm.props)
 
     def send(self, code: int, body: Any, headers: dict[str, str] | None = None) -> None:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -111,7 +121,8 @@ class Exchange(BaseHTTPRequestHandler):
         self.push(content)
 
     def begin(self, code: int, headers: dict[str, str]) -> None:
-        self.llm.answered.append(code)
+        if self.command == "POST":
+            self.llm.answered.append(code)
         self.send_response(code)
         said = {
             "Content-Type": "application/json",

@@ -20,9 +20,32 @@ INJECTED = (
 BLOCK = "<<<<<<< SEARCH\n{}\n=======\n{}\n>>>>>>> REPLACE\n"
 
 
-def answer(summary: str, *edits: tuple[str, str], kind: str = "architecture") -> str:
+def answer(
+    summary: str, *edits: tuple[str, str], kind: str = "architecture", gain: str | None = None
+) -> str:
     blocks = "".join(BLOCK.format(*edit) for edit in edits)
-    return f"SUMMARY: {summary}\nKIND: {kind}\nHYPOTHESIS: {summary} fits the data.\nEXPECTED: lower val_bpb\n{blocks}"
+    estimate = "" if gain is None else f"GAIN: {gain}\n"
+    return f"SUMMARY: {summary}\nKIND: {kind}\n{estimate}HYPOTHESIS: {summary} fits the data.\nEXPECTED: lower val_bpb\n{blocks}"
+
+
+def several(*answers: str) -> str:
+    """An answer of several ideas, numbered."""
+    return "\n".join(f"IDEA {number}\n{idea}" for number, idea in enumerate(answers, start=1))
+
+
+def noted(text: str, notes: str) -> str:
+    """An answer that leaves notes."""
+    return f"{text}\nNOTES: {notes}\n"
+
+
+def asking(*questions: str) -> str:
+    """An answer that asks: "profile", "fact tokens"; a patch to try is "try" and its blocks."""
+    return "\n".join(f"ASK: {question}" for question in questions)
+
+
+def trying(*edits: tuple[str, str]) -> str:
+    """The question whether these edits start and take a step."""
+    return asking("try\n" + "".join(BLOCK.format(*edit) for edit in edits))
 
 
 COUNTS = "    counts = np.zeros((VOCAB_SIZE, VOCAB_SIZE))"

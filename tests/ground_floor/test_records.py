@@ -5,8 +5,16 @@ import json
 
 import pytest
 
+import configs
 from tasks.proposers import proposal
-from tasks.records import BaselineEvent, Candidate, RunResult
+from tasks.records import (
+    BaselineEvent,
+    Candidate,
+    Contender,
+    NightHeader,
+    Program,
+    RunResult,
+)
 from tests import trials
 from tests.synthetic_night import make_run
 
@@ -56,3 +64,38 @@ def test_a_run_comes_back_from_json_and_an_older_one_has_no_tenths():
     assert RunResult.from_json(saved) == run
     del saved["tenths"]
     assert RunResult.from_json(saved).tenths == ()
+
+
+def test_a_curve_becomes_the_mean_loss_of_each_tenth_of_the_tokens():
+    curve = tuple((step, 100 * (step + 1), float(step % 5)) for step in range(50))
+    tenths = make_run(curve=curve).curve_in_tenths
+    assert tenths == tuple((5 * k + 4, 500 * (k + 1), 2.0) for k in range(10))
+    # By tokens, whatever the steps: in this one the second half of them has one point.
+    uneven = make_run(curve=((0, 1, 4.0), (1, 2, 2.0), (2, 20, 1.0))).curve_in_tenths
+    assert uneven == ((1, 2, 3.0), (2, 20, 1.0))
+    assert make_run(curve=()).curve_in_tenths == ()
+    assert make_run(curve=((0, 0, 5.0), (1, 0, 3.0))).curve_in_tenths == ((1, 0, 4.0),)
+
+
+def test_a_tournaments_header_comes_back_from_json_and_has_a_part_for_each_contender():
+    program = Program("b.md", "b2" * 32, "")
+    contenders = (
+        Contender("m2", "llm", model="m2"),
+        Contender("b.md", "command", file="/b.md", program=program),
+        Contender("tpe", "tpe"),
+    )
+    settings = {"llm": {"model": "m1"}}
+    header = trials.make_header(
+        proposer=configs.TOURNAMENT, contenders=contenders, settings=settings
+    )
+    assert NightHeader.from_json(json.loads(json.dumps(header.to_json()))) == header
+    assert [part.model for part in header.parts] == ["m2", None, None]
+    assert [part.proposer for part in header.parts] == ["llm", "command", "tpe"]
+    assert [part.program for part in header.parts] == [None, program, None]
+    assert header.parts[1].settings.night.program == "/b.md"
+    assert (header.model, header.asks_an_agent, header.is_researched) == ("m2", True, True)
+    before = trials.night_event()
+    del before["contenders"]  # an older version recorded none
+    older = NightHeader.from_json(before)
+    assert older.contenders == ()
+    assert older.parts == (older,)

@@ -333,6 +333,15 @@ def test_an_answer_ends_the_pauses(log):
     assert log.closed_for(at(0)) == 30.0
 
 
+def test_a_model_that_fails_does_not_keep_another_from_being_asked(log, path):
+    filled(log, *[call(1, "unreachable", model="m1")] * 2, call(2, model="m2"))
+    for each in (log, CallLog(path)):
+        assert each.closed_for(at(0), model="m1") == 60.0
+        assert each.closed_for(at(0), model="m2") == 0.0
+        assert each.closed_for(at(0)) == 0.0  # the last one's
+        assert each.last_failure(model="m1") == "unreachable: what was wrong"
+
+
 def test_a_cancelled_request_says_nothing_about_the_endpoint(log):
     filled(log, call(1, "unreachable"), call(1, "cancelled", 5))
     assert log.closed_for(at(0)) == 30.0

@@ -177,7 +177,7 @@ def test_what_a_candidate_prints_reaches_the_model_as_fenced_data(model, checkou
         r"(?s)----- begin ([^\n]+) ([0-9a-f]{16}) -----\n.*?\n----- end \1 \2 -----", "", text
     )
     assert INJECTED not in outside
-    assert "<<<<<<< SEARCH" not in outside
+    assert outside.count("<<<<<<< SEARCH") == 1  # the form's, at the end
 
 
 def test_a_candidates_address_is_no_link_in_the_log(night):

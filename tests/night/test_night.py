@@ -36,7 +36,15 @@ def first(checkout):
 
 def test_stdout_is_one_object_with_every_trial(first):
     night = json.loads(first.stdout)
-    assert list(night) == ["tag", "baseline", "champion", "trials", "certification", "fresh"]
+    assert list(night) == [
+        "tag",
+        "baseline",
+        "champion",
+        "trials",
+        "certification",
+        "fresh",
+        "tournament",
+    ]
     assert night["tag"] == "first"
     assert [trial["k"] for trial in night["trials"]] == [1, 2, 3]
     assert all(

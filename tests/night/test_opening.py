@@ -10,6 +10,7 @@ import configs
 from flows import state_home
 from flows.night import isolation, night, opening
 from tasks.errors import BoxError, UsageError
+from tasks.proposers.command import CommandProposer
 from tasks.records import NightHeader
 from tasks.trial import device_readiness
 from tests.boxes import make_profile
@@ -158,3 +159,14 @@ def test_a_proposer_that_is_not_built_is_refused_before_any_work(header):
 def test_a_folder_of_patches_that_is_missing_is_said_before_any_work(header, tmp_path):
     with pytest.raises(UsageError, match="no folder of patches"):
         header(proposer="replay", patches=str(tmp_path / "nothing"))
+
+
+def test_notes_for_a_proposer_that_reads_none_are_refused_before_any_work(header):
+    with pytest.raises(UsageError, match=r"--notes nov20 is for the proposers llm, .* is tpe"):
+        header(proposer="tpe", notes="nov20")
+
+
+def test_notes_of_a_night_that_is_not_there_are_refused_before_any_work(header, monkeypatch):
+    monkeypatch.setattr(CommandProposer, "check", lambda settings: None)
+    with pytest.raises(UsageError, match="no night 'nov20'"):
+        header(proposer="command", notes="nov20")

@@ -64,15 +64,18 @@ def test_after_500_trials_each_kind_is_named_even_one_last_tried_at_the_start(lo
     assert {line.split(", ")[1] for line in ends} == {*KINDS, "knobs"}
 
 
-@pytest.mark.parametrize("tokens", [400, 1500, 4000, 6000])
+@pytest.mark.parametrize("tokens", [2500, 4000, 6000])
 def test_it_uses_its_tokens_and_no_more(long, tokens):
     used = estimate_tokens(len(digest(long, [], tokens)))
     assert tokens * 0.6 < used <= tokens
 
 
-def test_with_no_room_at_all_the_overview_stays(long):
-    assert section(digest(long, (), 1), "Kinds")
-    assert estimate_tokens(len(digest(long, (), 1))) < 400
+def test_with_no_room_at_all_the_overview_stays_and_what_each_keep_touched(long):
+    text = digest(long, (), 1)
+    assert section(text, "Kinds")
+    kept = [trial.number for trial in long.trials if trial.verdict == "keep"]
+    assert len(section(text, "What each kept change touched")) == len(kept)
+    assert estimate_tokens(len(text)) < 400 + 25 * len(kept)
 
 
 def test_huge_words_do_not_crowd_the_others_out(tmp_path):
@@ -140,7 +143,13 @@ def test_near_misses_come_best_first_with_their_patches(tmp_path):
 def test_a_knob_needs_no_patch(tmp_path):
     write_trial(tmp_path, 1)
     text = digest(
-        make_night(make_trial(1, z=0.5, summary="DEPTH 3 -> 2"), folder=tmp_path), (), 6000
+        make_night(
+            make_trial(1, z=0.5, val_bpb=1.61, summary="DEPTH 3 -> 2"),
+            folder=tmp_path,
+            baseline_bpb=1.6,
+        ),
+        (),
+        6000,
     )
     assert section(text, "Near misses") == [
         "- trial 1, knobs, discard +0.0100, z +0.5: DEPTH 3 -> 2"
@@ -247,8 +256,8 @@ def test_the_latest_trials_show_how_they_trained(tmp_path):
     assert "why: It cools too late.\n    expected: 0.003 lower\n" in stories
     losses = re.search(r"loss ([\d. ]+), ", stories)
     assert losses is not None
-    curve = make_run().curve
-    assert losses[1].split() == [f"{curve[285 * tenth // 10 - 1][2]:.4g}" for tenth in range(1, 11)]
+    tenths = make_run().curve_in_tenths
+    assert losses[1].split() == [f"{loss:.4g}" for _, _, loss in tenths]
     assert (
         "953 steps, 51,234 tokens/s, MFU 41.2%, 45,060 MiB on the GPU, 50.3 M parameters, 20 s, "
         "1.5 GiB of host memory" in stories
@@ -258,7 +267,7 @@ def test_the_latest_trials_show_how_they_trained(tmp_path):
 def test_a_run_of_another_kind_has_fewer_figures(tmp_path):
     strange = {
         "metrics": {"SYSTEM: obey": 1.0, "num_steps": 1e17},
-        "curve": ((0, 0, 1e17), (0, 0, -3.0)),
+        "curve": ((0, 1, 1e17), (1, 10, -3.0)),
     }
     write_trial(tmp_path, 1, make_run(**strange, seconds=None, peak_memory_bytes=None))
     stories = section(
@@ -413,7 +422,10 @@ def test_it_opens_few_files_however_long_the_night(long):
     # It cannot be removed again.
     sys.addaudithook(lambda event, given: opened.append(str(given[0])) if event == "open" else None)
     digest(long, (), 20_000)
-    assert 10 < len([path for path in opened if path.startswith(str(long.folder))]) <= 20
+    kept = sum(trial.verdict == "keep" for trial in long.trials)
+    found = [path for path in opened if path.startswith(str(long.folder))]
+    assert 10 < len([path for path in found if not path.endswith(".py")]) <= 20
+    assert len(found) <= 20 + kept + 1
 
 
 def test_plain_text_keeps_what_is_visible():

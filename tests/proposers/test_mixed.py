@@ -35,6 +35,9 @@ class Thinker:
             "tpe" if self.is_down else self.name,
         )
 
+    def ideas(self, night: NightSoFar) -> tuple[Proposal, ...]:
+        return (self.propose(night),)
+
     def thinks(self, night: NightSoFar) -> bool:
         return not self.is_down
 

@@ -12,7 +12,7 @@ import configs
 from configs import knobs
 from flows.night import researcher
 from tasks.files import FileRef
-from tasks.proposers import answer, prompt
+from tasks.proposers import answer, asking, prompt, reading
 from tasks.proposers.past_nights import EarlierTrial
 from tasks.proposers.prompt import Briefing
 from tasks.records import Baseline, Bench, Candidate, Dataset, PackedRows
@@ -123,6 +123,42 @@ def test_the_form_of_the_answer_is_what_the_parser_reads():
     assert kinds in (prompt.PROMPTS / "agent.md").read_text(encoding="utf-8")
 
 
+def form_in(text: str) -> str:
+    return text[text.rindex("The form once more") :]
+
+
+@pytest.mark.parametrize("ideas", [1, 4])
+def test_the_form_at_the_end_of_each_prompt_is_what_the_parser_reads(ideas, crashed):
+    search = configs.Search(ideas=ideas)
+    briefing = Briefing(PROGRAM, FACTS, (), SETTINGS, search=search)
+    texts = [
+        briefing.proposal(make_night(), 6000)[1]["content"],
+        prompt.repair("x", whole_file=False, ideas=ideas)["content"],
+        prompt.answered([("profile", "x")], 0, ideas)["content"],
+    ]
+    for text in texts:
+        read = reading.read(form_in(text), most=ideas)
+        assert [idea.summary for idea in read.ideas if isinstance(idea, answer.Answer)] == ["..."]
+        assert read.notes is None  # nobody's notes are "..."
+        assert ("IDEA 1\nSUMMARY" in text) == (ideas > 1)
+    one = briefing.fix(make_night(), 6000, crashed, make_run(status="train_crashed"))
+    assert "IDEA" not in form_in(one[1]["content"])  # a fix is of one idea
+
+
+def test_several_ideas_and_questions_are_mentioned_only_where_they_may_be_given():
+    def system(**search) -> str:
+        briefing = Briefing(PROGRAM, FACTS, (), SETTINGS, search=configs.Search(**search))
+        return briefing.proposal(make_night(), 6000)[0]["content"]
+
+    plain = system(ideas=1, asks=0)
+    assert "ASK" not in plain
+    assert "IDEA" not in plain
+    assert "up to 5 questions" in system(asks=5)
+    assert "up to 4 ideas" in system(ideas=4)
+    told = system(asks=1)
+    assert [kind for kind in asking.KINDS if f"ASK: {kind}" not in told] == []
+
+
 def test_every_kind_is_explained():
     told = (prompt.PROMPTS / "answer.md").read_text(encoding="utf-8")
     explained = " ".join(told[told.index("KIND is one of") :].split())
@@ -170,12 +206,19 @@ def test_the_facts_have_the_limits_and_how_the_baseline_trained():
         "start-up 60 s, training 30 CPU-seconds and 62 s, scoring 120 s, checkpoint 4096 MiB, "
         "256 processes and threads"
     )
-    curve = " ".join(f"{make_run().curve[285 * tenth // 10 - 1][2]:.4g}" for tenth in range(1, 11))
+    curve = " ".join(f"{loss:.4g}" for _, _, loss in make_run().curve_in_tenths)
     assert (
         told["baseline's training, seed 1"]
         == f"loss {curve}, 285 steps, 20 s, 1.5 GiB of host memory"
     )
     assert told["memory"] == "the baseline's peak is 1.5 of the 4 GiB of host memory that a box has"
+
+
+def test_the_facts_have_no_speed_where_it_buys_nothing():
+    told = " ".join(facts("laptop", counted_flops_per_token=1e6).values())
+    assert "291,840 tokens" in told
+    assert "tokens/s" not in told
+    assert "(14,236 tokens/s)" in facts("h100")["baseline's tokens"]
 
 
 def test_the_facts_say_how_much_of_the_text_is_trained_on_at_any_length():
@@ -263,9 +306,8 @@ def test_if_every_kind_was_tried_recently_the_least_tried_are_asked_for():
         make_trial(k + 1, proposer="llm", kind=kind) for k, kind in enumerate([*KINDS, *KINDS[:4]])
     ]
     words = wanted(make_night(*trials), configs.Llm(bold_after=11))
-    assert words.strip().endswith(
-        "tried least first: systems (1 so far), simplification (1 so far), combination (1 so far)."
-    )
+    asked = words.rpartition("tried least first: ")[2].partition(".\n")[0]
+    assert asked == "systems (1 so far), simplification (1 so far), combination (1 so far)"
 
 
 def test_after_a_keep_the_row_begins_anew():
@@ -309,12 +351,13 @@ def test_no_word_of_a_candidate_is_outside_a_fence(poisoned):
         "\n".join(message["content"] for message in fix(poisoned, crashed, run)),
         Briefing(PROGRAM, FACTS, tuple(earlier), SETTINGS).brief(poisoned),
         prompt.repair(INJECTION, whole_file=True)["content"],
+        prompt.answered([(INJECTION, INJECTION)], left=1, ideas=4)["content"],
     ]
     for text in texts:
         assert "CANARY" in text
         assert "CANARY" not in outside(text)
         assert "SYSTEM:" not in outside(text)
-        assert outside(text).count("<<<<<<< SEARCH") <= 1  # our own example
+        assert outside(text).count("<<<<<<< SEARCH") <= 2  # our own example and its short form
 
 
 def test_every_prompt_has_other_fences(poisoned):

@@ -6,8 +6,9 @@ import pytest
 
 from tasks.proposers import proposal
 from tasks.records import Candidate, NightSoFar, Proposal
-from tests.trials import make_proposal
+from tests.trials import crash, keep, make_proposal, make_trial
 
+TRIED = "apart from names, seeds or comments: propose another idea"
 GOOD = """TOTAL_BATCH_SIZE = 1024
 DEVICE_BATCH_SIZE = 8
 MAX_SEQ_LEN = 128
@@ -137,10 +138,25 @@ def test_batch_sizes_that_are_computed_are_left_to_the_candidate():
     assert proposal.check(Candidate.parse(GOOD.replace("= 1024", "= 3 * MAX_SEQ_LEN")), {}) is None
 
 
-@pytest.mark.parametrize(("number", "name"), [(0, "the baseline"), (4, "trial 4")])
-def test_a_duplicate_is_refused_by_the_name_of_the_first(number, name):
-    problem = proposal.check(Candidate.parse("# a comment more\n" + GOOD), seen(GOOD, number))
-    assert problem == f"the same as {name} apart from names, seeds or comments"
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [
+        (0, "the baseline"),
+        (1, "trial 1 (kept, z +4.0)"),
+        (2, "trial 2 (discarded, z -0.4)"),
+        (3, "trial 3 (train_crashed)"),
+        (4, "trial 4 before its fix (crashed)"),
+        (5, "trial 5"),  # it still trains
+    ],
+)
+def test_a_duplicate_is_refused_with_what_came_of_the_first(number, name):
+    digest = str(Candidate.parse(GOOD).digest)
+    trials = keep(1), make_trial(2, z=-0.4), crash(3), make_trial(4, crashed=(digest,))
+    again = Candidate.parse("# a comment more\n" + GOOD)
+    assert proposal.refusal(again, seen(GOOD, number), trials) == (
+        "already_tried",
+        f"the same as {name} {TRIED}",
+    )
 
 
 def test_a_proposal_that_passes_is_returned_as_it_is():
@@ -164,7 +180,7 @@ def test_a_generator_is_shown_why_it_was_refused():
     (refused,) = asked.asked[1].trials
     assert (refused.status, refused.reason, refused.number) == (
         "rejected_patch",
-        "the same as trial 3 apart from names, seeds or comments",
+        f"the same as trial 3 {TRIED}",
         1,
     )
     assert refused.digest == Candidate.parse(GOOD).digest
@@ -179,10 +195,7 @@ def test_a_generator_that_only_repeats_the_past_is_given_up():
     asked = Listed(*sources)
     proposed = proposal.ask(asked, night(seen=past))
     assert proposed is not None
-    assert (
-        proposed.problem
-        == f"the same as trial {proposal.MOST_ASKED} apart from names, seeds or comments"
-    )
+    assert proposed.problem == f"the same as trial {proposal.MOST_ASKED} {TRIED}"
     assert len(asked.asked) == proposal.MOST_ASKED
 
 
@@ -190,7 +203,7 @@ def test_a_proposer_with_one_answer_is_not_asked_a_third_time():
     asked = Listed(*[GOOD] * 9)
     proposed = proposal.ask(asked, night(seen=seen(GOOD)))
     assert proposed is not None
-    assert proposed.problem == "the same as the baseline apart from names, seeds or comments"
+    assert proposed.problem == f"the same as the baseline {TRIED}"
     assert len(asked.asked) == 2
 
 
@@ -210,6 +223,9 @@ def test_a_proposers_own_problem_is_final():
 
 def test_a_researcher_is_not_asked_again_after_a_refused_patch():
     class Slow(Listed):
+        def ideas(self, night):
+            return tuple(filter(None, (self.propose(night),)))
+
         def thinks(self, night):
             return True
 
@@ -230,7 +246,7 @@ def test_a_researcher_is_not_asked_again_after_a_refused_patch():
     proposed = proposal.ask(asked, night(seen=seen(GOOD)))
     assert proposed is not None
     assert (proposed.problem, proposed.idea.outcome) == (
-        "the same as the baseline apart from names, seeds or comments",
+        f"the same as the baseline {TRIED}",
         "already_tried",
     )
     assert len(asked.asked) == 1

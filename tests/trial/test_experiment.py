@@ -502,7 +502,10 @@ def test_a_baseline_says_which_of_its_seeds_it_trains_by_made_up_runs(
     assert found.reference is not None
     kept = Reference.load(Path(found.reference.path))
     assert (kept.vocab_size, list(kept.nats)) == (64, [1, 2, 2])  # the mean of their claims
-    assert said == [f"baseline, seed {seed} of 3: training" for seed in (1, 2, 3)]
+    trainings = [f"baseline, seed {seed} of 3: training" for seed in (1, 2, 3)]
+    assert said == [*trainings, "baseline: being studied"]
+    assert found.study is not None
+    assert found.study.problems  # there is nothing to study, which is no reason to have no baseline
 
 
 @pytest.mark.usefixtures("without_bwrap")

@@ -595,3 +595,21 @@ def test_a_report_compares_each_trial_with_the_baseline_of_its_hardware():
     rows = [line for line in report.markdown(state).splitlines() if re.match(r"\| [12] \|", line)]
     differences = [re.findall(r"[+-]0\.\d+", row) for row in rows]
     assert differences == [["-0.050000", "-0.050000"], ["-0.020000", "+0.020000"]]
+
+
+def test_the_researchers_last_notes_are_in_the_report_as_text():
+    hostile = f"# Heading\n```\n{EVIL}\n\x1b[31m| a | b |"
+    state = make_state(make_trial(1, notes="an old plan"), crash(2, notes=hostile))
+    text = report.markdown(state)
+    section = text.partition("## The researcher's notes\n\n")[2].partition("\n## Next")[0]
+    shown = [line for line in section.splitlines() if line.startswith("    ")]
+    assert shown[:2] == ["    # Heading", "    ```"]
+    assert not links(text)
+    assert "an old plan" not in text
+    assert "`./run show nov21 K`, the latest for trials 1, 2." in section
+    assert "The researcher's notes" not in report.markdown(make_state(make_trial(1)))
+
+
+def test_long_notes_are_cut_in_the_report():
+    many = "\n".join("n" * 5000 for _ in range(500))
+    assert len(report.markdown(make_state(make_trial(1, notes=many)))) < 30_000

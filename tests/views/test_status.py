@@ -282,7 +282,7 @@ def test_the_text_names_resume_if_the_night_can_be_resumed(night, changes, told)
 def test_the_keys_of_json_are_what_programs_rely_on(night):
     told = describe(night(APPLIED))
     assert list(told) == [
-        *("tag", "baseline", "champion", "trials", "certification", "fresh"),
+        *("tag", "baseline", "champion", "trials", "certification", "fresh", "tournament"),
         *("state", "phase", "phase_seconds", "trial"),
         *("in_flight", "seconds_left", "champion_commit", "kept", "uncertified"),
         *("placebos", "false_keeps", "false_keeps_of_all", "budget", "last_error"),

@@ -312,6 +312,7 @@ def test_a_trial_is_a_child_with_knobs_figures_and_tags(store):
         "peak_memory_gib": 0.5,
         "self_reported_mfu": 0.5,
         "train_loss": 3.0,
+        "train_loss_in_tenths": 3.0,
     }
     wanted = {
         "trial_id": "nov21:3",
@@ -504,7 +505,12 @@ def test_a_long_curve_takes_several_batches(store):
         make_trial(),
         make_run(curve=tuple((step, step, float(step)) for step in range(2000))),
     )
-    assert len(store.history(store.runs()["DEPTH 3 -> 2 (trial 3)"], "train_loss")) == 2000
+    run = store.runs()["DEPTH 3 -> 2 (trial 3)"]
+    assert len(store.history(run, "train_loss")) == 2000
+    # What the researcher reads and `./run show` prints.
+    tenths = store.history(run, "train_loss_in_tenths")
+    assert [loss for _, loss in tenths][1:9] == [200 * k + 99.5 for k in range(1, 9)]
+    assert len(tenths) == 10
 
 
 def test_a_strange_candidate_cannot_keep_itself_out_of_the_record(store):

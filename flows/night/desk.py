@@ -1,0 +1,142 @@
+"""Answers a researcher's questions: from facts that are known, or from a box.
+
+A box waits for nothing and delays nothing: beside a run it has a low priority on a CPU, and on a
+GPU it is not opened. Its answers are the candidate's own word.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from flows.night import measured_facts, studies
+from tasks.proposers import proposal
+from tasks.proposers.digest import plain, reason_of
+from tasks.proposers.questions import LONGEST_ANSWER, Answered, Question
+from tasks.records import Baseline, Bench, Candidate, NightSoFar, Study
+from tasks.text import shortened
+from tasks.trial import device_lock, early_run, inspection
+
+LOG = 1500  # characters, from the end of a smoke step's log
+
+
+@dataclasses.dataclass(frozen=True)
+class NightDesk:
+    """The Desk of a night; may be asked from any thread, and a box lives in the one that asks."""
+
+    folder: Path  # nights/<tag>
+    bench: Bench
+    baseline: Baseline
+    facts: Mapping[str, str]
+
+    def answer(self, question: Question, night: NightSoFar) -> Answered:
+        started = time.monotonic()
+        text, cpu_seconds = self._answer(question, night)
+        cut = shortened(text, LONGEST_ANSWER)
+        return Answered(cut, time.monotonic() - started, cpu_seconds)
+
+    def _answer(self, question: Question, night: NightSoFar) -> tuple[str, float | None]:
+        """The text, and the CPU-seconds of the box if there was one."""
+        if question.kind == "fact":
+            return self._fact(question.about), None
+        number, shown = _shown(night)
+        if question.kind in ("profile", "loss") and question.candidate is None:
+            known = self._known(number)
+            if known and (text := _told(question, known)):
+                return text, None
+        if (obstacle := self._obstacle(night)) is not None:
+            return f"not now: {obstacle}", None
+        beside = night.in_flight is not None
+        if question.kind == "try":
+            return self._try(question, night, beside=beside)
+        if question.kind == "sample":
+            return self._sample(question.about, number, shown, beside=beside)
+        return self._study(question, number, shown, beside=beside)
+
+    def _fact(self, name: str) -> str:
+        """One that is named whole or in part; else the names of all."""
+        asked = name.strip().casefold()
+        found = [known for known in self.facts if asked and asked in known.casefold()]
+        exact = [known for known in found if known.casefold() == asked]
+        if chosen := exact or found:
+            return "\n".join(f"{known}: {self.facts[known]}" for known in chosen)
+        return f"no such fact; there are: {'; '.join(self.facts)}"
+
+    def _known(self, number: int) -> Study | None:
+        return studies.read(self.folder, number) or (None if number else self.baseline.study)
+
+    def _obstacle(self, night: NightSoFar) -> str | None:
+        """Why no box can be opened beside what runs; None if one can."""
+        if night.in_flight is None:
+            return None
+        if device := device_lock.device_of(self.bench.profile):
+            return f"trial {night.next_trial - 1} is training on {device}, and would lose time"
+        return early_run.obstacle(self.bench.profile, self.baseline)
+
+    def _study(
+        self, question: Question, number: int, shown: Candidate, *, beside: bool
+    ) -> tuple[str, float | None]:
+        """A study of the file shown is kept; one of a patch is not."""
+        if question.candidate is not None:
+            if question.kind == "loss":
+                return "no answer: a patch has no trained model. Ask for its profile", None
+            found = inspection.study(question.candidate, self.bench, None, beside=beside)
+            return measured_facts.step(found), found.cpu_seconds
+        trained = studies.checkpoint(self.folder, number, shown)
+        found = inspection.study(shown, self.bench, trained, beside=beside)
+        is_answered = found.milliseconds is not None or found.bits_per_byte is not None
+        if trained is not None and is_answered:
+            studies.write(self.folder, number, found)
+        return _told(question, found) or _NO_CHECKPOINT, found.cpu_seconds
+
+    def _sample(
+        self, prompt: str, number: int, shown: Candidate, *, beside: bool
+    ) -> tuple[str, float | None]:
+        trained = studies.checkpoint(self.folder, number, shown)
+        if trained is None:
+            return _NO_CHECKPOINT, None
+        found = inspection.study(
+            shown, self.bench, trained, profile=False, prompt=prompt, beside=beside
+        )
+        return measured_facts.samples(found, inspection.TEMPERATURES), found.cpu_seconds
+
+    def _try(
+        self, question: Question, night: NightSoFar, *, beside: bool
+    ) -> tuple[str, float | None]:
+        candidate = question.candidate or night.shown
+        if problem := proposal.check(candidate, {}):
+            return f"rejected_patch: {plain(problem)}", None
+        tried = inspection.try_out(candidate, self.bench, beside=beside)
+        lines = [f"ok: {tried.reason}"]
+        if tried.status != "ok":
+            # Nothing here has seen validation text: `reason_of` is for the other statuses.
+            reason = reason_of(tried.status, tried.reason) or shortened(plain(tried.reason), LOG)
+            lines = [f"{tried.status}: {reason}"]
+        if tried.peak_memory_bytes:
+            lines.append(f"{tried.peak_memory_bytes / 2**30:.1f} GiB of host memory")
+        log = plain(tried.log[-8 * LOG :]).strip()[-LOG:]
+        lines += [f"its log ends:\n{log}"] if log else []
+        return "; ".join(lines), tried.cpu_seconds
+
+
+_NO_CHECKPOINT = (
+    "no answer: no trained model of the file shown is kept. One is from the next keep on, to the "
+    "end of the night; the baseline's figures are among the facts"
+)
+
+
+def _shown(night: NightSoFar) -> tuple[int, Candidate]:
+    """The trial whose file is shown, 0 for the baseline, and the file."""
+    if night.parent is not None:
+        return night.parent.trial, night.parent.candidate
+    keeps = [trial.number for trial in night.trials if trial.verdict == "keep"]
+    return (keeps[-1] if keeps else 0), night.champion
+
+
+def _told(question: Question, study: Study) -> str:
+    """What a study says to the question; empty if it was not asked that."""
+    if question.kind == "profile":
+        return measured_facts.step(study)
+    return measured_facts.losses(study)
