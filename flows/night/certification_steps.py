@@ -10,7 +10,7 @@ import collections
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from prefect import get_run_logger
@@ -33,7 +33,7 @@ from tasks.records import Certification, Claim, FreshRun, NightState
 from tasks.statuses import Purpose
 from tasks.text import counted
 from tasks.trial import certification
-from tasks.trial.certification import Evidence
+from tasks.trial.certification import Evidence, Searched
 
 # Runs without a score in a row, beyond one for each change, which may not run without another:
 # more mean that something else is broken.
@@ -173,7 +173,15 @@ class _Certifying:
         if crashed not in self.groups:
             self.groups[crashed] = ablation.groups(self.changes, crashed)
         without = {group: tuple(scores[group]) for group in self.groups[crashed]}
-        return Evidence(tuple(scores[()]), without)
+        return Evidence(tuple(scores[()]), without, self.searched(without))
+
+    def searched(self, groups: Iterable[Group]) -> dict[Group, Searched]:
+        """What the trials say of their changes, as far as they may be compared with these runs."""
+        state = self.held.state
+        keeps = {t.number: t for t in state.keeps if t.number >= state.first_comparable}
+        comparable = [group for group in groups if keeps.keys() >= set(group)]
+        found = {group: Searched.by(keeps[n] for n in group) for group in comparable}
+        return {group: known for group, known in found.items() if known}
 
     @property
     def noise(self) -> Noise:

@@ -59,7 +59,7 @@ class _Search:
     steps: list[Step]
 
     @classmethod
-    def of(cls, night: NightSoFar, settings: SearchSpace, device: str) -> _Search:
+    def of(cls, night: NightSoFar, settings: SearchSpace, proposer: TpeProposer) -> _Search:
         new = _new(night)
         base = {**night.baseline_knobs, **new}
         guessed: Space = {name: knob for name, value in new.items() if (knob := default(value))}
@@ -71,7 +71,9 @@ class _Search:
         examples = {name: knob.example(base[name]) for name, knob in space.items()}
         writable = knobs.writable(night.champion.source, examples)
         space = {name: knob for name, knob in space.items() if name in writable}
-        steps = [*settings.steps.of(device), *itertools.product(guessed, NEW_STEPS)]
+        listed = list(settings.steps.of(proposer.device))
+        of_new = list(itertools.product(guessed, NEW_STEPS))
+        steps = [*of_new, *listed] if proposer.new_first else [*listed, *of_new]
         return cls(night, night.champion.knobs, new, base, space, steps)
 
 
@@ -79,6 +81,7 @@ class _Search:
 class TpeProposer:
     path: Path = SPACE
     device: str = "cpu"  # the profile's: the first steps are those that won on such a device
+    new_first: bool = False  # start with the knobs that came in with kept patches
     name: str = "tpe"
 
     def propose(self, night: NightSoFar) -> Proposal | None:
@@ -87,7 +90,7 @@ class TpeProposer:
         None if there is no knob left to turn, or every place in the space was tried. Raises
         UsageError for a bad search space.
         """
-        search = _Search.of(night, SearchSpace.load(self.path), self.device)
+        search = _Search.of(night, SearchSpace.load(self.path), self)
         changed = _first_step(search) or _sample(search)
         if not changed:
             return None

@@ -1,19 +1,22 @@
 """Certification: which kept changes are shown to help, by fresh runs. Pure, no I/O.
 
-The search keeps what looks better, so its scores are chosen and prove nothing. Here every change
-is taken out of the champion alone: runs without it, with seeds that nobody chose, are compared with
-fresh runs of the whole champion. Undecided changes get the runs. The evidence of several nights
-adds up: what to do next, and what is shown, follow from all fresh runs of the same champion.
+The search keeps what looks better, so its scores are chosen. Here every change is taken out of the
+champion alone: runs without it, with seeds that nobody chose, are compared with fresh runs of the
+whole champion. Undecided changes get the runs. The evidence of several nights adds up: what to do
+next, and what is shown, follow from all fresh runs of the same champion.
 
-The highest z are certified while at most 5 % of them are expected to be luck: the step-up rule of
-Benjamini and Hochberg (1995), with the number of changes that do nothing estimated from the
-candidates that the search has discarded, in the spirit of Storey (2002). `./run bench verdict`
-simulates it.
+A change must help in its fresh runs. How sure that is, all its runs say, the trial's among them: as
+they were chosen from many, it is asked how many of all candidates that do nothing would look as
+good. The best are certified while at most 5 % of them are expected to be such luck: the step-up
+rule of Benjamini and Hochberg (1995), with the number of candidates that do nothing estimated from
+those that the search has discarded, in the spirit of Storey (2002). `./run bench verdict` simulates
+it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Iterable, Mapping
 from statistics import NormalDist
@@ -23,22 +26,45 @@ from tasks.noise import Noise
 from tasks.records import Claim, Trial
 from tasks.statuses import Certificate
 from tasks.text import counted
-from tasks.trial.verdict import RULE, z_score
+from tasks.trial.verdict import RULE, as_normal, as_students_t, z_score
 
-LEAST_Z = 0.7  # nothing is certified below, however little may be luck
-ENOUGH_Z = 3.0  # above, a certified change gets no further run
-# Below this z a change is given up: after one run without it, after two, and after more.
-HOPELESS_Z = (-0.25, 0.25, 0.75)
+LEAST_Z = 0.5  # of the fresh runs: nothing is certified below, however little may be luck
+ENOUGH_Z = 3.5  # of all runs: above, a certified change gets no further run
+# Below this z of the fresh runs a change is given up: after one run without it, two, and more.
+HOPELESS_Z = (-0.5, 0.0, 0.5)
 # The whole champion is compared with every other file, so it is run more often than each of them:
 # as often for each run of the file that has most.
 WHOLE_RUNS = 1.5
-# Keeps that change nothing, for each candidate that was better in its one run and discarded. Of a
-# hundred candidates that change nothing some 30 are such, and up to 5 are kept.
-KEPT_NULLS = 0.14
-LEAST_NULLS = 0.5
+# Candidates that do nothing, for each that was better in its one run and discarded; and at least so
+# many. More are tried, but most meet a champion whose luck hides theirs. Set by the simulation.
+NULLS = 0.9
+LEAST_NULLS = 2.0
 # The step-up rule bounds the share of false claims per night, on average over nights. Nights that
 # certify nothing count as 0 there; this makes up for them if the claims of all nights are counted.
-SPARED = 0.3
+SPARED = 0.5
+# Of the champion that a candidate was compared with: how many its trial does not say, and about so
+# many they mostly are.
+CHAMPION_RUNS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Searched:
+    """What the trials of some kept changes say of them."""
+
+    gain: float  # bits per byte
+    variance: float  # of that, in variances of one run
+
+    @classmethod
+    def by(cls, trials: Iterable[Trial]) -> Searched | None:
+        """Of all together. None if one does not say what it gained, as older nights' do not."""
+        gain = variance = 0.0
+        for trial in trials:
+            if trial.z is None or trial.noise_sd is None or trial.noise_df is None:
+                return None
+            squared = 1 / CHAMPION_RUNS + 1 / len(trial.scores)
+            gain += as_students_t(trial.z, trial.noise_df) * trial.noise_sd * math.sqrt(squared)
+            variance += squared
+        return cls(gain, variance) if variance else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +72,12 @@ class Evidence:
     """Scores of fresh runs, in bits per byte: of a champion, and of it without some changes.
 
     A key of `without` holds the numbers of the kept trials that were taken out together, ascending;
-    what is to be certified has a key before its first run.
+    what is to be certified has a key before its first run. `searched` has what is known of some.
     """
 
     whole: tuple[float, ...]
     without: Mapping[tuple[int, ...], tuple[float, ...]]
+    searched: Mapping[tuple[int, ...], Searched] = dataclasses.field(default_factory=dict)
 
     def gain(self, group: tuple[int, ...]) -> float | None:
         """Bits per byte that the champion is better with the group; None without such runs."""
@@ -64,12 +91,21 @@ class Evidence:
             return None
         return z_score(self.without[group], self.whole, noise)
 
+    def z_of_all(self, group: tuple[int, ...], noise: Noise) -> float | None:
+        """As `z`, with what the search has seen: the mean gain, weighted by its certainty."""
+        searched, gain = self.searched.get(group), self.gain(group)
+        if gain is None or searched is None:
+            return self.z(group, noise)
+        fresh, search = 1 / (1 / len(self.whole) + 1 / len(self.without[group])), searched.variance
+        mean = (gain * fresh + searched.gain / search) / (fresh + 1 / search)
+        t = mean * math.sqrt(fresh + 1 / search) / noise.sd
+        return as_normal(t, noise.degrees_of_freedom)
+
 
 def null_candidates(trials: Iterable[Trial]) -> float:
-    """How many keeps that change nothing are expected after these trials.
+    """Of how many candidates that do nothing luck must be expected after these trials.
 
-    Those that were a little better in their one run tell how many candidates that change nothing
-    were tried. It is an estimate on the high side: some of them help.
+    Those that were a little better in their one run tell how many were tried.
     """
     near = sum(
         trial.verdict == "discard"
@@ -79,7 +115,7 @@ def null_candidates(trials: Iterable[Trial]) -> float:
         and trial.z > 0
         for trial in trials
     )
-    return max(KEPT_NULLS * near, LEAST_NULLS)
+    return max(NULLS * near, LEAST_NULLS)
 
 
 def next_run(
@@ -126,9 +162,9 @@ def _certified(
     evidence: Evidence, noise: Noise, nulls: float, rule: Rule
 ) -> frozenset[tuple[int, ...]]:
     """As many of the groups with the highest z as are together expected to hold little luck."""
-    found = {group: evidence.z(group, noise) for group in evidence.without}
+    helping = [group for group in evidence.without if (evidence.z(group, noise) or 0.0) > LEAST_Z]
     ranked = sorted(
-        ((z, group) for group, z in found.items() if z is not None and z > LEAST_Z), reverse=True
+        ((evidence.z_of_all(group, noise) or 0.0, group) for group in helping), reverse=True
     )
     count = 0
     for rank, (z, _) in enumerate(ranked, 1):
@@ -147,8 +183,9 @@ def _undecided(evidence: Evidence, noise: Noise, nulls: float, rule: Rule) -> li
             return True
         if z is None:
             return False
-        hopeless = HOPELESS_Z[min(runs, len(HOPELESS_Z)) - 1]
-        return z < hopeless or (z > ENOUGH_Z and group in certified)
+        if group in certified:
+            return (evidence.z_of_all(group, noise) or 0.0) > ENOUGH_Z
+        return z < HOPELESS_Z[min(runs, len(HOPELESS_Z)) - 1]
 
     return [group for group in evidence.without if not is_decided(group)]
 
@@ -167,4 +204,6 @@ def _claim(
         f"without {it} the champion is {change} by {abs(gain):.4f} bits per byte, {abs(z):.1f} "
         f"standard errors, over {counted(runs, 'run')} without {it} and {len(evidence.whole)} with"
     )
+    if group in evidence.searched:
+        figures += f"; {evidence.z_of_all(group, noise):.1f} with the search's runs too"
     return Claim(group, certificate, gain, z, runs, figures)

@@ -1,12 +1,12 @@
 """The search rule: keep a candidate, discard it, or run it again. Pure, no I/O.
 
-A sequential test: one run decides what is clear, and what may be luck gets up to three more, with
+A sequential test: one run decides what is clear, and what may be luck gets up to four more, with
 fresh runs of the champion in between. So a champion that was kept on one lucky run loses its luck,
 and a machine that has drifted has drifted for both. Gains are measured in standard errors of the
 difference. Everything else being equal, a better score never gets a worse verdict.
 
 `./run bench verdict` simulates it beside other rules: of changes that change nothing it keeps 4 to
-5 % against a champion that was not lucky, and a night of 100 runs makes at least 90 % of the
+5 % against a champion that was not lucky, and a night of 100 runs makes about 90 % or more of the
 progress of one that keeps every better score, half of whose keeps are luck.
 """
 
@@ -51,6 +51,14 @@ def as_normal(t: float, degrees_of_freedom: float) -> float:
     if not (df := degrees_of_freedom):
         return t
     return math.copysign(math.sqrt(df * math.log1p(t * t / df)) * (8 * df + 1) / (8 * df + 3), t)
+
+
+def as_students_t(z: float, degrees_of_freedom: float) -> float:
+    """The inverse of `as_normal`."""
+    if not (df := degrees_of_freedom):
+        return z
+    exponent = (z * (8 * df + 3) / (8 * df + 1)) ** 2 / df
+    return math.copysign(math.sqrt(df * math.expm1(exponent)), z)
 
 
 def thresholds(runs: int, statements_added: int, rule: Rule = RULE) -> tuple[float, float]:

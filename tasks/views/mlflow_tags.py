@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tasks.records import TRAIN, FreshRun, NightState, RunResult, Trial
 from tasks.text import counted, in_markdown, numbered, score, short_commit, shortened, unlinked
-from tasks.views import certificates, certified_text, fresh_scores
+from tasks.views import certificates, certified_text, fresh_scores, search_yield
 
 LONGEST_QUOTE = 800  # characters; a note of these stays below MLflow's limit, so that none is cut
 
@@ -116,6 +116,8 @@ def trial_tags(state: NightState, trial: Trial) -> dict[str, str]:
         "contender": trial.idea.contender and unlinked(trial.idea.contender),
         "kind": trial.idea.kind,
         "outcome": trial.idea.outcome,
+        "search": trial.idea.search if trial.idea.search != "proposal" else None,
+        "built_on": " ".join(map(str, trial.idea.built_on)),
         "fixes": str(trial.fixes) if trial.fixes else None,
         "grown": trial.grown,
         # Of the champion, run again beside this trial.
@@ -152,6 +154,8 @@ def _note(state: NightState, trial: Trial) -> str:
         "Expected": idea.expected,
         "Why a stand-in proposed it": idea.stands_in,
         "Note": idea.note,
+        "How it came about": search_yield.origin(idea),
+        "Chosen": search_yield.choice(idea),
         "Much larger than its champion": trial.grown,
     }
     refs = f"refs/trials/{state.header.tag}/{trial.number}"

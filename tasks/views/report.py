@@ -33,7 +33,15 @@ from tasks.text import (
     unlinked,
 )
 from tasks.text import in_markdown as _text
-from tasks.views import certificates, certified_text, costs, margin, refusals, standings
+from tasks.views import (
+    certificates,
+    certified_text,
+    costs,
+    margin,
+    refusals,
+    search_yield,
+    standings,
+)
 from tasks.views.leaps import leaps
 
 FILE = "report.md"
@@ -113,6 +121,8 @@ def markdown(
         "## Trials",
         _table(state),
     ]
+    if searched := search_yield.section(state):
+        parts += ["## What each way of searching brought", *searched]
     if state.trials and state.header.is_researched:
         parts += ["## What it cost", "\n".join(_costs(state))]
     if notes := notebook.of_trials(state.candidates):
@@ -306,7 +316,7 @@ def _size(state: NightState, baseline: BaselineEvent) -> Iterator[str]:
 def _table(state: NightState) -> str:
     if not state.trials:
         return "None yet."
-    several = len({_proposer(trial) for trial in state.candidates}) > 1
+    several = len({search_yield.by(trial.idea) for trial in state.candidates}) > 1
     by, rule = (" by |", "---|") if several else ("", "")
     champions = margin.to_beat(state)
     rows = [
@@ -321,14 +331,6 @@ def _table(state: NightState) -> str:
     return "\n".join(rows)
 
 
-def _proposer(trial: Trial) -> str:
-    """Who proposed it; in a tournament which contender, and its stand-in."""
-    if not trial.idea.contender:
-        return trial.idea.proposer
-    stood_in = f", {trial.idea.proposer} stood in" if trial.idea.stands_in else ""
-    return f"{trial.idea.contender}{stood_in}"
-
-
 def _cells(
     state: NightState, trial: Trial, champions: Mapping[int, float], several: bool
 ) -> Iterator[str]:
@@ -336,7 +338,7 @@ def _cells(
     yield str(trial.number)
     yield _text(trial.idea.summary)
     if several:
-        yield _text(_proposer(trial))
+        yield _text(search_yield.by(trial.idea))
     outcome = margin.outcome(trial)
     yield f"**{outcome}**" if trial.verdict == "keep" else outcome
     yield score(trial.val_bpb)

@@ -12,11 +12,12 @@ from tasks.history import false_keeps, heartbeat, llm_calls, night_budget, night
 from tasks.history.false_keeps import FalseKeeps
 from tasks.history.heartbeat import Heartbeat
 from tasks.records import Certification, NightState, Trial
-from tasks.statuses import Decision, Status
+from tasks.statuses import Decision, Search, Status
 from tasks.text import counted, money, score, short_commit
 from tasks.usage import Usage, total
-from tasks.views import certificates, costs, fresh_scores, refusals, standings
+from tasks.views import certificates, costs, fresh_scores, refusals, search_yield, standings
 from tasks.views.fresh_scores import FreshScores
+from tasks.views.search_yield import Yield
 from tasks.views.standings import Standings
 
 # The fields of these records are the keys of `--json`.
@@ -31,6 +32,8 @@ class TrialResult:
     val_bpb: float | None
     commit: str | None
     placebo: Decision | None  # of the champion unchanged: what the rule said of it
+    search: Search  # how the candidate came about
+    built_on: tuple[int, ...]  # of which trials it is made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +88,7 @@ class NightStatus(Results):
     champion_commit: str | None
     kept: int
     uncertified: str | None  # what is left to certify, and how; None until a night is over
+    searches: tuple[Yield, ...]  # what each way of searching brought
     placebos: int  # trials that are none of a proposer's
     false_keeps: FalseKeeps
     false_keeps_of_all: FalseKeeps  # of all nights whose scores can be compared with this one's
@@ -112,6 +116,7 @@ def results(state: NightState) -> Results:
 def _result(trial: Trial) -> TrialResult:
     names = ("status", "verdict", "reason", "val_bpb", "placebo")
     fields = {name: getattr(trial, name) for name in names}
+    fields |= {name: getattr(trial.idea, name) for name in ("search", "built_on")}
     return TrialResult(k=trial.number, commit=trial.commit, **fields)
 
 
@@ -141,6 +146,7 @@ def describe(folder: Path, others: Sequence[NightState] | None = None) -> NightS
         champion_commit=state.champion,
         kept=len(state.keeps),
         uncertified=night_budget.uncertified(state) if state.finished else None,
+        searches=search_yield.of_night(state),
         placebos=len(state.placebos),
         false_keeps=false_keeps.of_night(state),
         false_keeps_of_all=false_keeps.of_all(state, others),
@@ -226,6 +232,7 @@ def text(night: NightStatus) -> str:
         night.not_in_mlflow,
         _resume(night),
         _scores(night),
+        search_yield.sentence(night.searches),
         certificates.certified(night.certification, night.kept, night.fresh),
         night.uncertified,
         night.tournament.verdict if night.tournament else None,

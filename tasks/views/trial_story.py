@@ -16,8 +16,8 @@ from tasks.errors import NightlyError, UsageError
 from tasks.history import git_plumbing, ledger, llm_calls, night_folder, trial_folder
 from tasks.history.night_state import fold
 from tasks.noise import noise_of
-from tasks.records import TRAIN, Idea, NightState, RunResult, Trial
-from tasks.statuses import Decision, Outcome, Status
+from tasks.records import TRAIN, Alternative, Estimate, Idea, NightState, RunResult, Trial
+from tasks.statuses import Decision, Outcome, Search, Status
 from tasks.usage import Call, Usage
 from tasks.views import costs, margin
 
@@ -132,6 +132,11 @@ class TrialStory:
     note: str | None
     notes: str | None  # the researcher's notebook, as it left it with this idea
     outcome: Outcome | None
+    search: Search  # how the candidate came about; these five as in Idea
+    built_on: tuple[int, ...]
+    estimate: Estimate | None
+    queued: str | None
+    choice: tuple[Alternative, ...]
     state: str  # decided, pending (decided and not in git yet) or in flight
     parent: str
     commit: str | None
@@ -149,7 +154,7 @@ class TrialStory:
 # Fields of an Idea, a Trial and a RunResult that are taken over as they are.
 SAID = (
     *("summary", "proposer", "kind", "hypothesis", "expected", "stands_in", "note", "notes"),
-    "outcome",
+    *("outcome", "search", "built_on", "estimate", "queued", "choice"),
 )
 JUDGED = (
     *("status", "verdict", "placebo", "reason", "z", "val_bpb", "unusual", "grown", "isolation"),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tasks.history import growth, night_folder
 from tasks.text import counted, difference, money, one_line, score, short_commit, shortened
+from tasks.views import search_yield
 from tasks.views.trial_story import BaselineStory, Request, Run, SeedScore, TrialStory
 
 LEVELS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
@@ -66,9 +67,12 @@ def _of_trial(story: TrialStory) -> dict[str, str | None]:
     return {
         "state": _state(story),
         "proposer": f"{story.proposer}, against {short_commit(story.parent)}{commit}",
+        "search": search_yield.origin(story),
+        "chosen": search_yield.choice(story),
         "kind": story.kind,
         "hypothesis": story.hypothesis,
         "expected": story.expected,
+        "estimate": _estimate(story),
         "stand-in": story.stands_in and f"because of {story.stands_in}",
         "note": story.note,
         "verdict": _verdict(story),
@@ -76,6 +80,12 @@ def _of_trial(story: TrialStory) -> dict[str, str | None]:
         "unusual": story.unusual,
         "larger": story.grown,
     }
+
+
+def _estimate(story: TrialStory) -> str | None:
+    if (own := story.estimate) is None:
+        return None
+    return f"{own.gain:.4f} bits per byte better, give or take {own.sd:.4f}, by its proposer"
 
 
 def _state(story: TrialStory) -> str | None:

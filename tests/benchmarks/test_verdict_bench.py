@@ -7,7 +7,7 @@ import pytest
 
 from tasks.noise import Noise
 from tasks.trial import certification, verdict
-from tasks.trial.certification import Evidence
+from tasks.trial.certification import Evidence, Searched
 from tests.benchmarks import verdict_bench as bench
 
 OURS = bench.RULES[-1]
@@ -47,9 +47,14 @@ def test_the_simulated_rule_is_the_one_that_decides():
 def test_the_simulated_certification_is_the_one_that_decides():
     count, width, sd = 200, 5, 0.01
     random = np.random.default_rng(0)
-    real = np.arange(width) < random.integers(0, width + 1, count)[:, None]
-    nulls = random.uniform(0.5, 3, count)
-    work = bench.Certifications(bench.OURS, np.zeros((count, width)), real, nulls)
+    kept = bench.Kept(count)
+    kept.number = random.integers(0, width + 1, count)
+    kept.number[0] = width
+    kept.cut()
+    kept.gains = random.normal(2 * sd, sd, (count, width))
+    kept.certainties = random.uniform(0.5, 2, (count, width))
+    real, nulls = kept.real, random.uniform(0.5, 10, count)
+    work = bench.Certifications(bench.OURS, kept, nulls)
     whole, without = random.normal(0, sd, (8, count)), random.normal(sd, sd, (8, count, width))
     whole_runs = random.integers(0, 9, count)
     runs = random.integers(0, 7, (count, width)) * real
@@ -58,12 +63,16 @@ def test_the_simulated_certification_is_the_one_that_decides():
         work.without.add(n < runs, without[n])
     squares, df = sd**2 * random.chisquare(4, count), np.full(count, 4.0)
     z = work.z_scores(squares, df)
-    certified, (to_whole, to_change, which) = work.certified(z), work.following(z)
+    certified, (to_whole, to_change, which) = work.certified(*z), work.following(*z)
     for i in range(count):
         groups: dict[tuple[int, ...], tuple[float, ...]] = {
             (k,): tuple(without[: runs[i, k], i, k].tolist()) for k in range(width) if real[i, k]
         }
-        evidence = Evidence(tuple(whole[: whole_runs[i], i].tolist()), groups)
+        search = {
+            group: Searched(float(kept.gains[i, k]), 1 / float(kept.certainties[i, k]))
+            for k, group in enumerate(groups)
+        }
+        evidence = Evidence(tuple(whole[: whole_runs[i], i].tolist()), groups, search)
         scatter = squares[i] + work.whole.scatter[i] + work.without.scatter[i].sum()
         freedom = 4 + int(work.whole.freedom[i] + work.without.freedom[i].sum())
         noise = Noise(float(np.sqrt(scatter / freedom)), freedom)
@@ -83,7 +92,7 @@ def test_few_certified_changes_are_luck_and_most_of_greedys_progress_is_certifie
 
 
 def test_the_champion_runs_afresh_where_the_rule_asks_for_it():
-    champion, candidate = np.meshgrid(np.arange(1.0, 8), np.arange(1.0, 5))
+    champion, candidate = np.meshgrid(np.arange(1.0, 8), np.arange(1.0, 6))
     asked = [
         verdict.champion_is_due(int(a), int(b))
         for a, b in zip(champion.flat, candidate.flat, strict=True)

@@ -80,9 +80,11 @@ def upper_tail(z: Floats) -> Floats:
 class Certifier:
     """Which kept changes are certified, and which get another run; as `certification`.
 
-    With no nulls, all are certified whose z is above `least`.
+    With no nulls, all are certified whose z is above `least`. `search` says whether what the search
+    has seen counts too.
     """
 
+    search: bool = True
     least: float = certification.LEAST_Z
     enough: float = certification.ENOUGH_Z
     hopeless: tuple[float, ...] = certification.HOPELESS_Z
@@ -90,17 +92,18 @@ class Certifier:
     whole_runs: float = certification.WHOLE_RUNS
     luck: float = verdict.RULE.false_discovery_rate
     spared: float = certification.SPARED
-    kept_nulls: float = certification.KEPT_NULLS
+    near_nulls: float = certification.NULLS
     least_nulls: float = certification.LEAST_NULLS
     reserved: Callable[[int], int] = night_budget.worthwhile_runs
 
     def nulls(self, near: Floats) -> Floats:
         """By the number of candidates that were better in their one run and discarded."""
-        return np.maximum(self.kept_nulls * near, self.least_nulls)
+        return np.maximum(self.near_nulls * near, self.least_nulls)
 
 
+# A change is certified as soon as its z is above 1.64, and gets no further run.
 PLAIN = Certifier(
-    1.64, math.inf, (-0.3,), 6, 1.3, kept_nulls=0, least_nulls=0, reserved=lambda _: RESERVED
+    False, 1.64, 1.64, (-0.3,), 6, 1.3, near_nulls=0, least_nulls=0, reserved=lambda _: RESERVED
 )
 OURS = Certifier()
 
@@ -238,12 +241,18 @@ class _Nights:
         repeats = self.champion_repeats
         return self.squares + repeats.scatter, self.df + repeats.freedom
 
-    def z_scores(self) -> Floats:
-        runs = np.maximum(self.runs, 1)
+    @property
+    def sd_estimate(self) -> Floats:
         squares, df = self.noise
+        return np.sqrt(squares / df)
+
+    def t_scores(self) -> Floats:
+        runs = np.maximum(self.runs, 1)
         gain = self.champion_sum / self.champion_runs - self.sum / runs
-        error = np.sqrt(squares / df * (1 / self.champion_runs + 1 / runs))
-        return self.rule.correction(gain / error, df)
+        return gain / (self.sd_estimate * np.sqrt(1 / self.champion_runs + 1 / runs))
+
+    def z_scores(self) -> Floats:
+        return self.rule.correction(self.t_scores(), self.noise[1])
 
     def verdicts(self) -> tuple[Mask, Mask]:
         """(kept, discarded); elsewhere, run again."""
@@ -288,29 +297,69 @@ def kept_share(rule: Rule, effect: float, df: float, count: int = NULLS, seed: i
     return float(kept.mean())
 
 
+class Kept:
+    """What some nights have kept, a row a night: true gains, and what the search has seen of them.
+
+    `certainties` are inverse variances of `gains`, in those of one run; as `certification.Searched`.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.effects, self.gains, self.certainties = np.zeros((3, count, RUNS))
+        self.number = np.zeros(count, dtype=int)
+
+    @property
+    def real(self) -> Mask:
+        return np.arange(self.effects.shape[1]) < self.number[:, None]
+
+    def add(self, where: Mask, night: _Nights) -> None:
+        """Keeps the present candidates of these nights."""
+        variance = 1 / certification.CHAMPION_RUNS + 1 / np.maximum(night.runs, 1)
+        cell = where, self.number[where]
+        self.effects[cell] = night.effect[where]
+        self.gains[cell] = (night.t_scores() * night.sd_estimate * np.sqrt(variance))[where]
+        self.certainties[cell] = 1 / variance[where]
+        self.number += where
+
+    def cut(self) -> None:
+        """Drops the columns that no night has."""
+        width = max(int(self.number.max()), 1)
+        for name in ("effects", "gains", "certainties"):
+            setattr(self, name, getattr(self, name)[:, :width])
+
+
 class Certifications:
     """The certifications of many nights at once; a row a night, a column a kept change.
 
     `effects` are their true gains, `real` says which columns a night has.
     """
 
-    def __init__(self, certifier: Certifier, effects: Floats, real: Mask, nulls: Floats) -> None:
-        self.certifier, self.effects, self.real, self.nulls = certifier, effects, real, nulls
-        self.whole, self.without = _Repeats((len(real),)), _Repeats(real.shape)
+    def __init__(self, certifier: Certifier, kept: Kept, nulls: Floats) -> None:
+        self.certifier, self.kept, self.nulls = certifier, kept, nulls
+        self.effects, self.real = kept.effects, kept.real
+        self.whole, self.without = _Repeats((len(self.real),)), _Repeats(self.real.shape)
 
-    def z_scores(self, squares: Floats, df: Floats) -> Floats:
-        """NaN without runs; the sums of squares and degrees of freedom are those of the search."""
+    def z_scores(self, squares: Floats, df: Floats) -> tuple[Floats, Floats]:
+        """(of the fresh runs, of all runs); NaN without fresh ones.
+
+        The sums of squares and degrees of freedom are those of the search.
+        """
         whole, without = self.whole, self.without
         squares = squares + whole.scatter + without.scatter.sum(axis=1)
         df = df + whole.freedom + without.freedom.sum(axis=1)
+        gain = without.mean - whole.mean[:, None]
         with np.errstate(divide="ignore", invalid="ignore"):
-            error = np.sqrt((squares / df)[:, None] * (1 / whole.runs[:, None] + 1 / without.runs))
-            z = as_normal((without.mean - whole.mean[:, None]) / error, df[:, None])
-        return np.where(self.real & np.isfinite(error), z, np.nan)
+            fresh = 1 / (1 / whole.runs[:, None] + 1 / without.runs)
+            search = self.kept.certainties * self.certifier.search
+            both = (gain * fresh + self.kept.gains * search) / (fresh + search)
+            t = np.stack((gain * np.sqrt(fresh), both * np.sqrt(fresh + search)))
+            z = as_normal(t / np.sqrt(squares / df)[:, None], df[:, None])
+        has_runs = self.real & (without.runs > 0) & (whole.runs[:, None] > 0)
+        first, second = np.where(has_runs, z, np.nan)
+        return first, second
 
-    def certified(self, z: Floats) -> Mask:
+    def certified(self, z: Floats, z_of_all: Floats) -> Mask:
         rule = self.certifier
-        ranked = np.where(z > rule.least, z, -np.inf)
+        ranked = np.where(z > rule.least, z_of_all, -np.inf)
         order = np.argsort(-ranked, axis=1)
         ranked, rank = np.take_along_axis(ranked, order, axis=1), np.arange(1, z.shape[1] + 1)
         expected = self.nulls[:, None] * upper_tail(ranked)
@@ -320,15 +369,14 @@ class Certifications:
         np.put_along_axis(found, order, rank <= count[:, None], axis=1)
         return found
 
-    def following(self, z: Floats) -> tuple[Mask, Mask, npt.NDArray[np.intp]]:
+    def following(self, z: Floats, z_of_all: Floats) -> tuple[Mask, Mask, npt.NDArray[np.intp]]:
         """(the nights that run the whole champion next, those that run it without a change, which).
 
         The others are done.
         """
         rule, runs = self.certifier, self.without.runs
         limit = np.array(rule.hopeless)[np.clip(runs.astype(int), 1, len(rule.hopeless)) - 1]
-        with np.errstate(invalid="ignore"):
-            decided = (z < limit) | ((z > rule.enough) & self.certified(z))
+        decided = (z < limit) | ((z_of_all > rule.enough) & self.certified(z, z_of_all))
         undecided = self.real & (runs < rule.most_runs) & ~decided
         going = undecided.any(axis=1)
         most = np.where(self.real, runs, 0).max(axis=1)
@@ -338,7 +386,7 @@ class Certifications:
 
     def run(self, search: _Nights, where: Mask) -> None:
         """One more run of each of these nights that is not done."""
-        whole, without, which = self.following(self.z_scores(*search.noise))
+        whole, without, which = self.following(*self.z_scores(*search.noise))
         zeros = np.zeros(len(where))
         self.whole.add(where & whole, search.scores(zeros))
         column = (where & without)[:, None] & (np.arange(self.real.shape[1]) == which[:, None])
@@ -369,13 +417,12 @@ def nights(
 ) -> Night:
     """Whole nights; with `certify`, the rule's certifier has some of their runs at the end."""
     night, certifier = _Nights(rule, sd, df, count, seed), rule.certifier if certify else None
-    kept_effects, near = np.zeros((count, RUNS)), np.zeros(count)
-    found, keeps = np.zeros(count), np.zeros(count, dtype=int)
+    changes, near, found = Kept(count), np.zeros(count), np.zeros(count)
     candidates, trying = np.zeros(count), np.zeros(count, dtype=bool)
     reserved = np.array(
         [min(certifier.reserved(n), RESERVED) if certifier else 0 for n in range(RUNS + 1)]
     )
-    while (going := night.used < RUNS - reserved[keeps]).any():
+    while (going := night.used < RUNS - reserved[changes.number]).any():
         fresh = going & ~trying
         night.try_others(fresh, _effects(world, LESS_LEFT**found, night.random))
         candidates += fresh
@@ -385,27 +432,24 @@ def nights(
         night.run_candidate(going & trying)
         keep, discard = night.verdicts()
         kept, decided = going & trying & keep, going & trying & (keep | discard)
-        near += decided & ~kept & (night.runs == 1) & (night.z_scores() > 0)
+        near += decided & ~kept & (night.runs == 1) & (night.t_scores() > 0)
+        changes.add(kept, night)
         night.learn(decided, kept)
         night.crown(kept)
-        kept_effects[kept, keeps[kept]] = night.effect[kept]
-        keeps += kept
         found += kept & (night.effect > 0)
         trying &= ~decided
-    real = np.arange(RUNS) < keeps[:, None]
-    progress, false = float(night.truth.mean()), _false_share(real, kept_effects)
-    means = Night(progress, float(candidates.mean()), float(keeps.mean()), false)
+    changes.cut()
+    progress, false = float(night.truth.mean()), _false_share(changes.real, changes.effects)
+    keeps = float(changes.number.mean())
+    means = Night(progress, float(candidates.mean()), keeps, false)
     if not certifier:
         return means
-    width = max(int(keeps.max()), 1)
-    work = Certifications(
-        certifier, kept_effects[:, :width], real[:, :width], certifier.nulls(near)
-    )
+    work = Certifications(certifier, changes, certifier.nulls(near))
     for spent in range(RUNS):
         if not (left := night.used + spent < RUNS).any():
             break
         work.run(night, left)
-    certified = work.certified(work.z_scores(*night.noise))
+    certified = work.certified(*work.z_scores(*night.noise))
     return dataclasses.replace(
         means,
         certified_progress=float((work.effects * certified).sum(axis=1).mean()),

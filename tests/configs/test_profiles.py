@@ -121,24 +121,24 @@ def test_an_unknown_profile_names_those_that_exist(name):
         ),
         (
             "threads = 1",
-            "threads = 1\nverdict.keep = [3, 1.45]",
-            "verdict: keep = [3.0, 1.45] and drop = [0.9, 1.1, 1.25, 1.45] have 2 and 4 limits: "
-            "each needs one for every run",
+            "threads = 1\nverdict.keep = [3, 1.35]",
+            "verdict: keep = [3.0, 1.35] and drop = [0.9, 1.05, 1.1, 1.2, 1.35] have 2 and 5 "
+            "limits: each needs one for every run",
         ),
         (
             "threads = 1",
-            "threads = 1\nverdict.keep = [3, 1, 2, 1.45]",
-            "verdict: keep = [3.0, 1.0, 2.0, 1.45] should not rise from run to run",
+            "threads = 1\nverdict.keep = [3, 1, 2, 1.5, 1.35]",
+            "verdict: keep = [3.0, 1.0, 2.0, 1.5, 1.35] should not rise from run to run",
         ),
         (
             "threads = 1",
-            "threads = 1\nverdict.drop = [0.9, 1.1, 1.0, 1.45]",
-            "verdict: drop = [0.9, 1.1, 1.0, 1.45] should not fall from run to run",
+            "threads = 1\nverdict.drop = [0.9, 1.1, 1.0, 1.2, 1.35]",
+            "verdict: drop = [0.9, 1.1, 1.0, 1.2, 1.35] should not fall from run to run",
         ),
         (
             "threads = 1",
-            "threads = 1\nverdict.drop = [0.9, 1.1, 1.25, 1.3]",
-            "verdict: keep ends with 1.45 and drop with 1.3: the last run decides, so make them "
+            "threads = 1\nverdict.drop = [0.9, 1.1, 1.2, 1.25, 1.3]",
+            "verdict: keep ends with 1.35 and drop with 1.3: the last run decides, so make them "
             "equal",
         ),
         (

@@ -10,8 +10,9 @@ import logging
 import os
 import subprocess
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -121,6 +122,7 @@ def made(tmp_path, monkeypatch):
         *changes: tuple[str, str],
         gains: dict[str, float],
         conditions: tuple[Conditions, ...] = (),
+        recorded: Mapping[str, Any] = MappingProxyType({}),  # with each keep
         **settings: Any,
     ) -> World:
         root, folder = tmp_path / "checkout", tmp_path / "nights" / TAG
@@ -142,7 +144,8 @@ def made(tmp_path, monkeypatch):
             for number, (old, new) in enumerate(changes, 1):
                 assert source.count(old) == 1
                 source = source.replace(old, new)
-                trial = keep(number, 1.5, parent=parent, summary=new.strip(), scores=(1.5,) * 4)
+                fields = {"summary": new.strip(), "scores": (1.5,) * 4, **recorded}
+                trial = keep(number, 1.5, parent=parent, **fields)
                 parent = decide(root, book, trial, source)
                 champion.advance(root, TAG, parent, trial.parent)
             last = make_trial(len(changes) + 1, parent=parent, scores=(1.7,))
@@ -421,6 +424,17 @@ def test_on_other_hardware_which_is_made_up_no_evidence_from_before_counts(made)
     assert all(abs(claim.gain or 0.0) < 0.05 for claim in state.certification.claims)
     seeds = [run.seed for run in state.all_fresh_runs if run.purpose != "remeasurement"]
     assert seeds == list(range(seeds[0], seeds[0] + len(seeds)))
+
+
+def test_what_the_search_has_seen_counts_until_the_hardware_is_another(made):
+    world = made(GOOD, gains=GAINS, recorded={"noise_sd": 0.01, "noise_df": 8})
+    world.certify(3)
+    (claim,) = world.state.certification.claims
+    assert claim.reason.endswith("with the search's runs too")
+    world.hardware = "another CPU"
+    world.certify(3)
+    (claim,) = world.state.certification.claims
+    assert claim.reason.endswith("with")
 
 
 def test_a_night_that_resumes_in_its_certification_on_hardware_that_is_made_up_begins_it_again(

@@ -123,7 +123,7 @@ def run(monkeypatch, tmp_path):
 
 
 def test_the_champion_is_run_afresh_between_the_runs_of_a_candidate_that_may_be_lucky(run):
-    tried, made = run([1.693, 1.695, 1.697], [1.70, 1.70])
+    tried, made = run([1.693, 1.695, 1.699], [1.70, 1.70])
     assert made == [("A = 1", 1), ("A = 0", 2), ("A = 1", 2), ("A = 0", 3), ("A = 1", 3)]
     assert [each.val_bpb for each in tried.champion_runs] == [1.70, 1.70]
     assert (tried.verdict.decision, len(tried.runs)) == ("discard", 3)

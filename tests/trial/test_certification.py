@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from configs import Rule
 from tasks.noise import Noise
 from tasks.records import Trial
-from tasks.trial import certification
-from tasks.trial.certification import Evidence
+from tasks.trial import certification, verdict
+from tasks.trial.certification import Evidence, Searched
 from tests.trials import make_trial
 
 KNOWN = Noise(0.01, 10**6)  # an sd that no longer changes: z is t
@@ -67,21 +67,21 @@ def test_a_change_without_runs_is_open_and_has_no_figures():
 
 
 def test_more_likely_luck_asks_for_more_evidence():
-    evidence = evidence_at(1.9, 0.5, 0.5, 0.5)
+    evidence = evidence_at(2.1, 0.5, 0.5, 0.5)
     assert certificates(evidence, 1.0)[0] == "certified"
     assert certificates(evidence, 4.0)[0] == "open"
 
 
 def test_several_strong_changes_carry_a_weaker_one():
-    assert certificates(evidence_at(1.9)) == ["certified"]
+    assert certificates(evidence_at(2.1)) == ["certified"]
     assert certificates(evidence_at(1.2)) == ["open"]
     assert certificates(evidence_at(3.0, 3.0, 1.2)) == ["certified"] * 3
     assert certificates(evidence_at(3.0, 3.0, 1.0))[-1] == "open"
-    assert certificates(evidence_at(3.0, 3.0, 0.6), nulls=0.1)[-1] == "open"
+    assert certificates(evidence_at(3.0, 3.0, 0.4), nulls=0.1)[-1] == "open"
 
 
 def test_the_profile_says_how_much_luck_is_allowed_and_how_many_runs():
-    evidence = evidence_at(1.9)
+    evidence = evidence_at(2.1)
 
     def certificate(**settings) -> str:
         (claim,) = certification.claims(evidence, KNOWN, 1.0, Rule(**settings))
@@ -119,7 +119,7 @@ def test_runs_are_interleaved_and_end():
 
 
 def test_what_is_decided_gets_no_more_runs():
-    evidence = Evidence(WHOLE, {(1,): without_at(3.1, 1), (2,): without_at(0.5, 1), (3,): (1.5,)})
+    evidence = Evidence(WHOLE, {(1,): without_at(3.6, 1), (2,): without_at(0.5, 1), (3,): (1.5,)})
     assert certification.next_run(evidence, KNOWN) == (2,)
 
 
@@ -143,8 +143,61 @@ def test_candidates_that_were_a_little_better_tell_how_many_keeps_are_luck():
         dataclasses.replace(discarded(0.5), verdict="keep"),
         dataclasses.replace(discarded(0.5), placebo="discard"),
     ]
-    assert certification.null_candidates(near + others) == pytest.approx(1.4)
+    assert certification.null_candidates(near + others) == 9.0
     assert certification.null_candidates([]) == certification.LEAST_NULLS
+
+
+def searched(z: float, runs: int = 3, noise: Noise = KNOWN) -> Trial:
+    """A kept trial whose candidate had so many runs and this z."""
+    return dataclasses.replace(
+        make_trial(1),
+        verdict="keep",
+        z=z,
+        scores=(1.6,) * runs,
+        noise_sd=noise.sd,
+        noise_df=noise.degrees_of_freedom,
+    )
+
+
+def test_the_runs_of_the_trials_tell_a_gain_and_how_sure_it_is():
+    one = Searched.by([searched(2.0, runs=3)])
+    assert one is not None
+    assert one.gain == pytest.approx(2 * 0.01 * math.sqrt(2 / 3), rel=1e-4)
+    assert one.variance == pytest.approx(2 / 3)
+    both = Searched.by([searched(2.0, runs=3), searched(1.0, runs=1)])
+    assert both is not None
+    assert both.gain == pytest.approx(one.gain + 0.01 * math.sqrt(4 / 3), rel=1e-4)
+    assert both.variance == pytest.approx(2 / 3 + 4 / 3)
+    older = dataclasses.replace(searched(2.0), noise_sd=None, noise_df=None)
+    assert Searched.by([searched(2.0), older]) is None
+
+
+def test_a_gain_that_few_degrees_of_freedom_made_doubtful_is_taken_as_it_was():
+    champion, scores, noise = [1.6] * 3, [1.57, 1.58], Noise(0.01, 2)
+    z = verdict.z_score(champion, scores, noise)
+    found = Searched.by([dataclasses.replace(searched(z, noise=noise), scores=tuple(scores))])
+    assert found is not None
+    assert found.gain == pytest.approx(1.6 - 1.575)
+
+
+def test_all_runs_count_but_only_fresh_ones_can_show_that_a_change_helps():
+    found = Searched.by([searched(2.5)])
+    assert found is not None
+    search: dict[tuple[int, ...], Searched] = {(1,): found}
+
+    def evidence(z: float) -> Evidence:
+        return dataclasses.replace(evidence_at(z), searched=search)
+
+    assert certificates(evidence_at(1.0), nulls=4.0) == ["open"]
+    assert certificates(evidence(1.0), nulls=4.0) == ["certified"]
+    assert certificates(evidence(0.4), nulls=0.1) == ["open"]
+    assert certificates(evidence(-0.1), nulls=0.1) == ["not_shown"]
+    # 2.5 with 3 runs of each, 1.0 with 2 and 3: each weighs as much as it is sure.
+    both = (2.5 * math.sqrt(1.5) + 1.0 * math.sqrt(1.2)) / math.sqrt(1.5 + 1.2)
+    assert evidence(1.0).z_of_all((1,), KNOWN) == pytest.approx(both, abs=1e-3)
+    (claim,) = certification.claims(evidence(1.0), KNOWN, 4.0)
+    assert claim.z == pytest.approx(1.0, abs=1e-3)
+    assert claim.reason.endswith("and 3 with; 2.5 with the search's runs too")
 
 
 SCORE = st.floats(1.5, 1.7)
@@ -154,12 +207,16 @@ NULLS = st.floats(0.1, 20)
 GROUPS = st.integers(0, 5).flatmap(
     lambda count: st.tuples(*[RUNS] * count).map(lambda runs: {(k,): r for k, r in enumerate(runs)})
 )
+SEARCHED = st.builds(Searched, st.floats(-0.05, 0.1), st.floats(0.2, 4))
+SEARCH = st.dictionaries(st.integers(0, 4).map(lambda k: (k,)), SEARCHED)
 ORDER = {"not_shown": 0, "open": 1, "certified": 2}
 
 
-@given(RUNS, GROUPS, NOISES, NULLS)
-def test_there_is_a_next_run_exactly_while_something_may_change(whole, without, noise, nulls):
-    evidence = Evidence(whole, without)
+@given(RUNS, GROUPS, SEARCH, NOISES, NULLS)
+def test_there_is_a_next_run_exactly_while_something_may_change(
+    whole, without, search, noise, nulls
+):
+    evidence = Evidence(whole, without, search)
     following = certification.next_run(evidence, noise, nulls)
     claims = certification.claims(evidence, noise, nulls)
     assert [claim.trials for claim in claims] == sorted(without)
@@ -168,9 +225,9 @@ def test_there_is_a_next_run_exactly_while_something_may_change(whole, without, 
         assert following is not None
 
 
-@given(RUNS, GROUPS, NOISES, NULLS, st.data())
+@given(RUNS, GROUPS, SEARCH, NOISES, NULLS, st.data())
 def test_a_worse_score_without_a_change_never_speaks_against_any(
-    whole, without, noise, nulls, data
+    whole, without, search, noise, nulls, data
 ):
     run = {group: runs for group, runs in without.items() if runs}
     if not run:
@@ -178,19 +235,19 @@ def test_a_worse_score_without_a_change_never_speaks_against_any(
     changed = data.draw(st.sampled_from(sorted(run)))
     worse = tuple(score + data.draw(st.floats(0, 0.1)) for score in run[changed])
     before, after = (
-        certification.claims(Evidence(whole, {**without, changed: runs}), noise, nulls)
+        certification.claims(Evidence(whole, {**without, changed: runs}, search), noise, nulls)
         for runs in (run[changed], worse)
     )
     for old, new in zip(before, after, strict=True):
         assert ORDER[new.certificate] >= ORDER[old.certificate]
 
 
-@given(RUNS, GROUPS, NOISES, NULLS, NULLS)
-def test_more_likely_luck_never_certifies_more(whole, without, noise, nulls, more):
+@given(RUNS, GROUPS, SEARCH, NOISES, NULLS, NULLS)
+def test_more_likely_luck_never_certifies_more(whole, without, search, noise, nulls, more):
     few, many = (
         {
             claim.trials
-            for claim in certification.claims(Evidence(whole, without), noise, count)
+            for claim in certification.claims(Evidence(whole, without, search), noise, count)
             if claim.certificate == "certified"
         }
         for count in (nulls, nulls + more)

@@ -285,11 +285,12 @@ def test_the_keys_of_json_are_what_programs_rely_on(night):
         *("tag", "baseline", "champion", "trials", "certification", "fresh", "tournament"),
         *("state", "phase", "phase_seconds", "trial"),
         *("in_flight", "seconds_left", "champion_commit", "kept", "uncertified"),
-        *("placebos", "false_keeps", "false_keeps_of_all", "budget", "last_error"),
+        *("searches", "placebos", "false_keeps", "false_keeps_of_all", "budget", "last_error"),
         *("not_in_mlflow", "stopped", "finished", "process", "updated"),
     ]
     assert list(told["trials"][0]) == [
-        *("k", "status", "verdict", "reason", "val_bpb", "commit", "placebo")
+        *("k", "status", "verdict", "reason", "val_bpb", "commit", "placebo"),
+        *("search", "built_on"),
     ]
     assert list(told["false_keeps"]) == ["placebos", "kept", "rate", "low", "high"]
     assert list(told["budget"]) == ["trials", "hours", "tokens", "dollars"]
