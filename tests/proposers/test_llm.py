@@ -20,6 +20,8 @@ from tasks.proposers.llm import LlmProposer
 from tasks.proposers.prompt import Briefing
 from tasks.proposers.questions import LONGEST_ANSWER, Answered, NoDesk, Question
 from tasks.records import Candidate, Estimate, NightSoFar, Parent, Proposal, RunResult
+from tasks.search.idea_queue import IdeaQueue
+from tasks.search.planner import Planner
 from tasks.trial.experiment import without_figures
 from tests.faults.llm_server import (
     FAKE_KEY,
@@ -35,6 +37,7 @@ from tests.faults.scripted_model import (
     COMMENT,
     CONTINUATIONS,
     DECAY,
+    FEWER,
     HALF,
     PROSE,
     SMOOTHER,
@@ -633,3 +636,22 @@ def test_the_context_is_asked_for_once_and_its_lack_does_no_harm(researcher):
     gone = Endpoint(Llm(model="scripted"), "http://127.0.0.1:9/v1", FAKE_KEY)
     gone.learn_context()
     assert gone.answer_tokens(1000) == 16_384
+
+
+def test_an_answer_on_record_whose_ideas_a_kill_has_lost_is_not_asked_for_again(
+    researcher, tmp_path
+):
+    several_ideas = ok(noted(several(CONTINUATIONS, SMOOTHER), "counts help"))
+    search = Search(ideas=2, asks=0)
+    proposer, server = researcher(several_ideas, ok(FEWER), search=search)
+    planner, folder = Planner(proposer, search), tmp_path
+    before = planner.propose(night(folder=folder))
+    (folder / "ideas.jsonl").unlink()  # as a kill before they were written leaves it
+    assert planner.propose(night(folder=folder)) == before
+    assert before.idea.notes == "counts help"
+    assert [idea.id for idea in IdeaQueue.of(folder).read().every] == ["7.1", "7.2"]
+    assert len(server.requests) == 1
+    # With its ideas in the queue, the same answer is no second one, however often it is asked for.
+    IdeaQueue.of(folder).drop({"7.1": "a conflict", "7.2": "a conflict"})
+    assert planner.propose(night(folder=folder)).idea.summary == "less is added"
+    assert len(server.requests) == 2
