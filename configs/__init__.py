@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 import tomllib
@@ -269,6 +270,14 @@ class Search(Table):
     # Tournaments: dollars an hour of this machine. With it, what a model charges counts as the
     # hours that the same money would pay for; without it, only hours count.
     machine_price: PositiveFloat | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _no_more_shares_than_trials(self) -> Search:
+        shares = {name: share for name, share in self if name.endswith("_share")}
+        if (total := math.fsum(shares.values())) > 1:
+            listed = ", ".join(f"{name} = {share:g}" for name, share in shares.items() if share)
+            raise ValueError(f"{listed} add up to {total:g}, the limit is 1: lower one of them")
+        return self
 
 
 class Command(Table):

@@ -132,16 +132,12 @@ class LlmProposer:
         """The ideas of an answer that is on record for this trial; () if there is none to use.
 
         A kill may come after the answer is on record, and before its ideas are: it need not be paid
-        for again.
+        for again. One that was made of another file is not used: a whole file would undo a keep.
         """
         call = self.calls.last(night.next_trial)
-        is_patch = call is not None and call.purpose in ("propose", "repair")
-        if (
-            call is None
-            or not is_patch
-            or call.outcome != "ok"
-            or call.model != self.endpoint.model
-        ):
+        if call is None or call.outcome != "ok" or call.purpose not in ("propose", "repair"):
+            return ()
+        if call.model != self.endpoint.model or not prompt.shows(call.messages, night.shown.source):
             return ()
         talk = _Talk(night, "propose", night.shown, 0.0, self.search.ideas)
         reply = Reply("ok", call.answer)

@@ -194,6 +194,9 @@ class Planner:
             own = [each for each in made if each.idea.proposer == self.name and not each.problem]
             queue.add(night.next_trial, night.shown, [self._as_own(each, night) for each in own])
             table = self._table(night, queue)
+            if not table.waiting and night.parent:  # what is for the champion may have its turn
+                queue.drop(table.gone)
+                table = self._table(dataclasses.replace(night, parent=None), queue)
             if not table.waiting:
                 queue.drop(table.gone)
                 return made[0] if made else None

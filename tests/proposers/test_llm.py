@@ -655,3 +655,16 @@ def test_an_answer_on_record_whose_ideas_a_kill_has_lost_is_not_asked_for_again(
     IdeaQueue.of(folder).drop({"7.1": "a conflict", "7.2": "a conflict"})
     assert planner.propose(night(folder=folder)).idea.summary == "less is added"
     assert len(server.requests) == 2
+
+
+def test_an_answer_on_record_that_was_made_of_another_file_is_not_used(researcher, tmp_path):
+    search = Search(ideas=2, asks=0)
+    proposer, server = researcher(ok(SMOOTHER), ok(FEWER), search=search)
+    planner = Planner(proposer, search)
+    planner.propose(night(folder=tmp_path))
+    (tmp_path / "ideas.jsonl").unlink()
+    now = night(folder=tmp_path)
+    kept = Candidate.parse(f"{now.champion.source}\n# kept meanwhile\nWIDTH = 3\n")
+    again = planner.propose(dataclasses.replace(now, champion=kept))
+    assert again.idea.summary == "less is added"
+    assert len(server.requests) == 2
