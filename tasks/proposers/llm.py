@@ -163,6 +163,7 @@ class LlmProposer:
 
     def cancel(self) -> None:
         self.endpoint.cancel()
+        self.desk.cancel()
 
     def _obstacle(self, night: NightSoFar) -> str | None:
         """Why the model must not be asked now."""

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import re
+import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -329,10 +330,12 @@ def test_a_crash_that_is_not_fixed_stays_one(researcher):
 
 
 def test_a_cancelled_researcher_asks_nothing_more(researcher, tmp_path):
-    proposer, server = researcher(ok(CONTINUATIONS))
+    desk = Desk()
+    proposer, server = researcher(ok(CONTINUATIONS), desk=desk)
     proposer.cancel()
     assert proposer.propose(night()).idea.outcome == "cancelled"
     assert server.requests == []
+    assert desk.cancelled.is_set()
     assert datetime.fromisoformat(read(tmp_path / "llm_calls.jsonl")[0].time).tzinfo is UTC
 
 
@@ -444,10 +447,14 @@ class Desk:
 
     text: str = "an answer"
     asked: list[Question] = dataclasses.field(default_factory=list)
+    cancelled: threading.Event = dataclasses.field(default_factory=threading.Event)
 
     def answer(self, question: Question, night: NightSoFar) -> Answered:
         self.asked.append(question)
         return Answered(self.text, 1.5, 0.7)
+
+    def cancel(self) -> None:
+        self.cancelled.set()
 
 
 def test_a_question_is_answered_in_the_next_request(researcher, tmp_path):
