@@ -89,7 +89,7 @@ def nightly_research(
         seed: first training seed of every candidate, and the proposer's.
         allow_unsandboxed: continue without a sandbox if none can be made; every trial says so.
         model: llm and mixed only: the model, as the endpoint names it. Default: the profile's.
-        notes: the tag of a night, with whose last notes the researcher of this one begins.
+        notes: llm, mixed and command only: a night whose last notes the researcher begins with.
 
     Raises:
         NightlyError: a subclass says who must act; the text has the value, the limit and the

@@ -107,9 +107,9 @@ def _add_tournament(add: Add) -> None:
     tournament = add(
         "tournament",
         commands.tournament,
-        "Run a night in which programs, models or proposers compete: all build on one champion and "
-        "see one record, and the one that gains most for its cost has most trials. The report says "
-        "which is better and how sure that is. Give one of the three lists.",
+        "Let programs, models or proposers compete in one night: all build on one champion and see "
+        "one record, and those that gain more for their cost get more trials. The report says "
+        "which one is better, and how sure that is. Give one of the three lists.",
     )
     _add_start(tournament)
     for what, metavar, text in (
@@ -121,7 +121,7 @@ def _add_tournament(add: Add) -> None:
             f"--{what}", type=_list, default=(), metavar=metavar, help=f"two or more {text}"
         )
     tournament.add_argument(
-        "--model", metavar="M", help="programs, proposers: the model that each of them asks"
+        "--model", metavar="M", help="with --programs, --proposers: the model that they all ask"
     )
 
 
@@ -272,7 +272,8 @@ def _add_preparation(add: Add) -> None:
     brief = add(
         "brief",
         commands.brief,
-        "Print what a researcher is told about data, limits and baseline: for who writes patches. "
+        "Print what a researcher is told about data, limits and baseline: for people who write "
+        "patches. "
         "The baseline is measured first unless it is in the cache.",
     )
     _add_profile(brief)
@@ -353,7 +354,7 @@ def _positive_number(text: str) -> int:
 def _list(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(","))
     if not all(names):
-        raise argparse.ArgumentTypeError(f"{text!r}: should be names with a comma between two")
+        raise argparse.ArgumentTypeError(f"{text!r}: should be names with commas between them")
     return names
 
 

@@ -150,8 +150,8 @@ class NightDesk:
 
 
 _NO_CHECKPOINT = (
-    "no answer: no trained model of the file shown is kept. One is from the next keep on, to the "
-    "end of the night; the baseline's figures are among the facts"
+    "no answer: no trained model of the file shown was kept. There will be one after the next "
+    "keep; the baseline's figures are among the facts"
 )
 
 

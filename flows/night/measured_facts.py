@@ -96,7 +96,7 @@ def step(study: Study) -> str:
     if study.operations:
         spent = sum(milliseconds for _, milliseconds in study.operations) or 1.0
         dearest = (f"{name} {ms / spent:.0%}" for name, ms in study.operations)
-        lines.append(f"the dearest operations, as shares of each other: {', '.join(dearest)}")
+        lines.append(f"the costliest operations, in shares of their sum: {', '.join(dearest)}")
     if study.state:
         sizes = (f"{name} {size:,}" for name, size in study.state)
         lines.append(f"the checkpoint's largest tensors, * for numbers: {', '.join(sizes)}")

@@ -111,8 +111,8 @@ def _check_trials(contenders: Sequence[Contender], trials: int | None) -> None:
     fewest = bandit.FIRST_ROUNDS * len(contenders)
     if trials is not None and trials < fewest:
         raise UsageError(
-            f"{trials} trials are too few for {len(contenders)} contenders, each of which has at "
-            f"least {bandit.FIRST_ROUNDS}: ask for --trials {fewest} or more, or for --hours"
+            f"{trials} trials are too few for {len(contenders)} contenders, each of which gets "
+            f"at least {bandit.FIRST_ROUNDS}: ask for --trials {fewest} or more, or for --hours"
         )
 
 

@@ -289,7 +289,7 @@ def _sections(
     yield 0.17, "Near misses: not kept, at most a standard error worse than the champion", misses
     yield 0.11, "Dead ends, the latest of each kind", dead
     yield 0.08, "Without a score", _failures(dropped)
-    yield 0.03, "Mended, carried over, repaired, or made of other trials", _mended(newest)
+    yield 0.03, "Fixed, carried over, repaired, or made of other trials", _mended(newest)
     yield 0.11, "How the champion and the latest trained", stories
     yield 0.08, "Earlier nights on the same data, best and worst of each kind", _earlier(earlier)
 
@@ -349,7 +349,7 @@ def _miss(night: NightSoFar, trial: Trial, gains: Gains) -> str:
 def _mended(newest: Iterable[Trial]) -> Iterator[str]:
     """How candidates came about that are not what was proposed at first."""
     for trial in newest:
-        told = [f"crashed and was mended {trial.fixes} times"] if trial.fixes > 1 else []
+        told = [f"crashed and was fixed {trial.fixes} times"] if trial.fixes > 1 else []
         if trial.idea.built_on:
             told.append(f"{trial.idea.search} of {numbered(trial.idea.built_on)}")
         told += [trial.idea.note] if trial.idea.note else []

@@ -102,8 +102,8 @@ class Briefing:
         }
         if night.parent:
             numbers[f"trial {night.parent.trial}"] = (
-                f"val_bpb {night.parent.val_bpb:.4f}, not the champion: you are shown its file "
-                "and change that. Your candidate is compared with the champion all the same"
+                f"val_bpb {night.parent.val_bpb:.4f}, not the champion: it is the file that "
+                "you are shown and change. The result is still compared with the champion"
             )
         return _text(
             "situation",

@@ -90,7 +90,7 @@ class IdeaQueue:
             except (ValueError, KeyError, TypeError) as error:
                 raise NightlyError(
                     f"{self.path}, line {number} is damaged: {line[:80]!r}. Restore the file from "
-                    "a backup, or remove it: the ideas that wait are lost, the trials are not"
+                    "a backup, or remove it: then the waiting ideas are lost, the trials are not"
                 ) from error
         return Ideas(tuple(every), dropped)
 

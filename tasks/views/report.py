@@ -399,10 +399,7 @@ def _stand_ins(state: NightState) -> Iterator[str]:
 
 def _notes(state: NightState, notes: Notes) -> Iterator[str]:
     """The last ones as a block of code, in which nothing is Markdown."""
-    yield (
-        f"As it left them when it was asked for trial {notes.trial}; they come back in its next "
-        "prompt."
-    )
+    yield (f"Written when it was asked for trial {notes.trial}; they come back in its next prompt.")
     yield ""
     lines = [line for line in notes.text.splitlines() if line.strip()]
     for line in lines[:MOST_NOTES]:
@@ -411,7 +408,7 @@ def _notes(state: NightState, notes: Notes) -> Iterator[str]:
     with_notes = [trial.number for trial in state.candidates if trial.idea.notes]
     if len(with_notes) > 1:
         latest = numbered(with_notes[-MOST_NUMBERS:])
-        yield f"\nThose of each trial: `./run show {state.header.tag} K`, the latest for {latest}."
+        yield f"\nThose of each trial: `./run show {state.header.tag} K`, the latest of {latest}."
 
 
 def _next_steps(state: NightState) -> Iterator[str]:

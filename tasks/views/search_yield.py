@@ -13,8 +13,8 @@ from tasks.views import margin
 from tasks.views.trial_story import TrialStory
 
 NAMES: Mapping[Search, str] = {
-    "proposal": "the proposer's own",
-    "stack": "stacks of near misses",
+    "proposal": "the proposer's own ideas",
+    "stack": "stack of near misses",
     "archive": "built on another file than the champion",
     "ablation": "the champion without some hunks",
     "constants": "constants turned by tpe",
@@ -96,11 +96,11 @@ def section(state: NightState) -> list[str]:
     if not choices and all(row.search == "proposal" for row in found):
         return []
     rows = [
-        "| way | trials | runs | hours | kept | gain kept | an hour | certified gain | an hour |",
+        "| way | trials | runs | hours | kept | gain kept | per hour | certified gain | per hour |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
         *(f"| {' | '.join(_cells(row))} |" for row in found),
         "",
-        "Gains in bits per byte. *gain kept*: by the scores that the search chose by. "
+        "Gains in bits per byte. *gain kept*: by the search's own scores, so optimistic. "
         "*certified gain*: by fresh runs; changes that are tied share theirs. *hours*: from a "
         "trial's start to its verdict.",
     ]
@@ -124,8 +124,8 @@ def _choices(trials: Sequence[Trial]) -> list[str]:
     kept = sum(trial.verdict == "keep" for trial in chosen)
     return [
         f"{counted(len(chosen), 'trial')} had an idea that was chosen from several, {among:.1f} "
-        f"on average; the mean of their expected gains is {expected:.4f} bits per byte. {kept} "
-        f"of them {'was' if kept == 1 else 'were'} kept."
+        f"on average. On average it was expected to gain {expected:.4f} bits per byte; {kept} "
+        f"{'was' if kept == 1 else 'were'} kept."
     ]
 
 
@@ -134,7 +134,7 @@ def sentence(found: Sequence[Yield]) -> str | None:
     if all(row.search == "proposal" for row in found):
         return None
     parts = (f"{row.search} {row.kept} of {row.trials}" for row in found)
-    return f"kept, by way of searching: {', '.join(parts)}"
+    return f"kept by way of searching: {', '.join(parts)}"
 
 
 def origin(idea: Idea | TrialStory) -> str | None:

@@ -86,7 +86,7 @@ def section(state: NightState) -> Iterator[str]:
     yield "\n".join(
         [
             "| contender | trials | runs | kept | gain | certified | counted | hours | dollars "
-            "| counted, an hour | P(best) |",
+            "| counted, per hour | P(best) |",
             f"|---|{'--:|' * 10}",
             *rows,
         ]
@@ -95,11 +95,11 @@ def section(state: NightState) -> Iterator[str]:
     dollars = f" and of dollars at {money(price)} an hour" if price else ""
     yield (
         "Gains in bits per byte. *gain*: by the search's scores. *certified*: of changes that "
-        "fresh runs have shown to help. *counted*: the certified gain where fresh runs have said "
-        "something, elsewhere the search's less the luck that is expected in it. *P(best)*: the "
+        "fresh runs have shown to help. *counted*: what fresh runs say, where they have decided; "
+        "elsewhere the search's gain less the luck expected in it. *P(best)*: the "
         f"probability that it gains most for an hour of its trials{dollars}. From "
-        f"{bandit.DECIDED:g} on it is called decided: a fixed number of trials is meant, and who "
-        "ends a night as soon as it is reached is wrong more often."
+        f"{bandit.DECIDED:g} on it is called decided. That holds for a night whose length was set "
+        "before: if you stop as soon as it is decided, you will be wrong more often."
     )
 
 

@@ -134,7 +134,7 @@ def test_the_results_say_what_each_has_brought_and_how_sure_that_is(checkout, ni
         (["--models", "a,b", "--proposers", "llm,tpe"], "--models and --proposers: a tournament"),
         (["--models", "a"], "1 given, and a tournament needs 2 to 8"),
         (["--models", "a,b,a"], "a is given twice"),
-        (["--models", "a,,b"], "names with a comma between two"),
+        (["--models", "a,,b"], "names with commas between them"),
         (["--models", "a,b", "--model", "c"], "--model c beside --models"),
         (["--proposers", "llm,oracle"], "unknown proposer 'oracle'"),
         (["--proposers", "tpe,replay", "--model", "c"], "--model c is for the proposers"),

@@ -35,7 +35,7 @@ TITLES = (
     "Near misses: not kept, at most a standard error worse than the champion",
     "Dead ends, the latest of each kind",
     "Without a score",
-    "Mended, carried over, repaired, or made of other trials",
+    "Fixed, carried over, repaired, or made of other trials",
     "How the champion and the latest trained",
     "Earlier nights on the same data, best and worst of each kind",
 )
@@ -155,7 +155,7 @@ def test_mends_carry_overs_and_repairs_are_told():
     stack = make_trial(2, search="stack", built_on=(5, 7))
     text = digest(make_night(make_trial(1, note=notes, fixes=2), stack), (), 6000)
     assert "- trial 2, discard: stack of trials 5, 7\n" in text
-    assert f"- trial 1, discard: crashed and was mended 2 times; {notes}\n" in text
+    assert f"- trial 1, discard: crashed and was fixed 2 times; {notes}\n" in text
 
 
 def test_the_speed_of_a_run_is_told_only_where_it_counts(tmp_path):

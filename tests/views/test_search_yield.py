@@ -60,14 +60,12 @@ def test_tied_changes_share_what_is_certified_and_what_is_not_shown_counts_nothi
 
 def test_the_report_has_the_table_if_a_night_did_more_than_propose():
     text = report.markdown(make_state(*TRIALS, certification=CERTIFIED))
-    assert (
-        "| stacks of near misses | 1 | 1 | 0.50 | 1 | 0.0300 | 0.0600 | 0.0100 | 0.0200 |" in text
-    )
+    assert "| stack of near misses | 1 | 1 | 0.50 | 1 | 0.0300 | 0.0600 | 0.0100 | 0.0200 |" in text
     assert "| llm, on trial 2 |" in text  # who proposed trial 3
     assert search_yield.section(make_state(*TRIALS[:2])) == []
     assert status.results(make_state(*TRIALS)).trials[4].built_on == (2, 3)
     assert search_yield.sentence(search_yield.of_night(make_state(*TRIALS))) == (
-        "kept, by way of searching: proposal 1 of 3, stack 1 of 1, archive 0 of 1, ablation 1 of 1"
+        "kept by way of searching: proposal 1 of 3, stack 1 of 1, archive 0 of 1, ablation 1 of 1"
     )
 
 
@@ -87,7 +85,7 @@ def test_mlflow_is_told_how_a_candidate_came_about():
     state = make_state(*TRIALS)
     tags = mlflow_tags.trial_tags(state, state.trials[4])
     assert (tags["search"], tags["built_on"]) == ("stack", "2 3")
-    assert "stacks of near misses (trials 2, 3)" in tags["mlflow.note.content"]
+    assert "stack of near misses (trials 2, 3)" in tags["mlflow.note.content"]
     assert not {"search", "built_on"} & mlflow_tags.trial_tags(state, state.trials[0]).keys()
 
 
