@@ -80,9 +80,9 @@ class IdeaQueue:
                     case "file":
                         files[event["sha256"]] = event["source"]
                     case "ideas":
-                        base = files[event["base"]]
+                        trial, base = event["trial"], files[event["base"]]
                         every += [
-                            Queued(event["trial"], base, each["source"], Idea.from_json(each["idea"]))
+                            Queued(trial, base, each["source"], Idea.from_json(each["idea"]))
                             for each in event["ideas"]
                         ]
                     case "dropped":

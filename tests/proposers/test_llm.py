@@ -653,6 +653,7 @@ def test_an_answer_on_record_whose_ideas_a_kill_has_lost_is_not_asked_for_again(
     proposer, server = researcher(several_ideas, ok(FEWER), search=search)
     planner, folder = Planner(proposer, search), tmp_path
     before = planner.propose(night(folder=folder))
+    assert before is not None
     (folder / "ideas.jsonl").unlink()  # as a kill before they were written leaves it
     assert planner.propose(night(folder=folder)) == before
     assert before.idea.notes == "counts help"
@@ -660,7 +661,9 @@ def test_an_answer_on_record_whose_ideas_a_kill_has_lost_is_not_asked_for_again(
     assert len(server.requests) == 1
     # With its ideas in the queue, the same answer is no second one, however often it is asked for.
     IdeaQueue.of(folder).drop({"7.1": "a conflict", "7.2": "a conflict"})
-    assert planner.propose(night(folder=folder)).idea.summary == "less is added"
+    after = planner.propose(night(folder=folder))
+    assert after is not None
+    assert after.idea.summary == "less is added"
     assert len(server.requests) == 2
 
 
@@ -673,5 +676,6 @@ def test_an_answer_on_record_that_was_made_of_another_file_is_not_used(researche
     now = night(folder=tmp_path)
     kept = Candidate.parse(f"{now.champion.source}\n# kept meanwhile\nWIDTH = 3\n")
     again = planner.propose(dataclasses.replace(now, champion=kept))
+    assert again is not None
     assert again.idea.summary == "less is added"
     assert len(server.requests) == 2
