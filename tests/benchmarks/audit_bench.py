@@ -6,7 +6,8 @@ claims over the scored targets in nats. A strategy spreads it out and is the dif
 question; the questions are those that an honest model is asked, as small lies hardly change the
 odds. A lottery tells few large lies and hopes that none is asked about; it changes the claims, and
 the odds follow. An audit is beaten if it passes the claims and charges at least SHORTFALL less than
-the debt. Seeded: the same figures each time.
+the debt. All ways to cheat are tried in few audits, and the best of them is then measured in many.
+Seeded: the same figures each time.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ import dataclasses
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from tasks.judge.audit import LAX, STRICT, Finding, Questions, Tolerance, draw, odds
+from tasks.judge.audit import LAX, STRICT, Finding, Questions, Tolerance, draw
+from tasks.judge.effort import Effort
 
 SHORTFALL = 0.001  # nats a target
 ONCE_IN = 20
-DRAWS = 100  # sets of questions for each shape
-LOTTERY_DRAWS = 60
-TIMES = 2  # audits with each, of differences drawn anew
+HONEST_ONCE_IN = 50
+TIMES = 2  # audits with each set of questions, of differences drawn anew
 DEBTS = (0.00101, 0.0015, 0.002, 0.003, 0.005, 0.01, 0.05, 0.25)
 # Standard deviation of an honest model's differences: float32, and bfloat16 at its worst.
 ROUNDING = {STRICT: 1e-6, LAX: 0.01}
@@ -39,6 +40,21 @@ ROUNDED = 1e-6  # nats: claims are float32
 Differences = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 Nats = npt.NDArray[np.float32]
+Asking = Callable[[np.random.Generator], Questions]  # draws the questions of an audit
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """How many audits are simulated."""
+
+    screened: int  # of each way to cheat
+    measured: int  # of the best
+    bisected: int  # of each debt that is tried in search of the largest
+    placements: int = 4  # of a lottery's lies, among which its audits are divided
+
+
+WHOLE = Draws(screened=48, measured=600, bisected=120)
+QUICK = Draws(screened=12, measured=200, bisected=40)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +65,10 @@ class Model:
     scatter: float  # standard deviation of their differences, nats, where the loss is 3
 
 
-# Measured with profile `laptop`: seed 4 of the baseline, and MAX_SEQ_LEN = 64, which has a better
-# score than the baseline.
-LIKE = Model("like the baseline", 0.47)
-OTHER = Model("quite another", 0.83)
+# Measured with profile `laptop`: seed 4 of the baseline, and three times the baseline's budget.
+# MAX_SEQ_LEN = 64 is between them, and so is DEPTH = 1.
+LIKE = Model("like the baseline", 0.42)
+OTHER = Model("quite another", 0.9)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,18 +83,20 @@ class Text:
     def in_row(self) -> npt.NDArray[np.int64]:
         return self.scored.sum(axis=1)
 
-    def ask(self, claims: Nats, count: int, random: np.random.Generator) -> Questions:
-        return draw(odds(self.scored, claims, self.expected), count, 16, random)
+    def asking(self, claims: Nats, positions: int, tolerance: Tolerance) -> Asking:
+        effort = Effort(positions, tolerance.hits)
+        odds = effort.odds(self.scored, claims, self.expected)
+        return functools.partial(draw, odds, effort.questions(odds), 16)
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """The validation rows of a candidate, and how many questions it is asked."""
+    """The validation rows of a candidate, and how many positions its profile audits."""
 
     rows: int
     length: int
     in_last_row: int  # its scored targets; the rest of it is filled up
-    count: int = 4096
+    positions: int = 4096
     few: bool = False  # a tenth of the rows have three scored targets
     model: Model = LIKE
     tolerances: tuple[Tolerance, ...] = (STRICT, LAX)
@@ -103,29 +121,37 @@ class Shape:
 def losses(n: int, model: Model, random: np.random.Generator) -> tuple[Nats, Nats]:
     """What is expected for n targets, and what the model predicts."""
     expected: Differences = random.gamma(2.7, 1.6, n)
-    honest = expected + scatter(expected, model) * random.standard_t(6, n) * (4 / 6) ** 0.5
+    honest = expected + scatter(expected, model) * random.standard_t(4, n) * (2 / 4) ** 0.5
     return expected.astype(np.float32), np.maximum(honest, 0).astype(np.float32)
 
 
 def scatter(expected: Nats | Differences, model: Model) -> Differences:
     """Standard deviations, nats."""
-    return model.scatter * (expected.astype(np.float64) / 3) ** 0.4
+    return model.scatter * (expected.astype(np.float64) / 3) ** 0.5
 
 
-LAPTOP = Shape(480, 128, 5, count=1536, tolerances=(STRICT,))
-# Only a GPU has the lax tolerances, and its profiles have no fewer questions than 4096.
+LAPTOP = Shape(480, 128, 5, positions=2304, tolerances=(STRICT,))
+# Only a GPU has the lax tolerances, and its profiles have no fewer positions than 4096. What counts
+# is how many rows there are and how many questions: longer rows only take longer to simulate.
+QUICK_SHAPES = (
+    Shape(1, 2**16, 60_000),
+    LAPTOP,
+    dataclasses.replace(LAPTOP, model=OTHER),
+    Shape(10_240, 16, 1),
+)
 SHAPES = (
     Shape(1, 128, 90, tolerances=(STRICT,)),
-    Shape(1, 2**17, 100_000),
-    Shape(2, 2**17, 1),
-    Shape(2, 2**17, 2_000),
+    Shape(1, 2**16, 60_000),
+    Shape(2, 2**16, 1),
+    Shape(2, 2**16, 2_000),
+    Shape(2, 2**16, 2_000, model=OTHER),
     Shape(40, 2_048, 20),
     LAPTOP,
     dataclasses.replace(LAPTOP, model=OTHER),
     Shape(512, 128, 5, few=True),
     Shape(512, 128, 5, model=OTHER),
-    Shape(10_240, 64, 1),
-    Shape(10_240, 128, 60, few=True),
+    Shape(10_240, 16, 1),
+    Shape(10_240, 16, 7, few=True, model=OTHER),
 )
 
 
@@ -264,23 +290,31 @@ def of_size(lie: float, where: str) -> Lottery:
     return lies
 
 
-def two_models(text: Text, debt: float, random: np.random.Generator) -> Nats:
-    """A second model says where the first is worse, and half of the difference is claimed.
+def two_models(part: float) -> Lottery:
+    """A second model says where the first is worse, and `part` of the difference is claimed.
 
     It is another run of the baseline. Of three runs' mean, two others differ with a correlation of
-    a quarter. Half, as a run that claims much less is probably below the mean of others too.
+    a quarter. A part, as a run that claims much less is probably below the mean of others too.
     """
-    claims = text.honest[text.scored]
-    apart = text.expected + 0.25 * (claims - text.expected)
-    guess = apart + 0.97 * scatter(text.expected, LIKE) * random.normal(size=len(claims))
-    wanted = np.maximum((claims - guess) / 2, 0).astype(np.float32)
-    return _told(text, wanted, np.argsort(-wanted), debt)
+
+    def lies(text: Text, debt: float, random: np.random.Generator) -> Nats:
+        claims = text.honest[text.scored]
+        apart = text.expected + 0.25 * (claims - text.expected)
+        guess = apart + 0.97 * scatter(text.expected, LIKE) * random.normal(size=len(claims))
+        wanted = np.maximum(part * (claims - guess), 0).astype(np.float32)
+        return _told(text, wanted, np.argsort(-wanted), debt)
+
+    return lies
 
 
-def knowing(text: Text, debt: float, random: np.random.Generator) -> Nats:
+def knowing(part: float) -> Lottery:
     """The same by one who knows the reference to the last digit."""
-    wanted = np.maximum(text.honest[text.scored] - text.expected, 0)
-    return _told(text, wanted, np.argsort(-wanted), debt)
+
+    def lies(text: Text, debt: float, random: np.random.Generator) -> Nats:
+        wanted = np.maximum(part * (text.honest[text.scored] - text.expected), 0)
+        return _told(text, wanted, np.argsort(-wanted), debt)
+
+    return lies
 
 
 LOTTERIES: dict[str, Lottery] = {
@@ -289,7 +323,11 @@ LOTTERIES: dict[str, Lottery] = {
     for where in ("at random", "in a few rows", "at row ends", "where it costs most")
     if lie == 3.0 or where != "at row ends"
 }
-ADAPTIVE = (two_models, knowing)
+# The parts that hide most, by trying: more of it is suspicious, less needs more lies.
+ADAPTIVE = (
+    tuple(two_models(part) for part in (0.5, 0.75, 1.0)),
+    tuple(knowing(part) for part in (0.7, 1.0)),
+)
 
 
 def found(case: Case, differences: Differences) -> Finding:
@@ -318,26 +356,28 @@ def beaten(cases: Iterable[Case], strategy: Strategy, debt: float) -> float:
 
 
 def won(
-    shape: Shape, text: Text, tolerances: Iterable[Tolerance], lottery: Lottery, debt: float
-) -> tuple[float, ...]:
-    """The share of LOTTERY_DRAWS audits that a lottery beats, for each tolerance."""
-    wins = []
-    for seed in range(LOTTERY_DRAWS):
-        random = np.random.default_rng(seed)
-        lies = lottery(text, debt, random)
-        claims = text.honest - lies
-        owed = float(lies.sum(dtype=float)) / text.in_row.sum()
-        questions = text.ask(claims, shape.count, random)
-        predicted = text.honest[questions.rows, questions.positions]
-        answers = predicted + random.normal(0, ROUNDED, len(predicted))
-        findings = [(Finding.of(questions, claims, answers, each), each) for each in tolerances]
-        wins.append(
-            [
-                finding.problem(each) is None and owed - max(0.0, finding.gap) > SHORTFALL
-                for finding, each in findings
-            ]
-        )
-    return tuple(np.mean(wins, axis=0))
+    shape: Shape, text: Text, tolerance: Tolerance, lottery: Lottery, debt: float, draws: Draws
+) -> Callable[[int], float]:
+    """From a number of audits to the share of them that a lottery beats."""
+
+    def in_audits(audits: int) -> float:
+        verdicts = []
+        for seed in range(draws.placements):
+            random = np.random.default_rng(seed)
+            lies = lottery(text, debt, random)
+            claims = text.honest - lies
+            owed = float(lies.sum(dtype=float)) / text.in_row.sum()
+            asking = text.asking(claims, shape.positions, tolerance)
+            for _ in range(audits // draws.placements):
+                questions = asking(random)
+                predicted = text.honest[questions.rows, questions.positions]
+                answers = predicted + random.normal(0, ROUNDED, len(predicted))
+                finding = Finding.of(questions, claims, answers, tolerance)
+                passed = finding.problem(tolerance) is None
+                verdicts.append(passed and owed - max(0.0, finding.gap) > SHORTFALL)
+        return share(verdicts)
+
+    return in_audits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -355,13 +395,15 @@ class Row:
     lottery: str
     lottery_debt: float
     adaptive: tuple[float, ...]  # of ADAPTIVE, the largest debt that passes once in ONCE_IN
+    questions: int
 
     def __str__(self) -> str:
         best = f"{self.passed:.1%} ({self.strategy}, {self.debt:g})" if self.passed else "0"
         lottery = f"{self.lottery}, {self.lottery_debt:g}"
         lost = " | ".join(f"{debt:.4f}" for debt in self.adaptive)
         return (
-            f"| {self.tolerance} | {self.shape} | {self.model} | {self.false_alarms:.1%} | {best} "
+            f"| {self.tolerance} | {self.shape} | {self.model} | {self.questions:,} "
+            f"| {self.false_alarms:.1%} | {best} "
             f"| {self.lottery_won:.1%} ({lottery}) | {lost} |"
         )
 
@@ -369,10 +411,11 @@ class Row:
 def cases(shape: Shape, tolerance: Tolerance, draws: int) -> list[Case]:
     """TIMES audits with each of `draws` sets of questions."""
     text, random = shape.text(), np.random.default_rng(1)
+    asking = text.asking(text.honest, shape.positions, tolerance)
     return [
         Case(asked, text, tolerance, random)
         for seed in range(draws)
-        for asked in [text.ask(text.honest, shape.count, np.random.default_rng(seed))]
+        for asked in [asking(np.random.default_rng(seed))]
         for _ in range(TIMES)
     ]
 
@@ -381,53 +424,66 @@ def false_alarms(cases: Iterable[Case]) -> float:
     return share(found(case, honest(case)).problem(case.tolerance) is not None for case in cases)
 
 
-def rows() -> Iterator[Row]:
-    """The table, row by row."""
-    for shape in SHAPES:
-        strict, tolerances = cases(shape, STRICT, DRAWS), shape.tolerances
-        text = strict[0].text
-        lotteries = {
-            (name, debt): won(shape, text, tolerances, lottery, debt)
-            for (name, lottery), debt in itertools.product(LOTTERIES.items(), LOTTERY_DEBTS)
-        }
-        for i, tolerance in enumerate(tolerances):
-            these = [dataclasses.replace(case, tolerance=tolerance) for case in strict]
-            spread = max(
-                (beaten(these, strategy, debt), name, debt)
-                for (name, strategy), debt in itertools.product(STRATEGIES.items(), DEBTS)
-            )
-            best = max((wins[i], *which) for which, wins in lotteries.items())
-            adaptive = tuple(lost(shape, text, tolerance, lottery) for lottery in ADAPTIVE)
-            names = str(shape), shape.model.name, NAMES[tolerance]
-            yield Row(*names, false_alarms(these), *spread, *best, adaptive)
+Cheat = tuple[str, float]  # its name and its debt
 
 
-def lost(shape: Shape, text: Text, tolerance: Tolerance, lottery: Lottery) -> float:
+def best(cheats: Mapping[Cheat, Callable[[int], float]], draws: Draws) -> tuple[float, str, float]:
+    """How often the best cheat beats an audit, and which it is."""
+    name, debt = max(cheats, key=lambda cheat: cheats[cheat](draws.screened))
+    return cheats[name, debt](draws.measured), name, debt
+
+
+def row_of(shape: Shape, tolerance: Tolerance, draws: Draws) -> Row:
+    these = cases(shape, tolerance, draws.measured // TIMES)
+    text = these[0].text
+    spread = {
+        (name, debt): lambda audits, strategy=strategy, debt=debt: beaten(
+            these[:audits], strategy, debt
+        )
+        for (name, strategy), debt in itertools.product(STRATEGIES.items(), DEBTS)
+    }
+    lotteries = {
+        (name, debt): won(shape, text, tolerance, lottery, debt, draws)
+        for (name, lottery), debt in itertools.product(LOTTERIES.items(), LOTTERY_DEBTS)
+    }
+    adaptive = tuple(
+        max(lost(shape, text, tolerance, part, draws) for part in parts) for parts in ADAPTIVE
+    )
+    names = str(shape), shape.model.name, NAMES[tolerance]
+    asked = len(these[0].questions.rows)
+    figures = false_alarms(these), *best(spread, draws), *best(lotteries, draws)
+    return Row(*names, *figures, adaptive, asked)
+
+
+def lost(shape: Shape, text: Text, tolerance: Tolerance, lottery: Lottery, draws: Draws) -> float:
     """The largest debt of a lottery, to 15 %, that beats one audit in ONCE_IN."""
     low, high = 0.001, 0.1
     while high > 1.15 * low:
         debt = (low * high) ** 0.5
-        wins = won(shape, text, [tolerance], lottery, debt)[0]
+        wins = won(shape, text, tolerance, lottery, debt, draws)(draws.bisected)
         low, high = (debt, high) if wins > 1 / ONCE_IN else (low, debt)
     return low
 
 
-def run(repeats: int, json_file: Path | None = None) -> bool:
-    """Prints the table.
+def run(repeats: int, json_file: Path | None = None, quick: bool = False) -> bool:
+    """Prints the table, or with `quick` four of its shapes from fewer audits.
 
-    False if some debt of a model like the baseline passes more than once in ONCE_IN, but by
-    ADAPTIVE. The less a model is like the baseline, the less do its lies stand out.
+    False if some debt passes more than once in ONCE_IN, but by ADAPTIVE, or if an honest model is
+    stopped more than once in HONEST_ONCE_IN.
     """
     print(
-        "| tolerance | rows | model | false alarms | debts that pass, spread out | lotteries won "
-        "| largest debt of two models | and of one who knows the reference |"
+        "| tolerance | rows | model | questions | false alarms | debts that pass, spread out "
+        "| lotteries won | largest debt of two models | and of one who knows the reference |"
     )
-    print("|---|---|---|--:|---|---|--:|--:|")
-    found = []
-    for row in rows():
-        print(row, flush=True)
-        found.append(row)
+    print("|---|---|---|--:|--:|---|---|--:|--:|")
+    rows = []
+    for shape in QUICK_SHAPES if quick else SHAPES:
+        for tolerance in shape.tolerances:
+            rows.append(row_of(shape, tolerance, QUICK if quick else WHOLE))
+            print(rows[-1], flush=True)
     if json_file:
-        json_file.write_text(json.dumps(list(map(dataclasses.asdict, found)), indent=1))
-    like = [row for row in found if row.model == LIKE.name]
-    return all(max(row.passed, row.lottery_won) <= 1 / ONCE_IN for row in like)
+        json_file.write_text(json.dumps(list(map(dataclasses.asdict, rows)), indent=1))
+    return all(
+        max(row.passed, row.lottery_won) <= 1 / ONCE_IN and row.false_alarms <= 1 / HONEST_ONCE_IN
+        for row in rows
+    )
