@@ -112,7 +112,7 @@ def draw(odds: Nats, count: int, batch_rows: int, random: np.random.Generator) -
     places = np.flatnonzero(odds)
     if not len(places):
         raise ValueError("nothing can be audited: no target of the validation rows has bytes")
-    chances = _chances(odds.reshape(-1)[places].astype(np.float64), count)
+    chances = inclusion(odds.reshape(-1)[places].astype(np.float64), count)
     uniform = random.random(len(places))
     keys = uniform / (1 - uniform) * (1 - chances) / chances
     if count < len(places):
@@ -126,7 +126,7 @@ def draw(odds: Nats, count: int, batch_rows: int, random: np.random.Generator) -
     return Questions(rows[order], positions[order], 1 / chances[order], batches[order])
 
 
-def _chances(odds: Weights, count: int) -> Weights:
+def inclusion(odds: Weights, count: int) -> Weights:
     """The probability of each target to be among `count`: in proportion to its odds, at most 1."""
     if count >= len(odds):
         return np.ones(len(odds))

@@ -19,10 +19,10 @@ DEBT = 0.001  # nats a target, which no cheat should hide
 # A loss is plausible to so many standard deviations above what is expected. They grow with it, to
 # this power: in runs of the baseline, with another depth, row length or budget, 0.4 to 0.7.
 PLAUSIBLE, GROWTH = 3.5, 0.6
-# The least share of the way down from the highest plausible loss that odds count, for a model that
-# is unlike the baseline: one that would have mean odds of more than UNLIKE nats by it. With another
-# seed the baseline has 1.0 to 1.1, with half the row length 1.5, with three times the budget 2.2.
-FROM_ABOVE, UNLIKE = 0.6, 1.3
+# The share of the way down from the highest plausible loss that odds count at least, for a model
+# that is unlike the baseline: one that would have mean odds of more than UNLIKE nats by it. With
+# another seed the baseline has 1.1, with half the row length 1.5, with three times the budget 2.4.
+FROM_ABOVE, UNLIKE = 0.7, 1.4
 MOST_TIMES = 4  # so many times the positions of the profile are asked about at most
 # No answer stands for more than this many times as many targets as it would at equal odds.
 HEAVIEST = 2.0

@@ -18,46 +18,36 @@ import itertools
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from tasks.judge.audit import LAX, STRICT, Finding, Questions, Tolerance, draw
+from tasks.judge.audit import LAX, STRICT, Finding, Questions, Tolerance, draw, inclusion
 from tasks.judge.effort import Effort
 
 SHORTFALL = 0.001  # nats a target
 ONCE_IN = 20
 HONEST_ONCE_IN = 50
+AUDITS = 600  # of the best way to cheat, and of honest models
+SCREENED = 24  # of each strategy, to see which is best
+LIKELY = 1000  # of each lottery, simulated in short
+PLACEMENTS = 4  # of a lottery's lies; its audits are divided among them
+BATCH_ROWS = 16
 TIMES = 2  # audits with each set of questions, of differences drawn anew
 DEBTS = (0.00101, 0.0015, 0.002, 0.003, 0.005, 0.01, 0.05, 0.25)
 # Standard deviation of an honest model's differences: float32, and bfloat16 at its worst.
 ROUNDING = {STRICT: 1e-6, LAX: 0.01}
 NAMES = {STRICT: "strict", LAX: "lax"}
-LOTTERY_DEBTS = (0.00101, 0.002)
+LOTTERY_DEBTS = (0.00101, 0.0015, 0.002, 0.003)
 LIES = (1.0, 3.0, 8.0)  # nats: a token costs 4.3 on average
 ROUNDED = 1e-6  # nats: claims are float32
 
 Differences = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 Nats = npt.NDArray[np.float32]
-Asking = Callable[[np.random.Generator], Questions]  # draws the questions of an audit
-
-
-@dataclasses.dataclass(frozen=True)
-class Draws:
-    """How many audits are simulated."""
-
-    screened: int  # of each way to cheat
-    measured: int  # of the best
-    bisected: int  # of each debt that is tried in search of the largest
-    placements: int = 4  # of a lottery's lies, among which its audits are divided
-
-
-WHOLE = Draws(screened=24, measured=400, bisected=80)
-QUICK = Draws(screened=12, measured=200, bisected=40)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,11 +75,6 @@ class Text:
     @functools.cached_property
     def in_row(self) -> npt.NDArray[np.int64]:
         return self.scored.sum(axis=1)
-
-    def asking(self, claims: Nats, positions: int, tolerance: Tolerance) -> Asking:
-        effort = Effort(positions, tolerance.hits)
-        odds = effort.odds(self.scored, claims, self.expected)
-        return functools.partial(draw, odds, effort.questions(odds), 16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -329,7 +314,7 @@ LOTTERIES: dict[str, Lottery] = {
 # The parts that hide most, by trying: more of it is suspicious, less needs more lies.
 ADAPTIVE = (
     tuple(two_models(part) for part in (0.5, 0.75, 1.0)),
-    tuple(knowing(part) for part in (0.7, 1.0)),
+    tuple(knowing(part) for part in (0.7, 0.85, 1.0)),
 )
 
 
@@ -358,29 +343,58 @@ def beaten(cases: Iterable[Case], strategy: Strategy, debt: float) -> float:
     return share(verdicts)
 
 
-def won(
-    shape: Shape, text: Text, tolerance: Tolerance, lottery: Lottery, debt: float, draws: Draws
-) -> Callable[[int], float]:
-    """From a number of audits to the share of them that a lottery beats."""
+@dataclasses.dataclass(frozen=True)
+class Gamble:
+    """A lottery with a debt, and how often it beats the audits of a shape."""
 
-    def in_audits(audits: int) -> float:
-        verdicts = []
-        for seed in range(draws.placements):
+    shape: Shape
+    text: Text
+    tolerance: Tolerance
+    lottery: Lottery
+    debt: float
+
+    def played(self) -> Iterator[tuple[Nats, Effort, Nats, np.random.Generator]]:
+        """PLACEMENTS times: lies and odds, [R, T], the audit's effort, and what is still random."""
+        effort = Effort(self.shape.positions, self.tolerance.hits)
+        for seed in range(PLACEMENTS):
             random = np.random.default_rng(seed)
-            lies = lottery(text, debt, random)
-            claims = text.honest - lies
-            owed = float(lies.sum(dtype=float)) / text.in_row.sum()
-            asking = text.asking(claims, shape.positions, tolerance)
-            for _ in range(audits // draws.placements):
-                questions = asking(random)
-                predicted = text.honest[questions.rows, questions.positions]
-                answers = predicted + random.normal(0, ROUNDED, len(predicted))
-                finding = Finding.of(questions, claims, answers, tolerance)
-                passed = finding.problem(tolerance) is None
-                verdicts.append(passed and owed - max(0.0, finding.gap) > SHORTFALL)
-        return share(verdicts)
+            lies = self.lottery(self.text, self.debt, random)
+            claims = self.text.honest - lies
+            yield lies, effort, effort.odds(self.text.scored, claims, self.text.expected), random
 
-    return in_audits
+    def likely(self, audits: int) -> float:
+        """The share of audits it wins if each lie is met by itself, with its own probability.
+
+        Nothing else of an audit is simulated, so this takes a moment.
+        """
+        verdicts = []
+        n = self.text.in_row.sum()
+        for lies, effort, odds, random in self.played():
+            chances = inclusion(odds[odds > 0].astype(float), effort.questions(odds))
+            told = lies[odds > 0] > 0
+            sizes, chances = lies[odds > 0][told].astype(float), chances[told]
+            met = random.random((audits // PLACEMENTS, len(sizes))) < chances
+            gap = met @ (sizes / chances) / n
+            believed = gap <= self.tolerance.gap
+            if self.tolerance.allowed(1) == 0:
+                believed &= ~met.any(axis=1)
+            verdicts.append(believed & (sizes.sum() / n - gap > SHORTFALL))
+        return float(np.mean(verdicts))
+
+    def won(self, audits: int) -> float:
+        """The share of audits it wins, with all that an audit does."""
+        verdicts = []
+        for lies, effort, odds, random in self.played():
+            owed = float(lies.sum(dtype=float)) / self.text.in_row.sum()
+            claims = self.text.honest - lies
+            for _ in range(audits // PLACEMENTS):
+                questions = draw(odds, effort.questions(odds), BATCH_ROWS, random)
+                predicted = self.text.honest[questions.rows, questions.positions]
+                answers = predicted + random.normal(0, ROUNDED, len(predicted))
+                finding = Finding.of(questions, claims, answers, self.tolerance)
+                believed = finding.problem(self.tolerance) is None
+                verdicts.append(believed and owed - max(0.0, finding.gap) > SHORTFALL)
+        return share(verdicts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -390,6 +404,7 @@ class Row:
     shape: str
     model: str
     tolerance: str
+    questions: int  # of an honest model
     false_alarms: float
     passed: float  # of the best strategy and debt
     strategy: str
@@ -398,7 +413,6 @@ class Row:
     lottery: str
     lottery_debt: float
     adaptive: tuple[float, ...]  # of ADAPTIVE, the largest debt that passes once in ONCE_IN
-    questions: int
 
     def __str__(self) -> str:
         best = f"{self.passed:.1%} ({self.strategy}, {self.debt:g})" if self.passed else "0"
@@ -411,14 +425,15 @@ class Row:
         )
 
 
-def cases(shape: Shape, tolerance: Tolerance, draws: int) -> list[Case]:
-    """TIMES audits with each of `draws` sets of questions."""
+def cases(shape: Shape, tolerance: Tolerance, audits: int) -> list[Case]:
+    """Audits of the honest model, TIMES with each set of questions."""
     text, random = shape.text(), np.random.default_rng(1)
-    asking = text.asking(text.honest, shape.positions, tolerance)
+    effort = Effort(shape.positions, tolerance.hits)
+    odds = effort.odds(text.scored, text.honest, text.expected)
     return [
         Case(asked, text, tolerance, random)
-        for seed in range(draws)
-        for asked in [asking(np.random.default_rng(seed))]
+        for seed in range(audits // TIMES)
+        for asked in [draw(odds, effort.questions(odds), BATCH_ROWS, np.random.default_rng(seed))]
         for _ in range(TIMES)
     ]
 
@@ -427,50 +442,40 @@ def false_alarms(cases: Iterable[Case]) -> float:
     return share(found(case, honest(case)).problem(case.tolerance) is not None for case in cases)
 
 
-Cheat = tuple[str, float]  # its name and its debt
-
-
-def best(cheats: Mapping[Cheat, Callable[[int], float]], draws: Draws) -> tuple[float, str, float]:
-    """How often the best cheat beats an audit, and which it is."""
-    name, debt = max(cheats, key=lambda cheat: cheats[cheat](draws.screened))
-    return cheats[name, debt](draws.measured), name, debt
-
-
-def row_of(shape: Shape, tolerance: Tolerance, draws: Draws) -> Row:
-    these = cases(shape, tolerance, draws.measured // TIMES)
+def row_of(shape: Shape, tolerance: Tolerance, audits: int) -> Row:
+    these = cases(shape, tolerance, audits)
     text = these[0].text
-    spread = {
-        (name, debt): lambda audits, strategy=strategy, debt=debt: beaten(
-            these[:audits], strategy, debt
-        )
+    _, name, debt = max(
+        (beaten(these[:SCREENED], strategy, debt), name, debt)
         for (name, strategy), debt in itertools.product(STRATEGIES.items(), DEBTS)
-    }
-    lotteries = {
-        (name, debt): won(shape, text, tolerance, lottery, debt, draws)
-        for (name, lottery), debt in itertools.product(LOTTERIES.items(), LOTTERY_DEBTS)
-    }
-    adaptive = tuple(
-        max(lost(shape, text, tolerance, part, draws) for part in parts) for parts in ADAPTIVE
     )
-    names = str(shape), shape.model.name, NAMES[tolerance]
-    asked = len(these[0].questions.rows)
-    figures = false_alarms(these), *best(spread, draws), *best(lotteries, draws)
-    return Row(*names, *figures, adaptive, asked)
+    passed = beaten(these, STRATEGIES[name], debt)
+    _, lottery, lottery_debt = max(
+        (Gamble(shape, text, tolerance, lottery, debt).likely(LIKELY), name, debt)
+        for (name, lottery), debt in itertools.product(LOTTERIES.items(), LOTTERY_DEBTS)
+    )
+    best = Gamble(shape, text, tolerance, LOTTERIES[lottery], lottery_debt)
+    return Row(
+        *(str(shape), shape.model.name, NAMES[tolerance], len(these[0].questions.rows)),
+        *(false_alarms(these), passed, name, debt),
+        *(best.won(audits), lottery, lottery_debt),
+        tuple(max(lost(shape, text, tolerance, way) for way in ways) for ways in ADAPTIVE),
+    )
 
 
-def lost(shape: Shape, text: Text, tolerance: Tolerance, lottery: Lottery, draws: Draws) -> float:
-    """The largest debt of a lottery, to 15 %, that beats one audit in ONCE_IN."""
+def lost(shape: Shape, text: Text, tolerance: Tolerance, lottery: Lottery) -> float:
+    """The largest debt of a lottery, to 5 %, that beats one audit in ONCE_IN."""
     low, high = 0.001, 0.1
-    while high > 1.15 * low:
+    while high > 1.05 * low:
         debt = (low * high) ** 0.5
-        wins = won(shape, text, tolerance, lottery, debt, draws)(draws.bisected)
+        wins = Gamble(shape, text, tolerance, lottery, debt).likely(LIKELY)
         low, high = (debt, high) if wins > 1 / ONCE_IN else (low, debt)
     return low
 
 
-def rows(shapes: Iterable[Shape], draws: Draws) -> Iterator[Row]:
+def rows(shapes: Iterable[Shape], audits: int) -> Iterator[Row]:
     """A row for each shape and tolerance, in order, by as many processes as there are cores."""
-    cells = [(shape, tolerance, draws) for shape in shapes for tolerance in shape.tolerances]
+    cells = [(shape, tolerance, audits) for shape in shapes for tolerance in shape.tolerances]
     cores = len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as processes:
         yield from processes.map(row_of, *zip(*cells, strict=True))
@@ -487,9 +492,9 @@ def run(repeats: int, json_file: Path | None = None, quick: bool = False) -> boo
         "| lotteries won | largest debt of two models | and of one who knows the reference |"
     )
     print("|---|---|---|--:|--:|---|---|--:|--:|")
-    shapes, draws = (QUICK_SHAPES, QUICK) if quick else (SHAPES, WHOLE)
+    shapes, audits = (QUICK_SHAPES, AUDITS // 4) if quick else (SHAPES, AUDITS)
     found = []
-    for row in rows(shapes, draws):
+    for row in rows(shapes, audits):
         print(row, flush=True)
         found.append(row)
     if json_file:
