@@ -84,8 +84,8 @@ def _room(expected: Nats, claimed: Weights) -> tuple[Weights, Weights]:
     """How far claims are below what is expected, and below the highest plausible loss; nats."""
     below = _fitted(expected, claimed) - claimed
     spread = np.maximum(expected, 0).astype(np.float64) ** GROWTH
-    spread *= np.sqrt((below @ below) / max(spread @ spread, np.finfo(float).tiny))
-    return below, below + PLAUSIBLE * spread
+    scale = np.sqrt((below @ below) / np.maximum(spread @ spread, np.finfo(float).tiny))
+    return below, below + PLAUSIBLE * scale * spread
 
 
 def _odds(below: Weights, down: Weights, share: float) -> Weights:

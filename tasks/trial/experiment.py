@@ -29,6 +29,7 @@ from tasks.judge.box import Box, open_box
 from tasks.judge.bwrap import BoxSpec, BoxUnavailable, Gate, Isolation
 from tasks.judge.contention import Contention, ContentionWatch
 from tasks.judge.curve import Tenth
+from tasks.judge.effort import Effort
 from tasks.judge.native_code import NativeCodeChanged, NativeKernel
 from tasks.judge.reference import Reference
 from tasks.judge.wire import Wire
@@ -467,7 +468,7 @@ class _Attempt:
                 problem = f"told the audit another shape: {again}, not {shape}"
                 raise protocol.Stopped("audit_failed", problem)
             scored = validation.scored(shape, rows)
-            effort = audit.Effort(self.bench.profile.audit.positions, tolerance.hits)
+            effort = Effort(self.bench.profile.audit.positions, tolerance.hits)
             odds = effort.odds(scored, claims.nats, self._expected(shape, validation))
             questions = audit.draw(
                 odds, effort.questions(odds), shape.batch_rows, np.random.default_rng()
