@@ -141,8 +141,9 @@ class Limits(Table):
 
 
 class Audit(Table):
-    # Secret prefixes of one audit, more of them where a claim is far below the baseline's. At equal
-    # odds, cheating on a share f of the positions would pass with probability (1-f)^positions.
+    # Secret prefixes of one audit, more of them where a claim is far below the baseline's; up to 4
+    # times as many for a model whose claims are quite unlike the baseline's. At equal odds,
+    # cheating on a share f of the positions would pass with probability (1-f)^positions.
     positions: Positive = 4096
     # Of the runs that decide nothing: this share is audited all the same.
     share: Annotated[StrictFloat, pydantic.Field(ge=0, le=1)] = 0.05
