@@ -675,7 +675,8 @@ class NightHeader:
             if field.name in event or field.name not in later
         }
         records = {
-            "settings": Profile(**fields["settings"]),
+            # A night of a version without this table has had an idea a call, and no questions.
+            "settings": Profile(**{"search": {"ideas": 1, "asks": 0}, **fields["settings"]}),
             "program": fields["program"] and Program(**fields["program"]),
             "contenders": tuple(map(Contender.from_json, fields.get("contenders", ()))),
         }
