@@ -27,7 +27,8 @@ def latest(ideas: Iterable[tuple[int, Idea]]) -> Notes | None:
     An answer may hold ideas that wait, so that an earlier trial's answer can be the later one.
     """
     made = {_asked_for(number, idea): idea.notes for number, idea in ideas if idea.notes}
-    return Notes(made[latest], latest[0]) if (latest := max(made, default=None)) else None
+    last = max(made, default=None)
+    return Notes(made[last], last[0]) if last else None
 
 
 def of_trials(trials: Iterable[Trial]) -> Notes | None:

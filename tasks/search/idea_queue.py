@@ -81,10 +81,9 @@ class IdeaQueue:
                         files[event["sha256"]] = event["source"]
                     case "ideas":
                         base = files[event["base"]]
-                        every += [
-                            Queued(event["trial"], base, each["source"], Idea.from_json(each["idea"]))
-                            for each in event["ideas"]
-                        ]
+                        for each in event["ideas"]:
+                            said = Idea.from_json(each["idea"])
+                            every.append(Queued(event["trial"], base, each["source"], said))
                     case "dropped":
                         dropped[event["id"]] = event["reason"]
             except (ValueError, KeyError, TypeError) as error:

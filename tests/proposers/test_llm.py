@@ -666,5 +666,6 @@ def test_an_answer_on_record_that_was_made_of_another_file_is_not_used(researche
     now = night(folder=tmp_path)
     kept = Candidate.parse(f"{now.champion.source}\n# kept meanwhile\nWIDTH = 3\n")
     again = planner.propose(dataclasses.replace(now, champion=kept))
+    assert again is not None
     assert again.idea.summary == "less is added"
     assert len(server.requests) == 2
