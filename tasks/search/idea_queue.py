@@ -80,11 +80,10 @@ class IdeaQueue:
                     case "file":
                         files[event["sha256"]] = event["source"]
                     case "ideas":
-                        trial, base = event["trial"], files[event["base"]]
-                        every += [
-                            Queued(trial, base, each["source"], Idea.from_json(each["idea"]))
-                            for each in event["ideas"]
-                        ]
+                        base = files[event["base"]]
+                        for each in event["ideas"]:
+                            said = Idea.from_json(each["idea"])
+                            every.append(Queued(event["trial"], base, each["source"], said))
                     case "dropped":
                         dropped[event["id"]] = event["reason"]
             except (ValueError, KeyError, TypeError) as error:
