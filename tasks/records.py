@@ -604,6 +604,11 @@ class NightSoFar:
     waiting: tuple[Proposal, ...] = ()
 
     @property
+    def is_ahead(self) -> bool:
+        """Whether the trial before `next_trial` still trains, and is in no hurry for the next."""
+        return self.in_flight is not None or self.beside_placebo
+
+    @property
     def shown(self) -> Candidate:
         """The file that the next patch is made of."""
         return self.parent.candidate if self.parent else self.champion

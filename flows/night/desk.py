@@ -72,7 +72,7 @@ class NightDesk:
                 return text, None
         if (obstacle := self._obstacle(night)) is not None:
             return f"not now: {obstacle}", None
-        beside = _is_beside(night)
+        beside = night.is_ahead
         if question.kind == "try":
             return self._try(question.candidate or night.shown, beside=beside)
         if question.kind == "sample":
@@ -95,7 +95,7 @@ class NightDesk:
         """Why no box can be opened beside what runs; None if one can."""
         if self.boxes.cancelled:
             return "the night ends"
-        if not _is_beside(night):
+        if not night.is_ahead:
             return None
         if device := device_lock.device_of(self.bench.profile):
             return f"another run is training on {device}, and would lose time"
@@ -153,11 +153,6 @@ _NO_CHECKPOINT = (
     "no answer: no trained model of the file shown was kept. There will be one after the next "
     "keep; the baseline's figures are among the facts"
 )
-
-
-def _is_beside(night: NightSoFar) -> bool:
-    """Whether a run trains while this is asked."""
-    return night.in_flight is not None or night.beside_placebo
 
 
 def _shown(night: NightSoFar) -> tuple[int, Candidate]:

@@ -185,7 +185,7 @@ class Planner:
         only taken if nothing waits.
         """
         table = self._table(night, queue)
-        if table.is_call_due:
+        if table.is_call_due and not self._can_wait(table, night):
             queue.drop(table.gone)
             asking = dataclasses.replace(night, waiting=table.proposals)
             made = self._recovered(night, queue) or self.researcher.ideas(asking)
@@ -210,6 +210,10 @@ class Planner:
         choice = tuple(each.alternative for each in kept[:MOST_ALTERNATIVES])
         best = kept[0].proposal
         return dataclasses.replace(best, idea=dataclasses.replace(best.idea, choice=choice))
+
+    def _can_wait(self, table: _Table, night: NightSoFar) -> bool:
+        """Whether a due call can be made while the next trial trains, with something to try now."""
+        return bool(table.waiting) and not night.is_ahead and self.researcher.thinks(night)
 
     def _as_own(self, proposed: Proposal, night: NightSoFar) -> Proposal:
         idea = dataclasses.replace(proposed.idea, contender=self.contender)

@@ -143,9 +143,24 @@ def test_no_call_is_made_while_what_waits_promises_as_much_as_a_call(tmp_path):
         proposed = planner(model).propose(night)
         assert proposed is not None
         night = after(night, proposed, -0.02)
-        thinks, asked = planner(model).thinks(night), len(model.nights)
-        planner(model).propose(night)
+        ahead = dataclasses.replace(night, beside_placebo=True)
+        thinks, asked = planner(model).thinks(ahead), len(model.nights)
+        planner(model).propose(ahead)
         assert thinks == (len(model.nights) > asked)
+
+
+def test_nothing_waits_for_a_model_that_can_be_asked_while_a_trial_trains(tmp_path):
+    model, night = Model(), night_of(tmp_path)
+    proposed = planner(model).propose(night)
+    assert proposed is not None
+    night = after(night, proposed, 1.0)  # so bad that what waits promises little
+    assert planner(model).thinks(night)
+    proposed = planner(model).propose(night)
+    assert proposed is not None
+    assert str(proposed.idea.queued).startswith("1.")
+    assert len(model.nights) == 1
+    planner(model).propose(dataclasses.replace(night, beside_placebo=True))
+    assert len(model.nights) == 2
 
 
 def test_a_call_is_due_if_the_best_that_waits_promises_less_than_the_best_of_a_usual_call():
@@ -158,7 +173,7 @@ def test_a_call_is_due_if_the_best_that_waits_promises_less_than_the_best_of_a_u
 def test_the_researcher_is_told_what_waits(tmp_path):
     model, night = Model(), night_of(tmp_path)
     for _ in range(2):
-        proposed = planner(model).propose(night)
+        proposed = planner(model).propose(dataclasses.replace(night, beside_placebo=True))
         assert proposed is not None
         night = after(night, proposed, 0.0)
     first, second = model.nights
