@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 import tomllib
@@ -140,8 +141,9 @@ class Limits(Table):
 
 
 class Audit(Table):
-    # Secret prefixes of one audit, more of them where a claim is far below the baseline's. At equal
-    # odds, cheating on a share f of the positions would pass with probability (1-f)^positions.
+    # Secret prefixes of one audit, more of them where a claim is far below the baseline's; up to 4
+    # times as many for a model whose claims are quite unlike the baseline's. At equal odds,
+    # cheating on a share f of the positions would pass with probability (1-f)^positions.
     positions: Positive = 4096
     # Of the runs that decide nothing: this share is audited all the same.
     share: Annotated[StrictFloat, pydantic.Field(ge=0, le=1)] = 0.05
@@ -269,6 +271,14 @@ class Search(Table):
     # Tournaments: dollars an hour of this machine. With it, what a model charges counts as the
     # hours that the same money would pay for; without it, only hours count.
     machine_price: PositiveFloat | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _no_more_shares_than_trials(self) -> Search:
+        shares = {name: share for name, share in self if name.endswith("_share")}
+        if (total := math.fsum(shares.values())) > 1:
+            listed = ", ".join(f"{name} = {share:g}" for name, share in shares.items() if share)
+            raise ValueError(f"{listed} add up to {total:g}, the limit is 1: lower one of them")
+        return self
 
 
 class Command(Table):

@@ -590,6 +590,7 @@ class NightSoFar:
     sd: float | None = None  # of one run, pooled, bits per byte
     folder: Path | None = None  # nights/<tag>: diffs and curves are in its trials/<k>
     in_flight: Proposal | None = None  # of the trial before `next_trial`, while that still trains
+    beside_placebo: bool = False  # that trial still trains, and no proposer hears of it
     # Scores of earlier trials are from other hardware, or from before the machine changed.
     first_comparable: int = 1
     # The champion's score, bits per byte, that each trial was compared with; of a trial that is not
@@ -674,7 +675,8 @@ class NightHeader:
             if field.name in event or field.name not in later
         }
         records = {
-            "settings": Profile(**fields["settings"]),
+            # A night of a version without this table has had an idea a call, and no questions.
+            "settings": Profile(**{"search": {"ideas": 1, "asks": 0}, **fields["settings"]}),
             "program": fields["program"] and Program(**fields["program"]),
             "contenders": tuple(map(Contender.from_json, fields.get("contenders", ()))),
         }

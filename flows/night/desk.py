@@ -10,8 +10,10 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from flows.night import measured_facts, studies
+from tasks.judge.box import Box
 from tasks.proposers import proposal
 from tasks.proposers.digest import plain, reason_of
 from tasks.proposers.questions import LONGEST_ANSWER, Answered, Question
@@ -22,6 +24,24 @@ from tasks.trial import device_lock, early_run, inspection
 LOG = 1500  # characters, from the end of a smoke step's log
 
 
+@dataclasses.dataclass
+class _Boxes:
+    """The box that is open, for whoever ends the night. Takes no lock."""
+
+    last: Box | None = None
+    cancelled: bool = False
+
+    def opened(self, box: Box) -> None:
+        self.last = box
+        if self.cancelled:
+            box.interrupt()
+
+    def end(self) -> None:
+        self.cancelled = True
+        if (box := self.last) is not None:
+            box.interrupt()
+
+
 @dataclasses.dataclass(frozen=True)
 class NightDesk:
     """The Desk of a night; may be asked from any thread, and a box lives in the one that asks."""
@@ -30,6 +50,10 @@ class NightDesk:
     bench: Bench
     baseline: Baseline
     facts: Mapping[str, str]
+    boxes: _Boxes = dataclasses.field(default_factory=_Boxes)
+
+    def cancel(self) -> None:
+        self.boxes.end()
 
     def answer(self, question: Question, night: NightSoFar) -> Answered:
         started = time.monotonic()
@@ -48,9 +72,9 @@ class NightDesk:
                 return text, None
         if (obstacle := self._obstacle(night)) is not None:
             return f"not now: {obstacle}", None
-        beside = night.in_flight is not None
+        beside = _is_beside(night)
         if question.kind == "try":
-            return self._try(question, night, beside=beside)
+            return self._try(question.candidate or night.shown, beside=beside)
         if question.kind == "sample":
             return self._sample(question.about, number, shown, beside=beside)
         return self._study(question, number, shown, beside=beside)
@@ -69,10 +93,12 @@ class NightDesk:
 
     def _obstacle(self, night: NightSoFar) -> str | None:
         """Why no box can be opened beside what runs; None if one can."""
-        if night.in_flight is None:
+        if self.boxes.cancelled:
+            return "the night ends"
+        if not _is_beside(night):
             return None
         if device := device_lock.device_of(self.bench.profile):
-            return f"trial {night.next_trial - 1} is training on {device}, and would lose time"
+            return f"another run is training on {device}, and would lose time"
         return early_run.obstacle(self.bench.profile, self.baseline)
 
     def _study(
@@ -82,10 +108,10 @@ class NightDesk:
         if question.candidate is not None:
             if question.kind == "loss":
                 return "no answer: a patch has no trained model. Ask for its profile", None
-            found = inspection.study(question.candidate, self.bench, None, beside=beside)
+            found = self._studied(question.candidate, None, beside=beside)
             return measured_facts.step(found), found.cpu_seconds
         trained = studies.checkpoint(self.folder, number, shown)
-        found = inspection.study(shown, self.bench, trained, beside=beside)
+        found = self._studied(shown, trained, beside=beside)
         is_answered = found.milliseconds is not None or found.bits_per_byte is not None
         if trained is not None and is_answered:
             studies.write(self.folder, number, found)
@@ -97,23 +123,25 @@ class NightDesk:
         trained = studies.checkpoint(self.folder, number, shown)
         if trained is None:
             return _NO_CHECKPOINT, None
-        found = inspection.study(
-            shown, self.bench, trained, profile=False, prompt=prompt, beside=beside
-        )
+        found = self._studied(shown, trained, profile=False, prompt=prompt, beside=beside)
         return measured_facts.samples(found, inspection.TEMPERATURES), found.cpu_seconds
 
-    def _try(
-        self, question: Question, night: NightSoFar, *, beside: bool
-    ) -> tuple[str, float | None]:
-        candidate = question.candidate or night.shown
+    def _studied(
+        self, candidate: Candidate, trained: inspection.Checkpoint | None, **options: Any
+    ) -> Study:
+        return inspection.study(candidate, self.bench, trained, opened=self.boxes.opened, **options)
+
+    def _try(self, candidate: Candidate, *, beside: bool) -> tuple[str, float | None]:
         if problem := proposal.check(candidate, {}):
             return f"rejected_patch: {plain(problem)}", None
-        tried = inspection.try_out(candidate, self.bench, beside=beside)
+        tried = inspection.try_out(candidate, self.bench, beside=beside, opened=self.boxes.opened)
         lines = [f"ok: {tried.reason}"]
         if tried.status != "ok":
             # Nothing here has seen validation text: `reason_of` is for the other statuses.
             reason = reason_of(tried.status, tried.reason) or shortened(plain(tried.reason), LOG)
             lines = [f"{tried.status}: {reason}"]
+            if beside and tried.status in early_run.UNDECIDED:
+                lines.append("that was beside another run, and alone it may do better")
         if tried.peak_memory_bytes:
             lines.append(f"{tried.peak_memory_bytes / 2**30:.1f} GiB of host memory")
         log = plain(tried.log[-8 * LOG :]).strip()[-LOG:]
@@ -125,6 +153,11 @@ _NO_CHECKPOINT = (
     "no answer: no trained model of the file shown was kept. There will be one after the next "
     "keep; the baseline's figures are among the facts"
 )
+
+
+def _is_beside(night: NightSoFar) -> bool:
+    """Whether a run trains while this is asked."""
+    return night.in_flight is not None or night.beside_placebo
 
 
 def _shown(night: NightSoFar) -> tuple[int, Candidate]:

@@ -262,7 +262,10 @@ def while_in_flight(so_far: NightSoFar, proposed: Proposal) -> NightSoFar:
     """The same night one trial later, while the proposed candidate still trains."""
     if placebo.is_placebo(proposed):
         return dataclasses.replace(
-            so_far, next_trial=so_far.next_trial + 1, placebos=so_far.placebos + 1
+            so_far,
+            next_trial=so_far.next_trial + 1,
+            placebos=so_far.placebos + 1,
+            beside_placebo=True,
         )
     so_far = with_seen(so_far, proposed, so_far.next_trial)
     return dataclasses.replace(so_far, next_trial=so_far.next_trial + 1, in_flight=proposed)

@@ -81,6 +81,11 @@ class CallLog:
     def next_id(self, trial: int) -> str:
         return f"{trial}.{self.usage(trial).calls + 1}"
 
+    def last(self, trial: int) -> Call | None:
+        """The last call for a trial."""
+        asked = self.usage(trial).calls  # the file is long, and mostly there is nothing to look for
+        return read(self.path, (trial,))[-1] if asked else None
+
     def usage(self, trial: int | None = None) -> Usage:
         """What was spent on a trial, or on the whole night."""
         with self._lock:

@@ -26,8 +26,9 @@ def latest(ideas: Iterable[tuple[int, Idea]]) -> Notes | None:
 
     An answer may hold ideas that wait, so that an earlier trial's answer can be the later one.
     """
-    made = (Notes(idea.notes, _asked_for(number, idea)) for number, idea in ideas if idea.notes)
-    return max(made, key=lambda notes: notes.trial, default=None)
+    made = {_asked_for(number, idea): idea.notes for number, idea in ideas if idea.notes}
+    last = max(made, default=None)
+    return Notes(made[last], last[0]) if last else None
 
 
 def of_trials(trials: Iterable[Trial]) -> Notes | None:
@@ -47,7 +48,12 @@ def of_night(home: Path, tag: str) -> str:
     return notes.text
 
 
-def _asked_for(number: int, idea: Idea) -> int:
-    """The trial that an idea was made for: "7.2" is the second idea of trial 7's answer."""
-    asked = (idea.queued or "").partition(".")[0]
-    return int(asked) if asked.isascii() and asked.isdecimal() else number
+def _asked_for(number: int, idea: Idea) -> tuple[int, int]:
+    """The trial that an idea was made for, and which one it was: "7.2" is the second of trial 7.
+
+    A trial may be asked for twice, where the first answer conflicts with a new champion.
+    """
+    asked = (idea.queued or "").split(".")
+    if len(asked) == 2 and all(part.isascii() and part.isdecimal() for part in asked):
+        return int(asked[0]), int(asked[1])
+    return number, 0

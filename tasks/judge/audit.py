@@ -8,16 +8,15 @@ claims are below the candidate's true causal loss, however it cheats; honest mod
 rounding alone. This is a difference estimator (Cochran, Sampling Techniques, 1977, ch. 7): its
 noise is that of the difference, not of the loss.
 
-Where a claim is far below what the baseline claims there, it is asked about more often: few large
-lies among many targets would hardly be met by chance. So the gap counts what the score counts by
-weights: each answer stands for as many targets as its chance of being asked for was small (Horvitz
-and Thompson, 1952). A claim that is too high pays back rounding and no more. And where the
+Not every target is as likely to be asked about (see effort.py). So the gap counts what the score
+counts by weights: each answer stands for as many targets as its chance of being asked for was small
+(Horvitz and Thompson, 1952). A claim that is too high pays back rounding and no more. And where the
 differences scatter so much that chance could hide the widest gap that is allowed, the claims are
 not believed.
 
 `./run bench audit` simulates this: no debt above 0.001 nats a target passes more than once in 20
-audits, unless the cheat knows what the baseline claims. Then it may claim that at targets where its
-own model is worse, which is not suspicious, and is met by chance alone.
+audits, unless the cheat knows or guesses what the baseline claims. Then it may claim that at
+targets where its own model is worse, which is less suspicious, and hides up to three times as much.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tasks.judge.box import Box
+from tasks.judge.effort import HEAVIEST
 from tasks.judge.protocol import Stopped, blaming
 from tasks.judge.scoring import Nats, Rows, Shape
 from tasks.judge.wire import Wire
@@ -44,9 +44,10 @@ LAX_SHARE = 0.004  # of the positions may be off if the position tolerance is at
 # too high pay back. It is twice the baseline's own largest difference. Without a limit, a model
 # that has learnt from the questions would pay back more.
 REPAID = 0.2
-# No answer stands for more than this many times as many targets as it would at equal odds.
-HEAVIEST = 2.0
 SURE = 2.0  # standard errors: chance lowers a mean by more than that less than once in 40 times
+# How many lies of effort.DEBT should be met on average: none is with probability exp(-3.5) = 3 %.
+# Where some answers may be off, a debt twice as large passes if half of its lies are met.
+HITS, LAX_HITS = 3.5, 5.0
 
 Index = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -66,6 +67,11 @@ class Tolerance:
         None below the widest tolerance; there, one answer may be, however much it stands for.
         """
         return 0.0 if self.position < LAX.position else max(LAX_SHARE, HEAVIEST / asked)
+
+    @property
+    def hits(self) -> float:
+        """How many lies should be met on average, of a debt that should not pass."""
+        return HITS if self.position < LAX.position else LAX_HITS
 
 
 STRICT = Tolerance(gap=1e-4, position=1e-2)  # a CPU's rounding is below 1e-6
@@ -95,35 +101,6 @@ class Questions:
         return np.split(np.arange(len(self.batches)), np.diff(self.batches).nonzero()[0] + 1)
 
 
-def odds(scored: Mask, claims: Nats, expected: Nats | None) -> Nats:
-    """The odds that a target is asked about, float32 [R, T]; 0 where nothing is scored.
-
-    They are how far its claim is below what is `expected`, nats of the scored targets in order, and
-    never less than a HEAVIEST-th of the mean odds. So a debt in large lies is met by the same share
-    of the questions however few lies it is made of: by debt / mean odds. What is expected is first
-    fitted to the claims, as a better model's are lower everywhere. Without `expected` the odds are
-    equal.
-    """
-    found = scored.astype(np.float32)
-    if expected is None:
-        return found
-    claimed = claims[scored].astype(np.float64)
-    below = _fitted(expected, claimed) - claimed
-    highest = np.sort(below[below > 0])[::-1].cumsum()
-    # The largest of these is the value that is a HEAVIEST-th of the mean once it is the least.
-    least = highest / ((HEAVIEST - 1) * len(below) + np.arange(1, len(highest) + 1))
-    if len(least):
-        found[scored] = np.maximum(below / least.max(), 1.0)
-    return found
-
-
-def _fitted(expected: Nats, claimed: Weights) -> Weights:
-    """`expected` moved and stretched to be nearest to the claims, by least squares; float64."""
-    x, y = expected - expected.mean(dtype=np.float64), claimed.mean()
-    fitted: Weights = y + x * (x @ (claimed - y)) / max(x @ x, np.finfo(float).tiny)
-    return fitted
-
-
 def draw(odds: Nats, count: int, batch_rows: int, random: np.random.Generator) -> Questions:
     """`count` different targets, or all of those with `odds`, [R, T], and as often as these say.
 
@@ -135,7 +112,7 @@ def draw(odds: Nats, count: int, batch_rows: int, random: np.random.Generator) -
     places = np.flatnonzero(odds)
     if not len(places):
         raise ValueError("nothing can be audited: no target of the validation rows has bytes")
-    chances = _chances(odds.reshape(-1)[places].astype(np.float64), count)
+    chances = inclusion(odds.reshape(-1)[places].astype(np.float64), count)
     uniform = random.random(len(places))
     keys = uniform / (1 - uniform) * (1 - chances) / chances
     if count < len(places):
@@ -149,7 +126,7 @@ def draw(odds: Nats, count: int, batch_rows: int, random: np.random.Generator) -
     return Questions(rows[order], positions[order], 1 / chances[order], batches[order])
 
 
-def _chances(odds: Weights, count: int) -> Weights:
+def inclusion(odds: Weights, count: int) -> Weights:
     """The probability of each target to be among `count`: in proportion to its odds, at most 1."""
     if count >= len(odds):
         return np.ones(len(odds))

@@ -26,7 +26,7 @@ def kept(night: NightSoFar) -> list[Kept]:
     """Every kept change, the newest first."""
     numbers = [trial.number for trial in night.trials if trial.verdict == "keep"]
     # The champion after each keep is that trial's file, and before the first one the baseline's.
-    states = [_baseline(night), *(_source(night, number) for number in numbers)]
+    states = [baseline(night), *(candidate(night, number) for number in numbers)]
     gaps = [place for place, state in enumerate(states) if state is None]
     first = gaps[-1] + 1 if gaps else 0  # from here on all are known
     chain = [*(state for state in states[first:] if state is not None), night.champion.source]
@@ -39,7 +39,8 @@ def kept(night: NightSoFar) -> list[Kept]:
     return found[::-1]
 
 
-def _source(night: NightSoFar, number: int) -> str | None:
+def candidate(night: NightSoFar, number: int) -> str | None:
+    """The file of a trial; None if it is gone."""
     if night.folder is None:
         return None
     try:
@@ -48,7 +49,8 @@ def _source(night: NightSoFar, number: int) -> str | None:
         return None
 
 
-def _baseline(night: NightSoFar) -> str | None:
+def baseline(night: NightSoFar) -> str | None:
+    """The file that the night began with; None if it is gone."""
     if night.folder is None:
         return None
     try:

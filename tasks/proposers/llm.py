@@ -128,6 +128,23 @@ class LlmProposer:
             return self._instead(night, first.problem or "", first.idea.outcome)
         return proposed
 
+    def recovered(self, night: NightSoFar) -> tuple[Proposal, ...]:
+        """The ideas of an answer that is on record for this trial; () if there is none to use.
+
+        A kill may come after the answer is on record, and before its ideas are: it need not be paid
+        for again. One that was made of another file is not used: a whole file would undo a keep.
+        """
+        call = self.calls.last(night.next_trial)
+        if call is None or call.outcome != "ok" or call.purpose not in ("propose", "repair"):
+            return ()
+        if call.model != self.endpoint.model or not prompt.shows(call.messages, night.shown.source):
+            return ()
+        talk = _Talk(night, "propose", night.shown, 0.0, self.search.ideas)
+        reply = Reply("ok", call.answer)
+        got = Harvest.of(reply, talk.current, night, most=talk.ideas, may_ask=False)
+        talk.notes = got.notes
+        return self._proposals(talk, got) if got.ideas else ()
+
     def fix(self, night: NightSoFar, proposal: Proposal, run: RunResult) -> Proposal | None:
         if proposal.idea.proposer != self.name or self._obstacle(night):
             return None
@@ -146,6 +163,7 @@ class LlmProposer:
 
     def cancel(self) -> None:
         self.endpoint.cancel()
+        self.desk.cancel()
 
     def _obstacle(self, night: NightSoFar) -> str | None:
         """Why the model must not be asked now."""

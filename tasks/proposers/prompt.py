@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import itertools
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from string import Template
 
 import configs
@@ -184,9 +184,17 @@ def _file(name: str, source: str, device: str) -> str:
 
     It is fenced by its hash, which changes with the file and is not in it.
     """
-    encoded = source.encode("utf-8", "replace")  # a lone surrogate cannot be sent
-    text = folded(encoded.decode("utf-8"), device)
-    return _between(name, text, hashlib.sha256(encoded).hexdigest()[:16])
+    sendable = source.encode("utf-8", "replace").decode()  # a lone surrogate cannot be sent
+    return _between(name, folded(sendable, device), _mark(source))
+
+
+def shows(messages: Iterable[Message], source: str) -> bool:
+    """Whether this file is the one that a change is asked for in these messages."""
+    return any(_mark(source) in message["content"] for message in messages)
+
+
+def _mark(source: str) -> str:
+    return hashlib.sha256(source.encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def _fenced(name: str, text: str) -> str:

@@ -42,9 +42,15 @@ class Desk(Protocol):
 
     def answer(self, question: Question, night: NightSoFar) -> Answered: ...
 
+    def cancel(self) -> None:
+        """Ends what it is doing, from another thread: no answer is needed any more."""
+
 
 class NoDesk:
     """Where nobody answers: a question costs nothing and brings nothing."""
 
     def answer(self, question: Question, night: NightSoFar) -> Answered:
         return Answered(f"no answer: this night cannot answer questions ({question.kind})", 0.0)
+
+    def cancel(self) -> None:
+        """It is never doing anything."""

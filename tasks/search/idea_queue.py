@@ -1,9 +1,10 @@
 """The night's ideas, nights/<tag>/ideas.jsonl: all that a researcher proposed, several a call.
 
-One JSON object a line: a file that ideas were made against, an idea with its candidate, or an idea
-that was dropped and why. Lines are only added; a call's ideas are on disk before one is chosen.
-Which were run is not written here: it follows from the trials, so a kill between two writes can
-neither lose an idea nor run it twice. A torn last line is skipped, and removed by the next writer.
+One JSON object a line: a file that ideas were made against, the ideas of a call with their
+candidates, or an idea that was dropped and why. Lines are only added; a call's ideas are on disk,
+all of them, before one is chosen. Which were run is not written here: it follows from the trials,
+so a kill between two writes can neither lose an idea nor run it twice. A torn last line is skipped,
+and removed by the next writer.
 """
 
 from __future__ import annotations
@@ -78,10 +79,11 @@ class IdeaQueue:
                 match event["event"]:
                     case "file":
                         files[event["sha256"]] = event["source"]
-                    case "idea":
-                        said = Idea.from_json(event["idea"])
-                        base, source = files[event["base"]], event["source"]
-                        every.append(Queued(event["trial"], base, source, said))
+                    case "ideas":
+                        base = files[event["base"]]
+                        for each in event["ideas"]:
+                            said = Idea.from_json(each["idea"])
+                            every.append(Queued(event["trial"], base, each["source"], said))
                     case "dropped":
                         dropped[event["id"]] = event["reason"]
             except (ValueError, KeyError, TypeError) as error:
@@ -104,10 +106,12 @@ class IdeaQueue:
         lines: list[dict[str, Any]] = []
         if base.source not in {idea.base for idea in known}:
             lines.append({"event": "file", "sha256": key, "source": base.source})
+        ideas = []
         for number, proposed in enumerate(made, start=before + 1):
             idea = dataclasses.replace(proposed.idea, queued=f"{trial}.{number}")
-            said = {"idea": dataclasses.asdict(idea), "source": proposed.candidate.source}
-            lines.append({"event": "idea", "trial": trial, "base": key, **said})
+            ideas.append({"idea": dataclasses.asdict(idea), "source": proposed.candidate.source})
+        # One line: the half of a call would be taken for all of it.
+        lines.append({"event": "ideas", "trial": trial, "base": key, "ideas": ideas})
         self._append(lines)
 
     def drop(self, reasons: Mapping[str, str]) -> None:

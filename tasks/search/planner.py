@@ -12,7 +12,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import configs
 from tasks.proposers import proposal
@@ -45,6 +45,14 @@ class Strategy(Protocol):
 
     def propose(self, night: NightSoFar) -> Proposal | None:
         """Its candidate for the next trial, or None if nothing is worth a run now."""
+
+
+@runtime_checkable
+class Recovers(Protocol):
+    """A researcher that keeps a record of its answers."""
+
+    def recovered(self, night: NightSoFar) -> tuple[Proposal, ...]:
+        """The ideas of an answer for this trial that a kill has kept from the queue."""
 
 
 class Parents(Protocol):
@@ -164,6 +172,12 @@ class Planner:
         parent = self.parents.parent(night) if due == "archive" and self.parents else None
         return dataclasses.replace(night, parent=parent) if parent else night
 
+    def _recovered(self, night: NightSoFar, queue: IdeaQueue) -> tuple[Proposal, ...]:
+        is_asked = any(idea.trial == night.next_trial for idea in queue.read().every)
+        if is_asked or not isinstance(self.researcher, Recovers):
+            return ()
+        return self.researcher.recovered(night)
+
     def _chosen(self, night: NightSoFar, queue: IdeaQueue) -> Proposal | None:
         """The best of what waits, after a call if one is due.
 
@@ -173,12 +187,16 @@ class Planner:
         table = self._table(night, queue)
         if table.is_call_due:
             queue.drop(table.gone)
-            made = self.researcher.ideas(dataclasses.replace(night, waiting=table.proposals))
+            asking = dataclasses.replace(night, waiting=table.proposals)
+            made = self._recovered(night, queue) or self.researcher.ideas(asking)
             if any(each.idea.outcome == "cancelled" for each in made):
                 return made[0]
             own = [each for each in made if each.idea.proposer == self.name and not each.problem]
             queue.add(night.next_trial, night.shown, [self._as_own(each, night) for each in own])
             table = self._table(night, queue)
+            if not table.waiting and night.parent:  # what is for the champion may have its turn
+                queue.drop(table.gone)
+                table = self._table(dataclasses.replace(night, parent=None), queue)
             if not table.waiting:
                 queue.drop(table.gone)
                 return made[0] if made else None

@@ -138,12 +138,10 @@ def usual(brought: Iterable[tuple[float, int]], rule: Rule = RULE) -> float:
 
 def _posterior(night: NightSoFar, sd: float) -> dict[int, Estimate]:
     """What the night's comparable scores say of each change; {} while its record is short."""
-    scores = {trial.commit: trial.val_bpb for trial in night.trials if trial.val_bpb is not None}
     measured = []
     for trial in night.trials:
         if trial.val_bpb is not None and trial.number >= night.first_comparable:
-            beaten = scores.get(trial.parent, night.baseline_bpb)
-            gain = night.to_beat.get(trial.number, beaten) - trial.val_bpb
+            gain = night.to_beat[trial.number] - trial.val_bpb
             changes = trial.idea.built_on if trial.idea.search == "stack" else (trial.number,)
             measured.append(Measured(changes, gain, expectation.error(len(trial.scores), sd)))
     before = expectation.prior(measured, sd)

@@ -5,16 +5,14 @@ A file that is gone costs only what could have been made of it.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from tasks.history import night_folder
+from tasks.proposers.changes import baseline, candidate
 from tasks.proposers.three_way_merge import three_way_of_files
 from tasks.records import NightSoFar, Trial
 
 
 def after(night: NightSoFar, trial: Trial) -> str | None:
     """The candidate of a trial; None if its file is gone."""
-    return _read(night, f"trials/{trial.number}/train.py")
+    return candidate(night, trial.number)
 
 
 def before(night: NightSoFar, trial: Trial) -> str | None:
@@ -23,7 +21,7 @@ def before(night: NightSoFar, trial: Trial) -> str | None:
     if trial.parent == (keeps[-1].commit if keeps else trial.parent):
         return night.champion.source
     made = next((keep for keep in keeps if keep.commit == trial.parent), None)
-    return after(night, made) if made else _read(night, night_folder.BASE)
+    return after(night, made) if made else baseline(night)
 
 
 def merged(night: NightSoFar, numbers: tuple[int, ...]) -> str | None:
@@ -58,12 +56,3 @@ def _changes(night: NightSoFar, trial: Trial) -> set[int]:
         found |= earlier
         waiting += [by_number[number] for number in earlier if number in by_number]
     return found
-
-
-def _read(night: NightSoFar, path: str) -> str | None:
-    if night.folder is None:
-        return None
-    try:
-        return (Path(night.folder) / path).read_bytes().decode("utf-8", "surrogatepass")
-    except (OSError, UnicodeDecodeError):
-        return None

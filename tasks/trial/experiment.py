@@ -31,6 +31,7 @@ from tasks.judge.box import Box, open_box
 from tasks.judge.bwrap import BoxSpec, BoxUnavailable, Gate, Isolation
 from tasks.judge.contention import Contention, ContentionWatch
 from tasks.judge.curve import Tenth
+from tasks.judge.effort import Effort
 from tasks.judge.native_code import NativeCodeChanged, NativeKernel
 from tasks.judge.reference import Reference
 from tasks.judge.wire import Wire
@@ -480,6 +481,7 @@ class _Attempt:
     ) -> float:
         """By how much the claims are too low, bits per byte. Stopped if that cannot be honest."""
         caps, shape, rows = self.bench.caps, claims.shape, claims.rows
+        tolerance = audit.Tolerance(caps.audit_gap, caps.audit_position)
         with self._warm(box) as (wire, metered):
             with self._loading(metered, "audit_startup"):
                 again = scoring.load(box, wire, gate, "audit_startup", caps.startup_seconds)
@@ -487,14 +489,12 @@ class _Attempt:
                 problem = f"told the audit another shape: {again}, not {shape}"
                 raise protocol.Stopped("audit_failed", problem)
             scored = validation.scored(shape, rows)
+            effort = Effort(self.bench.profile.audit.positions, tolerance.hits)
+            odds = effort.odds(scored, claims.nats, self._expected(shape, validation))
             questions = audit.draw(
-                audit.odds(scored, claims.nats, self._expected(shape, validation)),
-                self.bench.profile.audit.positions,
-                shape.batch_rows,
-                np.random.default_rng(),
+                odds, effort.questions(odds), shape.batch_rows, np.random.default_rng()
             )
             nats = self._answers(box, wire, metered, questions, validation, claims)
-        tolerance = audit.Tolerance(caps.audit_gap, caps.audit_position)
         finding = audit.Finding.of(questions, claims.nats, nats, tolerance)
         self.note(audit_gap=finding.gap, audit_worst=finding.worst)
         failure = finding.problem(tolerance)

@@ -20,13 +20,13 @@ from tasks.judge.box import Box, open_box
 from tasks.judge.bwrap import BoxUnavailable
 from tasks.judge.flop_count import number
 from tasks.judge.protocol import is_whole
-from tasks.judge.workplace import add_study_files, workplace
+from tasks.judge.workplace import add_study_files, read_whole, workplace
 from tasks.records import Bench, Candidate, LossBin, StepPart, Study
 from tasks.statuses import Status
 from tasks.trial.early_run import PATIENCE
 from tasks.trial.experiment import budget_of, native_kernels, train_box
 
-SECONDS = 60.0  # of a box and of its CPU time, besides a start-up
+SECONDS = 60.0  # of a study box and of its CPU time, besides a start-up
 LOSS_TOKENS, LOSS_TOKENS_ON_GPU = 1 << 15, 1 << 20
 SAMPLE_TOKENS = 48
 TEMPERATURES = (0.0, 0.8)
@@ -73,7 +73,8 @@ def study(
 ) -> Study:
     """Where its step goes, if `profile`; with a checkpoint the loss, or what follows a `prompt`.
 
-    A box that is `beside` a run has a low priority. Raises DataError for changed native code.
+    A box that is `beside` a run has a low priority. That no box could be made, as on a full disk,
+    is a problem of the study and no error. Raises DataError for changed native code.
     """
     questions: dict[str, Any] = {"budget": bench.profile.budget.model_dump(), "profile": profile}
     on_cpu = bench.profile.device == "cpu"
@@ -85,12 +86,14 @@ def study(
         sample = {"prompt": short, "tokens": SAMPLE_TOKENS, "temperatures": TEMPERATURES}
         questions["sample"] = sample
     account, message = _Account(), dict[str, Any]()
-    limits = _Limits.of(bench, beside=beside)
+    limits = _Limits.of(bench, SECONDS, beside=beside)
     try:
         with workplace(bench.home) as folder:
             spec = train_box(candidate, bench, 1, folder, native_kernels(bench.dataset))
             add_study_files(spec.code)
             studied = checkpoint.path if checkpoint else None
+            if studied:  # its other readers have seen what is scored: see there
+                read_whole(studied)
             spec = dataclasses.replace(spec, role="study", studied=studied)
             with open_box(spec, study_box.ENTRY) as box, account.of(box):
                 opened(box)
@@ -101,6 +104,8 @@ def study(
         message = {"problems": {"the box": f"{end.status}: {end.reason}"}}
     except BoxUnavailable as error:
         message = {"problems": {"the box": str(error)}}
+    except OSError as error:
+        message = {"problems": {"the box": f"there was none: {error.strerror}"}}
     return _study(message, account)
 
 
@@ -109,6 +114,7 @@ def try_out(
 ) -> TriedOut:
     """Start-up, two steps, the checkpoint and one evaluation, as before every trial's first run.
 
+    It has the time that a trial gives it: what needs more is no candidate, and no run for free.
     Raises DataError for changed native code.
     """
     status, reason = "ok", "it starts, makes two steps, and its checkpoint can be scored"
@@ -118,7 +124,7 @@ def try_out(
     )
     if problem:
         return TriedOut("rejected_patch", problem, 0.0, 0.0, None, "")
-    limits = _Limits.of(bench, beside=beside)
+    limits = _Limits.of(bench, 0.0, beside=beside)
     try:
         with workplace(bench.home) as folder:
             spec = train_box(candidate, bench, 1, folder, native_kernels(bench.dataset))
@@ -146,18 +152,21 @@ def try_out(
 
 @dataclasses.dataclass(frozen=True)
 class _Limits:
-    """Of a study box, or of a smoke step that nobody waits for: a start-up's and SECONDS more."""
+    """Of a box: a start-up's, and so many seconds more for what is studied."""
 
     seconds: float
     cpu_seconds: float
     beside: bool  # another run is training
 
     @classmethod
-    def of(cls, bench: Bench, *, beside: bool) -> _Limits:
+    def of(cls, bench: Bench, more: float, *, beside: bool) -> _Limits:
         caps = bench.caps
-        usual = caps.startup_cpu_seconds or caps.startup_seconds * bench.profile.threads
-        seconds = (caps.startup_seconds + SECONDS) * (PATIENCE if beside else 1.0)
-        return cls(seconds, usual + SECONDS, beside)
+        usual = caps.startup_seconds * bench.profile.threads
+        # Alone a trial's start-up has no other limit.
+        if (beside or more) and caps.startup_cpu_seconds is not None:
+            usual = caps.startup_cpu_seconds
+        seconds = (caps.startup_seconds + more) * (PATIENCE if beside else 1.0)
+        return cls(seconds, usual + more, beside)
 
     def when_up(self, box: Box) -> None:
         if self.beside:

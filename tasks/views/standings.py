@@ -63,7 +63,8 @@ def of_night(state: NightState) -> Standings | None:
         _standing(state, contender, record[contender.name], chances[contender.name], beaten)
         for contender in header.contenders
     )
-    best, second, *_ = sorted(names, key=lambda name: -chances[name])
+    # Of one that has had no trial of its own nothing is known: it is the best of nothing.
+    best, second, *_ = sorted(names, key=lambda name: (not record[name], -chances[name]))
     between = bandit.chances({name: record[name] for name in (best, second)})[best]
     return Standings(
         contenders=standings,
@@ -163,6 +164,9 @@ def _verdict(
     record: Mapping[str, list[bandit.Pull]], best: str, second: str, chance: float, between: float
 ) -> str:
     """Which one is better, how sure that is, and what would decide it: a sentence or two."""
+    untried = [one_line(name) for name, own in record.items() if not own]
+    if 0 < len(untried) < len(record) and chance < bandit.DECIDED:
+        return f"Undecided: without a trial of its own: {', '.join(untried)}."
     if not any(pull.gain > 0 for own in record.values() for pull in own):
         return "Undecided: no contender has a gain that counts."
     first, other = one_line(best), one_line(second)

@@ -42,6 +42,8 @@ if __name__ == "__main__":
     ahead.add_argument("--startup", type=float, metavar="SECONDS", help="of the stub (2)")
     ahead.add_argument("--training", type=float, metavar="SECONDS", help="of the stub (6)")
     ahead.add_argument("--trials", type=int, metavar="N", help="of each night (6; nights: 25)")
+    audit = parser.add_argument_group("audit")
+    audit.add_argument("--quick", action="store_true", help="a third of the table, fewer audits")
     nights = parser.add_argument_group("nights, as many as --repeats")
     nights.add_argument("--profile", metavar="P", help="a name or a .toml file (laptop)")
     arguments = parser.parse_args()
@@ -53,7 +55,11 @@ if __name__ == "__main__":
     state_home.configure(state_home.locate())  # before prefect is imported
     bench = importlib.import_module(f"tests.benchmarks.{arguments.name}_bench")
     options = {"json_file": arguments.json} if arguments.json else {}
-    own = {"ahead": ("startup", "training", "trials"), "nights": ("profile", "trials")}
+    own = {
+        "ahead": ("startup", "training", "trials"),
+        "audit": ("quick",),
+        "nights": ("profile", "trials"),
+    }
     asked = {name: getattr(arguments, name) for name in own.get(arguments.name, ())}
     options |= {name: value for name, value in asked.items() if value is not None}
     if arguments.name == "ahead":

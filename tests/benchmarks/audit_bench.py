@@ -6,7 +6,8 @@ claims over the scored targets in nats. A strategy spreads it out and is the dif
 question; the questions are those that an honest model is asked, as small lies hardly change the
 odds. A lottery tells few large lies and hopes that none is asked about; it changes the claims, and
 the odds follow. An audit is beaten if it passes the claims and charges at least SHORTFALL less than
-the debt. Seeded: the same figures each time.
+the debt. All ways to cheat are tried in few audits, and the best of them is then measured in many.
+Seeded: the same figures each time.
 """
 
 from __future__ import annotations
@@ -15,24 +16,31 @@ import dataclasses
 import functools
 import itertools
 import json
+import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from tasks.judge.audit import LAX, STRICT, Finding, Questions, Tolerance, draw, odds
+from tasks.judge.audit import LAX, STRICT, Finding, Questions, Tolerance, draw, inclusion
+from tasks.judge.effort import Effort
 
 SHORTFALL = 0.001  # nats a target
 ONCE_IN = 20
-DRAWS = 100  # sets of questions for each shape
-LOTTERY_DRAWS = 60
-TIMES = 2  # audits with each, of differences drawn anew
+HONEST_ONCE_IN = 50
+AUDITS = 600  # of the best way to cheat, and of honest models
+SCREENED = 24  # of each strategy, to see which is best
+LIKELY = 1000  # of each lottery, simulated in short
+PLACEMENTS = 4  # of a lottery's lies; its audits are divided among them
+BATCH_ROWS = 16
+TIMES = 2  # audits with each set of questions, of differences drawn anew
 DEBTS = (0.00101, 0.0015, 0.002, 0.003, 0.005, 0.01, 0.05, 0.25)
 # Standard deviation of an honest model's differences: float32, and bfloat16 at its worst.
 ROUNDING = {STRICT: 1e-6, LAX: 0.01}
 NAMES = {STRICT: "strict", LAX: "lax"}
-LOTTERY_DEBTS = (0.00101, 0.002)
+LOTTERY_DEBTS = (0.00101, 0.0015, 0.002, 0.003)
 LIES = (1.0, 3.0, 8.0)  # nats: a token costs 4.3 on average
 ROUNDED = 1e-6  # nats: claims are float32
 
@@ -49,10 +57,10 @@ class Model:
     scatter: float  # standard deviation of their differences, nats, where the loss is 3
 
 
-# Measured with profile `laptop`: seed 4 of the baseline, and MAX_SEQ_LEN = 64, which has a better
-# score than the baseline.
-LIKE = Model("like the baseline", 0.47)
-OTHER = Model("quite another", 0.83)
+# Measured with profile `laptop`: seed 4 of the baseline, and three times the baseline's budget.
+# MAX_SEQ_LEN = 64 is between them, and so is DEPTH = 1.
+LIKE = Model("like the baseline", 0.42)
+OTHER = Model("quite another", 0.9)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,18 +75,15 @@ class Text:
     def in_row(self) -> npt.NDArray[np.int64]:
         return self.scored.sum(axis=1)
 
-    def ask(self, claims: Nats, count: int, random: np.random.Generator) -> Questions:
-        return draw(odds(self.scored, claims, self.expected), count, 16, random)
-
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """The validation rows of a candidate, and how many questions it is asked."""
+    """The validation rows of a candidate, and how many positions its profile audits."""
 
     rows: int
     length: int
     in_last_row: int  # its scored targets; the rest of it is filled up
-    count: int = 4096
+    positions: int = 4096
     few: bool = False  # a tenth of the rows have three scored targets
     model: Model = LIKE
     tolerances: tuple[Tolerance, ...] = (STRICT, LAX)
@@ -103,29 +108,36 @@ class Shape:
 def losses(n: int, model: Model, random: np.random.Generator) -> tuple[Nats, Nats]:
     """What is expected for n targets, and what the model predicts."""
     expected: Differences = random.gamma(2.7, 1.6, n)
-    honest = expected + scatter(expected, model) * random.standard_t(6, n) * (4 / 6) ** 0.5
+    honest = expected + scatter(expected, model) * random.standard_t(4, n) * (2 / 4) ** 0.5
     return expected.astype(np.float32), np.maximum(honest, 0).astype(np.float32)
 
 
 def scatter(expected: Nats | Differences, model: Model) -> Differences:
     """Standard deviations, nats."""
-    return model.scatter * (expected.astype(np.float64) / 3) ** 0.4
+    return model.scatter * (expected.astype(np.float64) / 3) ** 0.5
 
 
-LAPTOP = Shape(480, 128, 5, count=1536, tolerances=(STRICT,))
-# Only a GPU has the lax tolerances, and its profiles have no fewer questions than 4096.
-SHAPES = (
-    Shape(1, 128, 90, tolerances=(STRICT,)),
-    Shape(1, 2**17, 100_000),
-    Shape(2, 2**17, 1),
-    Shape(2, 2**17, 2_000),
-    Shape(40, 2_048, 20),
+LAPTOP = Shape(480, 128, 5, positions=2304, tolerances=(STRICT,))
+# Only a GPU has the lax tolerances, and its profiles have no fewer positions than 4096. What counts
+# is how many rows there are and how many questions: longer rows only take longer to simulate.
+QUICK_SHAPES = (
+    Shape(1, 2**16, 60_000),
     LAPTOP,
     dataclasses.replace(LAPTOP, model=OTHER),
-    Shape(512, 128, 5, few=True),
-    Shape(512, 128, 5, model=OTHER),
-    Shape(10_240, 64, 1),
-    Shape(10_240, 128, 60, few=True),
+    Shape(10_240, 16, 1),
+)
+SHAPES = tuple(
+    dataclasses.replace(shape, model=model)
+    for shape in (
+        Shape(1, 128, 90, tolerances=(STRICT,)),
+        Shape(1, 2**16, 60_000),
+        Shape(2, 2**16, 2_000),
+        Shape(40, 2_048, 20),
+        LAPTOP,
+        Shape(512, 128, 5, few=True),
+        Shape(10_240, 16, 1),
+    )
+    for model in (LIKE, OTHER)
 )
 
 
@@ -264,23 +276,31 @@ def of_size(lie: float, where: str) -> Lottery:
     return lies
 
 
-def two_models(text: Text, debt: float, random: np.random.Generator) -> Nats:
-    """A second model says where the first is worse, and half of the difference is claimed.
+def two_models(part: float) -> Lottery:
+    """A second model says where the first is worse, and `part` of the difference is claimed.
 
     It is another run of the baseline. Of three runs' mean, two others differ with a correlation of
-    a quarter. Half, as a run that claims much less is probably below the mean of others too.
+    a quarter. A part, as a run that claims much less is probably below the mean of others too.
     """
-    claims = text.honest[text.scored]
-    apart = text.expected + 0.25 * (claims - text.expected)
-    guess = apart + 0.97 * scatter(text.expected, LIKE) * random.normal(size=len(claims))
-    wanted = np.maximum((claims - guess) / 2, 0).astype(np.float32)
-    return _told(text, wanted, np.argsort(-wanted), debt)
+
+    def lies(text: Text, debt: float, random: np.random.Generator) -> Nats:
+        claims = text.honest[text.scored]
+        apart = text.expected + 0.25 * (claims - text.expected)
+        guess = apart + 0.97 * scatter(text.expected, LIKE) * random.normal(size=len(claims))
+        wanted = np.maximum(part * (claims - guess), 0).astype(np.float32)
+        return _told(text, wanted, np.argsort(-wanted), debt)
+
+    return lies
 
 
-def knowing(text: Text, debt: float, random: np.random.Generator) -> Nats:
+def knowing(part: float) -> Lottery:
     """The same by one who knows the reference to the last digit."""
-    wanted = np.maximum(text.honest[text.scored] - text.expected, 0)
-    return _told(text, wanted, np.argsort(-wanted), debt)
+
+    def lies(text: Text, debt: float, random: np.random.Generator) -> Nats:
+        wanted = np.maximum(part * (text.honest[text.scored] - text.expected), 0)
+        return _told(text, wanted, np.argsort(-wanted), debt)
+
+    return lies
 
 
 LOTTERIES: dict[str, Lottery] = {
@@ -289,7 +309,11 @@ LOTTERIES: dict[str, Lottery] = {
     for where in ("at random", "in a few rows", "at row ends", "where it costs most")
     if lie == 3.0 or where != "at row ends"
 }
-ADAPTIVE = (two_models, knowing)
+# The parts that hide most, by trying: more of it is suspicious, less needs more lies.
+ADAPTIVE = (
+    tuple(two_models(part) for part in (0.5, 0.75, 1.0)),
+    tuple(knowing(part) for part in (0.7, 0.85, 1.0)),
+)
 
 
 def found(case: Case, differences: Differences) -> Finding:
@@ -317,27 +341,58 @@ def beaten(cases: Iterable[Case], strategy: Strategy, debt: float) -> float:
     return share(verdicts)
 
 
-def won(
-    shape: Shape, text: Text, tolerances: Iterable[Tolerance], lottery: Lottery, debt: float
-) -> tuple[float, ...]:
-    """The share of LOTTERY_DRAWS audits that a lottery beats, for each tolerance."""
-    wins = []
-    for seed in range(LOTTERY_DRAWS):
-        random = np.random.default_rng(seed)
-        lies = lottery(text, debt, random)
-        claims = text.honest - lies
-        owed = float(lies.sum(dtype=float)) / text.in_row.sum()
-        questions = text.ask(claims, shape.count, random)
-        predicted = text.honest[questions.rows, questions.positions]
-        answers = predicted + random.normal(0, ROUNDED, len(predicted))
-        findings = [(Finding.of(questions, claims, answers, each), each) for each in tolerances]
-        wins.append(
-            [
-                finding.problem(each) is None and owed - max(0.0, finding.gap) > SHORTFALL
-                for finding, each in findings
-            ]
-        )
-    return tuple(np.mean(wins, axis=0))
+@dataclasses.dataclass(frozen=True)
+class Gamble:
+    """A lottery with a debt, and how often it beats the audits of a shape."""
+
+    shape: Shape
+    text: Text
+    tolerance: Tolerance
+    lottery: Lottery
+    debt: float
+
+    def played(self) -> Iterator[tuple[Nats, Effort, Nats, np.random.Generator]]:
+        """PLACEMENTS times: lies and odds, [R, T], the audit's effort, and what is still random."""
+        effort = Effort(self.shape.positions, self.tolerance.hits)
+        for seed in range(PLACEMENTS):
+            random = np.random.default_rng(seed)
+            lies = self.lottery(self.text, self.debt, random)
+            claims = self.text.honest - lies
+            yield lies, effort, effort.odds(self.text.scored, claims, self.text.expected), random
+
+    def likely(self, audits: int) -> float:
+        """The share of audits it wins if each lie is met by itself, with its own probability.
+
+        Nothing else of an audit is simulated, so this takes a moment.
+        """
+        verdicts = []
+        n = self.text.in_row.sum()
+        for lies, effort, odds, random in self.played():
+            chances = inclusion(odds[odds > 0].astype(float), effort.questions(odds))
+            told = lies[odds > 0] > 0
+            sizes, chances = lies[odds > 0][told].astype(float), chances[told]
+            met = random.random((audits // PLACEMENTS, len(sizes))) < chances
+            gap = met @ (sizes / chances) / n
+            believed = gap <= self.tolerance.gap
+            if self.tolerance.allowed(1) == 0:
+                believed &= ~met.any(axis=1)
+            verdicts.append(believed & (sizes.sum() / n - gap > SHORTFALL))
+        return float(np.mean(verdicts))
+
+    def won(self, audits: int) -> float:
+        """The share of audits it wins, with all that an audit does."""
+        verdicts = []
+        for lies, effort, odds, random in self.played():
+            owed = float(lies.sum(dtype=float)) / self.text.in_row.sum()
+            claims = self.text.honest - lies
+            for _ in range(audits // PLACEMENTS):
+                questions = draw(odds, effort.questions(odds), BATCH_ROWS, random)
+                predicted = self.text.honest[questions.rows, questions.positions]
+                answers = predicted + random.normal(0, ROUNDED, len(predicted))
+                finding = Finding.of(questions, claims, answers, self.tolerance)
+                believed = finding.problem(self.tolerance) is None
+                verdicts.append(believed and owed - max(0.0, finding.gap) > SHORTFALL)
+        return share(verdicts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -347,6 +402,7 @@ class Row:
     shape: str
     model: str
     tolerance: str
+    questions: int  # of an honest model
     false_alarms: float
     passed: float  # of the best strategy and debt
     strategy: str
@@ -361,18 +417,21 @@ class Row:
         lottery = f"{self.lottery}, {self.lottery_debt:g}"
         lost = " | ".join(f"{debt:.4f}" for debt in self.adaptive)
         return (
-            f"| {self.tolerance} | {self.shape} | {self.model} | {self.false_alarms:.1%} | {best} "
+            f"| {self.tolerance} | {self.shape} | {self.model} | {self.questions:,} "
+            f"| {self.false_alarms:.1%} | {best} "
             f"| {self.lottery_won:.1%} ({lottery}) | {lost} |"
         )
 
 
-def cases(shape: Shape, tolerance: Tolerance, draws: int) -> list[Case]:
-    """TIMES audits with each of `draws` sets of questions."""
+def cases(shape: Shape, tolerance: Tolerance, audits: int) -> list[Case]:
+    """Audits of the honest model, TIMES with each set of questions."""
     text, random = shape.text(), np.random.default_rng(1)
+    effort = Effort(shape.positions, tolerance.hits)
+    odds = effort.odds(text.scored, text.honest, text.expected)
     return [
         Case(asked, text, tolerance, random)
-        for seed in range(draws)
-        for asked in [text.ask(text.honest, shape.count, np.random.default_rng(seed))]
+        for seed in range(audits // TIMES)
+        for asked in [draw(odds, effort.questions(odds), BATCH_ROWS, np.random.default_rng(seed))]
         for _ in range(TIMES)
     ]
 
@@ -381,53 +440,64 @@ def false_alarms(cases: Iterable[Case]) -> float:
     return share(found(case, honest(case)).problem(case.tolerance) is not None for case in cases)
 
 
-def rows() -> Iterator[Row]:
-    """The table, row by row."""
-    for shape in SHAPES:
-        strict, tolerances = cases(shape, STRICT, DRAWS), shape.tolerances
-        text = strict[0].text
-        lotteries = {
-            (name, debt): won(shape, text, tolerances, lottery, debt)
-            for (name, lottery), debt in itertools.product(LOTTERIES.items(), LOTTERY_DEBTS)
-        }
-        for i, tolerance in enumerate(tolerances):
-            these = [dataclasses.replace(case, tolerance=tolerance) for case in strict]
-            spread = max(
-                (beaten(these, strategy, debt), name, debt)
-                for (name, strategy), debt in itertools.product(STRATEGIES.items(), DEBTS)
-            )
-            best = max((wins[i], *which) for which, wins in lotteries.items())
-            adaptive = tuple(lost(shape, text, tolerance, lottery) for lottery in ADAPTIVE)
-            names = str(shape), shape.model.name, NAMES[tolerance]
-            yield Row(*names, false_alarms(these), *spread, *best, adaptive)
+def row_of(shape: Shape, tolerance: Tolerance, audits: int) -> Row:
+    these = cases(shape, tolerance, audits)
+    text = these[0].text
+    _, name, debt = max(
+        (beaten(these[:SCREENED], strategy, debt), name, debt)
+        for (name, strategy), debt in itertools.product(STRATEGIES.items(), DEBTS)
+    )
+    passed = beaten(these, STRATEGIES[name], debt)
+    _, lottery, lottery_debt = max(
+        (Gamble(shape, text, tolerance, lottery, debt).likely(LIKELY), name, debt)
+        for (name, lottery), debt in itertools.product(LOTTERIES.items(), LOTTERY_DEBTS)
+    )
+    best = Gamble(shape, text, tolerance, LOTTERIES[lottery], lottery_debt)
+    return Row(
+        *(str(shape), shape.model.name, NAMES[tolerance], len(these[0].questions.rows)),
+        *(false_alarms(these), passed, name, debt),
+        *(best.won(audits), lottery, lottery_debt),
+        tuple(max(lost(shape, text, tolerance, way) for way in ways) for ways in ADAPTIVE),
+    )
 
 
 def lost(shape: Shape, text: Text, tolerance: Tolerance, lottery: Lottery) -> float:
-    """The largest debt of a lottery, to 15 %, that beats one audit in ONCE_IN."""
+    """The largest debt of a lottery, to 5 %, that beats one audit in ONCE_IN."""
     low, high = 0.001, 0.1
-    while high > 1.15 * low:
+    while high > 1.05 * low:
         debt = (low * high) ** 0.5
-        wins = won(shape, text, [tolerance], lottery, debt)[0]
+        wins = Gamble(shape, text, tolerance, lottery, debt).likely(LIKELY)
         low, high = (debt, high) if wins > 1 / ONCE_IN else (low, debt)
     return low
 
 
-def run(repeats: int, json_file: Path | None = None) -> bool:
-    """Prints the table.
+def rows(shapes: Iterable[Shape], audits: int) -> Iterator[Row]:
+    """A row for each shape and tolerance, in order, by as many processes as there are cores."""
+    cells = [(shape, tolerance, audits) for shape in shapes for tolerance in shape.tolerances]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(mp_context=spawn) as processes:
+        yield from processes.map(row_of, *zip(*cells, strict=True))
 
-    False if some debt of a model like the baseline passes more than once in ONCE_IN, but by
-    ADAPTIVE. The less a model is like the baseline, the less do its lies stand out.
+
+def run(repeats: int, json_file: Path | None = None, quick: bool = False) -> bool:
+    """Prints the table, or with `quick` four of its shapes from fewer audits.
+
+    False if some debt passes more than once in ONCE_IN, but by ADAPTIVE, or if an honest model is
+    stopped more than once in HONEST_ONCE_IN.
     """
     print(
-        "| tolerance | rows | model | false alarms | debts that pass, spread out | lotteries won "
-        "| largest debt of two models | and of one who knows the reference |"
+        "| tolerance | rows | model | questions | false alarms | debts that pass, spread out "
+        "| lotteries won | largest debt of two models | and of one who knows the reference |"
     )
-    print("|---|---|---|--:|---|---|--:|--:|")
+    print("|---|---|---|--:|--:|---|---|--:|--:|")
+    shapes, audits = (QUICK_SHAPES, AUDITS // 4) if quick else (SHAPES, AUDITS)
     found = []
-    for row in rows():
+    for row in rows(shapes, audits):
         print(row, flush=True)
         found.append(row)
     if json_file:
         json_file.write_text(json.dumps(list(map(dataclasses.asdict, found)), indent=1))
-    like = [row for row in found if row.model == LIKE.name]
-    return all(max(row.passed, row.lottery_won) <= 1 / ONCE_IN for row in like)
+    return all(
+        max(row.passed, row.lottery_won) <= 1 / ONCE_IN and row.false_alarms <= 1 / HONEST_ONCE_IN
+        for row in found
+    )

@@ -175,6 +175,12 @@ def test_an_unknown_profile_names_those_that_exist(name):
         ("[audit]", "[audit]\nshare = nan", "audit.share = NaN: should be a finite number"),
         ("[audit]", "[audit]\nshare = 2", "audit.share = 2: should be less than or equal to 1"),
         (
+            "[audit]",
+            "[search]\nstack_share = 0.5\narchive_share = 0.4\nablation_share = 0.2\n[audit]",
+            "search: stack_share = 0.5, archive_share = 0.4, ablation_share = 0.2 add up to 1.1, "
+            "the limit is 1",
+        ),
+        (
             "vocab_sizes = [2048]",
             "vocab_sizes = [100000]",
             "data.vocab_sizes.0 = 100000: should be less than",

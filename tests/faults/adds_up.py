@@ -69,6 +69,7 @@ def complaints(
         *_git(checkout, tag, events),
         *_files(checkout, tag, events),
         *_calls(checkout, tag, events),
+        *_ideas(checkout, tag, events),
         *_mlflow(checkout, tag, events),
         *_processes(checkout.home, standing),
         *(
@@ -233,6 +234,34 @@ def _calls(checkout: Checkout, tag: str, events: list[Event]) -> Iterator[str]:
             *tokens,
         ):
             yield f"calls: trial {k} has {len(its_own)} calls with {tokens} tokens, the ledger {told}"
+
+
+def _ideas(checkout: Checkout, tag: str, events: list[Event]) -> Iterator[str]:
+    """Each idea of the queue is run once, dropped for a reason, or waits; each choice is one of
+    ideas that were there to be chosen."""
+    path = checkout.home / "nights" / tag / "ideas.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    made = [line["idea"]["queued"] for line in lines if line["event"] == "idea"]
+    dropped = {line["id"]: line["reason"] for line in lines if line["event"] == "dropped"}
+    if len(set(made)) != len(made):
+        yield f"ideas: an id is there twice: {made}"
+    if not (dropped.keys() <= set(made) and all(dropped.values())):
+        yield f"ideas: dropped are {dropped}, made were {made}"
+    run: list[str] = []
+    for k, trial in sorted(decided(events).items()):
+        queued, choice = trial["idea"]["queued"], trial["idea"]["choice"]
+        if queued is None:
+            if choice:
+                yield f"ideas: trial {k} was chosen from {choice} and did not wait"
+            continue
+        chosen = [each["idea"] for each in choice]
+        if chosen[:1] != [queued]:
+            yield f"ideas: trial {k} is idea {queued}, chosen from {chosen}"
+        if gone := set(chosen) & {*run} | set(chosen) - {*made}:
+            yield f"ideas: trial {k} was chosen from {sorted(gone)}, which did not wait"
+        run.append(queued)
+    if twice := {id for id in run if run.count(id) > 1 or id in dropped}:
+        yield f"ideas: {sorted(twice)} were run twice, or run and dropped"
 
 
 def _mlflow(checkout: Checkout, tag: str, events: list[Event]) -> Iterator[str]:

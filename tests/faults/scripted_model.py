@@ -59,8 +59,8 @@ EMBEDDING = "EMBEDDING_LR = 0.6  # counts added to each token"
 
 
 def harmless(number: int) -> str:
-    """One of many patches that change hardly anything; 1 to 9."""
-    return answer(f"number {number}", (EMBEDDING, EMBEDDING.replace("0.6", f"0.60{number}")))
+    """One of many patches that change hardly anything; 1 to 999."""
+    return answer(f"number {number}", (EMBEDDING, EMBEDDING.replace("0.6", f"0.6{number:03}")))
 
 
 CONTINUATIONS = answer(

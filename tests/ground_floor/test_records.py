@@ -99,3 +99,10 @@ def test_a_tournaments_header_comes_back_from_json_and_has_a_part_for_each_conte
     older = NightHeader.from_json(before)
     assert older.contenders == ()
     assert older.parts == (older,)
+
+
+def test_a_night_from_before_several_ideas_resumes_with_one_idea_a_call():
+    event = trials.night_event()
+    del event["settings"]["search"]
+    search = NightHeader.from_json(event).settings.search
+    assert (search.ideas, search.asks) == (1, 0)

@@ -8,16 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.judge.audit import (
-    HEAVIEST,
-    LAX,
-    STRICT,
-    Finding,
-    calibrate,
-    cross_entropy,
-    draw,
-    odds,
-)
+from tasks.judge.audit import LAX, STRICT, Finding, calibrate, cross_entropy, draw
+from tasks.judge.effort import HEAVIEST
 from tasks.judge.protocol import Stopped
 
 
@@ -116,75 +108,6 @@ def test_many_questions_need_hardly_more_batches_than_they_fill():
     random = np.random.default_rng(0)
     questions = draw(random.pareto(1.5, (512, 128)).astype(np.float32), 1024, 8, random)
     assert len(questions.in_batches()) <= 1.1 * 1024 / 8
-
-
-@pytest.fixture
-def losses():
-    """Of 400 rows of 50: what is expected of the scored ones, and what a candidate predicts."""
-    random = np.random.default_rng(2)
-    scored = random.random((400, 50)) < 0.99
-    expected = random.gamma(1.2, 2.5, (400, 50))
-    honest = np.maximum(expected + random.laplace(0, 0.2, (400, 50)), 0)
-    return scored, expected[scored].astype(np.float32), honest.astype(np.float32)
-
-
-def test_without_a_reference_the_odds_are_equal(losses):
-    scored, _, honest = losses
-    assert (odds(scored, honest, None) == scored).all()
-
-
-def test_claims_exactly_as_expected_have_equal_odds(losses):
-    scored, expected, honest = losses
-    honest[scored] = expected
-    found = odds(scored, honest, expected)
-    assert found[scored].min() == 1
-    assert (found[~scored] == 0).all()
-
-
-@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (0.7, -0.1), (1.3, 0.4)])
-def test_a_claim_far_below_what_is_expected_gets_odds_by_its_distance(losses, scale, shift):
-    """Also for a model that is better or worse on the whole."""
-    scored, expected, honest = losses
-    claims = scale * honest + shift
-    lies = np.argwhere(scored & (honest > 8))[:9]
-    for lie in (2.0, 4.0):
-        lied = claims.copy()
-        lied[tuple(lies.T)] -= scale * lie
-        found = odds(scored, lied.astype(np.float32), expected)
-        share = found[tuple(lies.T)].sum() / found.sum()
-        least = lie * len(lies) / scored.sum() / (HEAVIEST * 0.11)
-        assert 0.5 * least < share < 2 * least
-
-
-def test_no_answer_stands_for_more_than_its_share_allows(losses):
-    scored, expected, honest = losses
-    found = odds(scored, honest, expected)
-    assert found[scored].mean() / found[scored].min() == pytest.approx(HEAVIEST, rel=1e-3)
-
-
-@pytest.mark.parametrize("wild", [0.0, 1e-30, 3e38])
-def test_wild_claims_have_finite_odds(losses, wild):
-    scored, expected, honest = losses
-    for claims in (np.full_like(honest, wild), np.where(honest > 9, np.float32(wild), honest)):
-        found = odds(scored, claims, expected)
-        assert np.isfinite(found).all()
-        assert (found[scored] >= 1).all()
-        assert len(draw(found, 100, 4, np.random.default_rng(0)).rows) == 100
-
-
-@pytest.mark.parametrize("positions", [1024, 4096])
-def test_few_large_lies_are_asked_about(losses, positions):
-    """A debt of 0.002 nats that equal odds miss in most audits of 1024 positions."""
-    scored, expected, honest = losses
-    places = np.argwhere(scored & (honest > 6))
-    for seed in range(60):
-        random = np.random.default_rng(seed)
-        claims = honest.copy()
-        lies = tuple(random.choice(places, round(0.002 * scored.sum() / 6), replace=False).T)
-        claims[lies] -= 6
-        questions = draw(odds(scored, claims, expected), positions, 16, random)
-        nats = honest[questions.rows, questions.positions]
-        assert Finding.of(questions, claims, nats, STRICT).problem(STRICT) is not None
 
 
 def test_losses_are_those_of_the_logits():

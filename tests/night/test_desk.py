@@ -5,21 +5,23 @@ Boxes have the stub of torch.
 
 import dataclasses
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from flows.night import desk, studies
+from flows.night import desk, studies, trial_steps
 from flows.night.desk import NightDesk
 from flows.night.night import Night
 from tasks.history import trial_folder
 from tasks.history.llm_calls import CallLog
 from tasks.proposers.questions import LONGEST_ANSWER, Question
 from tasks.records import Baseline, Candidate, LossBin, NightSoFar, Parent, Study
-from tasks.trial import experiment, inspection
+from tasks.trial import experiment, inspection, placebo
 from tests.boxes import HONEST, make_bench, make_dataset
 from tests.faults.stub_torch import assemble_with_stub
 from tests.synthetic_night import make_run
 from tests.trials import keep, make_proposal, make_state, make_trial
+from tests.waiting import wait_for
 
 CHAMPION = Candidate.parse(HONEST)
 FACTS = {"hardware": "a CPU", "training text": "of bytes", "baseline's size": "small"}
@@ -101,15 +103,30 @@ def test_a_known_study_is_told_without_a_box_also_while_a_gpu_trains(no_box, nig
     assert ask(night, "loss", before=on_archive).startswith("1.125 ")
 
 
+@pytest.mark.parametrize("beside", ["in_flight", "beside_placebo"])
 @pytest.mark.parametrize("kind", ["profile", "sample", "try"])
-def test_no_box_beside_a_training_under_a_budget_of_seconds(no_box, night, kind):
+def test_no_box_beside_a_training_under_a_budget_of_seconds(no_box, night, kind, beside):
     budget = night.bench.profile.budget.model_copy(update={"kind": "seconds"})
     profile = night.bench.profile.model_copy(update={"budget": budget})
     night = dataclasses.replace(night, bench=dataclasses.replace(night.bench, profile=profile))
-    flying = so_far(make_trial(1), in_flight=make_proposal("x = 1\n"), next_trial=3)
+    proposed = make_proposal("x = 1\n")
+    if beside == "beside_placebo":
+        proposed = make_proposal("x = 1\n", proposer=placebo.NAME)
+    flying = trial_steps.while_in_flight(so_far(make_trial(1)), proposed)
     assert ask(night, kind, before=flying) == (
-        "not now: trial 2 is training on cpu, and would lose time"
+        "not now: another run is training on cpu, and would lose time"
     )
+
+
+def test_who_ends_the_night_waits_for_no_box(night):
+    slow = Candidate.parse(HONEST.replace("    tokens = 0", "    import time; time.sleep(3600)"))
+    made = NightDesk(night.folder, night.bench, night.baseline, FACTS)
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(made.answer, Question("try", candidate=slow), so_far())
+        wait_for(lambda: made.boxes.last, "the box")
+        made.cancel()
+        assert "timeout" not in asked.result().text
+    assert made.answer(Question("try"), so_far()).text == "not now: the night ends"
 
 
 def test_without_a_trained_model_nothing_is_sampled(no_box, night):

@@ -9,8 +9,9 @@ import json
 
 import pytest
 
+from tests.faults import adds_up
 from tests.faults.llm_server import FAKE_KEY, LlmServer, ok
-from tests.faults.scripted_model import CONTINUATIONS, EMBEDDING, harmless
+from tests.faults.scripted_model import CONTINUATIONS, EMBEDDING, harmless, several
 from tests.faults.stub_checkout import PROFILE, StubCheckout
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -39,13 +40,13 @@ def asked(body) -> str:
 
 @pytest.fixture(scope="module")
 def model():
-    bold, numbers = iter([CONTINUATIONS]), itertools.count(1)
+    bold, numbers = iter([several(CONTINUATIONS, harmless(1))]), itertools.count(2)
 
     def step(body):
         if "ready" in str(body["messages"])[:200]:
             return ok("ready")
         if asked(body) == "bold.md":
-            return ok(next(bold, None) or harmless(next(numbers)))
+            return ok(next(bold, None) or several(harmless(next(numbers)), harmless(next(numbers))))
         return ok(harmless(next(numbers)))
 
     with LlmServer(step) as server:
@@ -53,7 +54,12 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def night(checkout, model):
+def before(checkout):
+    return adds_up.UserTree.of(checkout)
+
+
+@pytest.fixture(scope="module")
+def night(checkout, before, model):
     """The night, through: what its last command printed."""
     flags = ("--programs", ",".join(PROGRAMS), "--profile", PROFILE, "--trials", str(TRIALS))
     keys = {"OPENAI_BASE_URL": model.url, "OPENAI_API_KEY": FAKE_KEY}
@@ -74,16 +80,24 @@ def trials(checkout, night):
     return [event["trial"] for event in events if event["event"] == "decided"]
 
 
-def test_each_trial_is_asked_of_one_contender_before_and_after_the_kills(checkout, trials):
+def test_each_trial_is_an_idea_of_its_contender_before_and_after_the_kills(checkout, trials):
     path = checkout.home / "nights" / "duel" / "llm_calls.jsonl"
     calls = [call for call in map(json.loads, path.read_text().splitlines()) if call["trial"]]
     whose = {trial["number"]: trial["idea"]["contender"] for trial in trials}
     assert sorted(whose) == list(range(1, TRIALS + 1))
-    assert {(call["trial"], asked(call)) for call in calls} == set(whose.items())
+    of = {(call["trial"], asked(call)) for call in calls}
+    made = {(int(t["idea"]["queued"].split(".")[0]), t["idea"]["contender"]) for t in trials}
+    assert made <= of
+    assert len(dict(of)) == len(of)  # one contender is asked for a trial
+    assert max(len(t["idea"]["choice"]) for t in trials) > 1
     assert {name: list(whose.values())[:4].count(name) for name in PROGRAMS} == {
         "bold.md": 2,
         "careful.md": 2,
     }
+
+
+def test_the_tournament_adds_up(checkout, night, before):
+    assert adds_up.complaints(checkout, "duel", TRIALS, before) == []
 
 
 def test_an_edit_of_a_program_is_for_the_next_night(checkout, model, night):

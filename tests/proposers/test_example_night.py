@@ -15,13 +15,13 @@ BUILT_ON = (1, 3, 7)  # the trials whose changes later patches need
 
 def test_the_patches_of_the_example_night_fit_todays_train_py():
     baseline = Candidate.parse((ROOT / TRAIN).read_text(encoding="utf-8"))
-    night = NightSoFar("t", 1, 1, baseline, 1.7, 1.7, baseline.knobs, (), {baseline.digest: 0})
+    night = NightSoFar("t", 1, 1, baseline, 1.7, 1.7, baseline.knobs, (), {str(baseline.digest): 0})
     proposer, summaries = ReplayProposer(FOLDER), []
     while (proposed := proposal.ask(proposer, night)) is not None:
         assert proposed.problem is None, proposed.problem
         summaries.append(proposed.idea.summary)
         champion = proposed.candidate if night.next_trial in BUILT_ON else night.champion
-        seen = {**night.seen, proposed.candidate.digest: night.next_trial}
+        seen = {**night.seen, str(proposed.candidate.digest): night.next_trial}
         night = dataclasses.replace(
             night, next_trial=night.next_trial + 1, champion=champion, seen=seen
         )

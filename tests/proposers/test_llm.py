@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import re
+import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,8 @@ from tasks.proposers.llm import LlmProposer
 from tasks.proposers.prompt import Briefing
 from tasks.proposers.questions import LONGEST_ANSWER, Answered, NoDesk, Question
 from tasks.records import Candidate, Estimate, NightSoFar, Parent, Proposal, RunResult
+from tasks.search.idea_queue import IdeaQueue
+from tasks.search.planner import Planner
 from tasks.trial.experiment import without_figures
 from tests.faults.llm_server import (
     FAKE_KEY,
@@ -35,6 +38,7 @@ from tests.faults.scripted_model import (
     COMMENT,
     CONTINUATIONS,
     DECAY,
+    FEWER,
     HALF,
     PROSE,
     SMOOTHER,
@@ -326,10 +330,12 @@ def test_a_crash_that_is_not_fixed_stays_one(researcher):
 
 
 def test_a_cancelled_researcher_asks_nothing_more(researcher, tmp_path):
-    proposer, server = researcher(ok(CONTINUATIONS))
+    desk = Desk()
+    proposer, server = researcher(ok(CONTINUATIONS), desk=desk)
     proposer.cancel()
     assert proposer.propose(night()).idea.outcome == "cancelled"
     assert server.requests == []
+    assert desk.cancelled.is_set()
     assert datetime.fromisoformat(read(tmp_path / "llm_calls.jsonl")[0].time).tzinfo is UTC
 
 
@@ -441,10 +447,14 @@ class Desk:
 
     text: str = "an answer"
     asked: list[Question] = dataclasses.field(default_factory=list)
+    cancelled: threading.Event = dataclasses.field(default_factory=threading.Event)
 
     def answer(self, question: Question, night: NightSoFar) -> Answered:
         self.asked.append(question)
         return Answered(self.text, 1.5, 0.7)
+
+    def cancel(self) -> None:
+        self.cancelled.set()
 
 
 def test_a_question_is_answered_in_the_next_request(researcher, tmp_path):
@@ -633,3 +643,39 @@ def test_the_context_is_asked_for_once_and_its_lack_does_no_harm(researcher):
     gone = Endpoint(Llm(model="scripted"), "http://127.0.0.1:9/v1", FAKE_KEY)
     gone.learn_context()
     assert gone.answer_tokens(1000) == 16_384
+
+
+def test_an_answer_on_record_whose_ideas_a_kill_has_lost_is_not_asked_for_again(
+    researcher, tmp_path
+):
+    several_ideas = ok(noted(several(CONTINUATIONS, SMOOTHER), "counts help"))
+    search = Search(ideas=2, asks=0)
+    proposer, server = researcher(several_ideas, ok(FEWER), search=search)
+    planner, folder = Planner(proposer, search), tmp_path
+    before = planner.propose(night(folder=folder))
+    assert before is not None
+    (folder / "ideas.jsonl").unlink()  # as a kill before they were written leaves it
+    assert planner.propose(night(folder=folder)) == before
+    assert before.idea.notes == "counts help"
+    assert [idea.id for idea in IdeaQueue.of(folder).read().every] == ["7.1", "7.2"]
+    assert len(server.requests) == 1
+    # With its ideas in the queue, the same answer is no second one, however often it is asked for.
+    IdeaQueue.of(folder).drop({"7.1": "a conflict", "7.2": "a conflict"})
+    after = planner.propose(night(folder=folder))
+    assert after is not None
+    assert after.idea.summary == "less is added"
+    assert len(server.requests) == 2
+
+
+def test_an_answer_on_record_that_was_made_of_another_file_is_not_used(researcher, tmp_path):
+    search = Search(ideas=2, asks=0)
+    proposer, server = researcher(ok(SMOOTHER), ok(FEWER), search=search)
+    planner = Planner(proposer, search)
+    planner.propose(night(folder=tmp_path))
+    (tmp_path / "ideas.jsonl").unlink()
+    now = night(folder=tmp_path)
+    kept = Candidate.parse(f"{now.champion.source}\n# kept meanwhile\nWIDTH = 3\n")
+    again = planner.propose(dataclasses.replace(now, champion=kept))
+    assert again is not None
+    assert again.idea.summary == "less is added"
+    assert len(server.requests) == 2

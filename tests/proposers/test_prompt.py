@@ -178,7 +178,7 @@ def test_the_program_gives_the_rules_as_they_are():
     assert f"`MAX_SEQ_LEN` may be any length up to {prepare.LONGEST_ROW:,}." in words
     rule = verdict.RULE
     kept, discarded = ("/".join(f"{z:g}" for z in zs) for zs in (rule.keep, rule.drop))
-    runs = "/".join(str(n) for n in range(1, len(rule.keep) + 1))
+    runs = "/".join(str(number) for number, _ in enumerate(rule.keep, start=1))
     assert f"kept above z = {kept} after {runs} runs and discarded below {discarded}" in words
     price = f"rises by 1 for every {verdict.STATEMENTS_PER_Z} statements added"
     assert f"Each limit {price}, but not above {rule.keep[0]:g}" in words

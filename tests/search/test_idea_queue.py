@@ -54,6 +54,20 @@ def test_a_kill_in_a_write_leaves_whole_lines_and_the_next_writer_goes_on(tmp_pa
         assert [(one.id, one.source) for one in queue.read().every][3:] == [("9.1", "DEPTH = 8\n")]
 
 
+def test_a_kill_in_a_write_keeps_all_ideas_of_a_call_or_none(tmp_path):
+    queue = IdeaQueue.of(tmp_path)
+    made = [idea("DEPTH = 4\n"), idea("DEPTH = 5\n"), idea("DEPTH = 6\n")]
+    queue.add(7, BASE, made)
+    whole = queue.path.read_bytes()
+    found = set()
+    for cut in range(len(whole)):
+        queue.path.write_bytes(whole[:cut])
+        found.add(len(queue.read().every))
+    assert found == {0}
+    queue.add(7, BASE, made)
+    assert [one.id for one in queue.read().every] == ["7.1", "7.2", "7.3"]
+
+
 def test_a_damaged_line_is_named_with_what_to_do(tmp_path):
     queue = filled(IdeaQueue.of(tmp_path))
     lines = queue.path.read_bytes().splitlines(keepends=True)

@@ -318,6 +318,18 @@ def test_ideas_for_another_parent_are_marked_and_wait_for_its_next_turn(tmp_path
     assert searches == [("proposal", ()), ("archive", (3,))] * 2
 
 
+def test_with_the_model_down_an_archives_turn_goes_to_an_idea_that_waits(tmp_path):
+    first = planner().propose(night_of(tmp_path))
+    assert first is not None
+    night = after(night_of(tmp_path), first, 0.0)
+    down = planner(Model(is_down=True), archive=0.5, parents=OneParent())
+    assert down._due(night) == "archive"
+    proposed = down.propose(night)
+    assert proposed is not None
+    assert (proposed.idea.queued, proposed.idea.search) == ("1.3", "proposal")
+    assert "KNOB_36 = 0" in proposed.candidate.source
+
+
 @pytest.mark.parametrize(
     ("shares", "turns"),
     [

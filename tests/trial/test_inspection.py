@@ -3,9 +3,11 @@
 Boxes have the stub of torch, but for the one whose figures are looked at.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -132,6 +134,42 @@ def test_a_study_that_never_ends_is_ended_at_its_limit_of_processor_time(stub, b
     assert "CPU-seconds while being studied, the limit is 1.00" in told
 
 
+def resident(path) -> int:
+    """Pages of a file that are in memory."""
+    found = 0
+    with path.open("rb") as file:
+        for place in range(0, path.stat().st_size, 4096):
+            with contextlib.suppress(BlockingIOError):
+                found += os.preadv(file.fileno(), [bytearray(1)], place, os.RWF_NOWAIT)
+    return found
+
+
+def test_which_pages_of_a_checkpoint_are_in_memory_is_no_note_from_a_scoring_box(
+    stub, bench, tmp_path
+):
+    path = tmp_path / "model.pt"
+    with path.open("wb") as file:
+        file.write(bytes(8 * 4096))
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if resident(path):
+        pytest.skip("this file system keeps all pages in memory")
+    crashing = Candidate.parse("raise RuntimeError\n")
+    assert inspection.study(crashing, bench, Checkpoint(path, 0)).problems
+    assert resident(path) == 8
+
+
+def test_a_study_for_which_there_is_no_room_is_a_value(stub, bench, tmp_path):
+    gone = Checkpoint(tmp_path / "gone.pt", 0)
+    found = inspection.study(Candidate.parse(HONEST), bench, gone)
+    assert found.problems == ("the box: there was none: No such file or directory",)
+    room = dataclasses.replace(bench, home=tmp_path / "home")
+    room.home.mkdir()
+    (room.home / "boxes").write_text("not a folder")
+    found = inspection.study(Candidate.parse(HONEST), room, None)
+    assert found.problems == ("the box: there was none: File exists",)
+
+
 @pytest.mark.parametrize("message", ['{"msg": "studied", "sample": ["x" * 2**21]}', "'x' * 2**17"])
 def test_megabytes_are_not_read(stub, bench, message):
     assert "protocol_error: sent a message" in problem(bench, SENDING.format(message=message))
@@ -178,6 +216,14 @@ def test_a_dry_run_says_what_a_trial_would_have_said(stub, bench, edit, status, 
     tried = inspection.try_out(Candidate.parse(HONEST.replace(*edit)), bench)
     assert (tried.status, reason in tried.reason) == (status, True), tried.reason
     assert (tried.cpu_seconds > 0) == (status != "rejected_patch")
+
+
+def test_a_dry_run_has_the_time_of_a_trials_and_is_no_run_for_free(stub, bench):
+    caps = dataclasses.replace(first_caps(bench.profile), startup_cpu_seconds=0.5)
+    bench = dataclasses.replace(bench, caps=caps)
+    tried = inspection.try_out(Candidate.parse("while True: pass\n"), bench, beside=True)
+    assert tried.status == "startup_timeout"
+    assert "the limit is 0.50" in tried.reason
 
 
 def test_a_baseline_of_an_older_version_has_no_study():

@@ -87,8 +87,21 @@ def test_the_verdict_says_how_sure_it_is_and_what_would_decide(state):
     decided = standing(make_state(*many, header=HEADER))
     assert decided.decided
     assert decided.verdict.endswith(": decided.")
-    nothing = standing(make_state(*many[1::2], header=HEADER))
+    losing = (make_trial(1, contender=A, **HOUR), make_trial(2, contender=B, **HOUR))
+    nothing = standing(make_state(*losing, header=HEADER))
     assert nothing.verdict == "Undecided: no contender has a gain that counts."
+
+
+def test_a_contender_whose_model_was_down_all_night_is_not_the_best():
+    stood_in = HOUR | {"proposer": "tpe", "stands_in": "the model is down"}
+    trials = [make_trial(k, contender=A, **(HOUR if k % 2 else stood_in)) for k in range(1, 9)]
+    trials += [make_trial(k, contender=B, **stood_in) for k in range(9, 13)]
+    found = standing(make_state(*trials, header=HEADER))
+    assert found.contenders[1].chance > 0.5  # nothing is known of it, and the other kept nothing
+    assert (found.best, found.decided) == (A, False)
+    assert found.verdict == f"Undecided: without a trial of its own: {B}."
+    none = standing(make_state(header=HEADER))
+    assert none.verdict == "Undecided: no contender has a gain that counts."
 
 
 def test_the_report_has_the_table_and_no_name_makes_a_link(state):

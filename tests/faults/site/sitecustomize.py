@@ -83,11 +83,23 @@ def name_hardware(hardware: Any) -> None:
         hardware.describe = lambda device, threads: named
 
 
+def follow_ideas(idea_queue: Any) -> None:
+    """The milestone `queued`: what a call brought is on disk, and nothing is chosen yet."""
+    add = idea_queue.IdeaQueue.add
+
+    def adding(*arguments: Any) -> None:
+        add(*arguments)
+        reached("queued")
+
+    idea_queue.IdeaQueue.add = adding
+
+
 CHANGES = {
     "tasks.judge.workplace": add_torch_stub,
     "flows.night.interruption": follow_milestones,
     "tasks.judge.protocol": follow_clock,
     "tasks.trial.hardware": name_hardware,
+    "tasks.search.idea_queue": follow_ideas,
 }
 
 
