@@ -408,7 +408,7 @@ def _notes(state: NightState, notes: Notes) -> Iterator[str]:
     with_notes = [trial.number for trial in state.candidates if trial.idea.notes]
     if len(with_notes) > 1:
         latest = numbered(with_notes[-MOST_NUMBERS:])
-        yield f"\nThose of each trial: `./run show {state.header.tag} K`, the latest of {latest}."
+        yield f"\nThose of each trial: `./run show {state.header.tag} K`, the latest for {latest}."
 
 
 def _next_steps(state: NightState) -> Iterator[str]:
