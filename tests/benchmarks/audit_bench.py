@@ -311,8 +311,8 @@ LOTTERIES: dict[str, Lottery] = {
 }
 # The parts that hide most, by trying: more of it is suspicious, less needs more lies.
 ADAPTIVE = (
-    tuple(two_models(part) for part in (0.5, 0.75, 1.0)),
-    tuple(knowing(part) for part in (0.7, 0.85, 1.0)),
+    tuple(two_models(part) for part in (0.75, 1.0)),
+    tuple(knowing(part) for part in (0.7, 0.85)),
 )
 
 
@@ -462,9 +462,9 @@ def row_of(shape: Shape, tolerance: Tolerance, audits: int) -> Row:
 
 
 def lost(shape: Shape, text: Text, tolerance: Tolerance, lottery: Lottery) -> float:
-    """The largest debt of a lottery, to 5 %, that beats one audit in ONCE_IN."""
+    """The largest debt of a lottery, to 10 %, that beats one audit in ONCE_IN."""
     low, high = 0.001, 0.1
-    while high > 1.05 * low:
+    while high > 1.1 * low:
         debt = (low * high) ** 0.5
         wins = Gamble(shape, text, tolerance, lottery, debt).likely(LIKELY)
         low, high = (debt, high) if wins > 1 / ONCE_IN else (low, debt)
