@@ -147,11 +147,11 @@ def test_the_first_steps_are_those_of_the_profiles_device(tmp_path, device, firs
 
 
 @pytest.mark.parametrize("name", ["laptop", "h100", "mps"])
-def test_a_nights_tpe_is_told_the_profiles_device(name):
-    held: Any = types.SimpleNamespace(state=make_state(header={"proposer": "tpe"}))
-    bench: Any = types.SimpleNamespace(profile=configs.load(name))
+def test_a_nights_tpe_is_told_the_profiles_device(tmp_path, name):
+    state = make_state(header={"proposer": "tpe", "settings": configs.load(name)})
+    held: Any = types.SimpleNamespace(state=state, folder=tmp_path)
     unread: Any = None
-    made = researcher.proposer_of(held, bench, unread, unread)
+    made = researcher.proposer_of(held, unread, unread, unread)
     assert isinstance(made, TpeProposer)
     assert made.device == configs.load(name).device
 
