@@ -37,7 +37,8 @@ def make(dataset, tmp_path, monkeypatch):
     made = []
 
     def make(allowed=True):
-        night: Any = SimpleNamespace(bench=make_bench(dataset, tmp_path), seed=7)
+        bench = make_bench(dataset, tmp_path)
+        night: Any = SimpleNamespace(bench=bench, seed=7, folder=tmp_path)
         made.append(NextRun(night, allowed=allowed))
         return made[-1], reached
 
