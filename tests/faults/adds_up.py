@@ -236,12 +236,18 @@ def _calls(checkout: Checkout, tag: str, events: list[Event]) -> Iterator[str]:
             yield f"calls: trial {k} has {len(its_own)} calls with {tokens} tokens, the ledger {told}"
 
 
+def ids_of(lines: list[Event]) -> list[str]:
+    """The ids of all ideas in these lines of ideas.jsonl."""
+    calls = [line["ideas"] for line in lines if line["event"] == "ideas"]
+    return [each["idea"]["queued"] for call in calls for each in call]
+
+
 def _ideas(checkout: Checkout, tag: str, events: list[Event]) -> Iterator[str]:
     """Each idea of the queue is run once, dropped for a reason, or waits; each choice is one of
     ideas that were there to be chosen."""
     path = checkout.home / "nights" / tag / "ideas.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    made = [line["idea"]["queued"] for line in lines if line["event"] == "idea"]
+    made = ids_of(lines)
     dropped = {line["id"]: line["reason"] for line in lines if line["event"] == "dropped"}
     if len(set(made)) != len(made):
         yield f"ideas: an id is there twice: {made}"
