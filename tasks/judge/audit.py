@@ -16,7 +16,7 @@ not believed.
 
 `./run bench audit` simulates this: no debt above 0.001 nats a target passes more than once in 20
 audits, unless the cheat knows or guesses what the baseline claims. Then it may claim that at
-targets where its own model is worse, which is less suspicious, and hides up to three times as much.
+targets where its own model is worse, which is less suspicious, and hides up to four times as much.
 """
 
 from __future__ import annotations
